@@ -1,0 +1,117 @@
+# make run and make test do all of their own set-up on a machine that has Python 3.11 or
+# newer, a C++17 compiler and make. Everything that is fetched or built lies in .venv/,
+# native/build/ and lmlite/lib/, which `make clean` removes.
+
+PYTHON        ?= python3
+MODEL         ?=
+ARGS          ?=
+LLAMA_CPP_DIR ?=
+CMAKE_ARGS    ?=
+
+BUILD   := native/build
+SOURCE  := $(if $(LLAMA_CPP_DIR),$(abspath $(LLAMA_CPP_DIR)),$(CURDIR)/$(BUILD)/llama.cpp)
+LIBRARY := lmlite/lib/liblmlite_bridge.so
+BRIDGE  := native/bridge.h native/bridge.cpp native/CMakeLists.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help run test native abi lint conformance clients fuzz clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+run: native ## serve on 127.0.0.1:1234 (MODEL=path.gguf, ARGS="--ctx 8192")
+	@exec $(PYTHON) -m lmlite serve $(MODEL) $(ARGS)
+
+test: native .venv/test/.complete ## run the tests (ARGS="-k name")
+	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m pytest $(ARGS)
+
+native: $(LIBRARY) ## build llama.cpp and the bridge (LLAMA_CPP_DIR=tree, CMAKE_ARGS=-DGGML_CUDA=ON)
+
+abi: $(BUILD)/llama.cpp.found ## let the C compiler check the ctypes declarations against the headers
+	@$(PYTHON) -c 'from lmlite.worker.capi import c_check; print(*c_check(), sep="\n")' \
+	  > $(BUILD)/abi.c
+	@cc -fsyntax-only -Inative -I$(SOURCE)/include -I$(SOURCE)/ggml/include $(BUILD)/abi.c
+	@echo "the declarations agree with the headers"
+
+lint: .venv/lint/.complete ## check style and types (ruff, mypy)
+	@.venv/lint/bin/ruff check .
+	@.venv/lint/bin/ruff format --check .
+	@.venv/lint/bin/mypy
+
+conformance: native .venv/conformance/.complete ## validate every reply against OpenAI's schemas
+	@.venv/conformance/bin/python -m tests.conformance $(ARGS)
+
+clients: native .venv/clients/.complete ## run LM Studio's examples with the real OpenAI clients
+	@.venv/clients/bin/python -m tests.clients $(ARGS)
+
+fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
+	@$(PYTHON) -m tests.fuzz_gguf $(ARGS)
+
+clean: ## remove everything that was fetched or built
+	rm -rf .venv $(BUILD) lmlite/lib
+
+# ---- the native libraries -------------------------------------------------------------------
+# Each step ends by making the file that it is named after, so that one that was interrupted
+# is done again, and one that is complete is not.
+
+$(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/options
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
+	  echo "lmlite needs a C++17 compiler: install g++ or clang" \
+	       "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++)"; exit 1; }
+	@echo "building llama.cpp: about 4 minutes on two cores, once"
+	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/cmake -G Ninja -DLLAMA_CPP_DIR=$(SOURCE) \
+	  $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake
+	@$(WITH_CMAKE) cmake --install $(BUILD)/cmake --component lmlite --strip \
+	  --prefix $(CURDIR)/lmlite/lib > /dev/null
+	@touch $@
+
+# CMake and Ninja come from the machine if it has both, else into this environment.
+TOOLS      := $(if $(and $(shell command -v cmake),$(shell command -v ninja)),,cmake ninja)
+WITH_CMAKE := PATH="$(CURDIR)/.venv/build/bin:$$PATH"
+$(LIBRARY): | .venv/build/.complete
+
+# Rewritten only when the options change, so that a change builds again.
+.PHONY: force
+$(BUILD)/options: force
+	@mkdir -p $(BUILD)
+	@echo '$(SOURCE) $(CMAKE_ARGS)' | cmp -s - $@ || echo '$(SOURCE) $(CMAKE_ARGS)' > $@
+
+ifdef LLAMA_CPP_DIR
+$(BUILD)/llama.cpp.found: $(BUILD)/options
+	@test -f $(SOURCE)/include/llama.h || { \
+	  echo "LLAMA_CPP_DIR=$(LLAMA_CPP_DIR) is not a llama.cpp source tree"; exit 1; }
+	@touch $@
+else
+$(BUILD)/llama.cpp.found: native/llama.cpp.txt $(BUILD)/options | .venv/build/.complete
+	@rm -rf $(BUILD)/download $(BUILD)/llama.cpp $(BUILD)/llama.cpp.part
+	@mkdir -p $(BUILD)/llama.cpp.part
+	@echo "fetching the source of llama.cpp (77 MB)"
+	@.venv/build/bin/pip download --quiet --disable-pip-version-check --no-deps \
+	  --no-binary llama-cpp-python --require-hashes -r native/llama.cpp.txt -d $(BUILD)/download
+	@# -m: the archive's times may lie in the future, which build tools do not survive
+	@tar -xzmf $(BUILD)/download/llama_cpp_python-*.tar.gz -C $(BUILD)/llama.cpp.part \
+	  --strip-components=3 --exclude=.git --wildcards '*/vendor/llama.cpp/*'
+	@mv $(BUILD)/llama.cpp.part $(BUILD)/llama.cpp
+	@rm -rf $(BUILD)/download
+	@touch $@
+endif
+
+# ---- throw-away environments ----------------------------------------------------------------
+
+PACKAGES_build       := pip $(TOOLS)
+PACKAGES_test        := pytest==8.4.2
+PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2
+PACKAGES_conformance := jsonschema==4.25.1
+PACKAGES_clients     := openai==3.54.0
+
+.venv/%/.complete: Makefile
+	@echo "making the environment .venv/$*"
+	@rm -rf .venv/$*
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "lmlite needs Python 3.11 or newer; name it with make PYTHON=..."; exit 1; }
+	@$(PYTHON) -m venv .venv/$* || { \
+	  echo "Python's venv module is missing (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@.venv/$*/bin/pip install --quiet --disable-pip-version-check $(PACKAGES_$*)
+	@touch $@
