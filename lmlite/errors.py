@@ -1,0 +1,151 @@
+"""Every failure that a client can see, with its status, type, code and param.
+
+Floor 0: imports nothing of the package. Raised anywhere, turned into bytes by
+`server/http.py` alone. A worker sends the class name and the message over the
+pipe; `KINDS` turns the name back into the class, so the family is closed.
+"""
+
+from collections.abc import Iterator
+
+
+class ModelFileError(Exception):
+    """A model file that cannot be served; the message names the file's fault in one sentence."""
+
+
+class ApiError(Exception):
+    """An error that becomes `{"error": {"message", "type", "param", "code"}}`.
+
+    The class decides status, type and code; an instance adds the message and the
+    name of the field at fault. OpenAI's clients ask again after 408, 409, 429 and
+    every status from 500, so a failure that would repeat must have another status.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    retry_after_s: int | None = None
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        if code is not None:
+            self.code = code
+
+    def body(self) -> dict[str, dict[str, str | None]]:
+        """The JSON object of the reply; all four keys, always."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+
+class InternalError(ApiError):
+    """Our own mistake, or a library call that failed."""
+
+
+class BadRequest(ApiError):
+    """The client can mend this one; asking again unchanged would fail again."""
+
+    status = 400
+    type = "invalid_request_error"
+
+
+class MissingParameter(BadRequest):
+    """A required field is absent."""
+
+    code = "missing_required_parameter"
+
+
+class PromptTooLong(BadRequest):
+    """The prompt does not fit the context; clients match this code to shorten the history."""
+
+    code = "context_length_exceeded"
+
+
+class Unsupported(BadRequest):
+    """A feature that this server or this model lacks; not 501, which clients would retry."""
+
+    code = "unsupported_feature"
+
+
+class Forbidden(BadRequest):
+    """The request comes from where none may come: a foreign host name or web page."""
+
+    status = 403
+    type = "permission_error"
+
+
+class NotFound(BadRequest):
+    """No such route."""
+
+    status = 404
+
+
+class ModelNotFound(NotFound):
+    """A model name that this server does not know."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(BadRequest):
+    """A known route asked with another method; the reply lists the right ones in `Allow`."""
+
+    status = 405
+    code = "method_not_supported"
+
+
+class RequestTimeout(BadRequest):
+    """The head or the body of a request did not arrive in time."""
+
+    status = 408
+
+
+class LengthRequired(BadRequest):
+    """A body whose length is not announced."""
+
+    status = 411
+
+
+class BodyTooLarge(BadRequest):
+    """A body over the server's cap."""
+
+    status = 413
+
+
+class UnsupportedMediaType(BadRequest):
+    """A body that is not plain JSON."""
+
+    status = 415
+
+
+class ExpectationFailed(BadRequest):
+    """An `Expect` header other than `100-continue`."""
+
+    status = 417
+
+
+class HeadTooLarge(BadRequest):
+    """A request line or header block over the limits."""
+
+    status = 431
+
+
+class VersionNotSupported(BadRequest):
+    """An HTTP version other than 1.0 and 1.1."""
+
+    status = 505
+
+
+class Unavailable(ApiError):
+    """Not now: loading, restarting, full or stopping. The client may ask again."""
+
+    status = 503
+    retry_after_s: int | None = 1
+
+
+def _family(kind: type[ApiError]) -> Iterator[type[ApiError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _family(child)
+
+
+KINDS: dict[str, type[ApiError]] = {kind.__name__: kind for kind in _family(ApiError)}

@@ -1,0 +1,350 @@
+"""A worker: reads frames, prepares prompts, runs the engine. `python -m lmlite.worker`
+
+Frames come on standard input and leave on standard output; log lines go to standard error.
+The first frame is a `Load`. The main thread reads frames: it renders templates, tokenizes,
+and refuses all that a client can get wrong, so that nothing is left to refuse once an
+answer has begun. The engine thread does the rest. The end of the input ends the process.
+"""
+
+import ctypes
+import faulthandler
+import functools
+import os
+import random
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import ExitStack
+from typing import BinaryIO
+
+from lmlite import frames
+from lmlite.errors import ApiError, BadRequest, PromptTooLong, Unsupported
+from lmlite.messages import (
+    Cancel,
+    Chat,
+    Complete,
+    Embed,
+    Event,
+    Failed,
+    Load,
+    LoadFailed,
+    Loading,
+    Prompt,
+    Prompted,
+    Ready,
+    Request,
+    SamplingParams,
+)
+from lmlite.worker import capi
+from lmlite.worker.chat_template import ChatTemplate, TemplateError
+from lmlite.worker.embedder import N_SEQ_MAX, Embedder, Input
+from lmlite.worker.engine import Engine, Sequence
+from lmlite.worker.llama import Context, LlamaError, Model
+
+DEFAULT_N_CTX = 4096  # tokens, where neither the model nor --ctx asks for less
+EMBEDDING_BATCH = 512  # tokens, for a model that can read a long input in pieces
+
+
+class Outbox:
+    """Writes events to the server, whole frames at a time, from any thread."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def send(self, events: Iterable[Event]) -> None:
+        """One write for all of them."""
+        data = b"".join(map(frames.encode, events))
+        try:
+            with self._lock:
+                self._stream.write(data)
+                self._stream.flush()
+        except OSError:
+            os._exit(1)  # the server is gone, and with it the reason to go on
+
+
+class Worker:
+    """One loaded model and its engine. Methods belong to the reader's thread."""
+
+    def __init__(self, load: Load, outbox: Outbox) -> None:
+        """Loads the model and starts the engine. Raises what `LOAD_FAULTS` lists."""
+        self._load, self._outbox = load, outbox
+        lib = capi.load(load.lib_path)
+        lib.lml_log_level(capi.LOG_LEVELS[load.log_level])
+        lib.llama_backend_init()
+        with ExitStack() as stack:  # closes in reverse order, also when a later step fails
+            self._model = Model(
+                lib, load.model_path, n_gpu_layers=load.n_gpu_layers, on_progress=self._progress
+            )
+            stack.callback(self._model.close)
+            if self._model.has_encoder:
+                raise LlamaError("models with an encoder and a decoder are not supported")
+            self._n_threads = load.n_threads or default_n_threads()
+            self._n_ctx = self._context_size()
+            context = self._make_context(stack) if load.generates else None
+            self._template = self._make_template(stack) if load.generates else None
+            self._n_ctx_seq = min(self._n_ctx, self._model.n_ctx_train)
+            embedder = Embedder(self._make_embedding_context)
+            stack.callback(embedder.close)
+            self._engine = Engine(
+                self._model, context, embedder, n_parallel=load.n_parallel, emit=outbox.send
+            )
+            self._thread = threading.Thread(target=self._engine.run, name="engine")
+            self._thread.start()
+            stack.callback(self._thread.join)
+            stack.callback(self._engine.stop)
+            self._open = stack.pop_all()
+
+    def ready(self) -> Ready:
+        """What the server needs to know of the model."""
+        return Ready(
+            n_ctx=self._n_ctx_seq,
+            n_vocab=self._model.vocab.n_tokens,
+            n_embd=self._model.n_embd,
+            n_parallel=self._load.n_parallel,
+            n_threads=self._n_threads,
+            n_gpu_layers=self._model.n_gpu_layers,
+            generates=self._load.generates,
+        )
+
+    def handle(self, request: Request) -> None:
+        """Queues a request for the engine, or answers with the reason why not."""
+        match request:
+            case Cancel(request_id):
+                self._engine.cancel(request_id)
+            case Chat() | Complete() | Embed():
+                try:
+                    self._engine.submit(self._prepare(request))
+                except ApiError as err:
+                    kind = type(err).__name__
+                    self._outbox.send([Failed(request.id, kind, err.message, err.param)])
+                except LlamaError as err:
+                    self._outbox.send([Failed(request.id, ApiError.__name__, str(err))])
+
+    def close(self) -> None:
+        """Stops the engine, then frees contexts and model."""
+        self._open.close()
+
+    # ---- preparing requests ----------------------------------------------------------------
+
+    def _prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
+        match request:
+            case Chat():
+                return self._chat(request)
+            case Complete():
+                return self._complete(request)
+            case Embed():
+                return self._embed(request)
+
+    def _chat(self, request: Chat) -> list[Sequence]:
+        if self._template is None:
+            raise Unsupported("this is an embedding model, it cannot chat", param="model")
+        tokens, stops = self._template.tokens(request.messages)
+        self._check_sampling(request.params)
+        self._check_prompt(tokens, "messages")
+        self._trace(request, 0, tokens)
+        return self._choices(request, 0, tokens, request.params.stop + stops, None)
+
+    def _complete(self, request: Complete) -> list[Sequence]:
+        if self._template is None:
+            raise Unsupported("this is an embedding model, it cannot complete", param="model")
+        self._check_sampling(request.params)
+        sequences = []
+        for number, prompt in enumerate(request.prompts):
+            tokens = self._tokens(prompt, "prompt")
+            self._check_prompt(tokens, "prompt")
+            echo = self._echo(prompt) if request.echo else None
+            self._trace(request, number * request.n, tokens)
+            sequences += self._choices(
+                request, number * request.n, tokens, request.params.stop, echo
+            )
+        return sequences
+
+    def _embed(self, request: Embed) -> list[Input]:
+        inputs = []
+        for index, prompt in enumerate(request.inputs):
+            tokens = self._tokens(prompt, "input")
+            if len(tokens) > self._n_ctx_seq:
+                raise PromptTooLong(
+                    f"input {index} has {len(tokens):,} tokens, more than the model's context "
+                    f"of {self._n_ctx_seq:,}",
+                    param="input",
+                )
+            inputs.append(Input(request.id, index, tokens))
+        return inputs
+
+    def _choices(
+        self,
+        request: Chat | Complete,
+        first_index: int,
+        tokens: list[int],
+        stops: tuple[str, ...],
+        echo: str | None,
+    ) -> list[Sequence]:
+        seed = request.params.seed
+        if seed is None:
+            seed = random.SystemRandom().getrandbits(32)
+        return [
+            # Each choice has a seed of its own, and the first has the one that was asked for.
+            Sequence(
+                request.id, first_index + i, tokens, request.params, (seed + i) % 2**32, stops, echo
+            )
+            for i in range(request.n)
+        ]
+
+    def _tokens(self, prompt: Prompt, param: str) -> list[int]:
+        """Tokens of a prompt that the client owns: its text may spell control tokens."""
+        if isinstance(prompt, str):
+            tokens = self._model.vocab.tokenize(prompt, add_special=True, parse_special=True)
+        else:
+            tokens = list(prompt)
+            self._check_ids(tokens, param)
+        if not tokens:
+            raise BadRequest("the text has no tokens", param=param)
+        return tokens
+
+    def _echo(self, prompt: Prompt) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        piece = functools.partial(self._model.vocab.piece, special=True)
+        return b"".join(map(piece, prompt)).decode("utf-8", "replace")
+
+    def _check_prompt(self, tokens: list[int], param: str) -> None:
+        if len(tokens) > self._n_ctx_seq:
+            raise PromptTooLong(
+                f"the prompt has {len(tokens):,} tokens, more than the context of "
+                f"{self._n_ctx_seq:,}; shorten it, or serve with a larger --ctx",
+                param=param,
+            )
+
+    def _check_sampling(self, params: SamplingParams) -> None:
+        self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
+
+    def _check_ids(self, tokens: Iterable[int], param: str) -> None:
+        # An id that the vocabulary lacks would end the process inside C.
+        n_vocab = self._model.vocab.n_tokens
+        for token in tokens:
+            if not 0 <= token < n_vocab:
+                raise BadRequest(
+                    f"{token} is not a token of this model, which has {n_vocab:,}", param=param
+                )
+
+    def _trace(self, request: Chat | Complete, index: int, tokens: list[int]) -> None:
+        if request.trace:
+            pieces = (self._model.vocab.piece(token, special=True) for token in tokens)
+            text = b"".join(pieces).decode("utf-8", "replace")
+            self._outbox.send([Prompted(request.id, index, text)])
+
+    # ---- loading ---------------------------------------------------------------------------
+
+    def _progress(self, fraction: float) -> None:
+        self._outbox.send([Loading(fraction)])
+
+    def _context_size(self) -> int:
+        load, n_train = self._load, self._model.n_ctx_train
+        if not load.generates:
+            return min(load.n_ctx or DEFAULT_N_CTX, n_train)
+        return load.n_ctx or min(DEFAULT_N_CTX, n_train * load.n_parallel)
+
+    def _make_context(self, stack: ExitStack) -> Context:
+        load = self._load
+        context = Context(
+            self._model,
+            n_ctx=self._n_ctx,
+            n_batch=min(load.n_batch, self._n_ctx),
+            n_seq_max=load.n_parallel,
+            n_threads=self._n_threads,
+            cache_type_k=load.cache_type_k,
+            cache_type_v=load.cache_type_v,
+            flash_attn=load.flash_attn,
+        )
+        stack.callback(context.close)
+        self._n_ctx = context.n_ctx
+        return context
+
+    def _make_template(self, stack: ExitStack) -> ChatTemplate:
+        template = ChatTemplate(self._model, self._load.chat_template)
+        stack.callback(template.close)
+        return template
+
+    def _make_embedding_context(self) -> Context:
+        """Runs in the engine thread, for the first input."""
+        n_batch = self._n_ctx_seq
+        if self._load.generates:
+            n_batch = min(EMBEDDING_BATCH, n_batch)
+        make = functools.partial(
+            Context,
+            self._model,
+            n_ctx=max(self._n_ctx_seq, n_batch),
+            n_batch=n_batch,
+            n_seq_max=N_SEQ_MAX,
+            n_threads=self._n_threads,
+            flash_attn=self._load.flash_attn,
+        )
+        context = make(pooling_type=capi.POOLING_TYPE_UNSPECIFIED)
+        if context.pooling_type == capi.POOLING_TYPE_NONE:
+            context.close()
+            context = make(pooling_type=capi.POOLING_TYPE_MEAN)
+        if context.pooling_type == capi.POOLING_TYPE_RANK:
+            context.close()
+            raise LlamaError("a reranking model gives scores, not embeddings")
+        return context
+
+
+LOAD_FAULTS = (capi.LibraryError, LlamaError, TemplateError)
+
+
+def default_n_threads() -> int:
+    """Physical cores that this process may use: hyper-threads only wait for each other."""
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in allowed:
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
+                cores.add(file.read())
+        except OSError:
+            return len(allowed)
+    return len(cores)
+
+
+def claim_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Standard input and output for frames; whatever else prints goes to standard error."""
+    source, sink = os.dup(0), os.dup(1)
+    os.dup2(2, 1)
+    return os.fdopen(source, "rb"), os.fdopen(sink, "wb")
+
+
+def join_parent() -> None:
+    """Dies when the server dies, leaves Ctrl-C to it, and writes no core files."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable()
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1  # linux/prctl.h
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+def main() -> int:
+    """The process: 0 when the server hangs up, 1 when the model cannot be loaded."""
+    source, sink = claim_pipes()
+    join_parent()
+    outbox = Outbox(sink)
+    load = frames.read(source, Load | Cancel)
+    if not isinstance(load, Load):
+        return 1
+    try:
+        worker = Worker(load, outbox)
+    except LOAD_FAULTS as err:
+        outbox.send([LoadFailed(str(err))])
+        return 1
+    outbox.send([worker.ready()])
+    while (request := frames.read(source, Request)) is not None:
+        worker.handle(request)
+    worker.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

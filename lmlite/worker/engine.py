@@ -1,0 +1,412 @@
+"""The loop: admit, batch, decode, sample, emit. Continuous batching in one thread.
+
+Every sequence has `tokens`, its prompt and what was sampled so far, and a lane of the
+context's memory that holds a beginning of them. What memory lacks is *pending*. One step of
+the loop takes pending tokens of all running sequences into one batch, decodes it, and where a
+sequence has nothing pending any more, samples its next token, which is then pending. So
+reading a prompt and generating are the same thing with different amounts pending, a new
+request joins at the next step, and a sequence that lost its memory simply has all of its
+tokens pending again.
+
+`submit`, `cancel` and `stop` may be called from any thread; all else belongs to the engine
+thread, the only one that touches the context. Knows no templates, no frames, no HTTP.
+"""
+
+import queue
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from lmlite.errors import InternalError
+from lmlite.messages import (
+    Cause,
+    Delta,
+    Failed,
+    Finished,
+    ReplyEvent,
+    SamplingParams,
+    Started,
+    TokenLogprob,
+)
+from lmlite.worker import prefix
+from lmlite.worker.embedder import Embedder, Input
+from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
+from lmlite.worker.prefix import Lane
+from lmlite.worker.text import LogprobQueue, TextStream
+
+PREFILL_BUDGET_S = 0.15  # how long a step may read prompts while somebody is being answered
+MIN_PIECE = 32  # tokens of prompt in a step, however slow the machine
+MAX_OUTPUT_PIECE = 64  # the same where each token's logits are wanted: a row is n_vocab floats
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One prompt and its completion."""
+
+    request_id: int
+    index: int
+    prompt: list[int]
+    params: SamplingParams
+    seed: int
+    stops: tuple[str, ...]
+    echo: str | None = None  # text to send in front of the completion
+    tokens: list[int] = field(init=False)
+    lane: Lane | None = None  # None while it waits
+    chain: SamplerChain | None = None  # None until it was first admitted
+    n_completion: int = 0
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.prompt)
+        self.text = TextStream(self.stops)
+        self.logprobs = LogprobQueue()
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether each prompt token's probability is asked for (echo with logprobs)."""
+        return self.echo is not None and self.params.n_logprobs is not None
+
+    @property
+    def n_pending(self) -> int:
+        """Tokens that memory lacks."""
+        assert self.lane is not None
+        return len(self.tokens) - len(self.lane.tokens)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What one sequence has in the batch of this step."""
+
+    sequence: Sequence
+    n_tokens: int
+    last_index: int  # batch index of its last token
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    request_id: int
+
+
+_Command = Sequence | Input | _Cancel | None  # None: stop
+
+
+class Engine:
+    """Runs sequences and embeddings on one model."""
+
+    def __init__(
+        self,
+        model: Model,
+        context: Context | None,
+        embedder: Embedder,
+        *,
+        n_parallel: int,
+        emit: Callable[[list[ReplyEvent]], None],
+    ) -> None:
+        """`context` is None for a model that cannot generate; `emit` is called once per step."""
+        self._model, self._vocab = model, model.vocab
+        self._context = context
+        self._embedder = embedder
+        self._emit = emit
+        self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._waiting: deque[Sequence] = deque()  # in order of arrival
+        self._running: list[Sequence] = []  # in order of admission
+        self._lanes = [Lane(seq_id) for seq_id in range(n_parallel)]
+        self._batch = Batch(context.n_batch if context else 1)
+        self._events: list[ReplyEvent] = []  # of this step
+        self._n_steps = 0
+        self._prompt_rate = 0.0  # tokens per second, measured; 0 until the first prompt
+
+    # ---- from any thread -------------------------------------------------------------------
+
+    def submit(self, work: Iterable[Sequence | Input]) -> None:
+        """Queues work; its events come through `emit`."""
+        for item in work:
+            self._inbox.put(item)
+
+    def cancel(self, request_id: int) -> None:
+        """Forgets a request, in whatever phase it is, before the next step."""
+        self._inbox.put(_Cancel(request_id))
+
+    def stop(self) -> None:
+        """Ends `run` after the current step."""
+        self._inbox.put(None)
+
+    # ---- the loop --------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Turns until stopped. A step that fails takes its requests with it, not the loop."""
+        while self._take_commands():
+            try:
+                self._admit()
+                self._step()
+            except Exception as err:  # whatever it was, the loop lives on
+                self._fail_running(err)
+            try:
+                self._events += self._embedder.step()
+            except Exception as err:
+                self._fail(self._embedder.fail_all(), err)
+            self._flush()
+
+    def _take_commands(self) -> bool:
+        """Empties the inbox, waiting for a command while there is nothing else to do."""
+        while self._is_idle() or not self._inbox.empty():
+            command = self._inbox.get()
+            if command is None:
+                return False
+            if isinstance(command, _Cancel):
+                self._forget(command.request_id)
+            elif isinstance(command, Input):
+                self._embedder.submit(command)
+            else:
+                self._waiting.append(command)
+        return True
+
+    def _is_idle(self) -> bool:
+        return not (self._waiting or self._running or self._embedder.has_work)
+
+    def _admit(self) -> None:
+        """Gives waiting sequences a lane each, oldest first, while lanes and memory last."""
+        while self._waiting and self._has_room(self._waiting[0]):
+            lane = prefix.choose(self._lanes, self._waiting[0].tokens)
+            if lane is None:
+                return
+            self._start(self._waiting.popleft(), lane)
+
+    def _has_room(self, sequence: Sequence) -> bool:
+        """Whether memory can hold it beside those that run. Idle prefixes do not count."""
+        assert self._context is not None
+        n_held = sum(len(running.tokens) for running in self._running)
+        return not self._running or n_held + len(sequence.tokens) < self._context.n_ctx
+
+    def _step(self) -> None:
+        """Decodes one batch of what is pending, and samples where nothing is any more."""
+        if not self._running:
+            return
+        assert self._context is not None
+        self._n_steps += 1
+        began_s = time.monotonic()
+        pieces = self._build_batch()
+        while not self._context.decode(self._batch):
+            self._make_room()
+            pieces = self._build_batch()
+            if not pieces:
+                return
+        self._measure(pieces, time.monotonic() - began_s)
+        for piece in pieces:
+            self._account(piece)
+
+    # ---- starting and ending ---------------------------------------------------------------
+
+    def _start(self, sequence: Sequence, lane: Lane) -> None:
+        assert self._context is not None
+        n_cached = 0 if sequence.wants_prompt_logprobs else prefix.n_reusable(lane, sequence.tokens)
+        if not self._context.keep(lane.seq_id, n_cached):
+            # This memory cannot drop a part of a sequence; all of it always works.
+            self._context.keep(lane.seq_id, 0)
+            n_cached = 0
+        lane.tokens = sequence.tokens[:n_cached]
+        lane.busy = True
+        sequence.lane = lane
+        sequence.prompt_logprobs.clear()  # they come again with the tokens
+        self._running.append(sequence)
+        if sequence.chain is not None:  # it goes on where it was put back
+            return
+        sequence.chain = SamplerChain(
+            self._model,
+            sequence.params,
+            seed=sequence.seed,
+            n_ctx=self._context.n_ctx_seq,
+            prompt=sequence.prompt,
+        )
+        n_prompt = len(sequence.prompt)
+        self._events.append(Started(sequence.request_id, sequence.index, n_prompt, n_cached))
+        if sequence.params.max_tokens == 0 and not sequence.wants_prompt_logprobs:
+            self._send_echo(sequence)
+            self._finish(sequence, "max_tokens")
+
+    def _finish(self, sequence: Sequence, cause: Cause) -> None:
+        text = sequence.text.finish()
+        entries = sequence.logprobs.rest(sequence.text)
+        if text or entries:
+            self._events.append(Delta(sequence.request_id, sequence.index, text, entries))
+        self._events.append(
+            Finished(
+                sequence.request_id,
+                sequence.index,
+                "stop" if cause in ("end_token", "stop_string") else "length",
+                sequence.n_completion,
+                cause,
+            )
+        )
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Gives up the lane, whose memory stays for prompts that begin alike, and the chain."""
+        self._leave_lane(sequence)
+        if sequence.chain is not None:
+            sequence.chain.close()
+            sequence.chain = None
+
+    def _leave_lane(self, sequence: Sequence) -> None:
+        if sequence.lane is not None:
+            sequence.lane.busy = False
+            sequence.lane.last_used = self._n_steps
+            sequence.lane = None
+            self._running.remove(sequence)
+
+    def _forget(self, request_id: int) -> None:
+        for sequence in [s for s in self._running if s.request_id == request_id]:
+            self._release(sequence)
+        for sequence in [s for s in self._waiting if s.request_id == request_id]:
+            self._waiting.remove(sequence)
+            self._release(sequence)
+        self._embedder.cancel(request_id)
+
+    def _fail_running(self, error: Exception) -> None:
+        """After a failed step nothing about memory is certain: all end, and it is cleared."""
+        self._fail({sequence.request_id for sequence in self._running}, error)
+        for lane in self._lanes:
+            lane.tokens = []
+        if self._context is not None:
+            self._context.clear_memory()
+
+    def _fail(self, request_ids: set[int], error: Exception) -> None:
+        known = isinstance(error, LlamaError)
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        for request_id in request_ids:
+            self._forget(request_id)
+            self._events.append(Failed(request_id, InternalError.__name__, message))
+
+    def _flush(self) -> None:
+        if self._events:
+            self._emit(self._events)
+            self._events = []
+
+    # ---- one step --------------------------------------------------------------------------
+
+    def _build_batch(self) -> list[_Piece]:
+        """Those who generate first, one token each; then prompts, within the budget.
+
+        Changes nothing but the batch, so that it can be built again when memory is short.
+        """
+        self._batch.clear()
+        generating = [s for s in self._running if s.n_pending == 1]
+        reading = [s for s in self._running if s.n_pending > 1]
+        pieces = [self._add(sequence, 1) for sequence in generating[: self._batch.n_free]]
+        n_budget = self._prompt_budget() if generating else self._batch.n_max
+        for sequence in reading:
+            n = min(sequence.n_pending, n_budget, self._batch.n_free)
+            if sequence.wants_prompt_logprobs:
+                n = min(n, MAX_OUTPUT_PIECE)
+            if n > 0:
+                pieces.append(self._add(sequence, n))
+                n_budget -= n
+        return pieces
+
+    def _add(self, sequence: Sequence, n_tokens: int) -> _Piece:
+        assert sequence.lane is not None
+        lane, begin = sequence.lane, len(sequence.lane.tokens)
+        ends = n_tokens == sequence.n_pending
+        if n_tokens == 1:
+            last = self._batch.add(sequence.tokens[begin], begin, lane.seq_id, ends)
+        else:
+            tokens = sequence.tokens[begin : begin + n_tokens]
+            all_outputs = sequence.wants_prompt_logprobs
+            last = self._batch.extend(tokens, begin, lane.seq_id, ends, all_outputs)
+        return _Piece(sequence, n_tokens, last)
+
+    def _prompt_budget(self) -> int:
+        return max(MIN_PIECE, int(self._prompt_rate * PREFILL_BUDGET_S))
+
+    def _measure(self, pieces: list[_Piece], elapsed_s: float) -> None:
+        """Keeps a moving average of how fast this machine reads prompts."""
+        n_tokens = sum(piece.n_tokens for piece in pieces)
+        if n_tokens >= MIN_PIECE:
+            rate = n_tokens / max(elapsed_s, 1e-6)
+            self._prompt_rate = (self._prompt_rate + rate) / 2 if self._prompt_rate else rate
+
+    def _make_room(self) -> None:
+        """Memory is full: idle prefixes go first, then the youngest waits again, then it ends."""
+        assert self._context is not None
+        victim = prefix.evictable(self._lanes)
+        if victim is not None:
+            self._context.keep(victim.seq_id, 0)
+            victim.tokens = []
+            return
+        youngest = self._running[-1]
+        if len(self._running) == 1:
+            self._finish(youngest, "context_full")
+            return
+        self._leave_lane(youngest)
+        self._waiting.appendleft(youngest)
+
+    def _account(self, piece: _Piece) -> None:
+        """Notes what memory holds now; samples the next token when nothing is pending."""
+        sequence = piece.sequence
+        assert sequence.lane is not None
+        begin = len(sequence.lane.tokens)
+        sequence.lane.tokens += sequence.tokens[begin : begin + piece.n_tokens]
+        if sequence.wants_prompt_logprobs and begin < len(sequence.prompt):
+            self._note_prompt_logprobs(sequence, begin, piece)
+        if sequence.n_pending == 0:
+            self._sample(sequence, piece.last_index)
+
+    def _sample(self, sequence: Sequence, index: int) -> None:
+        if sequence.n_completion == 0:
+            self._send_echo(sequence)
+            if sequence.params.max_tokens == 0:
+                self._finish(sequence, "max_tokens")
+                return
+        assert sequence.chain is not None and self._context is not None
+        token = sequence.chain.sample(self._context, index)
+        sequence.tokens.append(token)
+        sequence.n_completion += 1
+        if self._vocab.ends_generation(token):
+            self._finish(sequence, "end_token")
+            return
+        self._send_text(sequence, token, index)
+        if sequence.text.stopped:
+            self._finish(sequence, "stop_string")
+        elif sequence.n_completion == sequence.params.max_tokens:
+            self._finish(sequence, "max_tokens")
+        elif len(sequence.tokens) >= self._context.n_ctx_seq:
+            self._finish(sequence, "context_full")
+
+    # ---- what leaves -----------------------------------------------------------------------
+
+    def _send_text(self, sequence: Sequence, token: int, index: int) -> None:
+        begin = sequence.text.n_decoded
+        text = sequence.text.push(self._vocab.piece(token))
+        entries: tuple[TokenLogprob, ...] = ()
+        if sequence.params.n_logprobs is not None:
+            entry = self._logprob(sequence.params.n_logprobs, token, index)
+            sequence.logprobs.push(begin, sequence.text.n_decoded, entry)
+            entries = sequence.logprobs.released(sequence.text.n_released)
+        if text or entries:
+            self._events.append(Delta(sequence.request_id, sequence.index, text, entries))
+
+    def _send_echo(self, sequence: Sequence) -> None:
+        if sequence.echo is not None:
+            entries = tuple(sequence.prompt_logprobs)
+            self._events.append(Delta(sequence.request_id, sequence.index, sequence.echo, entries))
+            sequence.echo = None
+
+    def _note_prompt_logprobs(self, sequence: Sequence, begin: int, piece: _Piece) -> None:
+        """The probability of each prompt token, found at the logits of the token before it."""
+        assert sequence.params.n_logprobs is not None
+        if begin == 0:
+            first = self._vocab.piece(sequence.prompt[0], special=True)
+            sequence.prompt_logprobs.append(TokenLogprob(first, None, ()))
+        first_index = piece.last_index - piece.n_tokens + 1
+        following = sequence.prompt[begin + 1 : begin + 1 + piece.n_tokens]
+        for i, token in enumerate(following, first_index):
+            entry = self._logprob(sequence.params.n_logprobs, token, i)
+            sequence.prompt_logprobs.append(entry)
+
+    def _logprob(self, n_top: int, token: int, index: int) -> TokenLogprob:
+        assert self._context is not None
+        logprob, top = self._context.logprobs(index, token, n_top)
+        piece = self._vocab.piece
+        alternatives = tuple((piece(t, special=True), value) for t, value in top)
+        return TokenLogprob(piece(token, special=True), logprob, alternatives)

@@ -1,0 +1,340 @@
+"""Model, Vocab, Context, Batch, SamplerChain: each C object has one owner with a close().
+
+Here a C code becomes a meaning: negative raises LlamaError, recoverable is a value, a
+returned length is honoured. Nothing here knows requests or events. A Context and its Batch
+and SamplerChains belong to one thread; a Vocab's tokenizer may be used from any.
+"""
+
+import ctypes
+import os
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from lmlite.messages import SamplingParams
+from lmlite.worker import capi
+
+REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on, as in llama.cpp
+
+
+class LlamaError(Exception):
+    """A library call failed."""
+
+
+class Model:
+    """The weights of one GGUF, and its vocabulary."""
+
+    def __init__(
+        self,
+        lib: Any,
+        path: str,
+        *,
+        n_gpu_layers: int = -1,
+        vocab_only: bool = False,
+        on_progress: Callable[[float], None] | None = None,
+    ) -> None:
+        """Loads the file, calling on_progress with 0..1. Raises LlamaError."""
+        self.lib = lib
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = n_gpu_layers
+        params.vocab_only = vocab_only
+
+        # The reference must outlive the call below, or C would call freed memory.
+        def report(fraction: float, _data: Any) -> bool:
+            if on_progress is not None:
+                on_progress(fraction)
+            return True
+
+        callback = capi.progress_callback(report)
+        params.progress_callback = ctypes.cast(callback, ctypes.c_void_p).value
+        self.pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.pointer:
+            raise LlamaError(f"llama.cpp cannot load {path}")
+        self.vocab = Vocab(lib, lib.llama_model_get_vocab(self.pointer))
+        self.n_ctx_train: int = lib.llama_model_n_ctx_train(self.pointer)
+        self.n_embd: int = lib.llama_model_n_embd_out(self.pointer)
+        self.n_gpu_layers = 0
+        if lib.llama_supports_gpu_offload():
+            n_layers = lib.llama_model_n_layer(self.pointer) + 1  # and the output layer
+            self.n_gpu_layers = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
+        self.has_encoder: bool = lib.llama_model_has_encoder(self.pointer)
+
+    def close(self) -> None:
+        """Frees the weights; every context of this model must be closed before."""
+        self.lib.llama_model_free(self.pointer)
+
+
+class Vocab:
+    """The tokenizer of a model: text to tokens, tokens to pieces."""
+
+    def __init__(self, lib: Any, pointer: Any) -> None:
+        self._lib = lib
+        self._pointer = pointer
+        self.n_tokens: int = lib.llama_vocab_n_tokens(pointer)
+        # A sentencepiece tokenizer puts a space before each text that it is given.
+        self._spaces_start: bool = lib.llama_vocab_type(pointer) == capi.VOCAB_TYPE_SPM
+
+    def tokenize(
+        self, text: str, *, add_special: bool, parse_special: bool, continues: bool = False
+    ) -> list[int]:
+        """Tokens of the text.
+
+        `add_special` adds what the model wants at a prompt's borders (BOS), `parse_special`
+        lets the text spell control tokens, and `continues` says that other text stands before
+        this one, so that no space is put in between. Raises LlamaError.
+        """
+        if continues and self._spaces_start:
+            # No token reaches over a line break: tokenize one in front, then drop it again.
+            guard = self._tokenize("\n", False, parse_special)
+            return self._tokenize("\n" + text, add_special, parse_special)[len(guard) :]
+        return self._tokenize(text, add_special, parse_special)
+
+    def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
+        data = text.encode()
+        n_max = len(data) + 2  # most tokens hold a byte or more; BOS and EOS hold none
+        while True:
+            tokens = (ctypes.c_int32 * n_max)()
+            n = self._lib.llama_tokenize(
+                self._pointer, data, len(data), tokens, n_max, add_special, parse_special
+            )
+            if n >= 0:
+                return tokens[:n]
+            if -n <= n_max:
+                raise LlamaError("the text is too long to tokenize")
+            n_max = -n
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """The token's bytes; control tokens have none unless `special`."""
+        buffer = ctypes.create_string_buffer(64)
+        while True:
+            n: int = self._lib.llama_token_to_piece(
+                self._pointer, token, buffer, len(buffer), 0, special
+            )
+            if n >= 0:
+                return buffer.raw[:n]
+            buffer = ctypes.create_string_buffer(-n)  # C asks for -n bytes
+
+    def ends_generation(self, token: int) -> bool:
+        """Whether the model says with this token that it is done."""
+        return bool(self._lib.llama_vocab_is_eog(self._pointer, token))
+
+    def control_texts(self) -> list[str]:
+        """How each control token is spelled: the texts that only `parse_special` understands."""
+        wanted = capi.TOKEN_ATTR_CONTROL | capi.TOKEN_ATTR_UNKNOWN
+        attribute, pointer = self._lib.llama_vocab_get_attr, self._pointer
+        tokens = [t for t in range(self.n_tokens) if attribute(pointer, t) & wanted]
+        texts = {self.piece(t, special=True).decode("utf-8", "replace") for t in tokens}
+        return sorted(texts - {""})
+
+
+class Batch:
+    """The tokens of one decode, in arrays that live as long as the batch."""
+
+    def __init__(self, n_max: int) -> None:
+        """Room for n_max tokens, each of one sequence."""
+        self.n_max = n_max
+        self._seq_ids = (ctypes.c_int32 * n_max)()
+        self._n_seq_ids = (ctypes.c_int32 * n_max)(*[1] * n_max)
+        self._tokens = (ctypes.c_int32 * n_max)()
+        self._positions = (ctypes.c_int32 * n_max)()
+        self._outputs = (ctypes.c_int8 * n_max)()
+        # Each row of C's seq_id points into the one flat array above.
+        start, size = ctypes.addressof(self._seq_ids), ctypes.sizeof(ctypes.c_int32)
+        row = ctypes.POINTER(ctypes.c_int32)
+        self._rows = (row * n_max)()
+        for i in range(n_max):
+            self._rows[i] = ctypes.cast(start + i * size, row)
+        self.struct = capi.llama_batch(
+            0, self._tokens, None, self._positions, self._n_seq_ids, self._rows, self._outputs
+        )
+
+    def __len__(self) -> int:
+        return int(self.struct.n_tokens)
+
+    @property
+    def n_free(self) -> int:
+        """Tokens that still fit."""
+        return self.n_max - len(self)
+
+    def clear(self) -> None:
+        """Empties the batch for the next step."""
+        self.struct.n_tokens = 0
+
+    def add(self, token: int, position: int, seq_id: int, output: bool) -> int:
+        """Appends a token; `output` asks for its logits, found at the returned index."""
+        i = int(self.struct.n_tokens)
+        self._tokens[i] = token
+        self._positions[i] = position
+        self._seq_ids[i] = seq_id
+        self._outputs[i] = output
+        self.struct.n_tokens = i + 1
+        return i
+
+    def extend(
+        self,
+        tokens: Sequence[int],
+        position: int,
+        seq_id: int,
+        output_last: bool,
+        output_all: bool = False,
+    ) -> int:
+        """Appends a piece of a prompt that starts at `position`; the index of its last token."""
+        begin = int(self.struct.n_tokens)
+        end, n = begin + len(tokens), len(tokens)
+        self._tokens[begin:end] = list(tokens)
+        self._positions[begin:end] = list(range(position, position + n))
+        self._seq_ids[begin:end] = [seq_id] * n
+        self._outputs[begin:end] = [output_all] * n
+        self._outputs[end - 1] = output_last or output_all
+        self.struct.n_tokens = end
+        return end - 1
+
+
+class Context:
+    """A model at work: its memory and its compute buffers. One thread, the engine's."""
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        n_ctx: int,
+        n_batch: int,
+        n_seq_max: int,
+        n_threads: int,
+        n_ubatch: int | None = None,
+        cache_type_k: str = "f16",
+        cache_type_v: str = "f16",
+        flash_attn: str = "auto",
+        pooling_type: int | None = None,
+    ) -> None:
+        """`pooling_type` makes a context for embeddings. Raises LlamaError."""
+        self._lib = lib = model.lib
+        params = lib.llama_context_default_params()
+        params.n_ctx, params.n_batch, params.n_seq_max = n_ctx, n_batch, n_seq_max
+        params.n_ubatch = n_ubatch or n_batch
+        params.n_threads = params.n_threads_batch = n_threads
+        params.type_k = capi.CACHE_TYPES[cache_type_k]
+        params.type_v = capi.CACHE_TYPES[cache_type_v]
+        params.flash_attn_type = capi.FLASH_ATTN_TYPES[flash_attn]
+        params.kv_unified = True  # one pool of cells that all sequences share
+        if pooling_type is not None:
+            params.embeddings, params.pooling_type = True, pooling_type
+        self.pointer = lib.llama_init_from_model(model.pointer, params)
+        if not self.pointer:
+            raise LlamaError(
+                f"llama.cpp cannot make a context of {n_ctx} tokens: too little memory"
+            )
+        # C pads what it was asked for; a sequence ends where the model's training did.
+        self.n_ctx: int = lib.llama_n_ctx(self.pointer)
+        self.n_ctx_seq: int = min(lib.llama_n_ctx_seq(self.pointer), model.n_ctx_train)
+        self.n_batch: int = lib.llama_n_batch(self.pointer)
+        self.n_vocab, self.n_embd = model.vocab.n_tokens, model.n_embd
+        self.pooling_type: int = lib.llama_pooling_type(self.pointer)
+        self._memory = lib.llama_get_memory(self.pointer)  # NULL for an encoder, which keeps none
+
+    def close(self) -> None:
+        """Frees memory and buffers."""
+        self._lib.llama_free(self.pointer)
+
+    def decode(self, batch: Batch) -> bool:
+        """Runs the batch. False: memory has no room for it, and is as before. Raises LlamaError."""
+        code = self._lib.llama_decode(self.pointer, batch.struct)
+        if code not in (0, 1):
+            raise LlamaError(f"llama_decode failed with code {code}")
+        return bool(code == 0)
+
+    def keep(self, seq_id: int, n_tokens: int) -> bool:
+        """Drops all of a sequence's memory behind its first n_tokens.
+
+        False where the memory cannot drop a part (recurrent, sliding window); it is unchanged.
+        """
+        return bool(self._lib.llama_memory_seq_rm(self._memory, seq_id, n_tokens, -1))
+
+    def clear_memory(self) -> None:
+        """Forgets every sequence."""
+        if self._memory:
+            self._lib.llama_memory_clear(self._memory, False)
+
+    def logprobs(self, index: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
+        """log p(token) at a batch index, and the n_top likeliest (token, log p), best first."""
+        tokens, values = (ctypes.c_int32 * n_top)(), (ctypes.c_float * n_top)()
+        logits = self._lib.llama_get_logits_ith(self.pointer, index)
+        chosen = self._lib.lml_logprobs(logits, self.n_vocab, token, n_top, tokens, values)
+        n = min(n_top, self.n_vocab)
+        return chosen, list(zip(tokens[:n], values[:n], strict=True))
+
+    def embedding(self, seq_id: int) -> "array[float]":
+        """The pooled vector of a sequence of the last decode. Raises LlamaError."""
+        pointer = self._lib.llama_get_embeddings_seq(self.pointer, seq_id)
+        if not pointer:
+            raise LlamaError("llama.cpp returned no embedding")
+        return array("f", pointer[: self.n_embd])
+
+
+class SamplerChain:
+    """C samplers in order: from a row of logits to a token. Remembers what it sampled."""
+
+    def __init__(
+        self, model: Model, params: SamplingParams, *, seed: int, n_ctx: int, prompt: Sequence[int]
+    ) -> None:
+        """The chain for one completion of `prompt`. Raises LlamaError.
+
+        Order as in llama.cpp: bias and penalties on all tokens, then the cuts, then temperature.
+        """
+        self._lib = model.lib
+        self.pointer = self._lib.llama_sampler_chain_init(
+            self._lib.llama_sampler_chain_default_params()
+        )
+        for sampler in self._samplers(model.vocab.n_tokens, params, seed, n_ctx, prompt):
+            if not sampler:  # a NULL in a chain would end the process
+                raise LlamaError("llama.cpp refused a sampler")
+            self._lib.llama_sampler_chain_add(self.pointer, sampler)
+
+    def _samplers(
+        self, n_vocab: int, params: SamplingParams, seed: int, n_ctx: int, prompt: Sequence[int]
+    ) -> Iterable[Any]:
+        lib = self._lib
+        if params.logit_bias:
+            each = (capi.llama_logit_bias(token, bias) for token, bias in params.logit_bias)
+            biases = (capi.llama_logit_bias * len(params.logit_bias))(*each)
+            yield lib.llama_sampler_init_logit_bias(n_vocab, len(biases), biases)
+        if params.repeat_penalty != 1:
+            repeat = lib.llama_sampler_init_penalties(
+                n_vocab, REPEAT_WINDOW, params.repeat_penalty, 0, 0
+            )
+            for token in prompt[-REPEAT_WINDOW:]:
+                lib.llama_sampler_accept(repeat, token)
+            yield repeat
+        if params.presence_penalty or params.frequency_penalty:
+            # OpenAI counts what was sampled, and all of it: its own sampler, not fed the prompt.
+            yield lib.llama_sampler_init_penalties(
+                n_vocab, n_ctx, 1, params.frequency_penalty, params.presence_penalty
+            )
+        if params.temperature == 0:
+            yield lib.llama_sampler_init_greedy()
+            return
+        yield lib.llama_sampler_init_top_k(params.top_k)
+        yield lib.llama_sampler_init_top_p(params.top_p, 1)
+        yield lib.llama_sampler_init_min_p(params.min_p, 1)
+        yield lib.llama_sampler_init_temp(params.temperature)
+        yield lib.llama_sampler_init_dist(seed)
+
+    def sample(self, context: Context, index: int) -> int:
+        """The next token, from the logits at a batch index."""
+        return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))
+
+    def apply(self, logits: Sequence[float]) -> dict[int, float]:
+        """What the chain makes of these logits: token -> logit for the tokens that remain."""
+        each = (capi.llama_token_data(i, logit, 0) for i, logit in enumerate(logits))
+        data = (capi.llama_token_data * len(logits))(*each)
+        candidates = capi.llama_token_data_array(data, len(logits), -1, False)
+        self._lib.llama_sampler_apply(self.pointer, candidates)
+        return {c.id: c.logit for c in candidates.data[: candidates.size]}
+
+    def accept(self, token: int) -> None:
+        """Counts a token as sampled."""
+        self._lib.llama_sampler_accept(self.pointer, token)
+
+    def close(self) -> None:
+        """Frees the chain and its samplers."""
+        self._lib.llama_sampler_free(self.pointer)

@@ -1,0 +1,102 @@
+"""Piece bytes -> printable text: UTF-8 boundaries and stop strings.
+
+A token's piece may be half a character, and a stop string may begin in one token and end in
+another. A TextStream takes pieces and gives back text that is safe to send: whole characters,
+and nothing that could still turn out to be the beginning of a stop string. Pure; no tokens,
+no threads.
+"""
+
+import codecs
+from collections import deque
+
+from lmlite.messages import TokenLogprob
+
+
+class TextStream:
+    """The text of one completion, released piece by piece.
+
+    >>> stream = TextStream(stops=("END",))
+    >>> [stream.push(b"abcE"), stream.push(b"NDx"), stream.stopped]
+    ['abc', '', True]
+    """
+
+    def __init__(self, stops: tuple[str, ...] = ()) -> None:
+        self.stopped = False  # a stop string is complete; what follows it is dropped
+        self._stops = stops
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""  # decoded, not released: may begin a stop string
+        self._n_released = 0  # characters
+
+    def push(self, piece: bytes) -> str:
+        """The text that this piece makes safe to send; "" while all of it must wait."""
+        self._held += self._decoder.decode(piece)
+        cut = self._first_stop()
+        if cut is not None:
+            self.stopped = True
+            return self._release(cut)
+        return self._release(len(self._held) - self._n_may_stop())
+
+    def finish(self) -> str:
+        """What was held back, now that nothing follows. Half a character at the end is dropped."""
+        return "" if self.stopped else self._release(len(self._held))
+
+    @property
+    def n_released(self) -> int:
+        """Characters sent so far."""
+        return self._n_released
+
+    @property
+    def n_decoded(self) -> int:
+        """Characters seen so far; a character that is still incomplete counts as one."""
+        pending, _ = self._decoder.getstate()
+        return self._n_released + len(self._held) + bool(pending)
+
+    def _release(self, n: int) -> str:
+        text, self._held = self._held[:n], self._held[n:]
+        self._n_released += len(text)
+        return text
+
+    def _first_stop(self) -> int | None:
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        return min(found, default=None)
+
+    def _n_may_stop(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        longest = max(map(len, self._stops), default=0)
+        for n in range(min(longest - 1, len(self._held)), 0, -1):
+            tail = self._held[-n:]
+            if any(stop.startswith(tail) for stop in self._stops):
+                return n
+        return 0
+
+
+class LogprobQueue:
+    """Log-probabilities that wait until the text of their token is released.
+
+    Each entry remembers where its token begins and ends in the completion's text, in
+    characters, so that a chunk carries the entries of the text that it carries.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[int, int, TokenLogprob]] = deque()
+
+    def push(self, begin: int, end: int, entry: TokenLogprob) -> None:
+        """A token whose text lies at [begin, end)."""
+        self._waiting.append((begin, end, entry))
+
+    def released(self, n_released: int) -> tuple[TokenLogprob, ...]:
+        """The entries whose whole text is among the first n_released characters."""
+        entries = []
+        while self._waiting and self._waiting[0][1] <= n_released:
+            entries.append(self._waiting.popleft()[2])
+        return tuple(entries)
+
+    def rest(self, text: TextStream) -> tuple[TokenLogprob, ...]:
+        """At the end: what still waits, less the tokens that a stop string cut off whole."""
+        entries = [
+            entry
+            for begin, _, entry in self._waiting
+            if not text.stopped or begin < text.n_released
+        ]
+        self._waiting.clear()
+        return tuple(entries)
