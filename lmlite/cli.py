@@ -1,0 +1,270 @@
+"""The command line: arguments, signals, exit codes.
+
+Exit codes: 0 after a stop that was asked for, 1 when the model or the library cannot be
+used, 2 for a wrong command line or an address that cannot be bound. Importing this module,
+and `lmlite --help`, load no library and start nothing.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import lmlite
+from lmlite import gguf
+from lmlite.errors import ModelFileError
+from lmlite.messages import Load
+from lmlite.server import log_stream
+from lmlite.server.http import Server
+from lmlite.server.logs import LEVELS, Log
+from lmlite.server.registry import Registry, ServedModel
+from lmlite.server.supervisor import Supervisor
+
+EMBEDDED_MODEL = Path(__file__).parent / "models" / "lmlite-default.gguf"
+CACHE_TYPES = "f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl"
+DRAIN_S = 10.0  # how long running answers may take to end after a signal
+
+
+class StartError(Exception):
+    """What keeps the server from starting, in a sentence; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The `lmlite` command; returns its exit code."""
+    options = parser().parse_args(arguments)
+    try:
+        return int(options.run(options))
+    except StartError as err:
+        print(f"lmlite: {err}", file=sys.stderr)
+        return err.code
+
+
+# ---- arguments -----------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    top = argparse.ArgumentParser(
+        prog="lmlite",
+        description="Serve a GGUF model behind the OpenAI API.",
+    )
+    top.add_argument("--version", action="version", version=f"lmlite {lmlite.__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_serve(commands)
+    _add_log(commands)
+    return top
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One option of a command, as `--help` shows it."""
+
+    name: str
+    values: str  # the placeholder, or the choices with "|" between them, or "" for a switch
+    default: str | int | None
+    help: str
+    parse: Callable[[str], object] = str
+
+    def add_to(self, command: argparse.ArgumentParser) -> None:
+        """Declares the option; the default is part of its help."""
+        text = self.help if self.default is None else f"{self.help} (default: %(default)s)"
+        if not self.values:
+            command.add_argument(self.name, action="store_true", help=self.help)
+        elif "|" in self.values:
+            choices = self.values.split("|")
+            command.add_argument(self.name, choices=choices, default=self.default, help=text)
+        else:
+            command.add_argument(
+                self.name, metavar=self.values, type=self.parse, default=self.default, help=text
+            )
+
+
+def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model",
+        description="Serve a model at http://HOST:PORT/v1 until a signal comes.",
+    )
+    serve.set_defaults(run=run_serve)
+    serve.add_argument(
+        "model", nargs="?", metavar="MODEL.gguf", help="model file (default: the embedded one)"
+    )
+    for flag in SERVE_FLAGS:
+        flag.add_to(serve)
+
+
+def _add_log(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    log = commands.add_parser("log", help="watch a running server", description="Logs.")
+    kinds = log.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    stream = kinds.add_parser(
+        "stream",
+        help="show what models receive and return, as it happens",
+        description="Show the exact text that models receive and return, as it happens.",
+    )
+    stream.set_defaults(run=run_log_stream)
+    for flag in LOG_STREAM_FLAGS:
+        flag.add_to(stream)
+
+
+def _count(text: str) -> int:
+    number = int(text)  # a ValueError is argparse's to report
+    if not 1 <= number < 2**31:
+        raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _port(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**16:
+        raise argparse.ArgumentTypeError("must be from 0 to 65535")
+    return number
+
+
+def _kinds(text: str) -> tuple[str, ...]:
+    kinds = tuple(text.split(","))
+    if not set(kinds) <= {"input", "output"}:
+        raise argparse.ArgumentTypeError("must be input, output or input,output")
+    return kinds
+
+
+SERVE_FLAGS = (
+    Flag("--host", "ADDRESS", "127.0.0.1", "address to listen on"),
+    Flag("--port", "N", 1234, "port to listen on, 0 for any free one", _port),
+    Flag("--alias", "NAME", None, "the model's name for clients (default: its file's name)"),
+    Flag("--ctx", "N", None, "tokens of memory, shared by all sequences (default: what the model "
+         "was trained for, at most 4096)", _count),
+    Flag("--parallel", "N", 4, "sequences that generate at the same time", _count),
+    Flag("--threads", "N", None, "threads of the worker (default: one for each core)", _count),
+    Flag("--batch", "N", 512, "tokens of one step at most", _count),
+    Flag("--gpu-layers", "N", -1, "layers that go to the GPU, -1 for all", int),
+    Flag("--cache-type-k", CACHE_TYPES, "f16", "how memory keeps keys"),
+    Flag("--cache-type-v", CACHE_TYPES, "f16", "how memory keeps values; all but the first three "
+         "need flash attention"),
+    Flag("--flash-attn", "auto|on|off", "auto", "flash attention"),
+    Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
+    Flag("--lib", "PATH", None, "folder of the native libraries (default: $LMLITE_LIB, else the "
+         "package's own)"),
+    Flag("--log-level", "|".join(LEVELS), "info", "what standard error shows"),
+)  # fmt: skip
+LOG_STREAM_FLAGS = (
+    Flag("--source", "model|server", "model", "what to watch"),
+    Flag("--filter", "KINDS", "input,output", "input, output or both, of the source model", _kinds),
+    Flag("--json", "", None, "one JSON object per line"),
+    Flag("--stats", "", None, "with each output its tokens, its speed and why it ended"),
+    Flag("--url", "URL", "http://127.0.0.1:1234", "the server"),
+)
+
+
+# ---- lmlite serve --------------------------------------------------------------------------
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Serves until a signal comes. Raises StartError."""
+    log = Log(options.log_level)
+    model = served_model(options, log)
+    registry = Registry([model])
+    try:
+        server = Server((options.host, options.port), registry, log)
+    except OSError as err:
+        where = f"{options.host}:{options.port}"
+        raise StartError(f"cannot listen on {where}: {err.strerror}", 2) from None
+    stop = _stop_event()
+    model.supervisor.start()
+    threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+    try:
+        _show_loading(model, stop)
+        if model.supervisor.fault is not None:
+            raise StartError(model.supervisor.fault, 1)
+        if not stop.is_set():
+            log.line("info", f"{model.name} is ready at {server.url}/v1")
+        stop.wait()
+        server.drain(DRAIN_S)
+    finally:
+        server.close()
+        registry.close()
+    log.line("info", "stopped")
+    return 0
+
+
+def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
+    """The model that the command line names, checked, with a supervisor that is not started."""
+    path = options.model or str(EMBEDDED_MODEL)
+    try:
+        file = gguf.read_model_file(path)
+        template = Path(options.chat_template).read_text() if options.chat_template else None
+    except ModelFileError as err:
+        raise StartError(str(err), 1) from None
+    except (OSError, UnicodeDecodeError) as err:
+        raise StartError(f"{options.chat_template} cannot be read: {err}", 1) from None
+    load = Load(
+        model_path=str(Path(path).resolve()),
+        generates=not file.embeds_only,
+        lib_path=options.lib,
+        n_ctx=options.ctx,
+        n_parallel=options.parallel,
+        n_threads=options.threads,
+        n_batch=max(options.batch, options.parallel),
+        n_gpu_layers=options.gpu_layers,
+        cache_type_k=options.cache_type_k,
+        cache_type_v=options.cache_type_v,
+        flash_attn=options.flash_attn,
+        chat_template=template,
+        log_level="info" if options.log_level == "debug" else "error",
+    )
+    return ServedModel(options.alias or Path(path).stem, file, Supervisor(load, log))
+
+
+def _stop_event() -> threading.Event:
+    """Set by the first SIGINT or SIGTERM; the second ends the process at once."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    signal.signal(signal.SIGINT, on_signal)
+    signal.signal(signal.SIGTERM, on_signal)
+    return stop
+
+
+def _show_loading(model: ServedModel, stop: threading.Event) -> None:
+    """Waits until the model is loaded or cannot be; draws a bar on a terminal meanwhile."""
+    supervisor = model.supervisor
+    began_s = time.monotonic()
+    while not (supervisor.ready or supervisor.fault or stop.is_set()):
+        supervisor.wait_until_settled(0.1)
+        if sys.stderr.isatty():
+            done = int(supervisor.fraction_loaded * 30)
+            bar = "#" * done + "." * (30 - done)
+            elapsed = f"{time.monotonic() - began_s:.1f} s"
+            print(f"\rloading {model.name} [{bar}] {elapsed} ", end="", file=sys.stderr)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+
+
+# ---- lmlite log stream ---------------------------------------------------------------------
+
+
+def run_log_stream(options: argparse.Namespace) -> int:
+    """Prints records until the server ends or the user has seen enough. Raises StartError."""
+    show = log_stream.json_lines if options.json else log_stream.text_lines
+    try:
+        for record in log_stream.records(options.url, options.source):
+            if log_stream.is_wanted(record, options.filter):
+                print(show(record, options.stats), flush=True)
+    except KeyboardInterrupt:
+        return 0
+    except (OSError, ValueError) as err:
+        raise StartError(f"no log stream at {options.url}: {err}", 1) from None
+    return 0

@@ -1,0 +1,335 @@
+"""A GGUF file's header, read without trust: keys, values, and where each tensor's weights lie.
+
+The file is read from front to back, never mapped (a mapped file that someone cuts short kills
+its reader), and no length is believed before it is compared with what is left. Knows the form
+alone: what the values mean, and whether llama.cpp survives them, is `gguf.py`.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import math
+import os
+import re
+import stat
+import struct
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from lmlite.errors import ModelFileError
+
+MAX_COUNT = 65_536  # of keys, and of tensors
+MAX_HEADER_BYTES = 128 << 20  # all that stands before the weights; the largest known has 16 MiB
+MAX_KEY_BYTES = 1024
+MAX_NAME_BYTES = 63  # GGML_MAX_NAME and its zero
+MAX_STRINGS = 1 << 21  # in all arrays together, to bound the time; the largest known has 0.8 M
+ALIGNMENT = 32  # ggml's default, and the least that it takes for weights in a mapped file
+
+# enum gguf_type
+UINT16, STRING, ARRAY = 2, 8, 9
+_LETTERS = {0: "B", 1: "b", UINT16: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q",
+            11: "q", 12: "d"}  # fmt: skip
+
+# enum ggml_type -> name, weights per block, bytes per block. Only types that weights may have:
+# the integers, F64, and Q8_1 and Q8_K, which exist while computing, make the library jump to 0.
+TENSOR_TYPES = {
+    0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
+    2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34), 10: ("Q2_K", 256, 84), 11: ("Q3_K", 256, 110), 12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176), 14: ("Q6_K", 256, 210), 16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74), 18: ("IQ3_XXS", 256, 98), 19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18), 21: ("IQ3_S", 256, 110), 22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136), 29: ("IQ1_M", 256, 56), 34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66), 39: ("MXFP4", 32, 17), 40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18), 42: ("Q2_0", 64, 18),
+}  # fmt: skip
+_EXPERT_TABLE = re.compile(r"blk\.\d+\.ffn_gate_tid2eid\.weight")  # token -> experts: 32-bit ids
+_INT32_TENSOR = ("I32", 1, 4)
+
+# What people offer instead of a model, by its first bytes.
+_NOT_MODELS = {
+    b"<": "is a web page, not a GGUF file",
+    b"version https://git-lfs": "is a Git LFS pointer, not the model that it stands for",
+    b"PK": "is a zip or PyTorch file, not a GGUF file",
+}
+
+
+class Fault(Exception):
+    """What is wrong, as the end of a sentence that begins with the file's name."""
+
+
+def refusal(path: str, fault: object) -> ModelFileError:
+    """The fault with the name of the file that has it."""
+    name = os.path.basename(path).encode(errors="replace").decode()
+    return ModelFileError(f"{name or path} cannot be loaded: it {fault}")
+
+
+class Value(NamedTuple):
+    """A metadata value as it stands in the file."""
+
+    kind: int  # enum gguf_type; of the elements, in an array
+    n: int | None  # elements of an array, None for a single value
+    data: bytes  # nothing in an array of strings, which is walked but not kept
+
+    def numbers(self) -> tuple[float, ...]:
+        """The elements, or the single one; none of strings."""
+        if self.kind == STRING:
+            return ()
+        n = 1 if self.n is None else self.n
+        return struct.unpack(f"<{n}{_LETTERS[self.kind]}", self.data)
+
+
+class Metadata(dict[str, Value]):
+    """The keys, with answers that are of the right type and in range, or a Fault."""
+
+    def text(self, key: str) -> str | None:
+        """A string; None when the key is absent."""
+        value = self.get(key)
+        if value is None:
+            return None
+        if value.kind != STRING or value.n is not None:
+            raise Fault(f"has a {key} that is no string")
+        # C sees a string up to its first zero byte, and so must every rule.
+        return value.data.split(b"\0", 1)[0].decode(errors="replace")
+
+    def wholes(self, key: str, low: int, high: int) -> list[int]:
+        """The whole numbers of a list, or the single one; none when the key is absent."""
+        value = self.get(key)
+        if value is None:
+            return []
+        n = 1 if value.n is None else value.n
+        numbers = value.numbers() if n <= MAX_COUNT else ()
+        wholes = [int(number) for number in numbers if isinstance(number, int)]
+        if len(wholes) < n or any(not low <= number <= high for number in wholes):
+            raise Fault(f"has a {key} that is no whole number from {low:,} to {high:,}")
+        return wholes
+
+    def whole(self, key: str, low: int, high: int) -> int | None:
+        """A single whole number; None when the key is absent."""
+        if self.is_list(key):
+            raise Fault(f"has a list for {key}, which is one number")
+        return next(iter(self.wholes(key, low, high)), None)
+
+    def is_list(self, key: str) -> bool:
+        """Whether the key is there and has an array."""
+        return key in self and self[key].n is not None
+
+    def need(self, key: str, low: int, high: int) -> int:
+        """A single whole number that must be there."""
+        number = self.whole(key, low, high)
+        if number is None:
+            raise Fault(f"has no {key}")
+        return number
+
+    def per_layer(self, key: str, n_layer: int, low: int, high: int) -> list[int]:
+        """One number for each layer: a single one holds for all, and 0 when there is none."""
+        numbers = self.wholes(key, low, high) or [0]
+        if not self.is_list(key):
+            return numbers * n_layer
+        if len(numbers) != n_layer:
+            raise Fault(f"has {len(numbers):,} values of {key} for {n_layer} layers")
+        return numbers
+
+
+class Tensor(NamedTuple):
+    """A tensor's line in the header; the weights themselves are not read."""
+
+    name: str
+    dims: tuple[int, ...]
+    type_name: str
+    n_weights: int
+    n_bytes: int
+    offset: int  # from the start of the weights
+
+
+@dataclass
+class Header:
+    """What stands before the weights of one file."""
+
+    path: str
+    status: os.stat_result
+    metadata: Metadata
+    tokens: list[bytes]  # of the vocabulary, the one long list that is kept
+    tensors: list[Tensor]
+
+
+def read_header(path: str) -> Header:
+    """One file's header, well-formed. Raises ModelFileError."""
+    try:
+        # A pipe would make us wait and a device never end: look before opening, and again
+        # after, because the name may stand for something else by then.
+        _require_regular(os.stat(path))
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with open(fd, "rb", buffering=1 << 18) as file:
+            status = os.fstat(fd)
+            _require_regular(status)
+            header = _parse(path, file, status)
+            if identity(os.fstat(fd)) != identity(status):
+                raise Fault("changed while it was read")
+        return header
+    except FileNotFoundError:
+        raise refusal(path, "does not exist") from None
+    except (OSError, ValueError) as err:
+        raise refusal(path, f"cannot be read ({getattr(err, 'strerror', err)})") from None
+    except Fault as fault:
+        raise refusal(path, fault) from None
+
+
+class _Reader:
+    """The header from front to back; every length is compared with what is left before a read."""
+
+    def __init__(self, file: BinaryIO, n_bytes: int) -> None:
+        self._file = file
+        self._n_left = min(n_bytes, MAX_HEADER_BYTES)
+        self._is_whole = n_bytes <= MAX_HEADER_BYTES
+        self._n_strings_left = MAX_STRINGS
+        self.tokens: list[bytes] = []
+
+    def take(self, n: int) -> bytes:
+        """The next n bytes."""
+        self.require(n)
+        data = self._file.read(n)
+        if len(data) < n:
+            raise Fault("was cut short while it was read")
+        self._n_left -= n
+        return data
+
+    def require(self, n: int) -> None:
+        """A Fault when fewer than n bytes are left."""
+        if n > self._n_left:
+            raise Fault("ends in the middle of its header" if self._is_whole else
+                         f"has a header of more than {MAX_HEADER_BYTES:,} bytes")  # fmt: skip
+
+    def number(self, letter: str) -> int:
+        """A whole number of one of `struct`'s types."""
+        layout = struct.Struct("<" + letter)
+        number: int = layout.unpack(self.take(layout.size))[0]
+        return number
+
+    def count(self, what: str) -> int:
+        """How many keys or tensors follow."""
+        n = self.number("Q")
+        if n > MAX_COUNT:
+            raise Fault(f"claims {n:,} {what}, of {MAX_COUNT:,} at most")
+        return n
+
+    def string(self, n_max: int = MAX_HEADER_BYTES) -> bytes:
+        """A length and that many bytes."""
+        n = self.number("Q")
+        self.require(n)
+        if n > n_max:
+            raise Fault(f"has a name of {n:,} bytes, of {n_max:,} at most")
+        return self.take(n)
+
+    def walk_strings(self, n: int, kept: list[bytes] | None) -> None:
+        """Passes over n strings, the one loop that runs a million times."""
+        self._n_strings_left -= n
+        self.require(8 * n)
+        if self._n_strings_left < 0:
+            raise Fault(f"has more than {MAX_STRINGS:,} strings")
+        read, n_left = self._file.read, self._n_left
+        for _ in range(n):
+            size = int.from_bytes(read(8), "little")
+            n_left -= 8 + size
+            if n_left < 0:
+                self.require(self._n_left + 1)
+            text = read(size)
+            if kept is not None:
+                kept.append(text)
+        self._n_left = n_left
+
+    def value(self, key: str) -> Value:
+        """A key's value. An array of arrays has a type that is none."""
+        kind = self.number("I")
+        n = None
+        if kind == ARRAY:
+            kind, n = self.number("I"), self.number("Q")
+        if kind == STRING and n is None:
+            return Value(kind, None, self.string())
+        if kind == STRING and n is not None:
+            self.walk_strings(n, self.tokens if key == "tokenizer.ggml.tokens" else None)
+            return Value(kind, n, b"")
+        if kind not in _LETTERS:
+            raise Fault(f"gives {key} the type {kind}, which does not exist here")
+        n_elements = 1 if n is None else n
+        return Value(kind, n, self.take(n_elements * struct.calcsize("<" + _LETTERS[kind])))
+
+
+def _require_regular(status: os.stat_result) -> None:
+    if stat.S_ISDIR(status.st_mode):
+        raise Fault("is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise Fault("is not a regular file")
+    if status.st_size == 0:
+        raise Fault("is empty")
+
+
+def identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    """What changes when a file does: (dev, ino, size, mtime_ns)."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _parse(path: str, file: BinaryIO, status: os.stat_result) -> Header:
+    _check_magic(file)
+    reader = _Reader(file, status.st_size)
+    reader.take(8)
+    n_tensors, n_keys = reader.count("tensors"), reader.count("keys")
+    metadata = Metadata()
+    for _ in range(n_keys):
+        key = reader.string(n_max=MAX_KEY_BYTES).decode(errors="replace")
+        if not key or "\0" in key:  # C would look the key up by what stands before the zero
+            raise Fault(f"has a key without a proper name: {key!r}")
+        if key in metadata:
+            raise Fault(f"has the key {key} twice")
+        metadata[key] = reader.value(key)
+    tensors = [_parse_tensor(reader) for _ in range(n_tensors)]
+    _check_places(tensors, metadata, file.tell(), status.st_size)
+    return Header(path, status, metadata, reader.tokens, tensors)
+
+
+def _check_magic(file: BinaryIO) -> None:
+    start = file.peek(64)[:64]  # type: ignore[attr-defined]
+    for beginning, fault in _NOT_MODELS.items():
+        if start.lstrip().startswith(beginning):
+            raise Fault(fault)
+    if start[:4] != b"GGUF":
+        raise Fault("does not begin with GGUF")
+    version = int.from_bytes(start[4:8], "little")
+    if version >= 1 << 16:
+        raise Fault("is a big-endian GGUF file, which only big-endian machines can load")
+    if version not in (2, 3):
+        raise Fault(f"is GGUF version {version}; 2 and 3 can be loaded")
+
+
+def _parse_tensor(reader: _Reader) -> Tensor:
+    name = reader.string(n_max=MAX_NAME_BYTES).decode(errors="replace")
+    n_dims = reader.number("I")
+    if not 1 <= n_dims <= 4:
+        raise Fault(f"has the tensor {name!r} with {n_dims:,} dimensions")
+    dims = [reader.number("Q") for _ in range(n_dims)]
+    if not all(1 <= n <= 1 << 32 for n in dims):
+        raise Fault(f"has the tensor {name!r} of the impossible shape {dims}")
+    kind, offset = reader.number("I"), reader.number("Q")
+    is_table = kind == 26 and _EXPERT_TABLE.fullmatch(name)
+    known = _INT32_TENSOR if is_table else TENSOR_TYPES.get(kind)
+    if known is None:
+        raise Fault(f"has the tensor {name!r} of type {kind}, which weights cannot have")
+    type_name, n_block, n_block_bytes = known
+    if dims[0] % n_block:
+        raise Fault(f"has the tensor {name!r} with rows of {dims[0]:,}, no multiple of {n_block}")
+    n_weights = math.prod(dims)
+    n_bytes = n_weights // n_block * n_block_bytes
+    return Tensor(name, tuple(dims), type_name, n_weights, n_bytes, offset)
+
+
+def _check_places(tensors: list[Tensor], metadata: Metadata, header_end: int, n_bytes: int) -> None:
+    """The weights lie one behind the other, aligned, inside the file."""
+    alignment = metadata.whole("general.alignment", ALIGNMENT, 1 << 20) or ALIGNMENT
+    if alignment & (alignment - 1):
+        raise Fault(f"has the alignment {alignment}, which is no power of two")
+    start = header_end + -header_end % alignment
+    end = 0
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise Fault(f"has the tensor {tensor.name!r} at {tensor.offset:,} instead of {end:,}")
+        if start + end + tensor.n_bytes > n_bytes:
+            raise Fault(f"ends before the weights of {tensor.name!r}; the download is incomplete")
+        end += tensor.n_bytes + -tensor.n_bytes % alignment

@@ -1,0 +1,1 @@
+"""The process that owns the port: reads HTTP, supervises workers, writes answers."""

@@ -1,0 +1,105 @@
+"""One client's socket: heads and bodies with deadlines, whole writes, and whether it is gone.
+
+Python's buffered readers cannot take a deadline for a whole head, and lose data when a
+time-out strikes; so bytes come from `recv` into a buffer of our own. Knows no HTTP beyond
+where a head ends. One thread per connection.
+"""
+
+import socket
+import time
+
+HEAD_END = b"\r\n\r\n"
+RECEIVE_BYTES = 64 << 10
+
+IDLE_S = 15.0  # for the first byte of the next request on a kept-alive connection
+HEAD_S = 10.0  # for a whole head, however slowly it drips
+BODY_S, BODY_BYTES_PER_S = 10.0, 256 << 10  # for a body: so long, and longer for a large one
+WRITE_S = 30.0  # for a client to take what it is sent
+LINGER_S, LINGER_BYTES = 0.2, 1 << 20  # for what a refused client is still sending
+
+
+class Connection:
+    """Reads and writes of one accepted socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._buffer = bytearray()
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def read_head(self, max_bytes: int) -> bytes | None:
+        """Bytes to the end of the next head, or more than max_bytes without an end.
+
+        None when the client closes, or stays silent, before a first byte. Raises TimeoutError
+        when a head has begun and does not end in time, ConnectionError when it is cut short.
+        """
+        if not self._buffer and not self._wait_for_first_byte():
+            return None
+        deadline_s = time.monotonic() + HEAD_S
+        searched = 0
+        while (end := self._buffer.find(HEAD_END, searched)) < 0:
+            if len(self._buffer) > max_bytes:
+                return bytes(self._buffer)
+            searched = max(0, len(self._buffer) - len(HEAD_END) + 1)
+            self._receive(deadline_s)
+        return self._take(end + len(HEAD_END))
+
+    def read_body(self, n_bytes: int) -> bytes:
+        """Exactly n_bytes. Raises TimeoutError or ConnectionError."""
+        deadline_s = time.monotonic() + BODY_S + n_bytes / BODY_BYTES_PER_S
+        while len(self._buffer) < n_bytes:
+            self._receive(deadline_s)
+        return self._take(n_bytes)
+
+    def write(self, data: bytes) -> None:
+        """All of it. Raises TimeoutError or ConnectionError."""
+        self._socket.settimeout(WRITE_S)
+        self._socket.sendall(data)
+
+    def is_gone(self) -> bool:
+        """Whether the client has hung up. What it may have sent ahead stays readable."""
+        try:
+            self._socket.setblocking(False)
+            return self._socket.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def linger(self) -> None:
+        """After a refusal: says that no more follows, and lets the client read it.
+
+        Closing while the client still sends would reset the connection, and with it the reply.
+        """
+        deadline_s, n_read = time.monotonic() + LINGER_S, 0
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            while n_read < LINGER_BYTES and (left_s := deadline_s - time.monotonic()) > 0:
+                self._socket.settimeout(left_s)
+                data = self._socket.recv(RECEIVE_BYTES)
+                if not data:
+                    return
+                n_read += len(data)
+        except OSError:
+            pass  # gone, which is what we wait for
+
+    def _wait_for_first_byte(self) -> bool:
+        try:
+            self._receive(time.monotonic() + IDLE_S)
+        except OSError:
+            return False
+        return True
+
+    def _receive(self, deadline_s: float) -> None:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left_s)
+        data = self._socket.recv(RECEIVE_BYTES)
+        if not data:
+            raise ConnectionAbortedError("the client hung up")
+        self._buffer += data
+
+    def _take(self, n_bytes: int) -> bytes:
+        data = bytes(self._buffer[:n_bytes])
+        del self._buffer[:n_bytes]
+        return data

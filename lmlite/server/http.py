@@ -1,0 +1,437 @@
+"""Sockets, routes and threads: the only file that writes to clients.
+
+A request's way: `Handler.handle_one_request` reads a head, `_answer` checks it and finds its
+route, the route reads the body and asks the worker, and `_stream` or `_fold` turns events
+into bytes. One thread per connection; a thread that waits for a worker also watches whether
+its client is still there. Every failure is an ApiError, and `_refuse` makes the bytes of it.
+"""
+
+import secrets
+import socket
+import sys
+import threading
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from queue import Empty
+from typing import Any
+
+from lmlite.errors import (
+    ApiError,
+    BadRequest,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    Unavailable,
+)
+from lmlite.messages import ReplyEvent
+from lmlite.server import openai_replies, openai_requests, wire
+from lmlite.server.connection import Connection
+from lmlite.server.logs import Log
+from lmlite.server.registry import Registry, ServedModel
+from lmlite.server.supervisor import Reply
+from lmlite.server.tally import Tally
+
+MAX_CONNECTIONS = 256  # each costs a thread; further ones are refused without one
+MAX_BODY_BYTES = 4 << 20
+MAX_REQUESTS_PER_CONNECTION = 1000
+POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
+PING_S = 15.0  # between signs of life on a stream that has nothing to say
+
+JSON_TYPE = ("Content-Type", "application/json")
+STREAM_HEADERS = (
+    ("Content-Type", "text/event-stream"),
+    ("Cache-Control", "no-cache"),
+    ("X-Accel-Buffering", "no"),  # asks proxies to pass events on at once
+)
+
+
+class Server(ThreadingHTTPServer):
+    """Accepts connections, up to a cap, and knows how many requests are being served."""
+
+    daemon_threads = True
+    block_on_close = False
+    request_queue_size = 1024  # a backlog of 5 turns a burst of connects into time-outs
+    registry: Registry
+
+    def __init__(self, address: tuple[str, int], registry: Registry, log: Log) -> None:
+        """Listens at once. Raises OSError when the address cannot be bound."""
+        self.registry = registry
+        self.log = log
+        self.is_draining = False
+        self._n_active = 0
+        self._changed = threading.Condition()  # guards the count above
+        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        host, _ = address
+        self.allowed_hosts = wire.LOOPBACK_HOSTS | {f"[{host}]" if ":" in host else host}
+        if ":" in host:
+            self.address_family = socket.AF_INET6
+        super().__init__(address, Handler)
+
+    @property
+    def url(self) -> str:
+        """Where clients find this server."""
+        host, port = self.server_address[:2]
+        shown = f"[{host!s}]" if ":" in str(host) else str(host)
+        return f"http://{shown}:{port}"
+
+    def server_bind(self) -> None:
+        """Binds without asking a name server for our name, which can take seconds."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for the connection, or a refusal without one."""
+        if not self._places.acquire(blocking=False):
+            _refuse_connection(request)
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except RuntimeError:  # no thread can be started
+            self._places.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serves one connection; runs in its thread."""
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        """A connection that failed outside any request: one line, no traceback."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            self.log.line("error", f"connection failed: {error!r}")
+
+    def begin_request(self) -> None:
+        """Counts a request in. Raises Unavailable while the server drains."""
+        with self._changed:
+            if self.is_draining:
+                raise Unavailable("the server is stopping")
+            self._n_active += 1
+
+    def end_request(self) -> None:
+        """Counts a request out."""
+        with self._changed:
+            self._n_active -= 1
+            self._changed.notify_all()
+
+    def drain(self, timeout_s: float) -> None:
+        """Takes no more requests, and waits for those that run."""
+        self.shutdown()
+        with self._changed:
+            self.is_draining = True
+            self._changed.wait_for(lambda: self._n_active == 0, timeout_s)
+
+    def close(self) -> None:
+        """Gives the port back."""
+        self.server_close()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection. Reads heads strictly, in place of the parsing of its base class."""
+
+    server: Server
+
+    def setup(self) -> None:
+        """Called by the base class, before the first request."""
+        super().setup()
+        self._connection = Connection(self.request)
+        self._n_requests = 0
+
+    def handle_one_request(self) -> None:
+        """Called by the base class until `close_connection` is set."""
+        self.close_connection = True  # until a request has been read to its end
+        self._head: wire.Head | None = None
+        self._is_begun = False  # the status line is out
+        self._tally: Tally | None = None
+        self._status = 0
+        self._token = secrets.token_hex(12)
+        try:
+            data = self._connection.read_head(wire.MAX_HEAD_BYTES)
+            if data is None:
+                return
+            self._began_s = time.monotonic()
+            self._n_requests += 1
+            self._head = wire.parse_head(data)
+            self._answer_counted(self._head)
+        except ApiError as err:
+            self._refuse(err)
+        except TimeoutError:
+            self._refuse(RequestTimeout("the request did not arrive in time"))
+        except ConnectionError:
+            self._status = self._status or 499  # nginx's number for a client that left
+        except Exception as err:  # our mistake: the client gets a status, the log a name
+            self.server.log.line("error", f"{type(err).__name__}: {err}")
+            self._refuse(InternalError("the server made a mistake"))
+        self._log_request()
+
+    def _answer_counted(self, head: wire.Head) -> None:
+        self.server.begin_request()
+        try:
+            self._answer(head)
+        finally:
+            self.server.end_request()
+
+    # ---- checks and routes -----------------------------------------------------------------
+
+    def _answer(self, head: wire.Head) -> None:
+        wire.check_host(head, self.server.allowed_hosts)
+        wire.check_origin(head)
+        methods = self._route(head.path)
+        if head.method == "OPTIONS":
+            self._send_allowed(methods)
+            return
+        method = "GET" if head.method == "HEAD" else head.method
+        if method not in methods:
+            raise MethodNotAllowed(f"{head.path} takes {' and '.join(methods)}")
+        n_body = wire.body_length(head, MAX_BODY_BYTES)
+        if method == "POST":
+            wire.check_content_type(head)
+        if head.headers.get("expect"):
+            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self._body = self._connection.read_body(n_body)
+        is_last = self._n_requests >= MAX_REQUESTS_PER_CONNECTION
+        self.close_connection = is_last or not head.keep_alive
+        methods[method]()
+
+    def _route(self, path: str) -> dict[str, Callable[[], None]]:
+        """What each method does at a path. Raises NotFound."""
+        routes: dict[str, dict[str, Callable[[], None]]] = {
+            "/v1/models": {"GET": self._models},
+            "/v1/chat/completions": {"POST": self._chat},
+            "/v1/completions": {"POST": self._completions},
+            "/v1/embeddings": {"POST": self._embeddings},
+            "/health": {"GET": self._health},
+            "/log/stream": {"GET": self._log_stream},
+        }
+        if path in routes:
+            return routes[path]
+        if path.startswith("/v1/models/"):
+            return {"GET": self._model}
+        raise NotFound(f"there is nothing at {path}")
+
+    # ---- what the routes do ----------------------------------------------------------------
+
+    def _models(self) -> None:
+        rows = [model_object(model) for model in self.server.registry.models()]
+        self._send_json(200, openai_replies.model_list(rows))
+
+    def _model(self) -> None:
+        assert self._head is not None
+        name = self._head.path.removeprefix("/v1/models/")
+        self._send_json(200, model_object(self.server.registry.find(name)))
+
+    def _health(self) -> None:
+        supervisor = self.server.registry.models()[0].supervisor
+        if supervisor.ready:
+            self._send_json(200, {"status": "ready"})
+        elif supervisor.fault:
+            self._send_json(503, {"status": "failed", "reason": supervisor.fault})
+        else:
+            progress = round(supervisor.fraction_loaded, 3)
+            self._send_json(503, {"status": "loading", "progress": progress})
+
+    def _chat(self) -> None:
+        call = openai_requests.parse_chat(wire.parse_json(self._body))
+        self._serve(call, f"chatcmpl-{self._token}", openai_replies.ChatReply)
+
+    def _completions(self) -> None:
+        call = openai_requests.parse_completion(wire.parse_json(self._body))
+        self._serve(call, f"cmpl-{self._token}", openai_replies.CompletionReply)
+
+    def _embeddings(self) -> None:
+        call = openai_requests.parse_embeddings(wire.parse_json(self._body))
+        self._serve(call, f"embd-{self._token}", openai_replies.EmbeddingReply)
+
+    def _log_stream(self) -> None:
+        assert self._head is not None
+        query = urllib.parse.parse_qs(self._head.target.partition("?")[2])
+        source = query.get("source", ["model"])[0]
+        if source not in ("model", "server"):
+            raise BadRequest("source is model or server", param="source")
+        with self.server.log.subscription("model" if source == "model" else "server") as records:
+            self._begin_stream()
+            quiet_s = 0.0
+            while not (self.server.is_draining or self._connection.is_gone()):
+                try:
+                    self._write_event(wire.sse_event(wire.to_json(records.get(timeout=POLL_S))))
+                    quiet_s = 0.0
+                except Empty:
+                    quiet_s += POLL_S
+                if quiet_s >= PING_S:
+                    self._write_event(wire.sse_comment("ping"))
+                    quiet_s = 0.0
+            self._end_stream()
+
+    # ---- events to bytes -------------------------------------------------------------------
+
+    def _serve(self, call: Any, reply_id: str, reply_kind: Any) -> None:
+        with self.server.registry.acquire(call.model) as model:
+            tally = self._tally = Tally(self.server.log, model, reply_id)
+            answer = reply_kind(call, reply_id, model.name, int(time.time()))
+            reply = model.supervisor.submit(traced(call.request, tally.is_traced))
+            try:
+                if call.stream:
+                    self._stream(reply, tally, answer)
+                else:
+                    self._fold(reply, tally, answer)
+            finally:
+                reply.close()
+
+    def _stream(self, reply: Reply, tally: Tally, answer: Any) -> None:
+        """Server-sent events. The status is chosen by the first event, or by a long silence."""
+        last_write_s = time.monotonic()
+        try:
+            for event in self._events(reply, tally):
+                now = time.monotonic()
+                data = answer.sse(event) if event is not None else b""
+                if event is None and now - last_write_s >= PING_S:
+                    data = wire.sse_comment("waiting")
+                if data:
+                    self._begin_stream()
+                    self._write_event(data)
+                    last_write_s = now
+        except ApiError as err:
+            if not self._is_begun:
+                raise
+            self._status = err.status  # for the log; the client has had its 200
+            self.close_connection = True
+            self._write_event(wire.sse_event(wire.to_json(err.body())))
+            self._end_stream()
+            return
+        self._write_event(answer.sse_tail() + wire.SSE_DONE)
+        self._end_stream()
+
+    def _fold(self, reply: Reply, tally: Tally, answer: Any) -> None:
+        """One JSON object: the same events, put together."""
+        for event in self._events(reply, tally):
+            if event is not None:
+                answer.add(event)
+        self._send_json(200, answer.whole())
+
+    def _events(self, reply: Reply, tally: Tally) -> Iterator[ReplyEvent | None]:
+        """The events of a reply; None now and then while there are none.
+
+        Raises ConnectionAbortedError when the client is gone, ApiError when the request failed.
+        """
+        looked_s = time.monotonic()
+        while not reply.is_complete:
+            event = reply.next(POLL_S)
+            now = time.monotonic()
+            if now - looked_s >= POLL_S:
+                looked_s = now
+                if self._connection.is_gone():
+                    raise ConnectionAbortedError
+            if event is not None:
+                tally.add(event)
+            yield event
+
+    # ---- bytes to the client ---------------------------------------------------------------
+
+    def _send_json(self, status: int, body: Any) -> None:
+        self._send(status, wire.to_json(body), [JSON_TYPE])
+
+    def _send(self, status: int, data: bytes, headers: Iterable[tuple[str, str]]) -> None:
+        """A whole reply, in one write."""
+        has_body = self._head is None or self._head.method != "HEAD"
+        length = [("Content-Length", str(len(data)))]
+        self._write_head(status, [*headers, *length], data if has_body else b"")
+
+    def _send_allowed(self, methods: Iterable[str]) -> None:
+        allowed = ", ".join([*methods, "OPTIONS"])
+        headers = [
+            ("Allow", allowed),
+            ("Access-Control-Allow-Methods", allowed),
+            ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
+        ]
+        self._write_head(204, headers, b"")
+
+    def _write_head(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
+        self._is_begun, self._status = True, status
+        headers.append(("X-Request-Id", f"req-{self._token}"))
+        headers.append(("Connection", "close" if self.close_connection else "keep-alive"))
+        self._connection.write(wire.reply_head(status, headers) + data)
+
+    def _begin_stream(self) -> None:
+        """The head of a streamed reply, once. A client of HTTP/1.0 gets it without chunks."""
+        if self._is_begun:
+            return
+        assert self._head is not None
+        self._is_chunked = self._head.version >= (1, 1)
+        headers = list(STREAM_HEADERS)
+        if self._is_chunked:
+            headers.append(("Transfer-Encoding", "chunked"))
+        else:
+            self.close_connection = True
+        self._write_head(200, headers, b"")
+
+    def _write_event(self, data: bytes) -> None:
+        self._connection.write(wire.http_chunk(data) if self._is_chunked else data)
+
+    def _end_stream(self) -> None:
+        if self._is_chunked:
+            self._connection.write(wire.LAST_HTTP_CHUNK)
+
+    def _refuse(self, error: ApiError) -> None:
+        """An error as a whole reply. What the client still sends is not a next request."""
+        if self._is_begun:
+            self.close_connection = True
+            return
+        headers = [JSON_TYPE]
+        if error.retry_after_s is not None:
+            headers.append(("Retry-After", str(error.retry_after_s)))
+        elif error.status >= 500:
+            headers.append(("X-Should-Retry", "false"))  # OpenAI's clients heed it
+        if isinstance(error, MethodNotAllowed) and self._head is not None:
+            headers.append(("Allow", ", ".join(self._route(self._head.path))))
+        try:
+            self._send(error.status, wire.to_json(error.body()), headers)
+            if self.close_connection:
+                self._connection.linger()
+        except OSError:
+            self.close_connection = True
+
+    def _log_request(self) -> None:
+        head = self._head
+        what = f"{head.method} {head.path}" if head else "malformed request"
+        elapsed_ms = (time.monotonic() - self._began_s) * 1000
+        counts = self._tally.summary() if self._tally else ""
+        self.server.log.line("info", f"{what} {self._status} {elapsed_ms:.0f} ms{counts}")
+
+
+def model_object(model: ServedModel) -> dict[str, Any]:
+    """A model as GET /v1/models shows it."""
+    ready = model.supervisor.ready
+    return openai_replies.model_object(
+        name=model.name,
+        created=model.file.mtime,
+        context_length=ready.n_ctx if ready else None,
+        max_context_length=model.file.n_ctx_train,
+        type="embeddings" if model.file.embeds_only else "llm",
+        arch=model.file.architecture,
+        quantization=model.file.quantisation,
+    )
+
+
+def traced(request: Any, is_traced: bool) -> Any:
+    """The request, asking for its prompt when somebody watches."""
+    return replace(request, trace=True) if is_traced and hasattr(request, "trace") else request
+
+
+def _refuse_connection(sock: socket.socket) -> None:
+    """Tells a connection over the cap to come back; runs in the accepting thread, and briefly."""
+    body = wire.to_json(Unavailable("too many connections").body())
+    headers = [JSON_TYPE, ("Content-Length", str(len(body))), ("Retry-After", "1"),
+               ("Connection", "close")]  # fmt: skip
+    try:
+        sock.setblocking(False)
+        sock.send(wire.reply_head(503, headers) + body)
+    except OSError:
+        pass

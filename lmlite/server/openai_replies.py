@@ -1,0 +1,285 @@
+"""Events -> response JSON, field by field as OpenAI's schemas have it.
+
+A streamed answer is what `sse` makes of each event, and `sse_tail` at the end; an answer in
+one piece is the same events given to `add`, and then `whole`. Pure; knows no sockets.
+"""
+
+import base64
+import json
+import math
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmlite.errors import BadRequest
+from lmlite.messages import (
+    Chat,
+    Complete,
+    Delta,
+    Embedded,
+    Finished,
+    ReplyEvent,
+    Started,
+    TokenLogprob,
+)
+from lmlite.server import wire
+from lmlite.server.openai_requests import Call
+
+Json = dict[str, Any]
+
+NO_LOGPROB = -9999.0  # OpenAI's word for a probability of 0, as infinity is not JSON
+
+
+@dataclass
+class Usage:
+    """Tokens of a request. A prompt that several choices share counts once."""
+
+    n_choices_per_prompt: int
+    n_prompt: int = 0
+    n_cached: int = 0
+    n_completion: int = 0
+
+    def add(self, event: ReplyEvent) -> None:
+        """Counts what the event says."""
+        match event:
+            case Started() if event.index % self.n_choices_per_prompt == 0:
+                self.n_prompt += event.n_prompt
+                self.n_cached += event.n_cached
+            case Finished():
+                self.n_completion += event.n_completion
+
+    def as_json(self) -> Json:
+        """The `usage` object."""
+        return {
+            "prompt_tokens": self.n_prompt,
+            "completion_tokens": self.n_completion,
+            "total_tokens": self.n_prompt + self.n_completion,
+            "prompt_tokens_details": {"cached_tokens": self.n_cached},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+
+@dataclass
+class _Choice:
+    """One choice of an answer in one piece, as it grows."""
+
+    text: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str | None = None
+
+
+class CompletionReply:
+    """The answer to POST /v1/completions; ChatReply differs in the shape of a choice."""
+
+    object_whole = object_chunk = "text_completion"
+
+    def __init__(self, call: Call, reply_id: str, model: str, created: int) -> None:
+        assert isinstance(call.request, Chat | Complete)
+        self._envelope: Json = {"id": reply_id, "created": created, "model": model,
+                                "system_fingerprint": "lmlite"}  # fmt: skip
+        self._include_usage = call.include_usage
+        self._wants_logprobs = call.request.params.n_logprobs is not None
+        self._usage = Usage(call.request.n)
+        self._choices: dict[int, _Choice] = {}
+        self._n_characters: dict[int, int] = {}  # sent so far, by index, for text_offset
+        self._templates: dict[int, tuple[bytes, bytes]] = {}
+
+    # ---- in one piece ----------------------------------------------------------------------
+
+    def add(self, event: ReplyEvent) -> None:
+        """Takes the next event."""
+        self._usage.add(event)
+        match event:
+            case Started():
+                self._choices[event.index] = _Choice()
+            case Delta():
+                choice = self._choices[event.index]
+                choice.text.append(event.text)
+                choice.logprobs += event.logprobs
+            case Finished():
+                self._choices[event.index].finish_reason = event.reason
+
+    def whole(self) -> Json:
+        """The response object, after the last event."""
+        choices = [
+            self._whole_choice(index, "".join(choice.text), choice)
+            for index, choice in sorted(self._choices.items())
+        ]
+        usage = self._usage.as_json()
+        return self._envelope | {"object": self.object_whole, "choices": choices, "usage": usage}
+
+    def _whole_choice(self, index: int, text: str, choice: _Choice) -> Json:
+        logprobs = self._legacy_logprobs(index, choice.logprobs)
+        return {"index": index, "text": text, "logprobs": logprobs,
+                "finish_reason": choice.finish_reason}  # fmt: skip
+
+    # ---- streamed --------------------------------------------------------------------------
+
+    def sse(self, event: ReplyEvent) -> bytes:
+        """The bytes that an event becomes on a stream; b"" for none."""
+        if isinstance(event, Delta) and not self._wants_logprobs:
+            return self._text_chunk(event)
+        self._usage.add(event)
+        match event:
+            case Started():
+                return self._chunk(self._first_choice(event.index))
+            case Delta():
+                return self._chunk(self._delta_choice(event))
+            case Finished():
+                return self._chunk(self._last_choice(event))
+        return b""
+
+    def sse_tail(self) -> bytes:
+        """What follows the last event: the usage, if the client asked for it."""
+        if not self._include_usage:
+            return b""
+        chunk = {"object": self.object_chunk, "choices": [], "usage": self._usage.as_json()}
+        return wire.sse_event(wire.to_json(self._envelope | chunk))
+
+    def _text_chunk(self, event: Delta) -> bytes:
+        """The common case, many times a second: only the text differs from chunk to chunk."""
+        if event.index not in self._templates:
+            mark = "<text>"
+            chunk = self._chunk(self._delta_choice(Delta(event.id, event.index, mark)))
+            head, _, tail = chunk.partition(json.dumps(mark).encode())
+            self._templates[event.index] = (head, tail)
+        head, tail = self._templates[event.index]
+        return head + json.dumps(event.text, ensure_ascii=False).encode() + tail
+
+    def _chunk(self, choice: Json | None) -> bytes:
+        if choice is None:
+            return b""
+        chunk = self._envelope | {"object": self.object_chunk, "choices": [choice]}
+        if self._include_usage:
+            chunk["usage"] = None
+        return wire.sse_event(wire.to_json(chunk))
+
+    def _first_choice(self, _index: int) -> Json | None:
+        return None  # completions have no role to announce
+
+    def _delta_choice(self, event: Delta) -> Json:
+        logprobs = self._legacy_logprobs(event.index, event.logprobs)
+        return {"index": event.index, "text": event.text, "logprobs": logprobs,
+                "finish_reason": None}  # fmt: skip
+
+    def _last_choice(self, event: Finished) -> Json:
+        return {"index": event.index, "text": "", "logprobs": None,
+                "finish_reason": event.reason}  # fmt: skip
+
+    def _legacy_logprobs(self, index: int, entries: Iterable[TokenLogprob]) -> Json | None:
+        """Four parallel lists; offsets count characters of the choice's text, over all chunks."""
+        if not self._wants_logprobs:
+            return None
+        offset = self._n_characters.get(index, 0)
+        found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for entry in entries:
+            token = _text(entry.piece)
+            found["tokens"].append(token)
+            found["token_logprobs"].append(_finite(entry.logprob))
+            # Two pieces may print alike; reversed, so that the likelier one stays.
+            top = {_text(piece): _finite(value) for piece, value in reversed(entry.top)}
+            found["top_logprobs"].append(top if entry.logprob is not None else None)
+            found["text_offset"].append(offset)
+            offset += len(token)
+        self._n_characters[index] = offset
+        return found
+
+
+class ChatReply(CompletionReply):
+    """The answer to POST /v1/chat/completions."""
+
+    object_whole, object_chunk = "chat.completion", "chat.completion.chunk"
+
+    def _whole_choice(self, index: int, text: str, choice: _Choice) -> Json:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        logprobs = self._chat_logprobs(choice.logprobs)
+        return {"index": index, "message": message, "logprobs": logprobs,
+                "finish_reason": choice.finish_reason}  # fmt: skip
+
+    def _first_choice(self, index: int) -> Json | None:
+        # An empty text and not null: clients add deltas up without looking.
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def _delta_choice(self, event: Delta) -> Json:
+        logprobs = self._chat_logprobs(event.logprobs)
+        return {"index": event.index, "delta": {"content": event.text}, "logprobs": logprobs,
+                "finish_reason": None}  # fmt: skip
+
+    def _last_choice(self, event: Finished) -> Json:
+        return {"index": event.index, "delta": {}, "logprobs": None,
+                "finish_reason": event.reason}  # fmt: skip
+
+    def _chat_logprobs(self, entries: Iterable[TokenLogprob]) -> Json | None:
+        if not self._wants_logprobs:
+            return None
+        content = [
+            _chat_token(entry.piece, entry.logprob)
+            | {"top_logprobs": [_chat_token(piece, value) for piece, value in entry.top]}
+            for entry in entries
+        ]
+        return {"content": content, "refusal": None}
+
+
+class EmbeddingReply:
+    """The answer to POST /v1/embeddings; there is no streamed one."""
+
+    def __init__(self, call: Call, _reply_id: str, model: str, _created: int) -> None:
+        self._call, self._model = call, model
+        self._rows: dict[int, Embedded] = {}
+
+    def add(self, event: ReplyEvent) -> None:
+        """Takes the next event."""
+        if isinstance(event, Embedded):
+            self._rows[event.index] = event
+
+    def whole(self) -> Json:
+        """The response object. Raises BadRequest for more dimensions than the model has."""
+        rows = [event for _, event in sorted(self._rows.items())]
+        n_prompt = sum(event.n_prompt for event in rows)
+        return {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": event.index, "embedding": self._vector(event)}
+                for event in rows
+            ],
+            "model": self._model,
+            "usage": {"prompt_tokens": n_prompt, "total_tokens": n_prompt},
+        }
+
+    def _vector(self, event: Embedded) -> str | list[float]:
+        vector = array("f", event.vector)
+        n = self._call.dimensions
+        if n is not None:
+            if n > len(vector):
+                raise BadRequest(f"the model has {len(vector)} dimensions", param="dimensions")
+            length = math.hypot(*vector[:n]) or 1.0
+            vector = array("f", (x / length for x in vector[:n]))
+        if self._call.encoding_format == "base64":
+            return base64.b64encode(vector.tobytes()).decode("ascii")
+        return vector.tolist()
+
+
+def model_object(name: str, created: int, **facts: Any) -> Json:
+    """A model as GET /v1/models shows it; clients ignore facts that they do not know."""
+    return {"id": name, "object": "model", "created": created, "owned_by": "lmlite"} | facts
+
+
+def model_list(models: list[Json]) -> Json:
+    """The answer to GET /v1/models."""
+    return {"object": "list", "data": models}
+
+
+def _text(piece: bytes) -> str:
+    return piece.decode("utf-8", "replace")
+
+
+def _finite(logprob: float | None) -> float | None:
+    return logprob if logprob is None or math.isfinite(logprob) else NO_LOGPROB
+
+
+def _chat_token(piece: bytes, logprob: float | None) -> Json:
+    # The bytes let a client put characters together that several tokens share.
+    value = NO_LOGPROB if logprob is None else _finite(logprob)
+    return {"token": _text(piece), "logprob": value, "bytes": list(piece)}

@@ -1,0 +1,51 @@
+"""Known models: their names, and whose worker answers for a name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmlite.errors import ModelNotFound
+from lmlite.gguf import ModelFile
+from lmlite.server.supervisor import Supervisor
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model file, the name that clients call it by, and its worker."""
+
+    name: str
+    file: ModelFile
+    supervisor: Supervisor
+
+
+class Registry:
+    """The models that this server answers for."""
+
+    def __init__(self, models: list[ServedModel]) -> None:
+        self._models = models
+
+    def models(self) -> list[ServedModel]:
+        """All of them, in the order in which they are listed."""
+        return list(self._models)
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of this name, or of its file's; the only one for None.
+
+        Raises ModelNotFound.
+        """
+        for model in self._models:
+            if name in (None, model.name, Path(model.file.path).name):
+                return model
+        known = ", ".join(model.name for model in self._models)
+        raise ModelNotFound(f"there is no model '{name}'; this server has: {known}", param="model")
+
+    @contextmanager
+    def acquire(self, name: str | None) -> Iterator[ServedModel]:
+        """Lends a model for one request. Raises ModelNotFound."""
+        yield self.find(name)
+
+    def close(self) -> None:
+        """Stops every worker."""
+        for model in self._models:
+            model.supervisor.stop()

@@ -1,0 +1,279 @@
+"""Bytes of HTTP heads and chunks, of SSE events and of JSON; pure functions, no sockets.
+
+Reading is strict, after RFC 9112: what another parser might read differently is refused, so
+that no two parties along the way disagree about where a request ends. Every refusal is an
+ApiError with the right status. Writing is one `bytes` per message, for one write.
+"""
+
+import json
+import math
+import re
+import urllib.parse
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, NoReturn
+
+from lmlite.errors import (
+    BadRequest,
+    BodyTooLarge,
+    ExpectationFailed,
+    Forbidden,
+    HeadTooLarge,
+    LengthRequired,
+    UnsupportedMediaType,
+    VersionNotSupported,
+)
+
+MAX_REQUEST_LINE_BYTES = 4 << 10
+MAX_HEAD_BYTES = 16 << 10  # OpenAI's clients send less than 1.5 KiB
+MAX_HEADERS = 64
+MAX_STRUCTURE = 500_000  # brackets and commas of a body: each may become a Python object
+LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+_TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_HOST = re.compile(r"(?P<name>[A-Za-z0-9.\-_]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_CONTENT_TYPE = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
+# Headers that may come once only, since readers differ on which of two counts.
+_SINGLE = {"host", "content-length", "content-type", "transfer-encoding", "authorization"}
+
+
+# ---- reading a head ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Head:
+    """The request line and headers of one request."""
+
+    method: str
+    target: str
+    version: tuple[int, int]
+    headers: dict[str, str]  # names in lower case; values of repeated ones joined by commas
+
+    @property
+    def path(self) -> str:
+        """The target without its query, percent-decoded."""
+        return urllib.parse.unquote(self.target.partition("?")[0], errors="replace")
+
+    @property
+    def keep_alive(self) -> bool:
+        """Whether the client means to send another request on this connection."""
+        options = {word.strip() for word in self.headers.get("connection", "").lower().split(",")}
+        if self.version >= (1, 1):
+            return "close" not in options
+        return "keep-alive" in options
+
+
+def parse_head(data: bytes) -> Head:
+    """The head in `data`, which ends with the empty line. Raises an ApiError for any other."""
+    if len(data) > MAX_HEAD_BYTES:
+        raise HeadTooLarge(f"the request's head is over {MAX_HEAD_BYTES:,} bytes")
+    if not data.endswith(b"\r\n\r\n"):
+        raise BadRequest("the request's head does not end")
+    text = data[:-4].decode("latin-1")
+    lines = text.split("\r\n")
+    if any(_has_control_character(line) for line in lines):
+        raise BadRequest("the request's head has a control character or a bare line break")
+    method, target, version = _parse_request_line(lines[0])
+    headers = _parse_headers(lines[1:])
+    if version >= (1, 1) and "host" not in headers:
+        raise BadRequest("the request has no Host header")
+    return Head(method, target, version, headers)
+
+
+def _has_control_character(line: str) -> bool:
+    return any((c < " " and c != "\t") or c == "\x7f" for c in line)
+
+
+def _parse_request_line(line: str) -> tuple[str, str, tuple[int, int]]:
+    if len(line) > MAX_REQUEST_LINE_BYTES:
+        raise HeadTooLarge(f"the request line is over {MAX_REQUEST_LINE_BYTES:,} bytes")
+    parts = line.split(" ")
+    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]):
+        raise BadRequest("the request line is not: METHOD TARGET HTTP/1.1")
+    method, target, version = parts
+    if not re.fullmatch(r"HTTP/[0-9]\.[0-9]", version):
+        raise BadRequest("the request line is not: METHOD TARGET HTTP/1.1")
+    if version not in ("HTTP/1.0", "HTTP/1.1"):
+        raise VersionNotSupported("this server speaks HTTP/1.0 and HTTP/1.1")
+    if not (target.startswith("/") or (target == "*" and method == "OPTIONS")):
+        raise BadRequest("the request's target is not a path")
+    if not target.isascii() or "\t" in target or "#" in target:
+        raise BadRequest("the request's target has a character that must be percent-encoded")
+    return method, target, (int(version[5]), int(version[7]))
+
+
+def _parse_headers(lines: list[str]) -> dict[str, str]:
+    if len(lines) > MAX_HEADERS:
+        raise HeadTooLarge(f"the request has over {MAX_HEADERS} headers")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        # Also refuses a space before the colon, and a line that continues the one before it.
+        if not colon or not _TOKEN.fullmatch(name):
+            raise BadRequest("a header is not: Name: value")
+        name, value = name.lower(), value.strip(" \t")
+        if name in headers:
+            if name in _SINGLE:
+                raise BadRequest(f"the request has two {name} headers")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
+    return headers
+
+
+# ---- what a head says of its body, and of where it comes from ------------------------------
+
+
+def body_length(head: Head, max_bytes: int) -> int:
+    """Bytes of body that follow the head, 0 for none. Raises an ApiError for what is refused."""
+    if "transfer-encoding" in head.headers:
+        raise LengthRequired("send the body with a Content-Length, not in chunks")
+    if head.headers.get("content-encoding", "identity").lower() != "identity":
+        raise UnsupportedMediaType("send the body as it is, not compressed")
+    length = head.headers.get("content-length")
+    if length is None:
+        if head.method in ("POST", "PUT", "PATCH"):
+            raise LengthRequired("the request has no Content-Length")
+        return 0
+    if not (length.isascii() and length.isdigit() and len(length) < 20):
+        raise BadRequest("Content-Length is not a number")
+    if int(length) > max_bytes:
+        raise BodyTooLarge(f"the body is over {max_bytes:,} bytes")
+    if head.headers.get("expect", "100-continue").lower() != "100-continue":
+        raise ExpectationFailed("the only expectation that this server knows is 100-continue")
+    return int(length)
+
+
+def check_content_type(head: Head) -> None:
+    """Raises UnsupportedMediaType unless the body is JSON in UTF-8.
+
+    A web page can send any other type to any server without asking first.
+    """
+    if not _CONTENT_TYPE.fullmatch(head.headers.get("content-type", "").strip()):
+        raise UnsupportedMediaType("the Content-Type must be application/json")
+
+
+def check_host(head: Head, allowed: frozenset[str]) -> None:
+    """Raises Forbidden for a Host that is not ours: a page whose name leads here is no friend."""
+    host = head.headers.get("host")
+    if host is None:
+        return  # HTTP/1.0, which no browser speaks
+    match = _HOST.fullmatch(host)
+    if match is None:
+        raise BadRequest("the Host header is malformed")
+    if match["name"].lower() not in allowed:
+        raise Forbidden(f"this server is not called {match['name']}")
+
+
+def check_origin(head: Head) -> None:
+    """Raises Forbidden for a request that a web page of another host makes."""
+    origin = head.headers.get("origin")
+    if origin is not None:
+        match = re.fullmatch(rf"https?://{_HOST.pattern}", origin)
+        if match is None or match["name"].lower() not in LOOPBACK_HOSTS:
+            raise Forbidden("requests from web pages of other hosts are refused")
+    elif head.headers.get("sec-fetch-site") == "cross-site":
+        raise Forbidden("requests from web pages of other hosts are refused")
+
+
+# ---- JSON ----------------------------------------------------------------------------------
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """The JSON object in a request's body, with finite numbers and whole characters only.
+
+    Raises BadRequest. Bounded by the body's size and by its structure: a megabyte of brackets
+    would otherwise cost twenty megabytes and hold up every other thread.
+    """
+    if sum(map(body.count, (b"[", b"{", b","))) > MAX_STRUCTURE:
+        raise BadRequest(f"the body has more than {MAX_STRUCTURE:,} values")
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadRequest("the body is not valid UTF-8") from None
+    try:
+        value = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_object,
+        )
+    except RecursionError:
+        raise BadRequest("the body is nested too deeply") from None
+    except json.JSONDecodeError as err:
+        raise BadRequest(f"the body is not valid JSON: {err}") from None
+    except ValueError:  # Python's bound on the digits of an integer
+        raise BadRequest("the body has a number of too many digits") from None
+    if type(value) is not dict:
+        raise BadRequest("the body is not a JSON object")
+    if "\\ud" in text or "\\uD" in text:
+        _check_surrogates(value)
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise BadRequest(f"{name} is not a JSON number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise BadRequest("the body has a number that is too large")
+    return number
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise BadRequest("the body has an object with the same key twice")
+    return found
+
+
+def _check_surrogates(value: Any) -> None:
+    """Half of a surrogate pair is no character: it could not be sent on as UTF-8."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise BadRequest("the body has half of a surrogate pair, which is no character") from None
+
+
+def to_json(value: Any) -> bytes:
+    """Compact JSON in UTF-8. Raises ValueError for NaN and infinity, which are not JSON."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+# ---- server-sent events --------------------------------------------------------------------
+
+SSE_DONE = b"data: [DONE]\n\n"
+
+
+def sse_event(payload: bytes) -> bytes:
+    """An event whose data is one line of JSON."""
+    return b"data: %b\n\n" % payload
+
+
+def sse_comment(text: str) -> bytes:
+    """A line that clients skip; it shows proxies and time-outs that somebody is there."""
+    assert "\n" not in text, "a line break would end the comment"
+    return f": {text}\n\n".encode()
+
+
+# ---- writing replies -----------------------------------------------------------------------
+
+LAST_HTTP_CHUNK = b"0\r\n\r\n"
+
+
+def http_chunk(data: bytes) -> bytes:
+    """A chunk of a chunked body."""
+    assert data, "an empty chunk would end the body"
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def reply_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
+    """Status line and headers. Raises ValueError for a value that would break out of its line."""
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Server: lmlite"]
+    for name, value in headers:
+        if not value.isprintable():
+            raise ValueError(f"header {name} has a control character")
+        lines.append(f"{name}: {value}")
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
