@@ -1,0 +1,1 @@
+"""The tests of lmlite; `make test` runs them."""

@@ -1,0 +1,161 @@
+"""LM Studio's own examples with the real OpenAI clients: Python, JavaScript, curl. `make clients`
+
+Nothing of the examples is changed but the base URL and the model. The Python package is in the
+environment that `make clients` made; the JavaScript one is fetched beside it by npm.
+"""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from openai import NotFoundError, OpenAI
+
+from tests.server_process import REPOSITORY, RunningServer
+
+NODE_FOLDER = REPOSITORY / ".venv" / "clients" / "node"
+NODE_PACKAGE = "openai@7.57.0"
+
+JAVASCRIPT = """
+import OpenAI from 'openai';
+const client = new OpenAI({ baseURL: process.argv[2] + '/v1', apiKey: 'lm-studio' });
+const model = process.argv[3];
+const messages = [
+  { role: 'system', content: 'Always answer in rhymes.' },
+  { role: 'user', content: 'Introduce yourself.' },
+];
+const whole = await client.chat.completions.create({ model, messages, temperature: 0 });
+const stream = await client.chat.completions.create({
+  model, messages, temperature: 0, stream: true, stream_options: { include_usage: true },
+});
+let text = '', usage = null;
+for await (const chunk of stream) {
+  text += chunk.choices[0]?.delta?.content ?? '';
+  usage = chunk.usage ?? usage;
+}
+const embedding = await client.embeddings.create({ model, input: ['Once upon a time.'] });
+const legacy = await client.completions.create({ model, prompt: 'Once', max_tokens: 3 });
+const models = await client.models.list();
+let status = 0;
+try {
+  await client.chat.completions.create({ model: 'no-such-model', messages });
+} catch (error) {
+  status = error.status;
+}
+console.log(JSON.stringify({
+  content: whole.choices[0].message.content, text, usage: usage.total_tokens,
+  whole_usage: whole.usage.total_tokens, n_embd: embedding.data[0].embedding.length,
+  legacy: legacy.choices[0].finish_reason, models: models.data.map((m) => m.id), status,
+}));
+"""
+
+
+def python_examples(server: RunningServer) -> str:
+    """The examples of LM Studio's page; the answer."""
+    client = OpenAI(base_url=f"{server.url}/v1", api_key="lm-studio")
+    completion = client.chat.completions.create(
+        model=server.model,
+        messages=[
+            {"role": "system", "content": "Always answer in rhymes."},
+            {"role": "user", "content": "Introduce yourself."},
+        ],
+        temperature=0.7,
+    )
+    print(completion.choices[0].message)
+    assert completion.choices[0].message.content
+    assert completion.usage is not None
+
+    def get_embedding(text: str, model: str) -> list[float]:
+        text = text.replace("\n", " ")
+        vector: list[float] = client.embeddings.create(input=[text], model=model).data[0].embedding
+        return vector
+
+    vector = get_embedding("Once upon a time, there was a cat.", server.model)
+    assert abs(sum(x * x for x in vector) - 1) < 1e-4
+    assert [model.id for model in client.models.list()] == [server.model]
+    assert client.models.retrieve(server.model).id == server.model
+    text = client.completions.create(model=server.model, prompt="Once", max_tokens=3)
+    assert text.usage is not None
+    try:
+        client.chat.completions.create(model="no-such-model", messages=[])
+        raise AssertionError("an unknown model was accepted")
+    except NotFoundError as err:
+        assert err.code == "model_not_found"
+        assert err.request_id
+    return streamed(client, server.model)
+
+
+def streamed(client: OpenAI, model: str) -> str:
+    """A streamed answer, put together, that equals the whole one."""
+    ask = [{"role": "user", "content": "Introduce yourself."}]
+    whole = client.chat.completions.create(model=model, messages=ask, temperature=0)
+    chunks = client.chat.completions.create(
+        model=model,
+        messages=ask,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    text, usage = "", None
+    for chunk in chunks:
+        usage = chunk.usage or usage
+        text += (chunk.choices[0].delta.content or "") if chunk.choices else ""
+    assert text == whole.choices[0].message.content
+    assert usage is not None and usage == whole.usage
+    return text
+
+
+def curl_example(server: RunningServer) -> str:
+    """The curl lines of LM Studio's page."""
+    body = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": "Say this is a test!"}],
+        "temperature": 0.7,
+    }
+    command = ["curl", "--silent", "--fail", f"{server.url}/v1/chat/completions",
+               "-H", "Content-Type: application/json", "-d", json.dumps(body)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, check=True)
+    models = subprocess.run(
+        ["curl", "--silent", "--fail", f"{server.url}/v1/models"], capture_output=True, check=True
+    )
+    assert json.loads(models.stdout)["data"][0]["id"] == server.model
+    return str(json.loads(done.stdout)["choices"][0]["message"]["content"])
+
+
+def javascript_examples(server: RunningServer) -> str:
+    """The same with OpenAI's JavaScript client."""
+    script = NODE_FOLDER / "example.mjs"
+    if not (NODE_FOLDER / "node_modules" / "openai").is_dir():
+        NODE_FOLDER.mkdir(parents=True, exist_ok=True)
+        install = ["npm", "install", "--silent", "--no-audit", "--no-fund", NODE_PACKAGE]
+        subprocess.run(install, cwd=NODE_FOLDER, check=True)
+    script.write_text(JAVASCRIPT)
+    done = subprocess.run(
+        ["node", str(script), server.url, server.model], capture_output=True, check=True
+    )
+    result = json.loads(done.stdout)
+    assert result["content"] == result["text"]
+    assert result["usage"] == result["whole_usage"]
+    assert (result["legacy"], result["models"], result["status"]) == ("length", [server.model], 404)
+    assert result["n_embd"] > 0
+    return str(result["content"])
+
+
+def main(arguments: list[str]) -> None:
+    """Runs every client against a server of its own; a model file may be named."""
+    with RunningServer(*arguments) as server:
+        print(f"Python:     {python_examples(server)}")
+        if shutil.which("curl"):
+            print(f"curl:       {curl_example(server)}")
+        else:
+            print("curl:       not installed, left out")
+        if shutil.which("npm") and shutil.which("node"):
+            print(f"JavaScript: {javascript_examples(server)}")
+        else:
+            print("JavaScript: Node.js is not installed, left out")
+    print("all clients got their answers")
+
+
+if __name__ == "__main__":
+    main([str(Path(argument).resolve()) for argument in sys.argv[1:]])

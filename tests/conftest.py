@@ -1,0 +1,69 @@
+"""What several test files need: the library, models, and the pinned source tree."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.worker import capi
+from lmlite.worker.llama import Model
+
+REPOSITORY = Path(__file__).parent.parent
+SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
+DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "lmlite-default.gguf"
+
+
+@pytest.fixture(scope="session")
+def lib() -> Any:
+    """The native library; its absence fails the tests that need it: `make test` builds it."""
+    lib = capi.load()
+    lib.lml_log_level(capi.LOG_LEVELS["error"])
+    lib.llama_backend_init()
+    return lib
+
+
+@pytest.fixture(scope="session")
+def llama_cpp() -> Path:
+    """The pinned source tree of llama.cpp."""
+    tree = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
+    if not (tree / "models").is_dir():
+        pytest.skip("needs the source tree of llama.cpp, which `make native` fetches")
+    return tree
+
+
+def shared_model(name: str) -> Path:
+    """A real model that lies beside the repository, or a skip."""
+    path = SHARED_MODELS / name
+    if not path.is_file():
+        pytest.skip(f"needs the model {name}, which is not part of the repository")
+    return path
+
+
+@pytest.fixture(scope="session")
+def trial_path() -> Path:
+    """A small trained chat model."""
+    return shared_model("chat-trial.gguf")
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> Path:
+    """The embedding model all-MiniLM-L6-v2."""
+    return shared_model("all-minilm-l6-v2-q8_0.gguf")
+
+
+@pytest.fixture(scope="session")
+def default_model(lib: Any) -> Iterator[Model]:
+    """The embedded model."""
+    model = Model(lib, str(DEFAULT_MODEL))
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def trial(lib: Any, trial_path: Path) -> Iterator[Model]:
+    """The small trained chat model, loaded."""
+    model = Model(lib, str(trial_path))
+    yield model
+    model.close()

@@ -1,0 +1,75 @@
+"""A worker without a model: speaks the frames, and does what the last message says.
+
+"echo TEXT" answers in one delta per word, "die SIGNAL" ends by that signal, "garbage" breaks
+the format, "hang" answers nothing, "refuse" is a BadRequest. Started with the argument
+"crash" it ends before it is ready, with "broken" it says that the model cannot be loaded.
+"""
+
+import os
+import signal
+import sys
+from typing import Any
+
+from lmlite import frames
+from lmlite.messages import (
+    Cancel,
+    Chat,
+    Delta,
+    Event,
+    Failed,
+    Finished,
+    LoadFailed,
+    Prompted,
+    Ready,
+    Request,
+    Started,
+)
+
+
+def send(event: Event) -> None:
+    sys.stdout.buffer.write(frames.encode(event))
+    sys.stdout.buffer.flush()
+
+
+def answer(chat: Chat) -> None:
+    verb, _, rest = chat.messages[-1].content.partition(" ")
+    if verb == "die":
+        send(Started(chat.id, 0, 3, 0))
+        send(Delta(chat.id, 0, "dying"))
+        os.kill(os.getpid(), getattr(signal, rest))
+    if verb == "garbage":
+        os.write(1, b"\x00\x00\x00\x05hello")
+    if verb == "refuse":
+        send(Failed(chat.id, "BadRequest", "refused", "messages"))
+    if verb != "echo":
+        return
+    if chat.trace:
+        send(Prompted(chat.id, 0, f"prompt of {rest}"))
+    for index in range(chat.n):
+        send(Started(chat.id, index, 3, 1))
+        words = rest.split(" ")
+        for i, word in enumerate(words):
+            send(Delta(chat.id, index, word if i == 0 else f" {word}"))
+        send(Finished(chat.id, index, "stop", len(words) + 1))
+
+
+def main(mode: str) -> None:
+    load: Any = frames.read(sys.stdin.buffer, Request)
+    if mode == "crash":
+        print("GGML_ASSERT(nothing works) failed", file=sys.stderr, flush=True)
+        os.kill(os.getpid(), signal.SIGABRT)
+    if mode == "broken":
+        send(LoadFailed(f"llama.cpp cannot load {load.model_path}"))
+        return
+    send(Ready(512, 1000, 64, 4, 1, 0, True))
+    cancelled = []
+    while (request := frames.read(sys.stdin.buffer, Request)) is not None:
+        if isinstance(request, Cancel):
+            cancelled.append(request.id)
+            print(f"cancelled {request.id}", file=sys.stderr, flush=True)
+        elif isinstance(request, Chat):
+            answer(request)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else "")

@@ -1,0 +1,280 @@
+"""The engine: batched equals alone, reuse equals fresh, and every request ends exactly once."""
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from lmlite.messages import Delta, Failed, Finished, ReplyEvent, SamplingParams, Started
+from lmlite.worker import capi
+from lmlite.worker.embedder import Embedder, Input
+from lmlite.worker.engine import Engine, Sequence
+from lmlite.worker.llama import Context, LlamaError, Model
+
+GREEDY = SamplingParams(temperature=0)
+DEADLINE_S = 60.0
+
+
+class Run:
+    """An engine in its thread, and what it emitted."""
+
+    def __init__(self, model: Model, n_ctx: int = 1024, n_parallel: int = 4) -> None:
+        self.model = model
+        self.context = Context(model, n_ctx=n_ctx, n_batch=64, n_seq_max=n_parallel, n_threads=2)
+        self.events: queue.SimpleQueue[ReplyEvent] = queue.SimpleQueue()
+        self.embedder = Embedder(self._embedding_context)
+        self.engine = Engine(
+            model, self.context, self.embedder, n_parallel=n_parallel, emit=self._emit
+        )
+        self.thread = threading.Thread(target=self.engine.run)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.engine.stop()
+        self.thread.join()
+        self.embedder.close()
+        self.context.close()
+
+    def submit(self, request_id: int, prompt: str, params: SamplingParams = GREEDY) -> None:
+        self.engine.submit([self.sequence(request_id, prompt, params)])
+
+    def sequence(self, request_id: int, prompt: str, params: SamplingParams) -> Sequence:
+        tokens = self.model.vocab.tokenize(prompt, add_special=True, parse_special=True)
+        return Sequence(request_id, 0, tokens, params, params.seed or 0, params.stop)
+
+    def until_finished(self, n: int) -> dict[int, list[ReplyEvent]]:
+        """Events by request, until n requests have ended."""
+        by_request: dict[int, list[ReplyEvent]] = {}
+        while n:
+            event = self.events.get(timeout=DEADLINE_S)
+            by_request.setdefault(event.id, []).append(event)
+            n -= isinstance(event, Finished | Failed)
+        return by_request
+
+    def text(self, prompt: str, params: SamplingParams = GREEDY) -> str:
+        self.submit(1, prompt, params)
+        return joined(self.until_finished(1)[1])
+
+    def _emit(self, events: list[ReplyEvent]) -> None:
+        for event in events:
+            self.events.put(event)
+
+    def _embedding_context(self) -> Context:
+        return Context(
+            self.model, n_ctx=256, n_batch=64, n_seq_max=64, n_threads=1,
+            pooling_type=capi.POOLING_TYPE_MEAN,
+        )  # fmt: skip
+
+
+def joined(events: list[ReplyEvent]) -> str:
+    return "".join(event.text for event in events if isinstance(event, Delta))
+
+
+def finish(events: list[ReplyEvent]) -> Finished:
+    (last,) = [event for event in events if isinstance(event, Finished)]
+    return last
+
+
+def asked(question: str) -> str:
+    return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+
+
+PROMPTS = [asked(q) for q in ("Say: red", "Say: blue green", "Count from 2 to 9", "What is 3 + 4?",
+                              "Hello", "Say: one two three", "Count from 5 to 20", "Hi")]  # fmt: skip
+
+
+@pytest.fixture
+def run(trial: Model) -> Iterator[Run]:
+    made = Run(trial)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def small(trial: Model) -> Iterator[Run]:
+    """Memory for 256 tokens in all."""
+    made = Run(trial, n_ctx=256)
+    yield made
+    made.close()
+
+
+def test_together_each_prompt_gets_the_text_that_it_gets_alone(run: Run) -> None:
+    alone = [run.text(prompt) for prompt in PROMPTS]
+    assert len(set(alone)) > 3
+    for i, prompt in enumerate(PROMPTS):
+        run.submit(100 + i, prompt)
+    together = run.until_finished(len(PROMPTS))
+    assert [joined(together[100 + i]) for i in range(len(PROMPTS))] == alone
+
+
+def test_a_known_prompt_is_reused_but_for_its_last_token_and_gives_the_same(run: Run) -> None:
+    run.submit(1, PROMPTS[2])
+    fresh = run.until_finished(1)[1]
+    run.submit(2, PROMPTS[2])
+    again = run.until_finished(1)[2]
+    assert isinstance(fresh[0], Started)
+    assert isinstance(again[0], Started)
+    assert (fresh[0].n_cached, again[0].n_cached) == (0, fresh[0].n_prompt - 1)
+    assert joined(again) == joined(fresh)
+
+
+def test_a_prompt_longer_than_a_batch_equals_the_same_prompt_in_pieces(run: Run) -> None:
+    long = "".join(f"<|im_start|>user\nSay: word {i}<|im_end|>\n" for i in range(20))
+    fresh = run.text(long + asked("Say: red"))
+    run.text(long)
+    assert run.text(long + asked("Say: red")) == fresh
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another(run: Run) -> None:
+    def sampled(seed: int) -> str:
+        params = SamplingParams(
+            temperature=1.5, top_k=0, top_p=1, min_p=0, seed=seed, max_tokens=20
+        )
+        return run.text(asked("Tell a story."), params)
+
+    texts = [sampled(seed) for seed in (1, 1, 2, 2)]
+    assert texts[0] == texts[1]
+    assert texts[2] == texts[3]
+    assert texts[0] != texts[2]
+
+
+def test_max_tokens_ends_with_length_after_exactly_so_many(run: Run) -> None:
+    run.submit(1, asked("Count from 1 to 40"), SamplingParams(temperature=0, max_tokens=5))
+    end = finish(run.until_finished(1)[1])
+    assert (end.reason, end.n_completion, end.cause) == ("length", 5, "max_tokens")
+
+
+def test_max_tokens_zero_generates_nothing(run: Run) -> None:
+    run.submit(1, asked("Hello"), SamplingParams(max_tokens=0))
+    events = run.until_finished(1)[1]
+    assert [type(event) for event in events] == [Started, Finished]
+    assert finish(events).n_completion == 0
+
+
+def test_more_requests_than_lanes_all_end_once_in_order_of_arrival(run: Run) -> None:
+    for i in range(12):
+        run.submit(i, PROMPTS[i % len(PROMPTS)])
+    by_request = run.until_finished(12)
+    assert sorted(by_request) == list(range(12))
+    for events in by_request.values():
+        assert isinstance(events[0], Started)
+        assert sum(isinstance(event, Finished) for event in events) == 1
+
+
+def test_a_full_memory_puts_the_youngest_back_and_changes_no_text(trial: Model) -> None:
+    params = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)), max_tokens=90)
+    prompts = [asked(f"Count from {i} to 60") for i in (1, 2, 3)]
+    roomy = Run(trial, n_ctx=2048)
+    expected = [roomy.text(prompt, params) for prompt in prompts]
+    roomy.close()
+    tight = Run(trial, n_ctx=256)
+    for i, prompt in enumerate(prompts):
+        tight.submit(i, prompt, params)
+    by_request = tight.until_finished(len(prompts))
+    tight.close()
+    assert [joined(by_request[i]) for i in range(len(prompts))] == expected
+    for events in by_request.values():
+        assert sum(isinstance(event, Started) for event in events) == 1
+        assert finish(events).n_completion == 90
+
+
+def test_a_context_that_fills_ends_with_length(small: Run) -> None:
+    endless = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)))
+    small.submit(1, asked("Hello"), endless)
+    events = small.until_finished(1)[1]
+    assert isinstance(events[0], Started)
+    end = finish(events)
+    assert (end.reason, end.cause) == ("length", "context_full")
+    assert events[0].n_prompt + end.n_completion == small.context.n_ctx_seq == 256
+
+
+def test_a_cancelled_request_leaves_its_place_to_the_next(run: Run) -> None:
+    endless = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)))
+    for i in range(4):
+        run.submit(i, PROMPTS[i], endless)
+    run.submit(9, PROMPTS[4])
+    for i in range(4):
+        run.engine.cancel(i)
+    by_request = run.until_finished(1)
+    assert finish(by_request[9]).reason == "stop"
+    for i in range(4):
+        assert not any(isinstance(event, Finished) for event in by_request.get(i, []))
+
+
+def test_a_waiting_request_can_be_cancelled(run: Run) -> None:
+    slow = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)), max_tokens=100)
+    for i in range(4):
+        run.submit(i, PROMPTS[i], slow)
+    run.submit(8, PROMPTS[4])
+    run.engine.cancel(8)
+    run.submit(9, PROMPTS[5])
+    assert 8 not in run.until_finished(5)
+
+
+def test_a_failing_step_fails_its_requests_and_the_loop_lives_on(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = run.text(PROMPTS[0])
+
+    def broken(_batch: Any) -> bool:
+        monkeypatch.undo()
+        raise LlamaError("llama_decode failed with code -3")
+
+    monkeypatch.setattr(run.context, "decode", broken)
+    run.submit(5, PROMPTS[0])
+    failed = run.until_finished(1)[5][-1]
+    assert failed == Failed(5, "InternalError", "llama_decode failed with code -3")
+    assert run.text(PROMPTS[0]) == expected
+
+
+def test_logprobs_of_a_greedy_token_are_the_best_of_their_row(run: Run) -> None:
+    run.submit(1, PROMPTS[1], SamplingParams(temperature=0, n_logprobs=3))
+    deltas = [event for event in run.until_finished(1)[1] if isinstance(event, Delta)]
+    entries = [entry for delta in deltas for entry in delta.logprobs]
+    assert b"".join(entry.piece for entry in entries).decode() == joined(list(deltas))
+    for entry in entries:
+        assert len(entry.top) == 3
+        assert entry.top[0] == (entry.piece, entry.logprob)
+
+
+def test_prompt_logprobs_do_not_depend_on_how_the_prompt_is_cut(run: Run) -> None:
+    params = SamplingParams(temperature=0, n_logprobs=0, max_tokens=0)
+    text = " ".join(f"word {i}" for i in range(40))
+    whole = run.sequence(1, text, params)
+    whole.echo = text
+    run.engine.submit([whole])
+    (delta,) = [event for event in run.until_finished(1)[1] if isinstance(event, Delta)]
+    assert delta.text == text
+    assert len(delta.logprobs) == len(whole.prompt) > 64
+    assert delta.logprobs[0].logprob is None
+    half = run.sequence(2, text, params)
+    half.prompt = half.prompt[:50]
+    half.tokens = list(half.prompt)
+    half.echo = "half"
+    run.engine.submit([half])
+    (first,) = [event for event in run.until_finished(1)[2] if isinstance(event, Delta)]
+    for ours, theirs in zip(first.logprobs[1:], delta.logprobs[1:50], strict=True):
+        # Memory is f16, and the order of sums differs with the cut.
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=0.05)
+
+
+def test_a_long_input_is_embedded_in_pieces_like_the_mean_of_all_its_tokens(run: Run) -> None:
+    from array import array
+
+    text = " ".join(f"word {i}" for i in range(60))
+    tokens = run.model.vocab.tokenize(text, add_special=True, parse_special=True)
+    assert len(tokens) > 64
+    run.engine.submit([Input(3, 0, tokens)])
+    event: Any = run.events.get(timeout=DEADLINE_S)
+    whole = Context(
+        run.model, n_ctx=256, n_batch=256, n_seq_max=1, n_threads=1,
+        pooling_type=capi.POOLING_TYPE_MEAN,
+    )  # fmt: skip
+    embedder = Embedder(lambda: whole)
+    embedder.submit(Input(4, 0, tokens))
+    (expected,) = embedder.step()
+    embedder.close()
+    ours, theirs = array("f", event.vector), array("f", getattr(expected, "vector", b""))
+    assert sum(a * b for a, b in zip(ours, theirs, strict=True)) == pytest.approx(1.0, abs=1e-4)

@@ -1,0 +1,156 @@
+"""The rules of the house: floors, imports, sizes, and a README that tells the truth."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lmlite import cli
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = REPOSITORY / "lmlite"
+README = (REPOSITORY / "README.md").read_text()
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# A module imports from lower floors only.
+FLOORS = [
+    ["errors"],
+    ["messages", "gguf_header"],
+    ["frames", "gguf"],
+    ["worker.capi", "worker.text", "worker.prefix", "server.logs", "server.wire",
+     "server.connection", "server.log_stream", "server.openai_requests"],
+    ["worker.llama", "server.supervisor", "server.openai_replies"],
+    ["worker.chat_template", "worker.embedder", "server.registry"],
+    ["worker.engine", "server.tally"],
+    ["worker.__main__", "server.http"],
+    ["cli"],
+    ["__main__"],
+]  # fmt: skip
+LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 450
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it, by its full name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            inner = [f"{node.module}.{alias.name}" for alias in node.names]
+            modules = [name for name in inner if name.removeprefix("lmlite.") in LEVEL]
+            yield from modules or [node.module]
+
+
+def test_every_module_has_a_floor() -> None:
+    names = {name_of(path) for path in MODULES if path.name != "__init__.py"}
+    assert names == set(LEVEL)
+
+
+def test_imports_point_down() -> None:
+    wrong = [
+        f"{name_of(path)} imports {target}"
+        for path in MODULES
+        if path.name != "__init__.py"
+        for module in imported(path)
+        if (target := module.removeprefix("lmlite.")) in LEVEL
+        and LEVEL[target] >= LEVEL[name_of(path)]
+    ]
+    assert wrong == []
+
+
+def test_server_and_worker_never_import_each_other() -> None:
+    for path in MODULES:
+        sides = {module.split(".")[1] for module in imported(path) if module.count(".") > 1}
+        if path.parent.name in ("server", "worker"):
+            assert not sides & ({"server", "worker"} - {path.parent.name}), path
+
+
+def test_ctypes_appears_only_in_the_worker() -> None:
+    users = {path.parent.name for path in MODULES if "ctypes" in set(imported(path))}
+    assert users == {"worker"}
+
+
+def test_nothing_is_imported_but_the_standard_library() -> None:
+    allowed = sys.stdlib_module_names | {"lmlite"}
+    foreign = {
+        f"{name_of(path)}: {module}"
+        for path in MODULES
+        for module in imported(path)
+        if module.split(".")[0] not in allowed
+    }
+    assert foreign == set()
+
+
+def test_the_command_line_loads_no_library() -> None:
+    check = "import sys, lmlite.cli; sys.exit('ctypes' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY).returncode == 0
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_file_says_what_it_is_for_and_fits_a_readers_mind(path: Path) -> None:
+    tree = ast.parse(path.read_text())
+    assert ast.get_docstring(tree), "no docstring"
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            n_lines = (node.end_lineno or 0) - node.lineno + 1
+            assert n_lines <= MAX_FUNCTION_LINES, f"{node.name} has {n_lines} lines"
+
+
+def test_no_file_is_called_after_nothing() -> None:
+    vague = {"utils", "util", "helpers", "common", "types", "base", "misc"}
+    assert not vague & {path.stem for path in MODULES}
+
+
+def tracked_files() -> list[str]:
+    done = subprocess.run(["git", "ls-files"], cwd=REPOSITORY, capture_output=True, text=True)
+    if done.returncode != 0:
+        pytest.skip("needs the git checkout")
+    return done.stdout.splitlines()
+
+
+def test_the_readmes_file_tree_is_the_real_one() -> None:
+    """Each line of the tree is an indented path and what it is for; folders end in a slash."""
+    block = re.search(r"<!-- tree -->\n```\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    listed: set[str] = set()
+    folders: list[str] = []
+    for line in block[1].splitlines():
+        indent = (len(line) - len(line.lstrip())) // 2
+        for entry in re.split(r"  +", line.strip())[0].split(", "):
+            folders = folders[:indent]
+            if entry.endswith("/"):
+                folders.append(entry)
+            else:
+                listed.add("".join(folders) + entry)
+    assert listed == {name for name in tracked_files() if not name.endswith("__init__.py")}
+
+
+@pytest.mark.parametrize("command", ["serve", "log stream"])
+def test_the_readme_shows_the_help_text(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    parser = cli.parser()
+    for word in command.split():
+        (actions,) = [a for a in parser._actions if isinstance(a.choices, dict)]
+        assert isinstance(actions.choices, dict)
+        parser = actions.choices[word]
+    block = re.search(rf"<!-- help {command} -->\n```\n(.*?)```", README, re.DOTALL)
+    assert block is not None
+    assert block[1] == parser.format_help()
+
+
+def test_the_readme_names_every_make_target() -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    for target in re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE):
+        assert f"`make {target}" in README, target

@@ -1,0 +1,114 @@
+"""Text leaves in whole characters, and never with a part of a stop string."""
+
+import random
+
+import pytest
+
+from lmlite.messages import TokenLogprob
+from lmlite.worker.text import LogprobQueue, TextStream
+
+SAMPLES = [
+    "plain",
+    "café naïve",
+    "日本語テスト",
+    "🙂🙃 mixed ok",
+    "e\u0301 combining",
+    "\u0000\ufffd",
+]
+
+
+def pushed(stream: TextStream, pieces: list[bytes]) -> list[str]:
+    return [stream.push(piece) for piece in pieces]
+
+
+@pytest.mark.parametrize("text", SAMPLES)
+def test_text_split_at_every_byte_comes_out_whole(text: str) -> None:
+    data = text.encode()
+    for cut in range(len(data) + 1):
+        stream = TextStream()
+        parts = [*pushed(stream, [data[:cut], data[cut:]]), stream.finish()]
+        assert "".join(parts) == text
+        assert "\ufffd" not in "".join(parts).replace(text, "")
+
+
+def test_a_character_over_four_tokens_waits_for_its_last_byte() -> None:
+    pieces = [bytes([byte]) for byte in "🙂".encode()]
+    assert pushed(TextStream(), pieces) == ["", "", "", "🙂"]
+
+
+def test_half_a_character_at_the_end_is_dropped() -> None:
+    stream = TextStream()
+    assert pushed(stream, [b"ok", "é".encode()[:1]]) == ["ok", ""]
+    assert stream.finish() == ""
+
+
+def test_bytes_that_are_no_text_become_the_replacement_character() -> None:
+    assert TextStream().push(b"a\xffb") == "a\ufffdb"
+
+
+def test_a_stop_string_split_over_two_tokens_is_not_emitted() -> None:
+    stream = TextStream(stops=("END",))
+    assert pushed(stream, [b"abcE", b"NDx"]) == ["abc", ""]
+    assert stream.stopped
+    assert stream.finish() == ""
+
+
+def test_what_only_looked_like_a_stop_string_is_released() -> None:
+    stream = TextStream(stops=("END",))
+    assert pushed(stream, [b"aE", b"N", b"x"]) == ["a", "", "ENx"]
+    assert not stream.stopped
+
+
+def test_what_is_held_back_is_released_at_the_end() -> None:
+    stream = TextStream(stops=("END",))
+    assert stream.push(b"the EN") == "the "
+    assert stream.finish() == "EN"
+
+
+def test_the_earliest_of_several_stop_strings_cuts() -> None:
+    stream = TextStream(stops=("world", "lo w"))
+    assert stream.push(b"hello world") == "hel"
+    assert stream.stopped
+
+
+def test_a_stop_string_inside_one_piece_cuts_there() -> None:
+    stream = TextStream(stops=("\n",))
+    assert stream.push(b"one\ntwo") == "one"
+
+
+def test_no_split_of_a_text_ever_leaks_a_stop_string() -> None:
+    rng = random.Random(1)
+    for _ in range(2000):
+        text = "".join(rng.choice("abé🙂") for _ in range(rng.randrange(1, 12)))
+        stops = tuple(
+            "".join(rng.choice("abé🙂") for _ in range(rng.randrange(1, 4))) for _ in "xy"
+        )
+        data, stream, got = text.encode(), TextStream(stops), ""
+        while data and not stream.stopped:
+            n = rng.randrange(1, 4)
+            got += stream.push(data[:n])
+            data = data[n:]
+        got += stream.finish()
+        first = min((at for stop in stops if (at := text.find(stop)) >= 0), default=None)
+        assert got == text[:first], (text, stops)
+
+
+def entry(name: str) -> TokenLogprob:
+    return TokenLogprob(name.encode(), -1.0, ())
+
+
+def test_logprobs_leave_with_the_text_of_their_token() -> None:
+    waiting = LogprobQueue()
+    waiting.push(0, 2, entry("ab"))
+    waiting.push(2, 4, entry("cd"))
+    assert waiting.released(3) == (entry("ab"),)
+    assert waiting.released(4) == (entry("cd"),)
+
+
+def test_logprobs_of_tokens_behind_a_stop_string_are_dropped() -> None:
+    stream, waiting = TextStream(stops=("E",)), LogprobQueue()
+    for piece in (b"ab", b"cE", b"z"):
+        begin = stream.n_decoded
+        stream.push(piece)
+        waiting.push(begin, stream.n_decoded, entry(piece.decode()))
+    assert [e.piece for e in waiting.rest(stream)] == [b"ab", b"cE"]
