@@ -103,7 +103,7 @@ endif
 PACKAGES_build       := pip $(TOOLS)
 PACKAGES_test        := pytest==8.4.2
 PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2
-PACKAGES_conformance := jsonschema==4.25.1
+PACKAGES_conformance := jsonschema==4.26.0
 PACKAGES_clients     := openai==3.54.0
 
 .venv/%/.complete: Makefile

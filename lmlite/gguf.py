@@ -28,6 +28,7 @@ MAX_PARTS = 1000
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_EMBEDDING = 131_072
+MAX_PLAMO_TOKEN = 256  # bytes
 
 # enum llama_ftype, the names without "mostly".
 _FILE_TYPES = {
@@ -302,6 +303,9 @@ def _check_vocabulary(metadata: Metadata, tokens: list[bytes]) -> None:
     n_byte_tokens = token_types.numbers().count(_BYTE_TOKEN) if token_types else 0
     if kind == "bert" and n_byte_tokens:
         raise Fault("has byte tokens, which a bert tokenizer cannot have")
+    # This one's table takes the cube of a token's length to make.
+    if kind == "plamo2" and max(map(len, tokens)) > MAX_PLAMO_TOKEN:
+        raise Fault(f"has a plamo2 token of more than {MAX_PLAMO_TOKEN} bytes")
     for byte in range(256) if kind in _BYTE_SPELLINGS else ():
         if bytes([byte]) not in unique and _BYTE_SPELLINGS[kind](byte).encode() not in unique:
             raise Fault(f"has a vocabulary of {kind!r} without a token for the byte {byte}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).parent.parent
-START_S = 60.0
+START_S = 30.0  # for a log line, or the end of the process
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class RunningServer:
         return f"http://127.0.0.1:{self.port}"
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
-        """The next log line that matches; the server's end or a minute without it is an error."""
+        """The next log line that matches; the server's end or a long wait is an error."""
         while (line := self._lines.get(timeout=START_S)) is not None:
             if match := re.search(pattern, line):
                 return match

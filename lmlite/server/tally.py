@@ -48,7 +48,9 @@ class Tally:
                 self.n_prompt += event.n_prompt
 
     def summary(self) -> str:
-        """For the log line: tokens in and out, and how fast."""
+        """For the log line: tokens in and out, and how fast. Empty when nothing was read."""
+        if not self.n_prompt:
+            return ""
         text = f", {self.n_prompt:,} prompt"
         if self.n_cached:
             text += f" ({self.n_cached:,} cached)"

@@ -1,0 +1,297 @@
+"""Bad requests: each gets the right status, the four-key error, one log line, and no harm done."""
+
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.server_process import RunningServer
+
+CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+HI = [{"role": "user", "content": "Hi"}]
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One bad request and what is wrong with it."""
+
+    name: str
+    path: str
+    body: Any
+    status: int = 400
+    param: str | None = None
+    code: str | None = None
+    method: str = "POST"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def chat(name: str, param: str | None, code: str | None = None, **body: Any) -> Bad:
+    return Bad(name, CHAT, {"messages": HI, **body}, param=param, code=code)
+
+
+def turn(name: str, param: str, message: Any, code: str | None = None) -> Bad:
+    return Bad(name, CHAT, {"messages": [message]}, param=f"messages.[0]{param}", code=code)
+
+
+def text(name: str, param: str | None, code: str | None = None, **body: Any) -> Bad:
+    return Bad(name, TEXT, {"prompt": "Hi", **body}, param=param, code=code)
+
+
+MISSING = "missing_required_parameter"
+ROWS = [
+    # ---- bodies that are no request
+    Bad("an empty body", CHAT, b""),
+    Bad("half of JSON", CHAT, b'{"messages": ['),
+    Bad("a list", CHAT, b"[]"),
+    Bad("a text", CHAT, b'"hello"'),
+    Bad("an empty object", CHAT, b"{}", param="messages", code=MISSING),
+    Bad("NaN", CHAT, b'{"messages":[{"role":"user","content":"x"}],"temperature":NaN}'),
+    Bad("infinity", CHAT, b'{"temperature":Infinity}'),
+    Bad("a number beyond floats", CHAT, b'{"temperature":1e999}'),
+    Bad("a number of 5,000 digits", CHAT, b'{"seed":' + b"1" * 5000 + b"}"),
+    Bad("invalid UTF-8", CHAT, b'{"messages":[{"role":"user","content":"\xff\xfe"}]}'),
+    Bad("a lone surrogate", CHAT, b'{"messages":[{"role":"user","content":"\\ud800"}]}'),
+    Bad("the same key twice", CHAT, b'{"messages":[],"messages":[]}'),
+    Bad("100,000 brackets", CHAT, b"[" * 100_000),
+    Bad("100,000 objects", CHAT, b'{"a":' * 100_000),
+    Bad("a million values", CHAT, b'{"a":[' + b"0," * 999_999 + b"0]}"),
+    # ---- HTTP
+    Bad("another type", CHAT, b"{}", 415, headers={"Content-Type": "text/plain"}),
+    Bad("a compressed body", CHAT, b"{}", 415, headers={"Content-Encoding": "gzip"}),
+    Bad("a body over the cap", CHAT, b" " * ((4 << 20) + 1), 413),
+    Bad("an unknown route", "/v1/nothing", {}, 404),
+    Bad("no route", "/", None, 404, method="GET"),
+    Bad("a GET of what is posted", CHAT, None, 405, code="method_not_supported", method="GET"),
+    Bad("a POST of what is got", "/v1/models", {}, 405, code="method_not_supported"),
+    Bad("a DELETE", "/v1/models/x", None, 405, code="method_not_supported", method="DELETE"),
+    Bad("a method of one's own", "/health", None, 405, code="method_not_supported", method="BREW"),
+    Bad("a foreign host", CHAT, {"messages": HI}, 403, headers={"Host": "evil.example"}),
+    Bad("a foreign page", CHAT, {"messages": HI}, 403, headers={"Origin": "https://evil.example"}),
+    Bad("an unknown model by GET", "/v1/models/nothing", None, 404, "model", "model_not_found",
+        "GET"),
+    # ---- fields of a chat
+    Bad("an unknown model", CHAT, {"model": "gpt-4o", "messages": HI}, 404, "model",
+        "model_not_found"),
+    chat("a model that is a number", "model", model=5),
+    chat("messages that are a text", "messages", messages="hi"),
+    chat("no messages", "messages", messages=[]),
+    turn("a message that is a text", "", "hi"),
+    turn("a message without a role", ".role", {"content": "x"}, MISSING),
+    turn("a message of an unknown role", ".role", {"role": "king", "content": "x"}),
+    turn("a role that is a list", ".role", {"role": ["user"], "content": "x"}),
+    turn("a message without content", ".content", {"role": "user"}, MISSING),
+    turn("content that is a number", ".content", {"role": "user", "content": 5}),
+    turn("a part that is a text", ".content.[0]", {"role": "user", "content": ["x"]}),
+    turn("a part without a type", ".content.[0].type", {"role": "user", "content": [{}]}, MISSING),
+    turn("a part of an unknown type", ".content.[1].type",
+         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "smell"}]},
+         "unsupported_type"),
+    turn("an image", ".content.[0].type",
+         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]},
+         "unsupported_type"),
+    turn("a text part without text", ".content.[0].text",
+         {"role": "user", "content": [{"type": "text"}]}, MISSING),
+    turn("a text that is a list", ".content.[0].text",
+         {"role": "user", "content": [{"type": "text", "text": []}]}),
+    turn("a name that is a number", ".name", {"role": "user", "content": "x", "name": 1}),
+    chat("tools", "tools", "unsupported_tools", tools=[{"type": "function"}]),
+    chat("a schema", "response_format", "unsupported_response_format",
+         response_format={"type": "json_object"}),
+    chat("a temperature in words", "temperature", temperature="hot"),
+    chat("a temperature that is true", "temperature", temperature=True),
+    chat("a negative temperature", "temperature", temperature=-0.1),
+    chat("a temperature of 2.1", "temperature", temperature=2.1),
+    chat("top_p above 1", "top_p", top_p=1.5),
+    chat("top_k with a fraction", "top_k", top_k=1.5),
+    chat("top_k of -2", "top_k", top_k=-2),
+    chat("top_k beyond 32 bits", "top_k", top_k=2**40),
+    chat("min_p below 0", "min_p", min_p=-1),
+    chat("max_tokens of -2", "max_tokens", max_tokens=-2),
+    chat("max_tokens with a fraction", "max_tokens", max_tokens=1.0),
+    chat("max_completion_tokens in words", "max_completion_tokens", max_completion_tokens="5"),
+    chat("n of 0", "n", n=0),
+    chat("n of 1,000", "n", n=1000),
+    chat("stream in words", "stream", stream="yes"),
+    chat("stream_options that are a list", "stream_options", stream=True, stream_options=[]),
+    chat("include_usage in numbers", "stream_options.include_usage", stream=True,
+         stream_options={"include_usage": 1}),
+    chat("stop that is a number", "stop", stop=5),
+    chat("an empty stop string", "stop", stop=[""]),
+    chat("a stop list with a null", "stop", stop=["a", None]),
+    chat("17 stop strings", "stop", stop=["x"] * 17),
+    chat("presence_penalty of 3", "presence_penalty", presence_penalty=3),
+    chat("frequency_penalty of -3", "frequency_penalty", frequency_penalty=-3),
+    chat("repeat_penalty of 0", "repeat_penalty", repeat_penalty=0),
+    chat("a seed in words", "seed", seed="lucky"),
+    chat("a seed beyond 64 bits", "seed", seed=2**64),
+    chat("logit_bias that is a list", "logit_bias", logit_bias=[1]),
+    chat("logit_bias of a word", "logit_bias", logit_bias={"hello": 1}),
+    chat("logit_bias of 200", "logit_bias.5", logit_bias={"5": 200}),
+    chat("logit_bias of a token that does not exist", "logit_bias",
+         logit_bias={"99999999": 1}),
+    chat("logprobs that are a number", "logprobs", logprobs=1),
+    chat("top_logprobs without logprobs", "top_logprobs", top_logprobs=2),
+    chat("top_logprobs of 21", "top_logprobs", logprobs=True, top_logprobs=21),
+    chat("a prompt longer than the context", "messages", "context_length_exceeded",
+         messages=[{"role": "user", "content": "word " * 9000}]),
+    # ---- completions
+    Bad("no prompt", TEXT, {}, param="prompt", code=MISSING),
+    text("a prompt that is a number", "prompt", prompt=5),
+    text("an empty list of prompts", "prompt", prompt=[]),
+    text("a mixed list", "prompt", prompt=["a", 5]),
+    text("an empty list of tokens", "prompt", prompt=[[]]),
+    text("an empty prompt", "prompt", prompt=""),
+    text("a negative token", "prompt", prompt=[-1]),
+    text("a token that does not exist", "prompt", prompt=[5, 99999999]),
+    text("a token that is true", "prompt", prompt=[True]),
+    text("300 prompts", "prompt", prompt=["a"] * 300),
+    text("logprobs of 6", "logprobs", logprobs=6),
+    text("echo in words", "echo", echo="yes"),
+    text("best_of", "best_of", "unsupported_best_of", best_of=3),
+    text("a suffix", "suffix", "unsupported_suffix", suffix="end"),
+    text("a long prompt", "prompt", "context_length_exceeded", prompt=[1] * 5000),
+    # ---- embeddings
+    Bad("no input", EMBED, {}, param="input", code=MISSING),
+    Bad("an empty input", EMBED, {"input": ""}, param="input"),
+    Bad("an empty input among others", EMBED, {"input": ["a", ""]}, param="input"),
+    Bad("no inputs", EMBED, {"input": []}, param="input"),
+    Bad("a token beyond the vocabulary", EMBED, {"input": [99999999]}, param="input"),
+    Bad("2,049 inputs", EMBED, {"input": ["a"] * 2049}, param="input"),
+    Bad("an unknown encoding", EMBED, {"input": "a", "encoding_format": "hex"},
+        param="encoding_format"),
+    Bad("no dimensions", EMBED, {"input": "a", "dimensions": 0}, param="dimensions"),
+    Bad("too many dimensions", EMBED, {"input": "a", "dimensions": 10**6}, param="dimensions"),
+    Bad("a long input", EMBED, {"input": ["a", "word " * 9000]}, param="input",
+        code="context_length_exceeded"),
+    Bad("an unknown source of logs", "/log/stream?source=x", None, param="source", method="GET"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with RunningServer() as running:
+        yield running
+
+
+def test_the_table_is_long_enough_and_names_each_row_once() -> None:
+    assert len(ROWS) >= 60
+    assert len({row.name for row in ROWS}) == len(ROWS)
+
+
+@pytest.mark.parametrize("bad", ROWS, ids=[row.name for row in ROWS])
+def test_a_bad_request_is_refused(server: RunningServer, bad: Bad) -> None:
+    answer = server.request(bad.method, bad.path, bad.body, bad.headers)
+    assert answer.status == bad.status, answer.body
+    assert answer.headers["content-type"] == "application/json"
+    error = answer.error
+    assert (error["param"], error["code"]) == (bad.param, bad.code)
+    assert error["message"]
+    assert "Traceback" not in error["message"]
+    where = bad.path.partition("?")[0]
+    server.wait_for_log(rf"INFO    {bad.method} {where} {bad.status} \d+ ms(, 1 prompt tokens)?$")
+
+
+def test_after_all_of_them_the_server_works_and_printed_one_line_each(
+    server: RunningServer,
+) -> None:
+    assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
+    assert all(" INFO " in line for line in server.log), server.log
+    assert len(server.log) <= len(ROWS) + 2
+
+
+def test_the_index_of_an_input_that_is_too_long_is_named(server: RunningServer) -> None:
+    answer = server.post(EMBED, input=["a", "b", "word " * 9000])
+    assert answer.error["message"].startswith("input 2 has ")
+
+
+def test_the_right_methods_are_listed_with_a_405(server: RunningServer) -> None:
+    assert server.get(CHAT).headers["allow"] == "POST"
+
+
+# ---- bytes that no client library would send -------------------------------------------------
+
+
+def raw(server: RunningServer, data: bytes) -> bytes:
+    """What the server answers to these bytes, to the end of the connection."""
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while chunk := sock.recv(65536):
+            answer += chunk
+    return answer
+
+
+def post(body: bytes, *headers: bytes) -> bytes:
+    lines = [b"POST /v1/completions HTTP/1.1", b"Host: localhost",
+             b"Content-Type: application/json", *headers]  # fmt: skip
+    return b"\r\n".join([*lines, b"", body])
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
+        (b"GET /\r\n\r\n", 400),
+        (post(b"{}"), 411),
+        (post(b"5\r\nhello\r\n0\r\n\r\n", b"Transfer-Encoding: chunked"), 411),
+        (post(b"", b"Content-Length: 99000000000", b"Expect: 100-continue"), 413),
+        (post(b"{}", b"Content-Length: 2", b"Expect: coffee"), 417),
+        (b"GET /health HTTP/1.1\r\nHost: localhost\r\nVisible: a\rEvil: b\r\n\r\n", 400),
+        (b"GET /health HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+        (b"GET /health HTTP/1.1\r\n" + b"A: b\r\n" * 5000 + b"\r\n", 431),
+    ],
+)
+def test_malformed_bytes_get_a_status_and_the_connection_ends(
+    server: RunningServer, data: bytes, status: int
+) -> None:
+    head, _, body = raw(server, data).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert json.loads(body)["error"].keys() == {"message", "type", "param", "code"}
+    assert b"Connection: close" in head
+
+
+def test_a_refused_body_is_not_taken_for_the_next_request(server: RunningServer) -> None:
+    smuggled = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    length = b"Content-Length: %d" % len(smuggled)
+    data = post(smuggled, length).replace(b"application/json", b"text/plain")
+    assert raw(server, data).count(b"HTTP/1.1 ") == 1
+
+
+def test_a_body_cut_short_is_not_answered_as_if_whole(server: RunningServer) -> None:
+    assert raw(server, post(b'{"prompt": "Hi"}', b"Content-Length: 100")) == b""
+
+
+def test_two_requests_on_one_connection_are_both_answered(server: RunningServer) -> None:
+    one = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert raw(server, one + one).count(b'{"status":"ready"}') == 2
+
+
+def test_a_client_that_asks_first_is_told_to_go_on(server: RunningServer) -> None:
+    body = b'{"prompt": "Hi", "max_tokens": 1}'
+    data = post(body, b"Content-Length: %d" % len(body), b"Expect: 100-continue")
+    answer = raw(server, data)
+    assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
+
+
+def test_head_and_options_are_answered_without_a_body(server: RunningServer) -> None:
+    head = server.request("HEAD", "/v1/models")
+    assert (head.status, head.body) == (200, b"")
+    assert int(head.headers["content-length"]) > 0
+    options = server.request("OPTIONS", CHAT)
+    assert (options.status, options.body) == (204, b"")
+    assert options.headers["allow"] == "POST, OPTIONS"
+    assert options.headers["access-control-allow-methods"] == "POST, OPTIONS"
+
+
+def test_a_client_of_http_1_0_gets_a_stream_without_chunks(server: RunningServer) -> None:
+    body = b'{"prompt": "Hi", "max_tokens": 1, "stream": true}'
+    data = post(body, b"Content-Length: %d" % len(body)).replace(b"HTTP/1.1", b"HTTP/1.0")
+    head, _, events = raw(server, data).partition(b"\r\n\r\n")
+    assert b"Connection: close" in head
+    assert b"chunked" not in head
+    assert events.startswith(b"data: {")
+    assert events.endswith(b"data: [DONE]\n\n")
