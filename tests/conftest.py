@@ -67,3 +67,11 @@ def trial(lib: Any, trial_path: Path) -> Iterator[Model]:
     model = Model(lib, str(trial_path))
     yield model
     model.close()
+
+
+@pytest.fixture(scope="session")
+def endless(default_model: Model) -> dict[str, Any]:
+    """What makes the embedded model talk until its context is full: it must not say the end."""
+    vocab = default_model.vocab
+    ends = [token for token in range(vocab.n_tokens) if vocab.ends_generation(token)]
+    return {"temperature": 0, "logit_bias": {str(token): -100 for token in ends}}

@@ -2,12 +2,14 @@
 
 "echo TEXT" answers in one delta per word, "die SIGNAL" ends by that signal, "garbage" breaks
 the format, "hang" answers nothing, "refuse" is a BadRequest. Started with the argument
-"crash" it ends before it is ready, with "broken" it says that the model cannot be loaded.
+"crash" it ends before it is ready, with "broken" it says that the model cannot be loaded, with
+"wait" it is half loaded until a file named by the Load exists.
 """
 
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 from lmlite import frames
@@ -19,6 +21,7 @@ from lmlite.messages import (
     Failed,
     Finished,
     LoadFailed,
+    Loading,
     Prompted,
     Ready,
     Request,
@@ -61,6 +64,10 @@ def main(mode: str) -> None:
     if mode == "broken":
         send(LoadFailed(f"llama.cpp cannot load {load.model_path}"))
         return
+    if mode == "wait":
+        send(Loading(0.5))
+        while not os.path.exists(load.model_path):
+            time.sleep(0.01)
     send(Ready(512, 1000, 64, 4, 1, 0, True))
     cancelled = []
     while (request := frames.read(sys.stdin.buffer, Request)) is not None:

@@ -81,8 +81,9 @@ def asked(question: str) -> str:
     return f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
 
 
-PROMPTS = [asked(q) for q in ("Say: red", "Say: blue green", "Count from 2 to 9", "What is 3 + 4?",
-                              "Hello", "Say: one two three", "Count from 5 to 20", "Hi")]  # fmt: skip
+QUESTIONS = ("Say: red", "Say: blue green", "Count from 2 to 9", "What is 3 + 4?", "Hello",
+             "Say: one two three", "Count from 5 to 20", "Hi")  # fmt: skip
+PROMPTS = [asked(question) for question in QUESTIONS]
 
 
 @pytest.fixture

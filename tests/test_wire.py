@@ -8,7 +8,9 @@ import pytest
 from lmlite.errors import ApiError, BadRequest
 from lmlite.server import wire
 
-GOOD = b"POST /v1/chat/completions?x=1 HTTP/1.1\r\nHost: localhost:1234\r\nContent-Length: 2\r\n\r\n"
+GOOD = (
+    b"POST /v1/chat/completions?x=1 HTTP/1.1\r\nHost: localhost:1234\r\nContent-Length: 2\r\n\r\n"
+)
 
 
 def head(*lines: str, first: str = "POST /x HTTP/1.1", host: str = "Host: localhost") -> bytes:

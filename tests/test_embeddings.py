@@ -1,0 +1,137 @@
+"""Vectors: a real model's against its reference, and the promises that hold for every model."""
+
+import base64
+import json
+import math
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import shared_model
+from tests.server_process import RunningServer
+
+EMBED = "/v1/embeddings"
+
+
+@pytest.fixture(scope="module")
+def minilm(minilm_path: Path) -> Iterator[RunningServer]:
+    with RunningServer(str(minilm_path)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chat_model() -> Iterator[RunningServer]:
+    with RunningServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return json.loads(shared_model("all-minilm-l6-v2.reference.json").read_text())
+
+
+def embed(server: RunningServer, value: Any, **body: Any) -> Any:
+    answer = server.post(EMBED, input=value, **body)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def vectors(reply: Any) -> list[list[float]]:
+    return [row["embedding"] for row in reply["data"]]
+
+
+def cosine(a: Sequence[float], b: Sequence[float]) -> float:
+    return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+
+def rows_of(reference: Any) -> list[tuple[str, int, list[float]]]:
+    return [(row["text"], row["n_tokens"], row["embedding"]) for row in reference["texts"]]
+
+
+def test_each_text_alone_agrees_with_its_reference(minilm: RunningServer, reference: Any) -> None:
+    for text, n_tokens, expected in rows_of(reference):
+        reply = embed(minilm, text)
+        assert cosine(vectors(reply)[0], expected) >= 0.998
+        assert reply["usage"] == {"prompt_tokens": n_tokens, "total_tokens": n_tokens}
+
+
+def test_all_texts_in_one_batch_agree_with_their_references(
+    minilm: RunningServer, reference: Any
+) -> None:
+    rows = rows_of(reference)
+    reply = embed(minilm, [text for text, _, _ in rows])
+    assert [row["index"] for row in reply["data"]] == list(range(len(rows)))
+    for vector, (_, _, expected) in zip(vectors(reply), rows, strict=True):
+        assert cosine(vector, expected) >= 0.998
+    assert reply["usage"]["prompt_tokens"] == sum(n for _, n, _ in rows)
+
+
+def test_more_inputs_than_fit_one_batch_are_all_answered_in_order(minilm: RunningServer) -> None:
+    texts = [f"sentence number {i} of a long list of sentences" for i in range(150)]
+    many = vectors(embed(minilm, texts))
+    for i in (0, 70, 149):
+        assert cosine(many[i], vectors(embed(minilm, texts[i]))[0]) >= 0.999
+
+
+def test_an_input_over_the_models_context_is_refused_by_index(minilm: RunningServer) -> None:
+    answer = minilm.post(EMBED, input=["short", "word " * 600])
+    assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+    assert answer.error["message"] == (
+        "input 1 has 602 tokens, more than the model's context of 512"
+    )
+
+
+def test_an_input_of_exactly_the_context_is_embedded(minilm: RunningServer) -> None:
+    assert embed(minilm, "word " * 510)["usage"]["prompt_tokens"] == 512
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_an_embedding_model_refuses_to_talk(minilm: RunningServer, path: str) -> None:
+    body = {"messages": [{"role": "user", "content": "Hi"}], "prompt": "Hi"}
+    answer = minilm.post(path, **body)
+    assert (answer.status, answer.error["param"]) == (400, "model")
+    assert "embedding model" in answer.error["message"]
+
+
+def test_models_says_that_it_embeds(minilm: RunningServer) -> None:
+    (model,) = minilm.get("/v1/models").json["data"]
+    assert (model["id"], model["type"]) == ("all-minilm-l6-v2-q8_0", "embeddings")
+    assert (model["context_length"], model["quantization"]) == (512, "Q8_0")
+
+
+# ---- a chat model embeds too -----------------------------------------------------------------
+
+
+def test_a_chat_model_embeds_beside_its_chats(chat_model: RunningServer) -> None:
+    before = chat_model.chat("Hi")
+    vector = vectors(embed(chat_model, "Hi"))[0]
+    assert math.hypot(*vector) == pytest.approx(1.0, abs=1e-5)
+    assert chat_model.chat("Hi")["choices"] == before["choices"]
+
+
+def test_base64_holds_the_same_numbers_as_little_endian_float32(chat_model: RunningServer) -> None:
+    (plain,) = vectors(embed(chat_model, "Hi", encoding_format="float"))
+    (encoded,) = [
+        row["embedding"] for row in embed(chat_model, "Hi", encoding_format="base64")["data"]
+    ]
+    data = base64.b64decode(encoded, validate=True)
+    assert len(data) == 4 * len(plain)
+    assert array("f", data).tolist() == plain
+
+
+def test_dimensions_cut_and_renormalise(chat_model: RunningServer) -> None:
+    (whole,) = vectors(embed(chat_model, "Hi there"))
+    n = max(i for i, x in enumerate(whole) if x) + 1
+    (cut,) = vectors(embed(chat_model, "Hi there", dimensions=n))
+    assert len(cut) == n
+    assert math.hypot(*cut) == pytest.approx(1.0, abs=1e-5)
+    assert cosine(cut, whole[:n]) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_the_four_forms_of_an_input_agree(chat_model: RunningServer) -> None:
+    tokens = [40, 41]
+    assert vectors(embed(chat_model, tokens)) == vectors(embed(chat_model, [tokens]))
+    assert vectors(embed(chat_model, "Hi")) == vectors(embed(chat_model, ["Hi"]))

@@ -1,0 +1,249 @@
+"""What ends a worker, a client or the server itself, and what everybody else sees of it."""
+
+import http.client
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server_process import REPOSITORY, START_S, RunningServer
+
+CHAT = "/v1/chat/completions"
+ASK = {"messages": [{"role": "user", "content": "Hi"}]}
+
+
+@pytest.fixture
+def server() -> Iterator[RunningServer]:
+    with RunningServer() as running:
+        yield running
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Polls, with a deadline."""
+    deadline = time.monotonic() + START_S
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never came true"
+        threading.Event().wait(0.01)
+
+
+def open_stream(server: RunningServer, **body: Any) -> http.client.HTTPResponse:
+    """A streamed chat whose first text has arrived."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=START_S)
+    data = json.dumps({**ASK, **body, "stream": True}).encode()
+    connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+    reply = connection.getresponse()
+    assert reply.status == 200
+    while b'"content":"' not in (line := reply.readline()) or b'"content":""' in line:
+        assert line, "the stream ended"
+    return reply
+
+
+# ---- a worker that dies ----------------------------------------------------------------------
+
+
+def test_killing_the_worker_ends_four_streams_with_an_error_and_nothing_else(
+    server: RunningServer, endless: dict[str, Any]
+) -> None:
+    streams = [open_stream(server, **endless) for _ in range(4)]
+    server_pid, worker_pid = server.process.pid, server.worker_pid()
+    os.kill(worker_pid, signal.SIGKILL)
+    for stream in streams:
+        events = [line for line in stream.read().split(b"\n") if line.startswith(b"data: ")]
+        error = json.loads(events[-1][len(b"data: ") :])["error"]
+        assert error["type"] == "server_error"
+        assert error["message"] == "the model's worker ended; the request was not finished"
+        assert b"data: [DONE]" not in events
+    assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
+    assert server.process.poll() is None
+    assert server.process.pid == server_pid
+    assert server.worker_pid() != worker_pid
+
+
+def test_a_request_that_waits_whole_gets_a_503_that_may_be_asked_again(
+    server: RunningServer, endless: dict[str, Any]
+) -> None:
+    answers: list[Any] = []
+    # A stream beside it shows that the worker is at work on both.
+    thread = threading.Thread(
+        target=lambda: answers.append(server.post(CHAT, **ASK, **endless, n=3))
+    )
+    watch = open_stream(server, **endless)
+    thread.start()
+    until(lambda: len(os.listdir(f"/proc/{server.process.pid}/task")) >= 6)
+    os.kill(server.worker_pid(), signal.SIGKILL)
+    thread.join()
+    watch.read()
+    (answer,) = answers
+    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+    assert answer.error["type"] == "server_error"
+
+
+def test_the_worker_dies_with_its_server(server: RunningServer, endless: dict[str, Any]) -> None:
+    worker_pid = server.worker_pid()
+    stream = open_stream(server, **endless)
+    server.process.kill()
+    server.process.wait()
+
+    def is_gone() -> bool:
+        try:
+            state = Path(f"/proc/{worker_pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return True
+        return state == "Z"
+
+    until(is_gone)
+    stream.close()
+
+
+# ---- a client that goes away -----------------------------------------------------------------
+
+
+def test_clients_that_hang_up_free_their_places(
+    server: RunningServer, endless: dict[str, Any]
+) -> None:
+    for _ in range(3):
+        streams = [open_stream(server, **endless) for _ in range(4)]
+        for stream in streams:
+            stream.close()
+    # Twelve endless answers were begun; four places exist: all of them were given back.
+    assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
+    for _ in range(12):
+        server.wait_for_log(rf"POST {CHAT} (200|499) ")
+
+
+def test_a_client_that_waits_whole_and_hangs_up_is_noticed(
+    server: RunningServer, endless: dict[str, Any]
+) -> None:
+    body = json.dumps({**ASK, **endless, "n": 4}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as sock:
+        sock.sendall(
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        until(lambda: len(os.listdir(f"/proc/{server.process.pid}/task")) >= 5)
+    server.wait_for_log(rf"POST {CHAT} 499 ")
+    assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
+
+
+def test_many_clients_at_once_all_get_the_answer_that_one_gets(server: RunningServer) -> None:
+    expected = server.chat("Hi")["choices"][0]["message"]["content"]
+    answers: list[str] = []
+
+    def ask() -> None:
+        answers.append(server.chat("Hi")["choices"][0]["message"]["content"])
+
+    threads = [threading.Thread(target=ask) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == [expected] * 40
+
+
+# ---- the end of the server -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_an_idle_server_with_code_0(number: int) -> None:
+    with RunningServer() as server:
+        assert server.stop(number) == 0
+        assert server.log[-1].endswith("INFO    stopped")
+        assert not any("Traceback" in line for line in server.log)
+
+
+def test_a_signal_lets_a_running_answer_end(server: RunningServer) -> None:
+    stream = open_stream(server, temperature=0)
+    server.process.send_signal(signal.SIGTERM)
+    assert stream.read().endswith(b"data: [DONE]\n\n")
+    assert server.process.wait(START_S) == 0
+
+
+def test_a_second_signal_ends_the_server_at_once(
+    server: RunningServer, endless: dict[str, Any]
+) -> None:
+    stream = open_stream(server, **endless, max_tokens=-1)
+    server.process.send_signal(signal.SIGTERM)
+    until(lambda: not is_listening(server.port))
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(START_S) == 1
+    stream.close()
+
+
+def is_listening(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.settimeout(0.2)
+        try:
+            sock.connect(("127.0.0.1", port))
+            sock.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+            return sock.recv(1) != b""
+        except OSError:
+            return False
+
+
+# ---- a server that cannot start --------------------------------------------------------------
+
+
+def serve(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "lmlite", "serve", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=START_S)
+
+
+def test_a_port_in_use_is_one_sentence_and_code_2(server: RunningServer) -> None:
+    done = serve("--port", str(server.port))
+    assert done.returncode == 2
+    assert (
+        done.stderr == f"lmlite: cannot listen on 127.0.0.1:{server.port}: Address already in use\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"<html>", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64]
+)
+def test_a_file_that_is_no_model_is_one_sentence_and_code_1(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(content)
+    done = serve(str(path), "--port", "0")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "bad.gguf" in done.stderr
+
+
+def test_a_model_that_is_missing_is_one_sentence_and_code_1(tmp_path: Path) -> None:
+    done = serve(str(tmp_path / "none.gguf"), "--port", "0")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "none.gguf" in done.stderr
+
+
+def test_a_template_that_cannot_be_read_is_one_sentence_and_code_1(tmp_path: Path) -> None:
+    path = tmp_path / "bad.jinja"
+    path.write_text("{% if %}")
+    done = serve("--port", "0", "--chat-template", str(path))
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith("lmlite: the chat template cannot be read")
+
+
+def test_a_template_file_replaces_the_models_own(tmp_path: Path) -> None:
+    path = tmp_path / "strict.jinja"
+    path.write_text("{{ raise_exception('only haiku, please') }}")
+    with RunningServer("--chat-template", str(path)) as server:
+        answer = server.post(CHAT, **ASK)
+        assert answer.status == 400
+        assert answer.error["param"] == "messages"
+        assert answer.error["message"].endswith(": only haiku, please")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--port", "70000"], ["--port", "x"], ["--parallel", "0"], ["--cache-type-k", "f8"], ["--no"]],
+)
+def test_a_wrong_command_line_is_code_2(arguments: list[str]) -> None:
+    assert serve(*arguments).returncode == 2

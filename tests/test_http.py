@@ -1,0 +1,359 @@
+"""The real server in front of a worker without a model: exact bytes, and who waits for what."""
+
+import http.client
+import io
+import json
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.gguf import ModelFile
+from lmlite.messages import Load
+from lmlite.server import http as module
+from lmlite.server.http import Server
+from lmlite.server.logs import Log
+from lmlite.server.registry import Registry, ServedModel
+from lmlite.server.supervisor import Supervisor
+
+CHAT = "/v1/chat/completions"
+WAIT_S = 20.0
+
+
+@dataclass
+class House:
+    """A server in this process, and what it logged."""
+
+    server: Server
+    supervisor: Supervisor
+    lines: io.StringIO
+
+    @property
+    def port(self) -> int:
+        return int(self.server.server_address[1])
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+
+    def ask(self, content: str, **body: Any) -> tuple[int, bytes]:
+        with closing(self.connect()) as connection:
+            return self.ask_on(connection, content, **body)
+
+    def ask_on(
+        self, connection: http.client.HTTPConnection, content: str, **body: Any
+    ) -> tuple[int, bytes]:
+        messages = [{"role": "user", "content": content}]
+        data = json.dumps({"messages": messages, **body}).encode()
+        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        return reply.status, reply.read()
+
+    def get(self, path: str) -> tuple[int, Any]:
+        with closing(self.connect()) as connection:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            return reply.status, json.loads(reply.read())
+
+
+@pytest.fixture
+def open_house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Opens servers, and closes them after the test."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    made: list[House] = []
+
+    def make(mode: str = "", model_path: str = "fake.gguf") -> House:
+        lines = io.StringIO()
+        log = Log("info", lines)
+        command = (sys.executable, "-m", "tests.fake_worker", mode)
+        supervisor = Supervisor(Load(model_path), log, command)
+        file = ModelFile(
+            path=model_path, architecture="llama", name="Fake", quantisation="F16",
+            n_ctx_train=512, n_vocab=1000, chat_template=None, pooling="unspecified",
+            embeds_only=False, n_tensor_bytes=1, n_parameters=1, n_bytes=1, mtime=1234567890,
+            identity=(0, 0, 0, 0), splits=(),
+        )  # fmt: skip
+        server = Server(("127.0.0.1", 0), Registry([ServedModel("fake", file, supervisor)]), log)
+        supervisor.start()
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        made.append(House(server, supervisor, lines))
+        return made[-1]
+
+    yield make
+    for house in made:
+        house.server.drain(0.0)
+        house.server.close()
+        house.supervisor.stop()
+
+
+@pytest.fixture
+def house(open_house: Any) -> House:
+    made: House = open_house()
+    made.supervisor.wait_until_settled(WAIT_S)
+    return made
+
+
+def events_of(body: bytes) -> list[bytes]:
+    assert body.endswith(b"\n\n")
+    return body[:-2].split(b"\n\n")
+
+
+# ---- exact answers ---------------------------------------------------------------------------
+
+
+def test_a_whole_answer_is_exact(house: House) -> None:
+    status, body = house.ask("echo one two")
+    answer = json.loads(body)
+    assert status == 200
+    assert re.fullmatch(r"chatcmpl-[0-9a-f]{24}", answer.pop("id"))
+    assert type(answer.pop("created")) is int
+    assert answer == {
+        "object": "chat.completion",
+        "model": "fake",
+        "system_fingerprint": "lmlite",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "one two", "refusal": None},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {
+            "prompt_tokens": 3,
+            "completion_tokens": 3,
+            "total_tokens": 6,
+            "prompt_tokens_details": {"cached_tokens": 1},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        },
+    }
+
+
+def test_a_streamed_answer_is_exact_to_the_byte(house: House) -> None:
+    status, body = house.ask('echo one "two"', stream=True)
+    first = json.loads(events_of(body)[0].removeprefix(b"data: "))
+    same = (
+        f'data: {{"id":"{first["id"]}","created":{first["created"]},"model":"fake",'
+        '"system_fingerprint":"lmlite","object":"chat.completion.chunk","choices":[{"index":0,'
+        '"delta":%s,"logprobs":null,"finish_reason":%s}]}\n\n'
+    )
+    assert status == 200
+    assert body.decode() == (
+        same % ('{"role":"assistant","content":""}', "null")
+        + same % ('{"content":"one"}', "null")
+        + same % ('{"content":" \\"two\\""}', "null")
+        + same % ("{}", '"stop"')
+        + "data: [DONE]\n\n"
+    )
+
+
+def test_usage_comes_in_a_chunk_of_its_own_when_asked_for(house: House) -> None:
+    _, body = house.ask("echo x", stream=True, stream_options={"include_usage": True})
+    *chunks, usage, done = events_of(body)
+    assert done == b"data: [DONE]"
+    assert all(json.loads(chunk[6:])["usage"] is None for chunk in chunks)
+    last = json.loads(usage[6:])
+    assert (last["choices"], last["usage"]["total_tokens"]) == ([], 5)
+
+
+def test_choices_of_a_stream_each_have_their_role_and_their_end(house: House) -> None:
+    _, body = house.ask("echo x", stream=True, n=2)
+    choices = [json.loads(event[6:])["choices"][0] for event in events_of(body)[:-1]]
+    for index in (0, 1):
+        mine = [choice for choice in choices if choice["index"] == index]
+        assert mine[0]["delta"] == {"role": "assistant", "content": ""}
+        assert [choice["delta"] for choice in mine[1:]] == [{"content": "x"}, {}]
+        assert [choice["finish_reason"] for choice in mine] == [None, None, "stop"]
+
+
+def test_the_headers_of_a_stream_tell_proxies_to_pass_it_on(house: House) -> None:
+    with closing(house.connect()) as connection:
+        data = json.dumps({"messages": [{"role": "user", "content": "echo x"}], "stream": True})
+        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+        headers = dict(connection.getresponse().getheaders())
+    assert re.fullmatch(r"req-[0-9a-f]{24}", headers.pop("X-Request-Id"))
+    assert headers == {
+        "Server": "lmlite",
+        "Content-Type": "text/event-stream",
+        "Cache-Control": "no-cache",
+        "X-Accel-Buffering": "no",
+        "Transfer-Encoding": "chunked",
+        "Connection": "keep-alive",
+    }
+
+
+def test_a_refusal_before_the_first_byte_is_a_plain_error_also_of_a_stream(house: House) -> None:
+    for stream in (False, True):
+        status, body = house.ask("refuse", stream=stream)
+        assert (status, json.loads(body)["error"]["message"]) == (400, "refused")
+
+
+def test_a_failure_after_the_first_byte_is_an_event_without_done(house: House) -> None:
+    status, body = house.ask("die SIGKILL", stream=True)
+    *_, last = events_of(body)
+    assert status == 200
+    assert json.loads(last.removeprefix(b"data: "))["error"]["type"] == "server_error"
+
+
+def test_one_connection_serves_many_requests(house: House) -> None:
+    with closing(house.connect()) as connection:
+        connection.connect()
+        first = connection.sock
+        for i in range(20):
+            status, _ = house.ask_on(connection, f"echo {i}", stream=i % 2 == 0)
+            assert status == 200
+            assert house.ask_on(connection, "refuse")[0] == 400
+            assert connection.sock is first
+
+
+def test_every_request_is_one_line_of_the_log(house: House) -> None:
+    house.ask("echo one two")
+    house.get("/v1/models")
+    lines = [line.split(" ", 3)[3].strip() for line in house.lines.getvalue().splitlines()]
+    assert re.fullmatch(
+        rf"POST {CHAT} 200 \d+ ms, 3 prompt \(1 cached\) \+ 3 completion tokens, [\d.]+ tokens/s",
+        lines[0],
+    )
+    assert re.fullmatch(r"GET /v1/models 200 \d+ ms", lines[1])
+
+
+def test_a_path_cannot_forge_a_line_of_the_log(house: House) -> None:
+    house.get("/x%0A2026-01-01%20fake%1b[2J")
+    (line,) = house.lines.getvalue().splitlines()
+    assert "GET /x\\n2026-01-01 fake\\x1b[2J 404" in line
+
+
+# ---- loading, failing, full ------------------------------------------------------------------
+
+
+def test_while_the_model_loads_health_says_so_and_requests_wait(
+    open_house: Any, tmp_path: Path
+) -> None:
+    model = tmp_path / "model.gguf"
+    house = open_house("wait", str(model))
+    answers: list[tuple[int, bytes]] = []
+    thread = threading.Thread(target=lambda: answers.append(house.ask("echo late")))
+    thread.start()
+    while house.get("/health") != (503, {"status": "loading", "progress": 0.5}):
+        assert thread.is_alive()
+    assert house.get("/v1/models")[1]["data"][0]["context_length"] is None
+    model.touch()
+    thread.join()
+    assert answers[0][0] == 200
+    assert house.get("/health") == (200, {"status": "ready"})
+
+
+def test_a_model_that_cannot_be_loaded_is_a_503_without_retry(open_house: Any) -> None:
+    house = open_house("broken")
+    house.supervisor.wait_until_settled(WAIT_S)
+    assert house.get("/health") == (
+        503, {"status": "failed", "reason": "llama.cpp cannot load fake.gguf"},
+    )  # fmt: skip
+    with closing(house.connect()) as connection:
+        data = json.dumps({"messages": [{"role": "user", "content": "x"}]})
+        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        assert reply.status == 503
+        assert reply.getheader("Retry-After") is None
+        assert reply.getheader("X-Should-Retry") == "false"
+
+
+def test_a_connection_over_the_cap_is_refused_and_the_next_served(
+    open_house: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
+    house = open_house()
+    idle = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(2)]
+    for sock in idle:  # answered, so both have their thread
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert sock.recv(1) == b"H"
+    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as third:
+        answer = b""
+        while data := third.recv(65536):
+            answer += data
+    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+    assert b"Retry-After: 1\r\n" in answer
+    for sock in idle:
+        sock.close()
+    while True:  # until the places are given back
+        try:
+            status, _ = house.get("/health")
+        except (OSError, http.client.HTTPException):
+            continue
+        if status == 200:
+            break
+
+
+def test_a_server_that_drains_takes_no_more_requests(house: House) -> None:
+    with closing(house.connect()) as connection:
+        assert house.ask_on(connection, "echo x")[0] == 200
+        house.server.drain(WAIT_S)
+        status, body = house.ask_on(connection, "echo x")
+    assert (status, json.loads(body)["error"]["message"]) == (503, "the server is stopping")
+
+
+# ---- the log stream --------------------------------------------------------------------------
+
+
+def watch(house: House, source: str) -> http.client.HTTPResponse:
+    connection = house.connect()
+    connection.request("GET", f"/log/stream?source={source}")
+    reply = connection.getresponse()
+    assert reply.status == 200
+    return reply
+
+
+def record(reply: http.client.HTTPResponse) -> Any:
+    while not (line := reply.readline()).startswith(b"data: "):
+        assert line
+    return json.loads(line[len(b"data: ") :])["data"]
+
+
+def test_a_viewer_sees_what_the_model_receives_and_returns_linked_by_an_id(house: House) -> None:
+    viewer = watch(house, "model")
+    _, body = house.ask("echo one two")
+    received, returned = record(viewer), record(viewer)
+    assert received == {
+        "type": "llm.prediction.input",
+        "modelIdentifier": "fake",
+        "modelPath": "fake.gguf",
+        "requestId": json.loads(body)["id"],
+        "input": "prompt of one two",
+    }
+    stats = returned.pop("stats")
+    assert returned == {
+        "type": "llm.prediction.output",
+        "modelIdentifier": "fake",
+        "requestId": received["requestId"],
+        "output": "one two",
+    }
+    assert stats.keys() == {
+        "stopReason", "tokensPerSecond", "numGpuLayers", "timeToFirstTokenSec", "totalTimeSec",
+        "promptTokensCount", "predictedTokensCount", "totalTokensCount",
+    }  # fmt: skip
+    assert (stats["stopReason"], stats["totalTokensCount"]) == ("eosFound", 6)
+    viewer.close()
+
+
+def test_without_a_viewer_nothing_of_a_prompt_is_kept_or_shown(house: House) -> None:
+    house.ask("echo secret words")
+    viewer = watch(house, "model")
+    house.ask("echo public words")
+    assert record(viewer)["input"] == "prompt of public words"
+    assert "words" not in house.lines.getvalue()
+    viewer.close()
+
+
+def test_the_servers_own_lines_can_be_watched(house: House) -> None:
+    viewer = watch(house, "server")
+    house.get("/v1/models")
+    seen = record(viewer)
+    assert seen["type"] == "server.log"
+    assert seen["content"].startswith("GET /v1/models 200 ")
+    viewer.close()

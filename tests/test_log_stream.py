@@ -1,0 +1,123 @@
+"""`lmlite log stream` as its users see it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite.server import log_stream
+from tests.server_process import REPOSITORY, START_S, RunningServer
+
+INPUT = {
+    "timestamp": 0,
+    "data": {
+        "type": "llm.prediction.input",
+        "modelIdentifier": "m",
+        "modelPath": "/m.gguf",
+        "requestId": "chatcmpl-1",
+        "input": "<|im_start|>user\nHi",
+    },
+}
+OUTPUT = {
+    "timestamp": 0,
+    "data": {
+        "type": "llm.prediction.output",
+        "modelIdentifier": "m",
+        "requestId": "chatcmpl-1",
+        "output": "Hello",
+        "stats": {"stopReason": "eosFound", "tokensPerSecond": 1.5},
+    },
+}
+
+
+def test_text_is_a_block_of_keys_with_the_long_text_below() -> None:
+    lines = log_stream.text_lines(INPUT, with_stats=False).split("\n")
+    assert lines[0].startswith("timestamp: ")
+    assert lines[1:] == [
+        "type: llm.prediction.input",
+        "modelIdentifier: m",
+        "modelPath: /m.gguf",
+        "requestId: chatcmpl-1",
+        "input:",
+        "<|im_start|>user",
+        "Hi",
+        "",
+    ]
+
+
+def test_stats_are_shown_when_asked_for() -> None:
+    assert "stopReason" not in log_stream.text_lines(OUTPUT, with_stats=False)
+    assert "stats.stopReason: eosFound\n" in log_stream.text_lines(OUTPUT, with_stats=True)
+    assert "stats" not in json.loads(log_stream.json_lines(OUTPUT, with_stats=False))["data"]
+    assert json.loads(log_stream.json_lines(OUTPUT, with_stats=True)) == OUTPUT
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [(("input",), [True, False]), (("output",), [False, True]), (("input", "output"), [True] * 2)],
+)
+def test_the_filter_lets_its_kinds_through(kinds: tuple[str, ...], expected: list[bool]) -> None:
+    assert [log_stream.is_wanted(record, kinds) for record in (INPUT, OUTPUT)] == expected
+
+
+def test_lines_of_the_server_pass_every_filter() -> None:
+    assert log_stream.is_wanted({"data": {"type": "server.log", "content": "x"}}, ("input",))
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with RunningServer() as running:
+        yield running
+
+
+class Viewer:
+    """`lmlite log stream` in a process of its own, attached once a first record has come."""
+
+    def __init__(self, server: RunningServer, *arguments: str) -> None:
+        command = [sys.executable, "-m", "lmlite", "log", "stream", "--url", server.url]
+        self.process = subprocess.Popen(
+            [*command, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> "Viewer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def line(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
+
+def attached(server: RunningServer) -> None:
+    """Returns when the server has a viewer: a thread more than when it is idle."""
+    idle = {"main", "accept", "supervisor", "the reader of the worker's standard error"}
+    while len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) <= len(idle):
+        assert server.process.poll() is None
+
+
+def test_the_exact_prompt_and_answer_are_shown_as_they_happen(server: RunningServer) -> None:
+    with Viewer(server, "--json", "--stats") as viewer:
+        attached(server)
+        answer = server.chat("Hi", max_tokens=2)
+        received, returned = json.loads(viewer.line()), json.loads(viewer.line())
+    assert received["data"]["input"] == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert received["data"]["requestId"] == returned["data"]["requestId"] == answer["id"]
+    assert returned["data"]["output"] == answer["choices"][0]["message"]["content"]
+    stats: dict[str, Any] = returned["data"]["stats"]
+    assert stats["stopReason"] == "maxPredictedTokensReached"
+    assert stats["predictedTokensCount"] == 2
+    assert stats["promptTokensCount"] == answer["usage"]["prompt_tokens"]
+
+
+def test_without_a_server_it_says_so_and_ends_with_code_1() -> None:
+    command = [sys.executable, "-m", "lmlite", "log", "stream", "--url", "http://127.0.0.1:9"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=START_S)
+    assert done.returncode == 1
+    assert done.stderr.startswith("lmlite: no log stream at http://127.0.0.1:9: ")
