@@ -1,43 +1,54 @@
-"""Feeds thousands of broken model files to the pre-check, and those it accepts to the library.
+"""Feeds thousands of broken model files to the pre-check, and those it accepts to a real worker.
 
     python -m tests.fuzz_gguf --count 20000 --seed 1     the run; one line of totals
     python -m tests.fuzz_gguf --seed 1 --only 42 --keep 42.gguf      one mutant, to look at
 
 Each mutant is a small valid llama with one to three things changed: a value, a type, a length, a
 token, a tensor's shape or place, some bytes. It depends on the seed and its number alone. What
-`read_model_file` accepts is loaded, tokenized with, decoded and sampled from in a child process,
-which is started again when it dies: every death is a rule that the pre-check lacks.
-
-A loader is any callable that takes a path and returns what it did in a few words; one that dies
-raises LoaderDied. `Child` makes one of a command that reads paths from its standard input and
-answers each with a line; with `--load` this file is such a command.
+`read_model_file` accepts is loaded by a worker, which chats, completes and embeds: every death of a
+worker is a rule that the pre-check lacks. 20,000 take about a quarter of an hour.
 """
 
 import argparse
-import ctypes
 import math
 import os
 import random
-import select
 import subprocess
-import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lmlite import frames
 from lmlite.errors import ModelFileError
 from lmlite.gguf import read_model_file
 from lmlite.gguf_header import TENSOR_TYPES
-from lmlite.worker import capi
+from lmlite.messages import (
+    Chat,
+    ChatMessage,
+    Complete,
+    Embed,
+    Embedded,
+    Event,
+    Failed,
+    Finished,
+    Load,
+    LoadFailed,
+    Ready,
+    Request,
+    SamplingParams,
+)
+from lmlite.server.supervisor import WORKER_COMMAND, worker_environment
 from tests import gguf_writer as writer
 from tests.gguf_writer import Shape, Tensor, Typed, Value
 
 Loader = Callable[[str], str]
 Check = Callable[[str], object]  # raises ModelFileError
-PATIENCE_S = 30.0  # a loader that is silent for so long counts as dead
+PATIENCE_S = 30.0  # a worker that takes longer counts as dead
+PROBE = "Hello <|im_start|> \u00e9\u4e16\U0001f600 12 \n\t\x00\x7f"
 
 # ---- mutants -------------------------------------------------------------------------------
 
@@ -353,142 +364,83 @@ class LoaderDied(Exception):
     """The process that loaded the file is gone; the message is its last words."""
 
 
-class Child:
-    """A long-lived process that loads one file after the other."""
+class WorkerLoader:
+    """Loads each file with a worker of its own, as the server would, and asks something of it."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._command = command
-        self._process: subprocess.Popen[bytes] | None = None
+    def __init__(self) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
 
     def __call__(self, path: str) -> str:
-        process = self._process or self._start()
-        assert process.stdin is not None and process.stdout is not None
-        process.stdin.write(path.encode() + b"\n")
-        process.stdin.flush()
-        if not select.select([process.stdout], [], [], PATIENCE_S)[0]:
-            process.kill()
-        answer = process.stdout.readline()
-        if answer:
-            return answer.decode().strip()
-        self._process = None
-        raise LoaderDied(f"{_signal_name(process.wait())}: {self._last_words()}")
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        self._words.seek(0)
-        self._words.truncate()
-        self._process = subprocess.Popen(
-            self._command,
+        self._words.truncate(0)
+        process = subprocess.Popen(
+            WORKER_COMMAND,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._words,
-            env=os.environ | {"GGML_NO_BACKTRACE": "1"},
+            env=worker_environment(),
         )
-        return self._process
+        watchdog = threading.Timer(PATIENCE_S, process.kill)
+        watchdog.start()
+        try:
+            return self._ask(process, path)
+        except (frames.FrameError, OSError):
+            raise LoaderDied(self._cause(process)) from None
+        finally:
+            watchdog.cancel()
+            process.kill()
+            process.communicate()
 
-    def _last_words(self) -> str:
-        size = self._words.seek(0, os.SEEK_END)
-        self._words.seek(max(0, size - 4096))
+    def _ask(self, process: "subprocess.Popen[bytes]", path: str) -> str:
+        """Loads, completes and embeds. Raises FrameError or OSError when the worker is gone."""
+        assert process.stdin is not None and process.stdout is not None
+        generates = not read_model_file(path).embeds_only
+        send(process, Load(path, generates=generates, n_parallel=2, n_threads=1))
+        for event in events(process):
+            if isinstance(event, LoadFailed):
+                return "refused: model"
+            if isinstance(event, Ready):
+                break
+        params = SamplingParams(max_tokens=4, n_logprobs=2, seed=1)
+        send(process, Chat(1, (ChatMessage("user", PROBE),), params))
+        send(process, Complete(2, (PROBE, "a"), params, echo=True))
+        send(process, Embed(3, (PROBE,)))
+        open_results = [1, 2, 2, 3]
+        for event in events(process):
+            if isinstance(event, Failed):
+                open_results = [number for number in open_results if number != event.id]
+            elif isinstance(event, Finished | Embedded):
+                open_results.remove(event.id)
+            if not open_results:
+                return "served"
+        raise AssertionError("unreachable: events() ends with an error")
+
+    def _cause(self, process: "subprocess.Popen[bytes]") -> str:
+        status = process.wait()
+        self._words.seek(0)
         lines = self._words.read().decode(errors="replace").strip().splitlines()
         telling = [line for line in lines if "ASSERT" in line or "what()" in line]
-        return (telling or lines or ["no word"])[-1][-200:]
+        cause = f"signal {-status}" if status < 0 else f"exit {status}"
+        return f"{cause}: {(telling or lines or ['no word'])[-1][-200:]}"
 
     def close(self) -> None:
-        """Ends the process, if it runs."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        """Removes what it keeps of the workers' last words."""
         self._words.close()
 
 
-def _signal_name(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"exit {status}"
+def send(process: "subprocess.Popen[bytes]", request: Request) -> None:
+    """One frame to a worker. Raises OSError when it is gone."""
+    assert process.stdin is not None
+    process.stdin.write(frames.encode(request))
+    process.stdin.flush()
 
 
-# ---- the child: straight to the library ----------------------------------------------------
-
-PROBE = "Hello <|im_start|> \u00e9\u4e16\U0001f600 12 \n\t\x00\x7f"
-
-
-def serve_paths() -> None:
-    """Answers each path from standard input with one line, until there are no more."""
-    answers = os.dup(1)
-    os.dup2(2, 1)
-    lib = capi.load()
-    for line in sys.stdin:
-        result = load_and_sample(lib, line.strip())
-        os.write(answers, result.encode() + b"\n")
-
-
-def load_and_sample(lib: Any, path: str) -> str:
-    """What became of one file: "served", or what the library refused."""
-    model = lib.llama_model_load_from_file(path.encode(), lib.llama_model_default_params())
-    if not model:
-        return "refused: model"
-    try:
-        return _use_model(lib, model)
-    finally:
-        lib.llama_model_free(model)
-
-
-def _use_model(lib: Any, model: Any) -> str:
-    vocab = lib.llama_model_get_vocab(model)
-    tokens = _tokenize(lib, vocab, PROBE.encode(), special=True)
-    tokens += _tokenize(lib, vocab, bytes(range(256)), special=False)
-    error = ctypes.c_void_p()
-    chat = lib.lml_chat_init(model, None, ctypes.byref(error))
-    if chat:
-        lib.lml_chat_free(chat)
-    if not tokens:
-        return "refused: no tokens"
-    params = lib.llama_context_default_params()
-    params.n_ctx, params.n_batch, params.n_ubatch, params.n_threads = 512, 512, 512, 1
-    context = lib.llama_init_from_model(model, params)
-    if not context:
-        return "refused: context"
-    try:
-        return _generate(lib, vocab, context, tokens[:200])
-    finally:
-        lib.llama_free(context)
-
-
-def _tokenize(lib: Any, vocab: Any, text: bytes, *, special: bool) -> list[int]:
-    room = (ctypes.c_int32 * 4096)()
-    n = lib.llama_tokenize(vocab, text, len(text), room, 4096, special, special)
-    return room[: max(0, n)]
-
-
-def _generate(lib: Any, vocab: Any, context: Any, tokens: list[int]) -> str:
-    chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-    for sampler in (lib.llama_sampler_init_top_k(40), lib.llama_sampler_init_dist(1)):
-        lib.llama_sampler_chain_add(chain, sampler)
-    try:
-        position = 0
-        for _ in range(4):
-            code = lib.llama_decode(context, _batch(tokens, position))
-            if code != 0:
-                return f"refused: decode {code}"
-            position += len(tokens)
-            tokens = [lib.llama_sampler_sample(chain, context, -1)]
-            piece = ctypes.create_string_buffer(8192)
-            lib.llama_token_to_piece(vocab, tokens[0], piece, 8192, 0, True)
-        return "served"
-    finally:
-        lib.llama_sampler_free(chain)
-
-
-def _batch(tokens: list[int], position: int) -> Any:
-    n = len(tokens)
-    seq_id = (ctypes.c_int32 * 1)(0)
-    pointer = ctypes.cast(seq_id, ctypes.POINTER(ctypes.c_int32))
-    return capi.llama_batch(
-        n_tokens=n,
-        token=(ctypes.c_int32 * n)(*tokens),
-        pos=(ctypes.c_int32 * n)(*range(position, position + n)),
-        n_seq_id=(ctypes.c_int32 * n)(*[1] * n),
-        seq_id=(ctypes.POINTER(ctypes.c_int32) * n)(*[pointer] * n),
-        logits=(ctypes.c_int8 * n)(*[0] * (n - 1), 1),
-    )
+def events(process: "subprocess.Popen[bytes]") -> Iterator[Event]:
+    """Events of a worker. Raises FrameError at its end, which comes too early here."""
+    while True:
+        event = frames.read(process.stdout, Event)  # type: ignore[arg-type]
+        if event is None:
+            raise frames.FrameError("the worker ended")
+        yield event
 
 
 # ---- the run -------------------------------------------------------------------------------
@@ -504,7 +456,7 @@ def run(seed: int, numbers: Sequence[int], check: Check, loader: Loader) -> Coun
             Path(path).write_bytes(data)
             try:
                 check(path)
-                totals[loader(path).partition(":")[0] + " by the library"] += 1
+                totals[loader(path).partition(":")[0] + " by the worker"] += 1
             except ModelFileError:
                 totals["refused"] += 1
             except LoaderDied as death:
@@ -521,11 +473,8 @@ def main() -> None:
     parser.add_argument("--only", type=int, help="the number of one mutant")
     parser.add_argument("--keep", help="write that mutant to a file instead of loading it")
     parser.add_argument("--unchecked", action="store_true", help="load without the pre-check")
-    parser.add_argument("--load", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.load:
-        serve_paths()
-    elif options.keep:
+    if options.keep:
         Path(options.keep).write_bytes(mutant(options.seed, options.only).data)
     else:
         numbers = range(options.count) if options.only is None else [options.only]
@@ -537,15 +486,15 @@ def _accept(path: str) -> None:
 
 
 def _run_and_print(seed: int, numbers: Sequence[int], check: Check) -> None:
-    child = Child([sys.executable, "-m", "tests.fuzz_gguf", "--load"])
+    loader = WorkerLoader()
     start_s = time.monotonic()
     try:
-        totals = run(seed, numbers, check, child)
+        totals = run(seed, numbers, check, loader)
     finally:
-        child.close()
+        loader.close()
     print(f"seed {seed}: {len(numbers):,} mutants in {time.monotonic() - start_s:.0f} s: "
-          f"{totals['refused']:,} refused, {totals['served by the library']:,} served, "
-          f"{totals['refused by the library']:,} refused by the library, "
+          f"{totals['refused']:,} refused, {totals['served by the worker']:,} served, "
+          f"{totals['refused by the worker']:,} refused by the worker, "
           f"{totals['deaths']:,} deaths")  # fmt: skip
 
 

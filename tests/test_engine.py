@@ -1,13 +1,15 @@
 """The engine: batched equals alone, reuse equals fresh, and every request ends exactly once."""
 
+import ctypes
 import queue
 import threading
+from array import array
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lmlite.messages import Delta, Failed, Finished, ReplyEvent, SamplingParams, Started
+from lmlite.messages import Delta, Embedded, Failed, Finished, ReplyEvent, SamplingParams, Started
 from lmlite.worker import capi
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.engine import Engine, Sequence
@@ -230,6 +232,43 @@ def test_a_failing_step_fails_its_requests_and_the_loop_lives_on(
     assert run.text(PROMPTS[0]) == expected
 
 
+def test_logits_that_are_no_numbers_fail_the_request_and_no_other(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = (ctypes.c_float * 1)(float("nan"))
+    with monkeypatch.context() as patched:
+        patched.setattr(run.context, "_lib", Overridden(run.context._lib, row))
+        run.submit(5, PROMPTS[0])
+        failed = run.until_finished(1)[5][-1]
+    assert failed == Failed(5, "InternalError", "the model produced invalid numbers")
+    assert run.text(PROMPTS[0])
+
+
+def test_an_embedding_that_is_no_numbers_fails_its_request(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = array("f", [float("nan")] * run.model.n_embd)
+    with monkeypatch.context() as patched:
+        patched.setattr(Context, "embedding", lambda _context, _seq_id: broken)
+        run.engine.submit([Input(3, 0, [5, 6]), Input(4, 0, [7])])
+        failed = {run.events.get(timeout=DEADLINE_S) for _ in range(2)}
+    message = "the model produced invalid numbers"
+    assert failed == {Failed(3, "InternalError", message), Failed(4, "InternalError", message)}
+    run.engine.submit([Input(5, 0, [5, 6])])
+    assert isinstance(run.events.get(timeout=DEADLINE_S), Embedded)
+
+
+class Overridden:
+    """The library, but for its logits."""
+
+    def __init__(self, lib: Any, row: Any) -> None:
+        self._lib = lib
+        self.llama_get_logits_ith = lambda _context, _index: row
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._lib, name)
+
+
 def test_logprobs_of_a_greedy_token_are_the_best_of_their_row(run: Run) -> None:
     run.submit(1, PROMPTS[1], SamplingParams(temperature=0, n_logprobs=3))
     deltas = [event for event in run.until_finished(1)[1] if isinstance(event, Delta)]
@@ -262,8 +301,6 @@ def test_prompt_logprobs_do_not_depend_on_how_the_prompt_is_cut(run: Run) -> Non
 
 
 def test_a_long_input_is_embedded_in_pieces_like_the_mean_of_all_its_tokens(run: Run) -> None:
-    from array import array
-
     text = " ".join(f"word {i}" for i in range(60))
     tokens = run.model.vocab.tokenize(text, add_special=True, parse_special=True)
     assert len(tokens) > 64

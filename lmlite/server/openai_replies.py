@@ -28,7 +28,7 @@ from lmlite.server.openai_requests import Call
 
 Json = dict[str, Any]
 
-NO_LOGPROB = -9999.0  # OpenAI's word for a probability of 0, as infinity is not JSON
+NO_LOGPROB = -9999.0  # OpenAI's number where there is none
 
 
 @dataclass
@@ -176,9 +176,9 @@ class CompletionReply:
         for entry in entries:
             token = _text(entry.piece)
             found["tokens"].append(token)
-            found["token_logprobs"].append(_finite(entry.logprob))
+            found["token_logprobs"].append(entry.logprob)
             # Two pieces may print alike; reversed, so that the likelier one stays.
-            top = {_text(piece): _finite(value) for piece, value in reversed(entry.top)}
+            top = {_text(piece): value for piece, value in reversed(entry.top)}
             found["top_logprobs"].append(top if entry.logprob is not None else None)
             found["text_offset"].append(offset)
             offset += len(token)
@@ -275,11 +275,7 @@ def _text(piece: bytes) -> str:
     return piece.decode("utf-8", "replace")
 
 
-def _finite(logprob: float | None) -> float | None:
-    return logprob if logprob is None or math.isfinite(logprob) else NO_LOGPROB
-
-
 def _chat_token(piece: bytes, logprob: float | None) -> Json:
     # The bytes let a client put characters together that several tokens share.
-    value = NO_LOGPROB if logprob is None else _finite(logprob)
+    value = NO_LOGPROB if logprob is None else logprob
     return {"token": _text(piece), "logprob": value, "bytes": list(piece)}

@@ -15,6 +15,7 @@ import resource
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import BinaryIO
@@ -91,7 +92,7 @@ class Worker:
             self._engine = Engine(
                 self._model, context, embedder, n_parallel=load.n_parallel, emit=outbox.send
             )
-            self._thread = threading.Thread(target=self._engine.run, name="engine")
+            self._thread = threading.Thread(target=self._run_engine, name="engine")
             self._thread.start()
             stack.callback(self._thread.join)
             stack.callback(self._engine.stop)
@@ -126,6 +127,14 @@ class Worker:
     def close(self) -> None:
         """Stops the engine, then frees contexts and model."""
         self._open.close()
+
+    def _run_engine(self) -> None:
+        """The engine's thread. Without it the process is of no use: a new one is better."""
+        try:
+            self._engine.run()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
 
     # ---- preparing requests ----------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmlite.messages import Embedded, ReplyEvent
-from lmlite.worker.llama import Batch, Context, LlamaError
+from lmlite.worker.llama import INVALID_NUMBERS, Batch, Context, LlamaError
 
 N_SEQ_MAX = 64  # inputs of one decode
 
@@ -74,12 +74,13 @@ class Embedder:
             vectors = [self._read_in_pieces(self._context, items[0].tokens)]
         else:
             vectors = self._read_together(self._context, items)
-        for _ in items:
-            self._waiting.popleft()
-        return [
+        events: list[ReplyEvent] = [
             Embedded(item.request_id, item.index, len(item.tokens), normalised(vector))
             for item, vector in zip(items, vectors, strict=True)
         ]
+        for _ in items:  # only now: what fails before this must still be found by fail_all
+            self._waiting.popleft()
+        return events
 
     def _next_inputs(self, n_batch: int) -> list[Input]:
         """The first inputs that fit together; one alone when it is longer than a batch."""
@@ -127,5 +128,5 @@ def normalised(vector: "array[float]") -> bytes:
     """
     length = math.hypot(*vector)
     if not math.isfinite(length) or length == 0:
-        raise LlamaError("the model produced invalid numbers")
+        raise LlamaError(INVALID_NUMBERS)
     return array("f", (x / length for x in vector)).tobytes()

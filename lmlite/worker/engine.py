@@ -359,6 +359,7 @@ class Engine:
                 self._finish(sequence, "max_tokens")
                 return
         assert sequence.chain is not None and self._context is not None
+        self._context.check_numbers(index)
         token = sequence.chain.sample(self._context, index)
         sequence.tokens.append(token)
         sequence.n_completion += 1
@@ -398,7 +399,9 @@ class Engine:
         if begin == 0:
             first = self._vocab.piece(sequence.prompt[0], special=True)
             sequence.prompt_logprobs.append(TokenLogprob(first, None, ()))
+        assert self._context is not None
         first_index = piece.last_index - piece.n_tokens + 1
+        self._context.check_numbers(first_index)
         following = sequence.prompt[begin + 1 : begin + 1 + piece.n_tokens]
         for i, token in enumerate(following, first_index):
             entry = self._logprob(sequence.params.n_logprobs, token, i)

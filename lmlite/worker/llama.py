@@ -14,6 +14,8 @@ from typing import Any
 from lmlite.messages import SamplingParams
 from lmlite.worker import capi
 
+INVALID_NUMBERS = "the model produced invalid numbers"
+MIN_LOGPROB = -9999.0  # for a probability of 0: OpenAI's number, as JSON has no infinity
 REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on, as in llama.cpp
 
 
@@ -261,7 +263,18 @@ class Context:
         logits = self._lib.llama_get_logits_ith(self.pointer, index)
         chosen = self._lib.lml_logprobs(logits, self.n_vocab, token, n_top, tokens, values)
         n = min(n_top, self.n_vocab)
-        return chosen, list(zip(tokens[:n], values[:n], strict=True))
+        finite = [max(value, MIN_LOGPROB) for value in values[:n]]
+        return max(chosen, MIN_LOGPROB), list(zip(tokens[:n], finite, strict=True))
+
+    def check_numbers(self, index: int) -> None:
+        """Raises LlamaError for a row of logits that is not of numbers.
+
+        A damaged model gives NaN, which samplers take for a choice, always the same one. It
+        spreads over a whole row, so that one element tells.
+        """
+        logit = self._lib.llama_get_logits_ith(self.pointer, index)[0]
+        if logit != logit:
+            raise LlamaError(INVALID_NUMBERS)
 
     def embedding(self, seq_id: int) -> "array[float]":
         """The pooled vector of a sequence of the last decode. Raises LlamaError."""
