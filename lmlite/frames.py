@@ -37,7 +37,7 @@ def encode(message: Any) -> bytes:
 
 
 def read(stream: BinaryIO, family: Any) -> Any | None:
-    """The next message of the union `family`; None at a clean end of the stream.
+    """The next message, of a class or of a union of them; None at a clean end of the stream.
 
     Raises FrameError for anything that `encode` would not have written.
     """
@@ -58,7 +58,7 @@ def decode(payload: bytes, family: Any) -> Any:
     try:
         body = json.loads(payload)
         kind = getattr(messages, body.pop("type"))
-        if kind not in typing.get_args(family):
+        if kind not in (typing.get_args(family) or [family]):
             raise TypeError(f"{kind.__name__} is not expected here")
         return _reader(kind)(body)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:

@@ -221,7 +221,11 @@ def _check_tensors(tensors: list[Tensor], metadata: Metadata, n_parts: int) -> N
 
 def _check_layers(metadata: Metadata, arch: str, widths: dict[str, int]) -> None:
     n_layer = metadata.need(f"{arch}.block_count", 1, MAX_LAYERS)
-    _embedding_length(metadata, arch)
+    n_embd = _embedding_length(metadata, arch)
+    # Only a dense layer behind the pooling makes vectors longer than the model's own.
+    has_dense = any(name.startswith("dense_") for name in widths)
+    n_embd_out = MAX_EMBEDDING if has_dense else n_embd
+    metadata.whole(f"{arch}.embedding_length_out", 1, n_embd_out)
     metadata.need(f"{arch}.context_length", 1, 1 << 26)
     metadata.whole(f"{arch}.nextn_predict_layers", 0, n_layer)
     metadata.per_layer(f"{arch}.feed_forward_length", n_layer, 0, 1 << 24)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import shared_model
+from tests.gguf_writer import Shape, tiny_llama
 from tests.server_process import RunningServer
 
 EMBED = "/v1/embeddings"
@@ -110,6 +111,14 @@ def test_a_chat_model_embeds_beside_its_chats(chat_model: RunningServer) -> None
     vector = vectors(embed(chat_model, "Hi"))[0]
     assert math.hypot(*vector) == pytest.approx(1.0, abs=1e-5)
     assert chat_model.chat("Hi")["choices"] == before["choices"]
+
+
+def test_a_context_of_an_odd_size_embeds_up_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    tiny_llama(path, shape=Shape(n_ctx=100))
+    with RunningServer(str(path)) as server:
+        assert embed(server, [[5] * 100, [6]])["usage"]["prompt_tokens"] == 101
+        assert server.post(EMBED, input=[5] * 101).error["code"] == "context_length_exceeded"
 
 
 def test_base64_holds_the_same_numbers_as_little_endian_float32(chat_model: RunningServer) -> None:

@@ -318,6 +318,7 @@ VALUE_FAULTS: list[tuple[Metadata, str]] = [
     ({"llama.block_count": [1]}, "has a list for llama.block_count, which is one number"),
     ({"llama.embedding_length": 0}, "has a llama.embedding_length that is no whole number"),
     ({"llama.embedding_length": 131_073}, "has a llama.embedding_length that is no whole"),
+    ({"llama.embedding_length_out": 1024}, "has a llama.embedding_length_out that is no whole"),
     ({"llama.context_length": 0}, "has a llama.context_length that is no whole number"),
     ({"llama.context_length": (1 << 26) + 1}, "has a llama.context_length that is no whole"),
     ({"llama.feed_forward_length": (1 << 24) + 1}, "has a llama.feed_forward_length that is no"),

@@ -9,6 +9,7 @@ answer has begun. The engine thread does the rest. The end of the input ends the
 import ctypes
 import faulthandler
 import functools
+import math
 import os
 import random
 import resource
@@ -21,7 +22,7 @@ from contextlib import ExitStack
 from typing import BinaryIO
 
 from lmlite import frames
-from lmlite.errors import ApiError, BadRequest, PromptTooLong, Unsupported
+from lmlite.errors import ApiError, BadRequest, InternalError, PromptTooLong, Unsupported
 from lmlite.messages import (
     Cancel,
     Chat,
@@ -92,7 +93,7 @@ class Worker:
             self._engine = Engine(
                 self._model, context, embedder, n_parallel=load.n_parallel, emit=outbox.send
             )
-            self._thread = threading.Thread(target=self._run_engine, name="engine")
+            self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
             self._thread.start()
             stack.callback(self._thread.join)
             stack.callback(self._engine.stop)
@@ -119,14 +120,18 @@ class Worker:
                 try:
                     self._engine.submit(self._prepare(request))
                 except ApiError as err:
-                    kind = type(err).__name__
-                    self._outbox.send([Failed(request.id, kind, err.message, err.param)])
-                except LlamaError as err:
-                    self._outbox.send([Failed(request.id, ApiError.__name__, str(err))])
+                    self._fail(request.id, err)
+                except Exception as err:  # our mistake or the library's: others go on
+                    traceback.print_exc()
+                    self._fail(request.id, InternalError(f"the request cannot be prepared: {err}"))
 
     def close(self) -> None:
         """Stops the engine, then frees contexts and model."""
         self._open.close()
+
+    def _fail(self, request_id: int, error: ApiError) -> None:
+        kind = type(error).__name__
+        self._outbox.send([Failed(request_id, kind, error.message, error.param)])
 
     def _run_engine(self) -> None:
         """The engine's thread. Without it the process is of no use: a new one is better."""
@@ -283,6 +288,8 @@ class Worker:
         n_batch = self._n_ctx_seq
         if self._load.generates:
             n_batch = min(EMBEDDING_BATCH, n_batch)
+        # llama.cpp plans its buffers for a batch that all sequences share evenly.
+        n_batch = math.ceil(n_batch / N_SEQ_MAX) * N_SEQ_MAX
         make = functools.partial(
             Context,
             self._model,
@@ -340,8 +347,8 @@ def main() -> int:
     source, sink = claim_pipes()
     join_parent()
     outbox = Outbox(sink)
-    load = frames.read(source, Load | Cancel)
-    if not isinstance(load, Load):
+    load: Load | None = frames.read(source, Load)
+    if load is None:
         return 1
     try:
         worker = Worker(load, outbox)

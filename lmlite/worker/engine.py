@@ -308,11 +308,12 @@ class Engine:
         assert sequence.lane is not None
         lane, begin = sequence.lane, len(sequence.lane.tokens)
         ends = n_tokens == sequence.n_pending
+        all_outputs = sequence.wants_prompt_logprobs
         if n_tokens == 1:
-            last = self._batch.add(sequence.tokens[begin], begin, lane.seq_id, ends)
+            output = ends or all_outputs
+            last = self._batch.add(sequence.tokens[begin], begin, lane.seq_id, output)
         else:
             tokens = sequence.tokens[begin : begin + n_tokens]
-            all_outputs = sequence.wants_prompt_logprobs
             last = self._batch.extend(tokens, begin, lane.seq_id, ends, all_outputs)
         return _Piece(sequence, n_tokens, last)
 
@@ -399,9 +400,7 @@ class Engine:
         if begin == 0:
             first = self._vocab.piece(sequence.prompt[0], special=True)
             sequence.prompt_logprobs.append(TokenLogprob(first, None, ()))
-        assert self._context is not None
         first_index = piece.last_index - piece.n_tokens + 1
-        self._context.check_numbers(first_index)
         following = sequence.prompt[begin + 1 : begin + 1 + piece.n_tokens]
         for i, token in enumerate(following, first_index):
             entry = self._logprob(sequence.params.n_logprobs, token, i)

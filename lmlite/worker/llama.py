@@ -258,10 +258,15 @@ class Context:
             self._lib.llama_memory_clear(self._memory, False)
 
     def logprobs(self, index: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-        """log p(token) at a batch index, and the n_top likeliest (token, log p), best first."""
+        """log p(token) at a batch index, and the n_top likeliest (token, log p), best first.
+
+        Raises LlamaError for a row of logits that is not of numbers.
+        """
         tokens, values = (ctypes.c_int32 * n_top)(), (ctypes.c_float * n_top)()
         logits = self._lib.llama_get_logits_ith(self.pointer, index)
         chosen = self._lib.lml_logprobs(logits, self.n_vocab, token, n_top, tokens, values)
+        if chosen != chosen:  # NaN anywhere in the row makes the softmax NaN
+            raise LlamaError(INVALID_NUMBERS)
         n = min(n_top, self.n_vocab)
         finite = [max(value, MIN_LOGPROB) for value in values[:n]]
         return max(chosen, MIN_LOGPROB), list(zip(tokens[:n], finite, strict=True))
