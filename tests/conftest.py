@@ -10,6 +10,9 @@ import pytest
 from lmlite.worker import capi
 from lmlite.worker.llama import Model
 
+# As the server does for its workers: threads that spin make a busy machine crawl.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 REPOSITORY = Path(__file__).parent.parent
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "lmlite-default.gguf"

@@ -24,7 +24,7 @@ class Run:
 
     def __init__(self, model: Model, n_ctx: int = 1024, n_parallel: int = 4) -> None:
         self.model = model
-        self.context = Context(model, n_ctx=n_ctx, n_batch=64, n_seq_max=n_parallel, n_threads=2)
+        self.context = Context(model, n_ctx=n_ctx, n_batch=64, n_seq_max=n_parallel, n_threads=1)
         self.events: queue.SimpleQueue[ReplyEvent] = queue.SimpleQueue()
         self.embedder = Embedder(self._embedding_context)
         self.engine = Engine(

@@ -17,6 +17,7 @@ import pytest
 
 from lmlite.gguf import ModelFile
 from lmlite.messages import Load
+from lmlite.server import connection as connection_module
 from lmlite.server import http as module
 from lmlite.server.http import Server
 from lmlite.server.logs import Log
@@ -357,3 +358,45 @@ def test_the_servers_own_lines_can_be_watched(house: House) -> None:
     assert seen["type"] == "server.log"
     assert seen["content"].startswith("GET /v1/models 200 ")
     viewer.close()
+
+
+# ---- slow clients ----------------------------------------------------------------------------
+
+
+def test_a_head_that_only_drips_is_refused_at_its_deadline(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "HEAD_S", 0.2)
+    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as sock:
+        sock.sendall(b"GET /health HTTP/1.1\r\nHost: loc")
+        assert sock.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert house.get("/health")[0] == 200
+
+
+def test_a_body_that_never_comes_is_refused_at_its_deadline(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "BODY_S", 0.2)
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as sock:
+        sock.sendall(head)
+        assert sock.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
+def test_an_idle_connection_is_closed_without_a_word(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "IDLE_S", 0.2)
+    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as sock:
+        assert sock.recv(65536) == b""
+    assert house.lines.getvalue() == ""
+
+
+def test_a_head_in_single_bytes_is_read(house: House) -> None:
+    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as sock:
+        for byte in b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n":
+            sock.sendall(bytes([byte]))
+        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")

@@ -15,7 +15,7 @@ IDLE_S = 15.0  # for the first byte of the next request on a kept-alive connecti
 HEAD_S = 10.0  # for a whole head, however slowly it drips
 BODY_S, BODY_BYTES_PER_S = 10.0, 256 << 10  # for a body: so long, and longer for a large one
 WRITE_S = 30.0  # for a client to take what it is sent
-LINGER_S, LINGER_BYTES = 0.2, 1 << 20  # for what a refused client is still sending
+LINGER_S, LINGER_BYTES = 2.0, 32 << 20  # for what a refused client is still sending
 
 
 class Connection:

@@ -27,10 +27,17 @@ from lmlite.errors import (
     RequestTimeout,
     Unavailable,
 )
-from lmlite.messages import ReplyEvent
-from lmlite.server import openai_replies, openai_requests, wire
+from lmlite.messages import Chat, Complete, Embed, ReplyEvent
+from lmlite.server import openai_replies, wire
 from lmlite.server.connection import Connection
 from lmlite.server.logs import Log
+from lmlite.server.openai_replies import ChatReply, CompletionReply, EmbeddingReply
+from lmlite.server.openai_requests import (
+    Call,
+    parse_chat,
+    parse_completion,
+    parse_embeddings,
+)
 from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import Reply
 from lmlite.server.tally import Tally
@@ -42,6 +49,8 @@ POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
 PING_S = 15.0  # between signs of life on a stream that has nothing to say
 
 JSON_TYPE = ("Content-Type", "application/json")
+Answer = CompletionReply | EmbeddingReply  # a ChatReply is a CompletionReply of another shape
+
 STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
     ("Cache-Control", "no-cache"),
@@ -153,11 +162,12 @@ class Handler(BaseHTTPRequestHandler):
         self._tally: Tally | None = None
         self._status = 0
         self._token = secrets.token_hex(12)
+        self._began_s = time.monotonic()
         try:
             data = self._connection.read_head(wire.MAX_HEAD_BYTES)
             if data is None:
                 return
-            self._began_s = time.monotonic()
+            self._began_s = time.monotonic()  # not before: an idle client may take its time
             self._n_requests += 1
             self._head = wire.parse_head(data)
             self._answer_counted(self._head)
@@ -194,7 +204,7 @@ class Handler(BaseHTTPRequestHandler):
         n_body = wire.body_length(head, MAX_BODY_BYTES)
         if method == "POST":
             wire.check_content_type(head)
-        if head.headers.get("expect"):
+        if n_body and "expect" in head.headers:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._body = self._connection.read_body(n_body)
         is_last = self._n_requests >= MAX_REQUESTS_PER_CONNECTION
@@ -239,16 +249,16 @@ class Handler(BaseHTTPRequestHandler):
             self._send_json(503, {"status": "loading", "progress": progress})
 
     def _chat(self) -> None:
-        call = openai_requests.parse_chat(wire.parse_json(self._body))
-        self._serve(call, f"chatcmpl-{self._token}", openai_replies.ChatReply)
+        call = parse_chat(wire.parse_json(self._body))
+        self._serve(call, f"chatcmpl-{self._token}", ChatReply)
 
     def _completions(self) -> None:
-        call = openai_requests.parse_completion(wire.parse_json(self._body))
-        self._serve(call, f"cmpl-{self._token}", openai_replies.CompletionReply)
+        call = parse_completion(wire.parse_json(self._body))
+        self._serve(call, f"cmpl-{self._token}", CompletionReply)
 
     def _embeddings(self) -> None:
-        call = openai_requests.parse_embeddings(wire.parse_json(self._body))
-        self._serve(call, f"embd-{self._token}", openai_replies.EmbeddingReply)
+        call = parse_embeddings(wire.parse_json(self._body))
+        self._serve(call, f"embd-{self._token}", EmbeddingReply)
 
     def _log_stream(self) -> None:
         assert self._head is not None
@@ -272,20 +282,20 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---- events to bytes -------------------------------------------------------------------
 
-    def _serve(self, call: Any, reply_id: str, reply_kind: Any) -> None:
+    def _serve(self, call: Call, reply_id: str, kind: type[Answer]) -> None:
         with self.server.registry.acquire(call.model) as model:
             tally = self._tally = Tally(self.server.log, model, reply_id)
-            answer = reply_kind(call, reply_id, model.name, int(time.time()))
+            answer = kind(call, reply_id, model.name, int(time.time()))
             reply = model.supervisor.submit(traced(call.request, tally.is_traced))
             try:
-                if call.stream:
+                if call.stream and isinstance(answer, CompletionReply):
                     self._stream(reply, tally, answer)
                 else:
                     self._fold(reply, tally, answer)
             finally:
                 reply.close()
 
-    def _stream(self, reply: Reply, tally: Tally, answer: Any) -> None:
+    def _stream(self, reply: Reply, tally: Tally, answer: CompletionReply) -> None:
         """Server-sent events. The status is chosen by the first event, or by a long silence."""
         last_write_s = time.monotonic()
         try:
@@ -309,7 +319,7 @@ class Handler(BaseHTTPRequestHandler):
         self._write_event(answer.sse_tail() + wire.SSE_DONE)
         self._end_stream()
 
-    def _fold(self, reply: Reply, tally: Tally, answer: Any) -> None:
+    def _fold(self, reply: Reply, tally: Tally, answer: Answer) -> None:
         """One JSON object: the same events, put together."""
         for event in self._events(reply, tally):
             if event is not None:
@@ -420,9 +430,11 @@ def model_object(model: ServedModel) -> dict[str, Any]:
     )
 
 
-def traced(request: Any, is_traced: bool) -> Any:
+def traced(request: Chat | Complete | Embed, is_traced: bool) -> Chat | Complete | Embed:
     """The request, asking for its prompt when somebody watches."""
-    return replace(request, trace=True) if is_traced and hasattr(request, "trace") else request
+    if isinstance(request, Embed) or not is_traced:
+        return request
+    return replace(request, trace=True)
 
 
 def _refuse_connection(sock: socket.socket) -> None:
