@@ -56,6 +56,12 @@ class House:
         reply = connection.getresponse()
         return reply.status, reply.read()
 
+    def logged(self, n: int) -> list[str]:
+        """The first n lines of the log; a line comes after its answer."""
+        while len(lines := self.lines.getvalue().splitlines()) < n:
+            assert self.supervisor.fault is None
+        return lines
+
     def get(self, path: str) -> tuple[int, Any]:
         with closing(self.connect()) as connection:
             connection.request("GET", path)
@@ -216,7 +222,7 @@ def test_one_connection_serves_many_requests(house: House) -> None:
 def test_every_request_is_one_line_of_the_log(house: House) -> None:
     house.ask("echo one two")
     house.get("/v1/models")
-    lines = [line.split(" ", 3)[3].strip() for line in house.lines.getvalue().splitlines()]
+    lines = [line.split(" ", 3)[3].strip() for line in house.logged(2)]
     assert re.fullmatch(
         rf"POST {CHAT} 200 \d+ ms, 3 prompt \(1 cached\) \+ 3 completion tokens, [\d.]+ tokens/s",
         lines[0],
@@ -226,7 +232,7 @@ def test_every_request_is_one_line_of_the_log(house: House) -> None:
 
 def test_a_path_cannot_forge_a_line_of_the_log(house: House) -> None:
     house.get("/x%0A2026-01-01%20fake%1b[2J")
-    (line,) = house.lines.getvalue().splitlines()
+    (line,) = house.logged(1)
     assert "GET /x\\n2026-01-01 fake\\x1b[2J 404" in line
 
 

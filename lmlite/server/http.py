@@ -159,6 +159,7 @@ class Handler(BaseHTTPRequestHandler):
         self.close_connection = True  # until a request has been read to its end
         self._head: wire.Head | None = None
         self._is_begun = False  # the status line is out
+        self._is_refused = False  # it was that of an error
         self._tally: Tally | None = None
         self._status = 0
         self._token = secrets.token_hex(12)
@@ -181,6 +182,8 @@ class Handler(BaseHTTPRequestHandler):
             self.server.log.line("error", f"{type(err).__name__}: {err}")
             self._refuse(InternalError("the server made a mistake"))
         self._log_request()
+        if self._is_refused and self.close_connection:
+            self._connection.linger()
 
     def _answer_counted(self, head: wire.Head) -> None:
         self.server.begin_request()
@@ -401,10 +404,9 @@ class Handler(BaseHTTPRequestHandler):
             headers.append(("X-Should-Retry", "false"))  # OpenAI's clients heed it
         if isinstance(error, MethodNotAllowed) and self._head is not None:
             headers.append(("Allow", ", ".join(self._route(self._head.path))))
+        self._is_refused = True
         try:
             self._send(error.status, wire.to_json(error.body()), headers)
-            if self.close_connection:
-                self._connection.linger()
         except OSError:
             self.close_connection = True
 
