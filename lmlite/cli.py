@@ -21,7 +21,8 @@ from lmlite import gguf
 from lmlite.errors import ModelFileError
 from lmlite.messages import Load
 from lmlite.server import log_stream
-from lmlite.server.http import Server
+from lmlite.server.http import Handler
+from lmlite.server.listener import Server
 from lmlite.server.logs import LEVELS, Log
 from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import Supervisor
@@ -174,7 +175,7 @@ def run_serve(options: argparse.Namespace) -> int:
     model = served_model(options, log)
     registry = Registry([model])
     try:
-        server = Server((options.host, options.port), registry, log)
+        server = Server((options.host, options.port), Handler, registry, log)
     except OSError as err:
         where = f"{options.host}:{options.port}"
         raise StartError(f"cannot listen on {where}: {err.strerror}", 2) from None

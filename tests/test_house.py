@@ -25,7 +25,7 @@ FLOORS = [
      "server.connection", "server.log_stream", "server.openai_requests"],
     ["worker.llama", "server.supervisor", "server.openai_replies"],
     ["worker.chat_template", "worker.embedder", "server.registry"],
-    ["worker.engine", "server.tally"],
+    ["worker.engine", "server.tally", "server.listener"],
     ["worker.__main__", "server.http"],
     ["cli"],
     ["__main__"],

@@ -18,8 +18,9 @@ import pytest
 from lmlite.gguf import ModelFile
 from lmlite.messages import Load
 from lmlite.server import connection as connection_module
-from lmlite.server import http as module
-from lmlite.server.http import Server
+from lmlite.server import listener as module
+from lmlite.server.http import Handler
+from lmlite.server.listener import Server
 from lmlite.server.logs import Log
 from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import Supervisor
@@ -86,7 +87,9 @@ def open_house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             embeds_only=False, n_tensor_bytes=1, n_parameters=1, n_bytes=1, mtime=1234567890,
             identity=(0, 0, 0, 0), splits=(),
         )  # fmt: skip
-        server = Server(("127.0.0.1", 0), Registry([ServedModel("fake", file, supervisor)]), log)
+        server = Server(
+            ("127.0.0.1", 0), Handler, Registry([ServedModel("fake", file, supervisor)]), log
+        )
         supervisor.start()
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
         made.append(House(server, supervisor, lines))

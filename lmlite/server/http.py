@@ -1,4 +1,4 @@
-"""Sockets, routes and threads: the only file that writes to clients.
+"""One connection's requests: checks, routes, and bytes to the client.
 
 A request's way: `Handler.handle_one_request` reads a head, `_answer` checks it and finds its
 route, the route reads the body and asks the worker, and `_stream` or `_fold` turns events
@@ -7,14 +7,11 @@ its client is still there. Every failure is an ApiError, and `_refuse` makes the
 """
 
 import secrets
-import socket
-import sys
-import threading
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from queue import Empty
 from typing import Any
 
@@ -25,12 +22,11 @@ from lmlite.errors import (
     MethodNotAllowed,
     NotFound,
     RequestTimeout,
-    Unavailable,
 )
 from lmlite.messages import Chat, Complete, Embed, ReplyEvent
 from lmlite.server import openai_replies, wire
 from lmlite.server.connection import Connection
-from lmlite.server.logs import Log
+from lmlite.server.listener import Server
 from lmlite.server.openai_replies import ChatReply, CompletionReply, EmbeddingReply
 from lmlite.server.openai_requests import (
     Call,
@@ -38,11 +34,10 @@ from lmlite.server.openai_requests import (
     parse_completion,
     parse_embeddings,
 )
-from lmlite.server.registry import Registry, ServedModel
+from lmlite.server.registry import ServedModel
 from lmlite.server.supervisor import Reply
 from lmlite.server.tally import Tally
 
-MAX_CONNECTIONS = 256  # each costs a thread; further ones are refused without one
 MAX_BODY_BYTES = 4 << 20
 MAX_REQUESTS_PER_CONNECTION = 1000
 POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
@@ -56,91 +51,6 @@ STREAM_HEADERS = (
     ("Cache-Control", "no-cache"),
     ("X-Accel-Buffering", "no"),  # asks proxies to pass events on at once
 )
-
-
-class Server(ThreadingHTTPServer):
-    """Accepts connections, up to a cap, and knows how many requests are being served."""
-
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 1024  # a backlog of 5 turns a burst of connects into time-outs
-    registry: Registry
-
-    def __init__(self, address: tuple[str, int], registry: Registry, log: Log) -> None:
-        """Listens at once. Raises OSError when the address cannot be bound."""
-        self.registry = registry
-        self.log = log
-        self.is_draining = False
-        self._n_active = 0
-        self._changed = threading.Condition()  # guards the count above
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        host, _ = address
-        self.allowed_hosts = wire.LOOPBACK_HOSTS | {f"[{host}]" if ":" in host else host}
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, Handler)
-
-    @property
-    def url(self) -> str:
-        """Where clients find this server."""
-        host, port = self.server_address[:2]
-        shown = f"[{host!s}]" if ":" in str(host) else str(host)
-        return f"http://{shown}:{port}"
-
-    def server_bind(self) -> None:
-        """Binds without asking a name server for our name, which can take seconds."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the connection, or a refusal without one."""
-        if not self._places.acquire(blocking=False):
-            _refuse_connection(request)
-            self.shutdown_request(request)
-            return
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread can be started
-            self._places.release()
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serves one connection; runs in its thread."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._places.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """A connection that failed outside any request: one line, no traceback."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            self.log.line("error", f"connection failed: {error!r}")
-
-    def begin_request(self) -> None:
-        """Counts a request in. Raises Unavailable while the server drains."""
-        with self._changed:
-            if self.is_draining:
-                raise Unavailable("the server is stopping")
-            self._n_active += 1
-
-    def end_request(self) -> None:
-        """Counts a request out."""
-        with self._changed:
-            self._n_active -= 1
-            self._changed.notify_all()
-
-    def drain(self, timeout_s: float) -> None:
-        """Takes no more requests, and waits for those that run."""
-        self.shutdown()
-        with self._changed:
-            self.is_draining = True
-            self._changed.wait_for(lambda: self._n_active == 0, timeout_s)
-
-    def close(self) -> None:
-        """Gives the port back."""
-        self.server_close()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -437,15 +347,3 @@ def traced(request: Chat | Complete | Embed, is_traced: bool) -> Chat | Complete
     if isinstance(request, Embed) or not is_traced:
         return request
     return replace(request, trace=True)
-
-
-def _refuse_connection(sock: socket.socket) -> None:
-    """Tells a connection over the cap to come back; runs in the accepting thread, and briefly."""
-    body = wire.to_json(Unavailable("too many connections").body())
-    headers = [JSON_TYPE, ("Content-Length", str(len(body))), ("Retry-After", "1"),
-               ("Connection", "close")]  # fmt: skip
-    try:
-        sock.setblocking(False)
-        sock.send(wire.reply_head(503, headers) + body)
-    except OSError:
-        pass

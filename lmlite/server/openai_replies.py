@@ -5,6 +5,7 @@ one piece is the same events given to `add`, and then `whole`. Pure; knows no so
 """
 
 import base64
+import codecs
 import json
 import math
 from array import array
@@ -69,6 +70,20 @@ class _Choice:
     finish_reason: str | None = None
 
 
+class _Offset:
+    """Where in a text each of its tokens begins, in characters."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._n_characters = 0
+
+    def pass_over(self, piece: bytes) -> int:
+        """Where the piece begins; the rest of a character begins where the character does."""
+        begin = self._n_characters
+        self._n_characters += len(self._decoder.decode(piece))
+        return begin
+
+
 class CompletionReply:
     """The answer to POST /v1/completions; ChatReply differs in the shape of a choice."""
 
@@ -82,7 +97,7 @@ class CompletionReply:
         self._wants_logprobs = call.request.params.n_logprobs is not None
         self._usage = Usage(call.request.n)
         self._choices: dict[int, _Choice] = {}
-        self._n_characters: dict[int, int] = {}  # sent so far, by index, for text_offset
+        self._offsets: dict[int, _Offset] = {}  # by index
         self._templates: dict[int, tuple[bytes, bytes]] = {}
 
     # ---- in one piece ----------------------------------------------------------------------
@@ -171,7 +186,7 @@ class CompletionReply:
         """Four parallel lists; offsets count characters of the choice's text, over all chunks."""
         if not self._wants_logprobs:
             return None
-        offset = self._n_characters.get(index, 0)
+        offset = self._offsets.setdefault(index, _Offset())
         found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for entry in entries:
             token = _text(entry.piece)
@@ -179,10 +194,10 @@ class CompletionReply:
             found["token_logprobs"].append(entry.logprob)
             # Two pieces may print alike; reversed, so that the likelier one stays.
             top = {_text(piece): value for piece, value in reversed(entry.top)}
+            if entry.logprob is not None:
+                top.setdefault(token, entry.logprob)  # the token itself, however unlikely
             found["top_logprobs"].append(top if entry.logprob is not None else None)
-            found["text_offset"].append(offset)
-            offset += len(token)
-        self._n_characters[index] = offset
+            found["text_offset"].append(offset.pass_over(entry.piece))
         return found
 
 

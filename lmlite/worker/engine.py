@@ -399,7 +399,9 @@ class Engine:
         assert sequence.params.n_logprobs is not None
         if begin == 0:
             first = self._vocab.piece(sequence.prompt[0], special=True)
-            sequence.prompt_logprobs.append(TokenLogprob(first, None, ()))
+            # A beginning that the tokenizer put there is no part of the client's text.
+            is_theirs = (sequence.echo or "").encode().startswith(first)
+            sequence.prompt_logprobs.append(TokenLogprob(first if is_theirs else b"", None, ()))
         first_index = piece.last_index - piece.n_tokens + 1
         following = sequence.prompt[begin + 1 : begin + 1 + piece.n_tokens]
         for i, token in enumerate(following, first_index):

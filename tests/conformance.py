@@ -1,0 +1,540 @@
+"""Every reply against OpenAI's own schemas, and streams against their rules. `make conformance`
+
+Each case is asked in one piece, streamed, and streamed with usage: every body, chunk and error
+is validated, and the three answers must agree. Schemas are closed first, so that a key which
+they do not know fails too. At the end the checks are checked: every place of every kind of
+reply is spoilt in turn, and what was spoilt must be refused.
+"""
+
+import base64
+import functools
+import json
+import math
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+from jsonschema.validators import extend
+
+from tests.server_process import Answer, RunningServer
+
+Json = dict[str, Any]
+Keys = tuple[str | int, ...]
+
+SCHEMAS = Path(__file__).with_name("openai-schemas.json")  # openai/openai-openapi, MIT licence
+CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+TOLERANCE = 0.01  # of a log-probability: a prompt in memory was computed in another batch
+
+# ---- the schemas, and where replies differ from them ---------------------------------------
+
+# Kind of reply -> its schema, and the keys that may be absent.
+COMMON = ["system_fingerprint", "usage", "usage.*_details*"]
+LEGACY = ("CreateCompletionResponse", [*COMMON, "*.logprobs.*"])
+FACTS = ["*context_length", "*type", "*arch", "*quantization"]
+KINDS: dict[str, tuple[str, list[str]]] = {
+    "models": ("ListModelsResponse", FACTS),
+    "model": ("Model", FACTS),
+    "chat": ("CreateChatCompletionResponse", COMMON),
+    "chat chunk": ("CreateChatCompletionStreamResponse", [*COMMON, "*.delta.*", "*.logprobs"]),
+    "completion": LEGACY,
+    "completion chunk": LEGACY,
+    "echo": LEGACY,  # a completion with echo and logprobs
+    "echo chunk": LEGACY,
+    "embeddings": ("CreateEmbeddingResponse", []),
+    "base64": ("CreateEmbeddingResponse", []),
+    "error": ("ErrorResponse", []),
+}
+# Kinds, a place in the schemas, what else it may be, and why.
+CHOICE = "CreateCompletionResponse/properties/choices/items/properties"
+LOGPROBS = f"{CHOICE}/logprobs/anyOf/0/properties"
+EXEMPTIONS = [
+    ("completion chunk, echo chunk", f"{CHOICE}/finish_reason", "null",
+     "the spec has no schema of a streamed completion; as in chats, only the last chunk ends"),
+    ("completion chunk, echo chunk", "CreateCompletionResponse/properties/usage", "null",
+     "with include_usage, as the spec's text says, and its schema of chat chunks"),
+    ("echo, echo chunk", f"{LOGPROBS}/token_logprobs/items", "null",
+     "nothing precedes the first token of a prompt, so it has no probability"),
+    ("echo, echo chunk", f"{LOGPROBS}/top_logprobs/items", "null",
+     "as above: there is no list of what else it might have been"),
+    ("base64", "Embedding/properties/embedding", "string",
+     "encoding_format base64 is in the request's schema, but not in the reply's"),
+    ("model, models", "Model/additionalProperties", "integer",
+     "context_length, max_context_length: users ask for them, and clients ignore them"),
+    ("model, models", "Model/additionalProperties", "string",
+     "type, arch, quantization, as LM Studio names them: likewise"),
+]  # fmt: skip
+
+
+def closed(schema: Any) -> Any:
+    """A schema as JSON Schema has it: `nullable` spelt out, and no unknown keys."""
+    if isinstance(schema, list):
+        return [closed(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: closed(value) for key, value in schema.items() if key != "properties"}
+    if "properties" in schema:
+        found.setdefault("additionalProperties", False)
+        found["properties"] = {name: closed(part) for name, part in schema["properties"].items()}
+    is_nullable = found.pop("nullable", False)
+    return {"anyOf": [found, {"type": "null"}]} if is_nullable else found
+
+
+@functools.cache
+def validator(kind: str) -> Any:
+    """What validates a kind of reply. To it 1.0 is no integer, as to strictly typed clients."""
+    document = json.loads(SCHEMAS.read_text())["components"]["schemas"]
+    schemas = {name: closed(schema) for name, schema in document.items()}
+    for kinds, place, also, _ in EXEMPTIONS:
+        if kind in kinds.split(", "):
+            *keys, last = place.split("/")
+            parent: Any = schemas
+            for key in keys:
+                parent = parent[int(key) if isinstance(parent, list) else key]
+            parent[last] = {"anyOf": [parent[last], {"type": also}]}
+    root = {"$ref": f"#/components/schemas/{KINDS[kind][0]}", "components": {"schemas": schemas}}
+    types = Draft202012Validator.TYPE_CHECKER
+    types = types.redefine("integer", lambda _, value: type(value) is int)
+    return extend(Draft202012Validator, type_checker=types)(root)
+
+
+def places(value: Any, keys: Keys = ()) -> Iterator[Keys]:
+    """The way to each part of a reply; of a list, its last item stands for all."""
+    yield keys
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from places(part, (*keys, key))
+    elif isinstance(value, list) and value:
+        yield from places(value[-1], (*keys, len(value) - 1))
+
+
+def dotted(keys: Keys) -> str:
+    """A place's name: choices.message.content."""
+    return ".".join(key if isinstance(key, str) else "" for key in keys).replace("..", ".")
+
+
+def spoilt(reply: Any, keys: Keys, optional: list[str]) -> Iterator[tuple[str, Any]]:
+    """Wrong replies, each wrong in that one place."""
+    wrong: Any = [deepcopy(reply)]
+    *way, last = (0, *keys)
+    parent = functools.reduce(lambda part, key: part[key], way, wrong)
+    old, parent[last] = parent[last], {"wrong": True}
+    yield "of another type", wrong[0]
+    if isinstance(old, dict):
+        parent[last] = {**old, "wrong": True}
+        yield "with an unknown key", wrong[0]
+    if isinstance(last, str) and not any(fnmatch(dotted(keys), name) for name in optional):
+        del parent[last]
+        yield "absent", wrong[0]
+
+
+# ---- asking and counting -------------------------------------------------------------------
+
+
+class Pass:
+    """One pass over a server: asks, validates, counts."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+        self.n_passed = 0
+        self.failures: list[str] = []
+        self._samples: dict[str, dict[str, tuple[Any, Keys]]] = {}  # kind -> place -> reply
+
+    def expect(self, is_right: bool, what: str, shown: Any) -> None:
+        """Counts one check; `shown` is what was looked at."""
+        if is_right:
+            self.n_passed += 1
+        else:
+            self.failures.append(f"{what}\n    {json.dumps(shown, default=repr)[:4000]}")
+
+    def group(self, name: str, cases: dict[str, Any], check: "Check") -> None:
+        """Runs every case, whatever happens to the others, and prints a line."""
+        n_passed, n_failed = self.n_passed, len(self.failures)
+        for case_name, case in cases.items():
+            try:
+                check(self, case_name, case)
+            except Exception as err:
+                self.expect(False, f"{case_name}: {type(err).__name__}: {err}", case)
+        n_failed = len(self.failures) - n_failed
+        print(f"{name:12} {self.n_passed - n_passed:6} passed, {n_failed} failed", flush=True)
+
+    def validate(self, kind: str, reply: Any, what: str) -> None:
+        """Checks a reply, and keeps the first that has a place."""
+        error = best_match(validator(kind).iter_errors(reply))
+        message = f"{error.json_path}: {error.message[:300]}" if error else ""
+        self.expect(error is None, f"{what}: no valid {kind}: {message}", reply)
+        json.dumps(reply, allow_nan=False)
+        for keys in [] if error else places(reply):
+            self._samples.setdefault(kind, {}).setdefault(dotted(keys), (reply, keys))
+
+    def check_the_checks(self) -> None:
+        """Spoils every place that replies have had: what was spoilt must be refused."""
+        for kind, samples in self._samples.items():
+            for place, (reply, keys) in samples.items():
+                for how, wrong in spoilt(reply, keys, KINDS[kind][1]):
+                    is_refused = not validator(kind).is_valid(wrong)
+                    self.expect(is_refused, f"a {kind} passes with {place} {how}", wrong)
+
+    def ask(self, kind: str, path: str, body: Json | None, what: str) -> Any:
+        """A reply in one piece."""
+        answer = self.server.request("POST" if body else "GET", path, body)
+        self.expect(answer.status == 200, f"{what}: status {answer.status}", answer.json)
+        self.validate(kind, answer.json, what)
+        self.expect_headers(answer, what)
+        return answer.json
+
+    def expect_headers(self, answer: Answer, what: str) -> None:
+        """The headers of a reply in one piece."""
+        found = {key: answer.headers.get(key) for key in ("content-type", "content-length")}
+        right = {"content-type": "application/json", "content-length": str(len(answer.body))}
+        self.expect(found == right and "x-request-id" in answer.headers, what, answer.headers)
+
+    def stream(self, kind: str, path: str, body: Json, what: str) -> list[Json]:
+        """The chunks of a stream, which keep the rules of wire.md, 3.3."""
+        *chunks, done = self.server.stream(path, **body)
+        self.expect(done == "[DONE]" and "[DONE]" not in chunks, f"{what}: [DONE]", done)
+        for chunk in chunks:
+            self.validate(kind, chunk, what)
+        names = {(chunk["id"], chunk["created"], chunk["model"]) for chunk in chunks}
+        prefix = "chatcmpl-" if path == CHAT else "cmpl-"
+        self.expect(len(names) == 1 and chunks[0]["id"].startswith(prefix), f"{what}: id", chunks)
+        with_choice, usages = chunks, [chunk.get("usage", "none") for chunk in chunks]
+        if body.get("stream_options"):
+            *with_choice, last = chunks
+            self.expect(last["choices"] == [] and usages[-1], f"{what}: no usage", chunks)
+            self.expect(set(usages[:-1]) == {None}, f"{what}: usage is not null", chunks)
+        else:
+            self.expect(set(usages) == {"none"}, f"{what}: usage unasked", chunks)
+        choices = [choice for chunk in with_choice for choice in chunk["choices"]]
+        self.expect(len(choices) == len(with_choice), f"{what}: choices of a chunk", chunks)
+        for index in {choice["index"] for choice in choices}:
+            self.expect_life([one for one in choices if one["index"] == index], what)
+        return chunks
+
+    def expect_life(self, life: list[Json], what: str) -> None:
+        """One choice of a stream: the role once and first, text, then the end without text."""
+        *ends, end = [choice["finish_reason"] for choice in life]
+        self.expect(end is not None and not any(ends), f"{what}: finish_reason", life)
+        if "text" in life[0]:
+            self.expect(life[-1]["text"] == "", f"{what}: the last chunk has text", life)
+            return
+        first, *middle, last = [choice["delta"] for choice in life]
+        self.expect(first == {"role": "assistant", "content": ""}, f"{what}: role chunk", life)
+        is_text = all(delta.keys() == {"content"} for delta in middle)
+        self.expect(is_text and last == {}, f"{what}: deltas", life)
+        says = all(one["delta"]["content"] or one["logprobs"] for one in life[1:-1])
+        self.expect(says, f"{what}: a chunk says nothing", life)
+
+
+Check = Callable[[Pass, str, Any], None]
+
+
+def folded(chunks: list[Json]) -> dict[int, Json]:
+    """Choices by index, put together; a reply in one piece counts as one chunk."""
+    found: dict[int, Json] = {}
+    for choice in [choice for chunk in chunks for choice in chunk["choices"]]:
+        whole = found.setdefault(choice["index"], {"text": "", "end": None, "logprobs": {}})
+        message = choice.get("message") or choice.get("delta") or {}
+        whole["text"] += choice.get("text") or message.get("content") or ""
+        whole["end"] = choice["finish_reason"] or whole["end"]
+        for name, entries in (choice["logprobs"] or {}).items():
+            if entries:
+                whole["logprobs"].setdefault(name, []).extend(entries)
+    return found
+
+
+def agree(a: Any, b: Any) -> bool:
+    """Equality, but for the last digits of numbers, and which unlikely tokens are in a list."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, abs_tol=TOLERANCE)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(
+            agree(a[key], b[key]) for key in a if key != "top_logprobs"
+        )
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(agree, a, b))
+    return bool(a == b)
+
+
+# ---- what is asked -------------------------------------------------------------------------
+
+USER = {"role": "user", "content": "Introduce yourself."}
+PARTS = [{"type": "text", "text": "Introduce "}, {"type": "text", "text": "yourself."}]
+IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}
+BRIEF = [{"role": role, "content": "Be brief."} for role in ("system", "developer")]
+TEXTS, TOKENS = ["Once", "upon"], [10, 11, 12]
+RIGHT: dict[str, Json] = {
+    CHAT: {"messages": [USER], "temperature": 0, "max_tokens": 16},
+    COMPLETIONS: {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 16},
+    EMBEDDINGS: {"input": "Once"},
+}
+SAMPLING: dict[str, Any] = {
+    "temperature": 1.5, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "repeat_penalty": 1.3, "seed": 7,
+    "presence_penalty": 1, "frequency_penalty": -0.5, "logit_bias": {"10": 5, "11": -100},
+}  # fmt: skip
+SHARED_CASES: dict[str, Json] = {
+    "plain": {},
+    "n": {"n": 2},
+    "n sampled": {"n": 2, "temperature": 1, "seed": 3},
+    "stop": {"stop": "e"},
+    "stops": {"stop": ["\n", "o", "an", "?"]},
+    "max_tokens 0": {"max_tokens": 0},
+    "max_tokens 1": {"max_tokens": 1},
+    "no limit": {"max_tokens": -1, "stop": [".", "!", " "]},
+    "nulls": dict.fromkeys(["n", "stop", "top_p", "logit_bias", "logprobs", "seed"]),
+    "fields that change nothing": {"user": "me", "store": False, "metadata": {}, "unknown": 1},
+    "every sampling parameter": SAMPLING,
+    **{name: {"temperature": 1, "seed": 3, name: value} for name, value in SAMPLING.items()},
+}
+CHAT_CASES: dict[str, Json] = SHARED_CASES | {
+    "system and developer": {"messages": [*BRIEF, USER]},
+    "content parts": {"messages": [{"role": "user", "content": PARTS}]},
+    "conversation": {"messages": [USER, {"role": "assistant", "content": "Hi."}, USER]},
+    "continued message": {"messages": [USER, {"role": "assistant", "content": "I am"}]},
+    "max_completion_tokens": {"max_completion_tokens": 1},
+    "logprobs": {"logprobs": True},
+    "top_logprobs": {"logprobs": True, "top_logprobs": 3},
+    "n with logprobs": {"logprobs": True, "top_logprobs": 20, "n": 2},
+    "logprobs of nothing": {"logprobs": True, "max_tokens": 0},
+    "logprobs and stop": {"logprobs": True, "stop": ["m a", "an ", "e"]},
+    "no tools": {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}},
+}
+COMPLETION_CASES: dict[str, Json] = SHARED_CASES | {
+    "texts": {"prompt": TEXTS},
+    "token ids": {"prompt": TOKENS},
+    "lists of token ids": {"prompt": [TOKENS, TOKENS[:1]]},
+    "texts and n": {"prompt": TEXTS, "n": 2},
+    "logprobs": {"logprobs": 2},
+    "logprobs 0": {"logprobs": 0},
+    "logprobs of nothing": {"logprobs": 1, "max_tokens": 0},
+    "echo": {"echo": True},
+    "echo of texts and n": {"echo": True, "prompt": TEXTS, "n": 2},
+    "echo with logprobs": {"echo": True, "logprobs": 5},
+    "scored prompts": {"echo": True, "logprobs": 1, "max_tokens": 0, "prompt": TEXTS},
+    "scored characters of many tokens": {"echo": True, "logprobs": 1, "prompt": "é🙂x Once"},
+}
+INPUTS = {
+    "text": "Once upon a time", "texts": TEXTS, "token ids": TOKENS,
+    "lists of token ids": [TOKENS, TOKENS[:1]],
+}  # fmt: skip
+WRONG_VALUES: Json = {
+    "temperature": 2.5, "top_p": "1", "top_k": 1.5, "min_p": -1, "repeat_penalty": 0, "seed": "x",
+    "presence_penalty": 3, "frequency_penalty": True, "logit_bias": [], "max_tokens": -2, "n": 0,
+    "stop": 5, "stream": "true", "stream_options": 1, "logprobs": "yes",
+}  # fmt: skip
+
+
+class Wrong(NamedTuple):
+    """A request, and how it must be refused; wire.md, 3.10."""
+
+    status: int
+    code: str | None = None
+    param: str | None = None
+    path: str = CHAT
+    body: Any = None  # bytes, or what is laid over a right one
+    method: str = "POST"
+    headers: dict[str, str] = {}
+    type: str = "invalid_request_error"
+
+
+MISSING, OVER = "missing_required_parameter", "context_length_exceeded"
+WRONG = {
+    "malformed": Wrong(400, body=b'{"messages":'),
+    "not UTF-8": Wrong(400, body=b'{"messages": "\xff"}'),
+    "not an object": Wrong(400, body=b"[]"),
+    "no body": Wrong(400, body=b""),
+    "NaN": Wrong(400, body=b'{"temperature": NaN}'),
+    "no messages": Wrong(400, MISSING, "messages", body={"messages": None}),
+    "no prompt": Wrong(400, MISSING, "prompt", COMPLETIONS, {"prompt": None}),
+    "no input": Wrong(400, MISSING, "input", EMBEDDINGS, {"input": None}),
+    "empty messages": Wrong(400, None, "messages", body={"messages": []}),
+    "empty input": Wrong(400, None, "input", EMBEDDINGS, {"input": ""}),
+    "empty inputs": Wrong(400, None, "input", EMBEDDINGS, {"input": []}),
+    "unknown role": Wrong(400, None, "messages.[0].role", body={"messages": [{"role": "x"}]}),
+    "an image": Wrong(400, "unsupported_type", "messages.[0].content.[0].type",
+                      body={"messages": [{"role": "user", "content": [IMAGE]}]}),
+    "tools": Wrong(400, "unsupported_tools", "tools", body={"tools": [{"type": "function"}]}),
+    "JSON asked": Wrong(400, "unsupported_response_format", "response_format",
+                        body={"response_format": {"type": "json_object"}}),
+    "top_logprobs alone": Wrong(400, None, "top_logprobs", body={"top_logprobs": 1}),
+    "dimensions": Wrong(400, None, "dimensions", EMBEDDINGS, {"dimensions": 10**6}),
+    "format": Wrong(400, None, "encoding_format", EMBEDDINGS, {"encoding_format": "int8"}),
+    "host": Wrong(403, headers={"Host": "example.com"}, type="permission_error"),
+    "origin": Wrong(403, headers={"Origin": "https://example.com"}, type="permission_error"),
+    "route": Wrong(404, path="/v1/nothing"),
+    "model by GET": Wrong(404, "model_not_found", "model", "/v1/models/x", method="GET"),
+    "method": Wrong(405, "method_not_supported", method="GET"),
+    "method of models": Wrong(405, "method_not_supported", path="/v1/models"),
+    "chunked body": Wrong(411, headers={"Transfer-Encoding": "chunked"}),
+    "large body": Wrong(413, headers={"Content-Length": str(2**40)}),
+    "content type": Wrong(415, headers={"Content-Type": "text/plain"}),
+    "compressed": Wrong(415, headers={"Content-Encoding": "gzip"}),
+    "expectation": Wrong(417, headers={"Expect": "more"}),
+    "large head": Wrong(431, headers={"X-Long": "x" * 2**15}),
+}  # fmt: skip
+WRONG |= {
+    f"model of {path}": Wrong(404, "model_not_found", "model", path, {"model": "x"})
+    for path in RIGHT
+}
+WRONG |= {
+    f"{field} of {path}": Wrong(400, None, field, path, {field: value})
+    for path in (CHAT, COMPLETIONS)
+    for field, value in WRONG_VALUES.items()
+}
+
+
+def wrong_of_model(n_context: int, embeds_only: bool) -> dict[str, Wrong]:
+    """Prompts over the context, and what else depends on the model."""
+    text, chat = "the " * n_context, Wrong(400, "unsupported_feature", "model")
+    found = {"long input": Wrong(400, OVER, "input", EMBEDDINGS, {"input": text})}
+    if embeds_only:
+        return found | {"chat": chat, "completion": chat._replace(path=COMPLETIONS)}
+    messages, ids = [{"role": "user", "content": text}], [10] * (n_context + 1)
+    return found | {
+        "long messages": Wrong(400, OVER, "messages", CHAT, {"messages": messages}),
+        "long prompt": Wrong(400, OVER, "prompt", COMPLETIONS, {"prompt": text}),
+        "long ids": Wrong(400, OVER, "prompt", COMPLETIONS, {"prompt": ids}),
+        "no such id": Wrong(400, None, "prompt", COMPLETIONS, {"prompt": [2**31 - 1]}),
+    }
+
+
+# ---- the checks ----------------------------------------------------------------------------
+
+
+def check_models(run: Pass, name: str, _: Any) -> None:
+    """The list, and its model by name, which may be percent-encoded."""
+    (model,) = run.ask("models", "/v1/models", None, name)["data"]
+    encoded = "".join(f"%{byte:02X}" for byte in model["id"].encode())
+    for id_ in (quote(model["id"]), encoded):
+        found = run.ask("model", f"/v1/models/{id_}", None, name)
+        run.expect(found == model, f"{name}: {id_} is another than in the list", found)
+
+
+def check_answer(path: str, run: Pass, name: str, case: Json) -> None:
+    """A request in one piece, streamed, and streamed with usage."""
+    body = {**RIGHT[path], "model": run.server.model, **case}
+    is_scored = body.get("echo") and "logprobs" in body
+    kind = "chat" if path == CHAT else "echo" if is_scored else "completion"
+    whole = run.ask(kind, path, body, name)
+    choices = folded([whole])
+    plain = run.stream(f"{kind} chunk", path, body, f"{name}, streamed")
+    run.expect(agree(folded(plain), choices), f"{name}: streamed, it is another", [whole, plain])
+    body["stream_options"] = {"include_usage": True}
+    counted = run.stream(f"{kind} chunk", path, body, f"{name}, streamed with usage")
+    run.expect(agree(folded(counted), choices), f"{name}: with usage, another", [whole, counted])
+    prompt = body.get("prompt")
+    n_prompts = len(prompt) if isinstance(prompt, list) and prompt != TOKENS else 1
+    n_choices = n_prompts * (body.get("n") or 1)
+    indexes = [choice["index"] for choice in whole["choices"]]
+    run.expect(indexes == list(range(n_choices)), f"{name}: choices", whole)
+    names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    usage, streamed = [[one["usage"][key] for key in names] for one in (whole, counted[-1])]
+    run.expect(usage == streamed, f"{name}: usage differs when streamed", [usage, streamed])
+    run.expect(usage[0] + usage[1] == usage[2], f"{name}: usage does not add up", usage)
+    limit: Any = body.get("max_completion_tokens", body["max_tokens"])
+    run.expect(limit < 0 or usage[1] <= limit * n_choices, f"{name}: too many tokens", whole)
+    for choice in choices.values():
+        check_choice(run, name, body, choice)
+
+
+def check_choice(run: Pass, name: str, body: Json, choice: Json) -> None:
+    """What the parameters ask of one choice."""
+    text, logprobs = choice["text"], choice["logprobs"]
+    is_clean = not any(stop in text for stop in body.get("stop") or [])
+    run.expect(is_clean, f"{name}: the text has a stop string", choice)
+    if body["max_tokens"] == 0:
+        run.expect(choice["end"] == "length", f"{name}: finish_reason", choice)
+        run.expect(text == "" or body.get("echo", False), f"{name}: text", choice)
+    if body.get("echo") and isinstance(body["prompt"], str):
+        run.expect(text.startswith(body["prompt"]), f"{name}: no echo", choice)
+    is_asked = body.get("logprobs") is not None and text != ""
+    run.expect(bool(logprobs) == is_asked, f"{name}: logprobs", choice)
+    if "content" in logprobs:
+        pieces = b"".join(bytes(entry["bytes"]) for entry in logprobs["content"])
+        said = pieces.decode("utf-8", "replace")  # a stop string may end within a token
+        is_said = said.startswith(text) if body.get("stop") else said == text
+        run.expect(is_said, f"{name}: bytes", choice)
+        for entry in logprobs["content"]:
+            tops = [top["logprob"] for top in entry["top_logprobs"]]
+            run.expect(tops == sorted(tops)[::-1], f"{name}: order of top_logprobs", entry)
+            run.expect(len(tops) == body.get("top_logprobs", 0), f"{name}: top_logprobs", entry)
+    if "tokens" in logprobs:
+        starts = zip(logprobs["tokens"], logprobs["text_offset"], strict=True)
+        is_at = [text.startswith(token, at) for token, at in starts if "\ufffd" not in token]
+        run.expect(all(is_at), f"{name}: a token is not at its text_offset", choice)
+        for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True):
+            # The token itself is there beside the likeliest; pieces of characters look alike.
+            others = [other for other in top or {} if other != token]
+            is_full = top is None or "\ufffd" in top or len(others) <= body["logprobs"] <= len(top)
+            run.expect(is_full and (top is None or token in top), f"{name}: top_logprobs", top)
+        nulls = [i for i, value in enumerate(logprobs["token_logprobs"]) if value is None]
+        run.expect(nulls == ([0] if body.get("echo") else []), f"{name}: nulls", choice)
+
+
+def check_embedding(run: Pass, name: str, value: Any) -> None:
+    """An input of POST /v1/embeddings: as numbers, as base64, and cut."""
+    body = {"model": run.server.model, "input": value}
+    plain = run.ask("embeddings", EMBEDDINGS, body, name)
+    rows = [row["embedding"] for row in plain["data"]]
+    n_rows = len(value) if isinstance(value, list) and value != TOKENS else 1
+    run.expect([row["index"] for row in plain["data"]] == list(range(n_rows)), name, plain)
+    usage = plain["usage"]
+    run.expect(usage["prompt_tokens"] == usage["total_tokens"] > 0, f"{name}: usage", usage)
+    floats = run.ask("embeddings", EMBEDDINGS, {**body, "encoding_format": "float"}, name)
+    run.expect(agree(floats, plain), f"{name}: float is not the default", floats)
+    coded = run.ask("base64", EMBEDDINGS, {**body, "encoding_format": "base64"}, name)
+    decoded = [array("f", base64.b64decode(row["embedding"])).tolist() for row in coded["data"]]
+    run.expect(agree(decoded, rows), f"{name}: base64 differs", coded)
+    cut = run.ask("embeddings", EMBEDDINGS, {**body, "dimensions": 1}, name)
+    short = [row["embedding"] for row in cut["data"]]
+    run.expect({len(row) for row in short} == {1}, f"{name}: dimensions", cut)
+    for row in rows + short:
+        run.expect(math.isclose(math.hypot(*row), 1, abs_tol=1e-4), f"{name}: length", row)
+
+
+def check_error(run: Pass, name: str, wrong: Wrong) -> None:
+    """A request that must be refused, also where a stream is asked for."""
+    bodies = [wrong.body]
+    if wrong.method == "POST" and not isinstance(wrong.body, bytes):
+        body = RIGHT.get(wrong.path, {}) | (wrong.body or {})
+        bodies = [body, {"stream": True, **body}]
+    for body in bodies:
+        answer = run.server.request(wrong.method, wrong.path, body, wrong.headers)
+        run.expect(answer.status == wrong.status, f"{name}: status {answer.status}", answer.json)
+        run.validate("error", answer.json, name)
+        run.expect_headers(answer, name)
+        error = answer.json["error"]
+        right = (wrong.type, wrong.code, wrong.param)
+        run.expect((error["type"], error["code"], error["param"]) == right, name, [error, right])
+        run.expect((wrong.status == 405) == ("allow" in answer.headers), name, answer.headers)
+
+
+def main(arguments: list[str]) -> int:
+    """One pass over a server of its own; the exit code."""
+    with RunningServer(*arguments) as server:
+        run = Pass(server)
+        (model,) = server.get("/v1/models").json["data"]
+        embeds_only = model["type"] == "embeddings"
+        run.group("models", {"models": None}, check_models)
+        if not embeds_only:
+            run.group("chat", CHAT_CASES, functools.partial(check_answer, CHAT))
+            check_completion = functools.partial(check_answer, COMPLETIONS)
+            run.group("completions", COMPLETION_CASES, check_completion)
+        run.group("embeddings", INPUTS, check_embedding)
+        wrong = WRONG | wrong_of_model(model["context_length"], embeds_only)
+        run.group("errors", wrong, check_error)
+        run.group("the checks", {"the checks": None}, lambda *_: run.check_the_checks())
+    for failure in run.failures:
+        print(f"\n{failure}")
+    print(f"{run.n_passed} passed, {len(run.failures)} failed")
+    return 1 if run.failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main([str(Path(argument).resolve()) for argument in sys.argv[1:]]))
