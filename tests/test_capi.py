@@ -1,5 +1,6 @@
 """The binding agrees with the library, and a library of another build is refused in a sentence."""
 
+import ctypes
 import shutil
 import subprocess
 import sys
@@ -33,7 +34,7 @@ def test_the_defaults_are_those_of_this_pin(lib: Any) -> None:
 def test_a_wrong_handle_is_an_error_of_ctypes_and_not_a_crash(lib: Any) -> None:
     signatures = {name: (result, types) for name, result, types in capi.signatures()}
     context_type = signatures["llama_init_from_model"][0]
-    with pytest.raises(Exception, match=r"wrong type|expected"):
+    with pytest.raises(ctypes.ArgumentError):
         lib.llama_model_n_embd_out(context_type(1))
 
 

@@ -14,6 +14,7 @@ from lmlite.worker import capi
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.engine import Engine, Sequence
 from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.prefix import MIN_SHARED
 
 GREEDY = SamplingParams(temperature=0)
 DEADLINE_S = 60.0
@@ -24,7 +25,9 @@ class Run:
 
     def __init__(self, model: Model, n_ctx: int = 1024, n_parallel: int = 4) -> None:
         self.model = model
-        self.context = Context(model, n_ctx=n_ctx, n_batch=64, n_seq_max=n_parallel, n_threads=1)
+        self.context = Context(
+            model, n_ctx=n_ctx, n_batch=64, n_seq_max=4 * n_parallel, n_threads=1
+        )
         self.events: queue.SimpleQueue[ReplyEvent] = queue.SimpleQueue()
         self.embedder = Embedder(self._embedding_context)
         self.engine = Engine(
@@ -121,6 +124,60 @@ def test_a_known_prompt_is_reused_but_for_its_last_token_and_gives_the_same(run:
     assert isinstance(again[0], Started)
     assert (fresh[0].n_cached, again[0].n_cached) == (0, fresh[0].n_prompt - 1)
     assert joined(again) == joined(fresh)
+
+
+def started(events: list[ReplyEvent]) -> Started:
+    (first,) = [event for event in events if isinstance(event, Started)]
+    return first
+
+
+LONG = "".join(f"<|im_start|>user\nSay: word {i}<|im_end|>\n" for i in range(15))
+
+
+def test_sixteen_requests_with_one_long_beginning_read_it_once(run: Run) -> None:
+    questions = [asked(f"Say: number {i}") for i in range(16)]
+    alone = [run.text(LONG + question) for question in questions[:3]]
+    n_long = len(run.sequence(0, LONG, GREEDY).prompt)
+    fresh = Run(run.model, n_ctx=2048)
+    fresh.engine.submit([fresh.sequence(i, LONG + q, GREEDY) for i, q in enumerate(questions)])
+    by_request = fresh.until_finished(16)
+    fresh.close()
+    n_cached = sorted(started(events).n_cached for events in by_request.values())
+    assert n_cached[0] == 0
+    assert n_cached[1] >= n_long - MIN_SHARED
+    assert [joined(by_request[i]) for i in range(3)] == alone
+
+
+def test_a_branch_of_a_conversation_begins_where_it_branches_off(run: Run) -> None:
+    run.text(LONG + asked("Say: red"))
+    n_long = len(run.sequence(0, LONG, GREEDY).prompt)
+    for i, question in enumerate(("Say: blue", "Hello", "Say: red")):
+        run.submit(i, LONG + asked(question))
+        assert started(run.until_finished(1)[i]).n_cached >= n_long
+
+
+def test_a_prompt_begins_from_one_that_is_still_being_answered(run: Run) -> None:
+    expected = run.text(LONG + asked("Say: blue"))
+    fresh = Run(run.model, n_ctx=2048)
+    endless = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)), max_tokens=50)
+    fresh.submit(1, LONG + asked("Hello"), endless)
+    while not isinstance(fresh.events.get(timeout=DEADLINE_S), Delta):
+        pass
+    fresh.submit(2, LONG + asked("Say: blue"))
+    by_request = fresh.until_finished(2)
+    fresh.close()
+    assert started(by_request[2]).n_cached > 100
+    assert joined(by_request[2]) == expected
+
+
+def test_choices_of_one_prompt_share_it(run: Run) -> None:
+    params = SamplingParams(temperature=1.0, seed=1, max_tokens=5)
+    sequences = [run.sequence(1, LONG, params) for _ in range(4)]
+    for index, sequence in enumerate(sequences):
+        sequence.index = index
+    run.engine.submit(sequences)
+    n_cached = [event.n_cached for event in run.until_finished(4)[1] if isinstance(event, Started)]
+    assert min(sorted(n_cached)[1:]) >= len(sequences[0].prompt) - MIN_SHARED
 
 
 def test_a_prompt_longer_than_a_batch_equals_the_same_prompt_in_pieces(run: Run) -> None:

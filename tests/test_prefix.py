@@ -1,6 +1,20 @@
-"""Which lane a prompt takes, and how much it reuses."""
+"""Which cached tokens a prompt starts from, and in which lane it runs."""
 
-from lmlite.worker.prefix import Lane, choose, evictable, n_common, n_reusable
+import random
+
+import pytest
+
+from lmlite.worker.prefix import (
+    BLOCK,
+    MIN_SHARED,
+    Lane,
+    Place,
+    evictable,
+    is_coming,
+    n_common,
+    n_reusable,
+    place,
+)
 
 
 def lane(seq_id: int, tokens: list[int], busy: bool = False, last_used: int = 0) -> Lane:
@@ -13,23 +27,60 @@ def test_the_common_prefix_ends_at_the_first_difference() -> None:
     assert n_common([1, 2], [1, 2, 3]) == 2
 
 
+def test_the_common_prefix_is_right_at_every_length_and_difference() -> None:
+    rng = random.Random(1)
+    for _ in range(500):
+        n = rng.randrange(3 * BLOCK)
+        same = [rng.randrange(5) for _ in range(n)]
+        a, b = [*same, 7, *same[:5]], [*same, 8][: n + rng.randrange(2)]
+        assert n_common(a, b) == n
+
+
 def test_one_token_of_a_known_prompt_is_always_read_again() -> None:
     assert n_reusable(lane(0, [1, 2, 3]), [1, 2, 3]) == 2
 
 
-def test_the_lane_with_the_longest_prefix_is_chosen() -> None:
-    lanes = [lane(0, [1]), lane(1, [1, 2, 3]), lane(2, [9])]
-    chosen = choose(lanes, [1, 2, 3, 4])
-    assert chosen is lanes[1]
+def test_a_conversation_that_goes_on_runs_where_it_ran() -> None:
+    lanes = [lane(0, [1]), lane(1, [1, 2, 3]), lane(2, [])]
+    assert place(lanes, [1, 2, 3, 4], True) == Place(lanes[1], lanes[1], 3)
 
 
-def test_among_equals_the_lane_idle_longest_is_chosen() -> None:
-    lanes = [lane(0, [7], last_used=5), lane(1, [8], last_used=2)]
-    assert choose(lanes, [1, 2]) is lanes[1]
+def test_a_short_common_beginning_is_copied_so_that_the_long_rest_stays() -> None:
+    lanes = [lane(0, [1, 2, 3, 4, 5, 6]), lane(1, [])]
+    assert place(lanes, [1, 2, 9, 9], True) == Place(lanes[1], lanes[0], 2)
 
 
-def test_a_busy_lane_is_never_chosen() -> None:
-    assert choose([lane(0, [1, 2], busy=True)], [1, 2]) is None
+def test_a_running_sequence_is_begun_from_too() -> None:
+    lanes = [lane(0, [1, 2, 3], busy=True), lane(1, [7])]
+    assert place(lanes, [1, 2, 3, 4], True) == Place(lanes[1], lanes[0], 3)
+
+
+def test_memory_that_cannot_share_begins_from_idle_lanes_only() -> None:
+    lanes = [lane(0, [1, 2, 3], busy=True), lane(1, [1, 7, 7, 7])]
+    assert place(lanes, [1, 2, 3, 4], False) == Place(lanes[1], lanes[1], 1)
+
+
+def test_a_prompt_like_no_other_runs_in_an_empty_lane_and_else_in_the_oldest() -> None:
+    lanes = [lane(0, [7], last_used=5), lane(1, [8], last_used=2), lane(2, [], last_used=9)]
+    chosen = place(lanes, [1, 2], True)
+    assert chosen is not None
+    assert (chosen.lane, chosen.n_tokens) == (lanes[2], 0)
+    chosen = place(lanes[:2], [1, 2], True)
+    assert chosen is not None
+    assert (chosen.lane, chosen.n_tokens) == (lanes[1], 0)
+
+
+@pytest.mark.parametrize("can_share", [True, False])
+def test_without_an_idle_lane_there_is_no_place(can_share: bool) -> None:
+    assert place([lane(0, [1, 2], busy=True)], [1, 2], can_share) is None
+
+
+def test_a_prompt_waits_for_a_beginning_that_another_is_reading() -> None:
+    long = list(range(100))
+    assert is_coming([*long, 7], 0, [[*long, 8]])
+    assert not is_coming([*long, 7], 100 - MIN_SHARED + 1, [[*long, 8]])
+    assert not is_coming([9, *long], 0, [long])
+    assert not is_coming(long, 0, [])
 
 
 def test_the_oldest_idle_prefix_is_given_up_first() -> None:

@@ -268,7 +268,7 @@ class Worker:
             self._model,
             n_ctx=self._n_ctx,
             n_batch=min(load.n_batch, self._n_ctx),
-            n_seq_max=load.n_parallel,
+            n_seq_max=self._n_lanes(),
             n_threads=self._n_threads,
             cache_type_k=load.cache_type_k,
             cache_type_v=load.cache_type_v,
@@ -277,6 +277,14 @@ class Worker:
         stack.callback(context.close)
         self._n_ctx = context.n_ctx
         return context
+
+    def _n_lanes(self) -> int:
+        """More lanes than sequences that run, so that finished ones stay to begin from.
+
+        A lane costs nothing but its cells, save where each has a state of its own.
+        """
+        n_parallel = self._load.n_parallel
+        return 4 * n_parallel if self._model.can_share_prefixes else n_parallel
 
     def _make_template(self, stack: ExitStack) -> ChatTemplate:
         template = ChatTemplate(self._model, self._load.chat_template)

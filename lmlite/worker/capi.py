@@ -41,6 +41,8 @@ int32_t llama_model_n_ctx_train(const struct llama_model * model);
 int32_t llama_model_n_layer(const struct llama_model * model);
 int32_t llama_model_n_embd_out(const struct llama_model * model);
 bool llama_model_has_encoder(const struct llama_model * model);
+bool llama_model_is_recurrent(const struct llama_model * model);
+bool llama_model_is_hybrid(const struct llama_model * model);
 
 struct llama_context * llama_init_from_model(struct llama_model * model, struct llama_context_params params);
 void llama_free(struct llama_context * ctx);
@@ -51,6 +53,7 @@ enum llama_pooling_type llama_pooling_type(const struct llama_context * ctx);
 llama_memory_t llama_get_memory(const struct llama_context * ctx);
 
 void llama_memory_clear(llama_memory_t mem, bool data);
+void llama_memory_seq_cp(llama_memory_t mem, llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);
 bool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
 
 int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch);

@@ -32,7 +32,7 @@ from lmlite.messages import (
 from lmlite.worker import prefix
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
-from lmlite.worker.prefix import Lane
+from lmlite.worker.prefix import Lane, Place
 from lmlite.worker.text import LogprobQueue, TextStream
 
 PREFILL_BUDGET_S = 0.15  # how long a step may read prompts while somebody is being answered
@@ -53,6 +53,7 @@ class Sequence:
     echo: str | None = None  # text to send in front of the completion
     tokens: list[int] = field(init=False)
     lane: Lane | None = None  # None while it waits
+    n_shared: int = 0  # tokens whose memory another running sequence holds too
     chain: SamplerChain | None = None  # None until it was first admitted
     n_completion: int = 0
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -111,7 +112,9 @@ class Engine:
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._waiting: deque[Sequence] = deque()  # in order of arrival
         self._running: list[Sequence] = []  # in order of admission
-        self._lanes = [Lane(seq_id) for seq_id in range(n_parallel)]
+        self._n_parallel = n_parallel
+        n_lanes = context.n_seq_max if context else 0
+        self._lanes = [Lane(seq_id) for seq_id in range(n_lanes)]
         self._batch = Batch(context.n_batch if context else 1)
         self._events: list[ReplyEvent] = []  # of this step
         self._n_steps = 0
@@ -166,18 +169,32 @@ class Engine:
         return not (self._waiting or self._running or self._embedder.has_work)
 
     def _admit(self) -> None:
-        """Gives waiting sequences a lane each, oldest first, while lanes and memory last."""
-        while self._waiting and self._has_room(self._waiting[0]):
-            lane = prefix.choose(self._lanes, self._waiting[0].tokens)
-            if lane is None:
-                return
-            self._start(self._waiting.popleft(), lane)
+        """Gives waiting sequences a lane each, oldest first, while places and memory last.
 
-    def _has_room(self, sequence: Sequence) -> bool:
+        One that begins with what another is reading just now waits until that is read.
+        """
+        for sequence in list(self._waiting):
+            if len(self._running) >= self._n_parallel:
+                return
+            place = prefix.place(self._lanes, sequence.tokens, self._model.can_share_prefixes)
+            if place is None or not self._has_room(sequence, place):
+                return
+            reading = [s.tokens for s in self._running if s.n_pending > 1]
+            if self._model.can_share_prefixes and prefix.is_coming(
+                sequence.tokens, place.n_tokens, reading
+            ):
+                continue
+            self._waiting.remove(sequence)
+            self._start(sequence, place)
+
+    def _has_room(self, sequence: Sequence, place: Place) -> bool:
         """Whether memory can hold it beside those that run. Idle prefixes do not count."""
         assert self._context is not None
-        n_held = sum(len(running.tokens) for running in self._running)
-        return not self._running or n_held + len(sequence.tokens) < self._context.n_ctx
+        if not self._running:
+            return True
+        n_held = sum(len(running.tokens) - running.n_shared for running in self._running)
+        n_shared = place.n_tokens if place.source.busy else 0
+        return n_held + len(sequence.tokens) - n_shared < self._context.n_ctx
 
     def _step(self) -> None:
         """Decodes one batch of what is pending, and samples where nothing is any more."""
@@ -198,16 +215,16 @@ class Engine:
 
     # ---- starting and ending ---------------------------------------------------------------
 
-    def _start(self, sequence: Sequence, lane: Lane) -> None:
+    def _start(self, sequence: Sequence, place: Place) -> None:
         assert self._context is not None
-        n_cached = 0 if sequence.wants_prompt_logprobs else prefix.n_reusable(lane, sequence.tokens)
-        if not self._context.keep(lane.seq_id, n_cached):
-            # This memory cannot drop a part of a sequence; all of it always works.
+        n_cached = 0 if sequence.wants_prompt_logprobs else self._take_place(place)
+        lane = place.lane
+        if n_cached == 0:
             self._context.keep(lane.seq_id, 0)
-            n_cached = 0
         lane.tokens = sequence.tokens[:n_cached]
         lane.busy = True
         sequence.lane = lane
+        sequence.n_shared = n_cached if place.source.busy and place.source is not lane else 0
         sequence.prompt_logprobs.clear()  # they come again with the tokens
         self._running.append(sequence)
         if sequence.chain is not None:  # it goes on where it was put back
@@ -224,6 +241,16 @@ class Engine:
         if sequence.params.max_tokens == 0 and not sequence.wants_prompt_logprobs:
             self._send_echo(sequence)
             self._finish(sequence, "max_tokens")
+
+    def _take_place(self, place: Place) -> int:
+        """Makes the lane's memory hold what it is to start from; how many tokens that are."""
+        assert self._context is not None
+        if place.source is not place.lane:
+            self._context.keep(place.lane.seq_id, 0)
+            self._context.share(place.source.seq_id, place.lane.seq_id, place.n_tokens)
+            return place.n_tokens
+        # Some memory cannot drop a part of a sequence. All of it always works.
+        return place.n_tokens if self._context.keep(place.lane.seq_id, place.n_tokens) else 0
 
     def _finish(self, sequence: Sequence, cause: Cause) -> None:
         text = sequence.text.finish()

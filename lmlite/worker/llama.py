@@ -60,6 +60,10 @@ class Model:
             n_layers = lib.llama_model_n_layer(self.pointer) + 1  # and the output layer
             self.n_gpu_layers = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
         self.has_encoder: bool = lib.llama_model_has_encoder(self.pointer)
+        # A state that sums up all tokens cannot be cut, so no beginning of it can be shared.
+        self.can_share_prefixes: bool = not (
+            lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
+        )
 
     def close(self) -> None:
         """Frees the weights; every context of this model must be closed before."""
@@ -230,6 +234,7 @@ class Context:
         self.n_ctx: int = lib.llama_n_ctx(self.pointer)
         self.n_ctx_seq: int = min(lib.llama_n_ctx_seq(self.pointer), model.n_ctx_train)
         self.n_batch: int = lib.llama_n_batch(self.pointer)
+        self.n_seq_max = n_seq_max
         self.n_vocab, self.n_embd = model.vocab.n_tokens, model.n_embd
         self.pooling_type: int = lib.llama_pooling_type(self.pointer)
         self._memory = lib.llama_get_memory(self.pointer)  # NULL for an encoder, which keeps none
@@ -251,6 +256,10 @@ class Context:
         False where the memory cannot drop a part (recurrent, sliding window); it is unchanged.
         """
         return bool(self._lib.llama_memory_seq_rm(self._memory, seq_id, n_tokens, -1))
+
+    def share(self, source_id: int, seq_id: int, n_tokens: int) -> None:
+        """Lets a sequence, whose memory is empty, begin with the first n_tokens of another."""
+        self._lib.llama_memory_seq_cp(self._memory, source_id, seq_id, 0, n_tokens)
 
     def clear_memory(self) -> None:
         """Forgets every sequence."""

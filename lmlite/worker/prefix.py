@@ -1,11 +1,15 @@
-"""Which lane takes a prompt, and how much of its memory is reused.
+"""Which cached tokens a prompt can start from, and in which lane it runs.
 
-Pure policy: no C, no threads, no text; a prompt is a list of token ids. The engine asks,
-then does the trimming and decoding itself.
+Pure policy: no C, no threads, no text; a prompt is a list of token ids. The engine asks, then
+does the copying, trimming and decoding itself. In unified memory a cell may belong to several
+lanes, so a beginning that two lanes share is held once, and sharing it costs nothing.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+
+BLOCK = 256  # tokens compared at once: comparing slices is fast, comparing one by one is not
+MIN_SHARED = 16  # tokens for which waiting on another's reading is worth a step
 
 
 @dataclass(eq=False)
@@ -18,10 +22,23 @@ class Lane:
     last_used: int = 0  # step of the engine; the smallest idle one is the first to leave
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a prompt runs, and what it starts from."""
+
+    lane: Lane  # idle
+    source: Lane  # whose first n_tokens it starts from; may be the lane itself, may be busy
+    n_tokens: int
+
+
 def n_common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix: n_common([1, 2, 3], [1, 2, 9]) == 2."""
-    pairs = zip(a, b, strict=False)
-    return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))
+    n = min(len(a), len(b))
+    for begin in range(0, n, BLOCK):
+        if a[begin : begin + BLOCK] != b[begin : begin + BLOCK]:
+            pairs = zip(a[begin:n], b[begin:n], strict=False)
+            return next((begin + i for i, (x, y) in enumerate(pairs) if x != y), n)
+    return n
 
 
 def n_reusable(lane: Lane, prompt: Sequence[int]) -> int:
@@ -30,10 +47,35 @@ def n_reusable(lane: Lane, prompt: Sequence[int]) -> int:
     return min(n_common(lane.tokens, prompt), len(prompt) - 1)
 
 
-def choose(lanes: Iterable[Lane], prompt: Sequence[int]) -> Lane | None:
-    """The idle lane with most to reuse; among equals the one idle longest. None: all are busy."""
+def place(lanes: Iterable[Lane], prompt: Sequence[int], can_share: bool) -> Place | None:
+    """The longest beginning that any lane holds, and an idle lane to run in. None: all are busy.
+
+    `can_share` says whether memory can give the beginning of one lane to another.
+    """
+    lanes = list(lanes)
     idle = [lane for lane in lanes if not lane.busy]
-    return max(idle, key=lambda lane: (n_reusable(lane, prompt), -lane.last_used), default=None)
+    if not idle:
+        return None
+    source = max(lanes if can_share else idle, key=lambda lane: _rank(lane, prompt))
+    n_tokens = n_reusable(source, prompt)
+    # Its own lane, where little is lost by it; else the idle lane that nobody used for longest.
+    if not source.busy and (not can_share or 2 * n_tokens >= len(source.tokens)):
+        return Place(source, source, n_tokens)
+    lane = min(idle, key=lambda lane: (len(lane.tokens) > 0, lane.last_used))
+    return Place(lane, source, n_tokens)
+
+
+def _rank(lane: Lane, prompt: Sequence[int]) -> tuple[int, bool, int]:
+    """What makes a source good: a long beginning, no need to copy it, and to be idle for long."""
+    return n_reusable(lane, prompt), not lane.busy, -lane.last_used
+
+
+def is_coming(prompt: Sequence[int], n_reused: int, reading: Iterable[Sequence[int]]) -> bool:
+    """Whether others are reading more of this prompt than it could start from now.
+
+    Then it is better to wait until they have than to read the same tokens beside them.
+    """
+    return any(n_common(prompt[:-1], other) >= n_reused + MIN_SHARED for other in reading)
 
 
 def evictable(lanes: Iterable[Lane]) -> Lane | None:
