@@ -8,13 +8,13 @@ and `lmlite --help`, load no library and start nothing.
 import argparse
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 import lmlite
 from lmlite import gguf
@@ -145,6 +145,7 @@ SERVE_FLAGS = (
     Flag("--ctx", "N", None, "tokens of memory, shared by all sequences (default: what the model "
          "was trained for, at most 4096)", _count),
     Flag("--parallel", "N", 4, "sequences that generate at the same time", _count),
+    Flag("--queue", "N", 64, "requests that may wait for them; further ones get a 503", _count),
     Flag("--threads", "N", None, "threads of the worker (default: one for each core)", _count),
     Flag("--batch", "N", 512, "tokens of one step at most", _count),
     Flag("--gpu-layers", "N", -1, "layers that go to the GPU, -1 for all", int),
@@ -213,6 +214,7 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         lib_path=options.lib,
         n_ctx=options.ctx,
         n_parallel=options.parallel,
+        n_queue=options.queue,
         n_threads=options.threads,
         n_batch=max(options.batch, options.parallel),
         n_gpu_layers=options.gpu_layers,
@@ -226,16 +228,27 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
 
 
 def _stop_event() -> threading.Event:
-    """Set by the first SIGINT or SIGTERM; the second ends the process at once."""
+    """Set by the first SIGINT or SIGTERM; the second ends the process at once.
+
+    The kernel may hand a signal to any thread, and Python runs handlers in the main one only
+    when that wakes up. So the handlers do nothing, and a thread reads the byte that Python's C
+    code writes to a socket, whichever thread was hit.
+    """
     stop = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
-        if stop.is_set():
+    def watch() -> None:
+        with reader, writer:
+            reader.recv(1)
+            stop.set()
+            reader.recv(1)
             os._exit(1)
-        stop.set()
 
-    signal.signal(signal.SIGINT, on_signal)
-    signal.signal(signal.SIGTERM, on_signal)
+    signal.set_wakeup_fd(writer.fileno())
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: None)
+    threading.Thread(target=watch, name="signals", daemon=True).start()
     return stop
 
 

@@ -45,6 +45,7 @@ class Load:
     lib_path: str | None = None
     n_ctx: int | None = None  # tokens of the context, shared by all sequences
     n_parallel: int = 4  # sequences that generate at the same time
+    n_queue: int = 64  # requests that may wait for them
     n_threads: int | None = None
     n_batch: int = 512  # tokens of one decode
     n_gpu_layers: int = -1  # -1: as many as fit
@@ -144,6 +145,15 @@ class Prompted:
 
 
 @dataclass(frozen=True, slots=True)
+class Queued:
+    """A choice waits for a place; so many others are in front of it."""
+
+    id: int
+    index: int
+    n_ahead: int
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """The prompt is accepted: nothing that a client can get wrong is left."""
 
@@ -151,6 +161,16 @@ class Started:
     index: int
     n_prompt: int
     n_cached: int  # prompt tokens that were in memory already
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How much of a long prompt is in memory; sent while there is more to read."""
+
+    id: int
+    index: int
+    n_read: int
+    n_prompt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,5 +223,6 @@ class Failed:
     param: str | None = None
 
 
-Event = Loading | Ready | LoadFailed | Prompted | Started | Delta | Finished | Embedded | Failed
-ReplyEvent = Prompted | Started | Delta | Finished | Embedded | Failed  # those with an id
+# Those with an id, of one request.
+ReplyEvent = Prompted | Queued | Started | Reading | Delta | Finished | Embedded | Failed
+Event = Loading | Ready | LoadFailed | ReplyEvent

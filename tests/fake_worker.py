@@ -1,7 +1,8 @@
 """A worker without a model: speaks the frames, and does what the last message says.
 
 "echo TEXT" answers in one delta per word, "die SIGNAL" ends by that signal, "garbage" breaks
-the format, "hang" answers nothing, "refuse" is a BadRequest. Started with the argument
+the format, "hang" answers nothing, "refuse" is a BadRequest,
+"wait PATH" and "fail PATH" go on when a file of that name exists. Started with the argument
 "crash" it ends before it is ready, with "broken" it says that the model cannot be loaded, with
 "wait" it is half loaded until a file named by the Load exists.
 """
@@ -23,6 +24,8 @@ from lmlite.messages import (
     LoadFailed,
     Loading,
     Prompted,
+    Queued,
+    Reading,
     Ready,
     Request,
     Started,
@@ -36,21 +39,38 @@ def send(event: Event) -> None:
 
 def answer(chat: Chat) -> None:
     verb, _, rest = chat.messages[-1].content.partition(" ")
-    if verb == "die":
-        send(Started(chat.id, 0, 3, 0))
-        send(Delta(chat.id, 0, "dying"))
-        os.kill(os.getpid(), getattr(signal, rest))
-    if verb == "garbage":
-        os.write(1, b"\x00\x00\x00\x05hello")
-    if verb == "refuse":
-        send(Failed(chat.id, "BadRequest", "refused", "messages"))
-    if verb != "echo":
-        return
+    match verb:
+        case "echo":
+            echo(chat, rest)
+        case "refuse":
+            send(Failed(chat.id, "BadRequest", "refused", "messages"))
+        case "garbage":
+            os.write(1, b"\x00\x00\x00\x05hello")
+        case "die":
+            send(Started(chat.id, 0, 3, 0))
+            send(Delta(chat.id, 0, "dying"))
+            os.kill(os.getpid(), getattr(signal, rest))
+        case "wait":
+            wait(chat, rest)
+            echo(chat, "done")
+        case "fail":
+            wait(chat, rest)
+            send(Failed(chat.id, "InternalError", "failed late"))
+
+
+def wait(chat: Chat, path: str) -> None:
+    send(Queued(chat.id, 0, 2))
+    send(Reading(chat.id, 0, 512, 1840))
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+
+def echo(chat: Chat, text: str) -> None:
     if chat.trace:
-        send(Prompted(chat.id, 0, f"prompt of {rest}"))
+        send(Prompted(chat.id, 0, f"prompt of {text}"))
     for index in range(chat.n):
         send(Started(chat.id, index, 3, 1))
-        words = rest.split(" ")
+        words = text.split(" ")
         for i, word in enumerate(words):
             send(Delta(chat.id, index, word if i == 0 else f" {word}"))
         send(Finished(chat.id, index, "stop", len(words) + 1))

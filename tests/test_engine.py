@@ -5,16 +5,28 @@ import queue
 import threading
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lmlite.messages import Delta, Embedded, Failed, Finished, ReplyEvent, SamplingParams, Started
+from lmlite.messages import (
+    Delta,
+    Embedded,
+    Failed,
+    Finished,
+    Queued,
+    Reading,
+    ReplyEvent,
+    SamplingParams,
+    Started,
+)
 from lmlite.worker import capi
 from lmlite.worker.embedder import Embedder, Input
-from lmlite.worker.engine import Engine, Sequence
+from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
 from lmlite.worker.prefix import MIN_SHARED
+from lmlite.worker.sequence import Sequence
 
 GREEDY = SamplingParams(temperature=0)
 DEADLINE_S = 60.0
@@ -219,7 +231,7 @@ def test_more_requests_than_lanes_all_end_once_in_order_of_arrival(run: Run) -> 
     by_request = run.until_finished(12)
     assert sorted(by_request) == list(range(12))
     for events in by_request.values():
-        assert isinstance(events[0], Started)
+        assert started(events).n_prompt > 0
         assert sum(isinstance(event, Finished) for event in events) == 1
 
 
@@ -248,6 +260,24 @@ def test_a_context_that_fills_ends_with_length(small: Run) -> None:
     end = finish(events)
     assert (end.reason, end.cause) == ("length", "context_full")
     assert events[0].n_prompt + end.n_completion == small.context.n_ctx_seq == 256
+
+
+def test_who_waits_is_told_how_many_are_in_front(run: Run) -> None:
+    slow = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)), max_tokens=30)
+    quick = replace(slow, max_tokens=10)
+    first = run.sequence(0, PROMPTS[0], quick)
+    run.engine.submit([first, *(run.sequence(i, PROMPTS[i], slow) for i in range(1, 6))])
+    by_request = run.until_finished(6)
+    told = [[e.n_ahead for e in by_request[i] if isinstance(e, Queued)] for i in range(6)]
+    assert told == [[], [], [], [], [0], [1, 0]]
+
+
+def test_a_long_prompt_tells_how_much_is_read(run: Run) -> None:
+    run.submit(1, LONG + asked("Hello"))
+    events = run.until_finished(1)[1]
+    n_prompt = started(events).n_prompt
+    told = [(e.n_read, e.n_prompt) for e in events if isinstance(e, Reading)]
+    assert told == [(n, n_prompt) for n in range(64, n_prompt, 64)]
 
 
 def test_a_cancelled_request_leaves_its_place_to_the_next(run: Run) -> None:

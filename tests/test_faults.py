@@ -78,7 +78,7 @@ def test_a_request_that_waits_whole_gets_a_503_that_may_be_asked_again(
     )
     watch = open_stream(server, **endless)
     thread.start()
-    until(lambda: len(os.listdir(f"/proc/{server.process.pid}/task")) >= 6)
+    until(lambda: len(os.listdir(f"/proc/{server.process.pid}/task")) >= 7)
     os.kill(server.worker_pid(), signal.SIGKILL)
     thread.join()
     watch.read()
@@ -129,7 +129,7 @@ def test_a_client_that_waits_whole_and_hangs_up_is_noticed(
             b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
             b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
         )
-        until(lambda: len(os.listdir(f"/proc/{server.process.pid}/task")) >= 5)
+        until(lambda: len(os.listdir(f"/proc/{server.process.pid}/task")) >= 6)
     server.wait_for_log(rf"POST {CHAT} 499 ")
     assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
 

@@ -24,7 +24,7 @@ FLOORS = [
     ["worker.capi", "worker.text", "worker.prefix", "server.logs", "server.wire",
      "server.connection", "server.log_stream", "server.openai_requests"],
     ["worker.llama", "server.supervisor", "server.openai_replies"],
-    ["worker.chat_template", "worker.embedder", "server.registry"],
+    ["worker.chat_template", "worker.embedder", "worker.sequence", "server.registry"],
     ["worker.engine", "server.tally", "server.listener"],
     ["worker.__main__", "server.http"],
     ["cli"],

@@ -18,6 +18,7 @@ import pytest
 from lmlite.gguf import ModelFile
 from lmlite.messages import Load
 from lmlite.server import connection as connection_module
+from lmlite.server import http as http_module
 from lmlite.server import listener as module
 from lmlite.server.http import Handler
 from lmlite.server.listener import Server
@@ -76,11 +77,14 @@ def open_house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     made: list[House] = []
 
-    def make(mode: str = "", model_path: str = "fake.gguf") -> House:
+    def make(
+        mode: str = "", model_path: str = "fake.gguf", n_parallel: int = 4, n_queue: int = 64
+    ) -> House:
         lines = io.StringIO()
         log = Log("info", lines)
         command = (sys.executable, "-m", "tests.fake_worker", mode)
-        supervisor = Supervisor(Load(model_path), log, command)
+        load = Load(model_path, n_parallel=n_parallel, n_queue=n_queue)
+        supervisor = Supervisor(load, log, command)
         file = ModelFile(
             path=model_path, architecture="llama", name="Fake", quantisation="F16",
             n_ctx_train=512, n_vocab=1000, chat_template=None, pooling="unspecified",
@@ -306,6 +310,74 @@ def test_a_server_that_drains_takes_no_more_requests(house: House) -> None:
         house.server.drain(WAIT_S)
         status, body = house.ask_on(connection, "echo x")
     assert (status, json.loads(body)["error"]["message"]) == (503, "the server is stopping")
+
+
+# ---- signs of life ---------------------------------------------------------------------------
+
+
+def test_a_stream_that_has_to_wait_says_for_what(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(http_module, "PING_S", 0.05)
+    go_on = tmp_path / "go on"
+    with closing(house.connect()) as connection:
+        messages = [{"role": "user", "content": f"wait {go_on}"}]
+        data = json.dumps({"messages": messages, "stream": True})
+        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        assert reply.status == 200
+        assert reply.readline() == b": prompt 512/1840\n"
+        go_on.touch()
+        assert reply.read().endswith(b"data: [DONE]\n\n")
+
+
+def test_an_answer_in_one_piece_that_takes_long_begins_with_spaces(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(http_module, "SPACE_S", 0.05)
+    go_on = tmp_path / "go on"
+    with closing(house.connect()) as connection:
+        data = json.dumps({"messages": [{"role": "user", "content": f"wait {go_on}"}]})
+        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        assert reply.read(1) == b" "
+        go_on.touch()
+        assert json.loads(reply.read())["choices"][0]["message"]["content"] == "done"
+        assert house.ask_on(connection, "echo again")[0] == 200
+
+
+def test_a_failure_behind_the_first_space_is_an_error_object(
+    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(http_module, "SPACE_S", 0.05)
+    go_on = tmp_path / "go on"
+    with closing(house.connect()) as connection:
+        data = json.dumps({"messages": [{"role": "user", "content": f"fail {go_on}"}]})
+        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        assert reply.read(1) == b" "
+        go_on.touch()
+        assert json.loads(reply.read())["error"]["message"] == "failed late"
+
+
+def test_a_request_beyond_the_queue_is_told_to_come_back(open_house: Any) -> None:
+    house = open_house(n_parallel=1, n_queue=1)
+    house.supervisor.wait_until_settled(WAIT_S)
+    waiting = []
+    for _ in range(2):
+        connection = house.connect()
+        data = json.dumps({"messages": [{"role": "user", "content": "hang"}]})
+        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+        waiting.append(connection)
+    while house.supervisor.n_open() < 2:
+        assert house.supervisor.fault is None
+    status, body = house.ask("echo x")
+    assert (status, json.loads(body)["error"]["message"]) == (503, "2 requests are waiting already")
+    for connection in waiting:
+        connection.close()
+    while house.supervisor.n_open():
+        assert house.supervisor.fault is None
+    assert house.ask("echo x")[0] == 200
 
 
 # ---- the log stream --------------------------------------------------------------------------

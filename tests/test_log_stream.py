@@ -97,7 +97,7 @@ class Viewer:
 
 def attached(server: RunningServer) -> None:
     """Returns when the server has a viewer: a thread more than when it is idle."""
-    idle = {"main", "accept", "supervisor", "the reader of the worker's standard error"}
+    idle = {"main", "signals", "accept", "supervisor", "the reader of the worker's errors"}
     while len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) <= len(idle):
         assert server.process.poll() is None
 

@@ -23,7 +23,7 @@ from lmlite.errors import (
     NotFound,
     RequestTimeout,
 )
-from lmlite.messages import Chat, Complete, Embed, ReplyEvent
+from lmlite.messages import Chat, Complete, Embed, Queued, Reading, ReplyEvent
 from lmlite.server import openai_replies, wire
 from lmlite.server.connection import Connection
 from lmlite.server.listener import Server
@@ -42,6 +42,9 @@ MAX_BODY_BYTES = 4 << 20
 MAX_REQUESTS_PER_CONNECTION = 1000
 POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
 PING_S = 15.0  # between signs of life on a stream that has nothing to say
+# The same for an answer in one piece. OpenAI's clients give up after 600 s without a byte, and
+# ask again; leading spaces are valid JSON. Not sooner: it decides the status before the answer.
+SPACE_S = 60.0
 
 JSON_TYPE = ("Content-Type", "application/json")
 Answer = CompletionReply | EmbeddingReply  # a ChatReply is a CompletionReply of another shape
@@ -210,13 +213,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def _stream(self, reply: Reply, tally: Tally, answer: CompletionReply) -> None:
         """Server-sent events. The status is chosen by the first event, or by a long silence."""
-        last_write_s = time.monotonic()
+        last_write_s, progress = time.monotonic(), "waiting"
         try:
             for event in self._events(reply, tally):
                 now = time.monotonic()
+                progress = describe(event) or progress
                 data = answer.sse(event) if event is not None else b""
-                if event is None and now - last_write_s >= PING_S:
-                    data = wire.sse_comment("waiting")
+                if not data and now - last_write_s >= PING_S:
+                    data = wire.sse_comment(progress)
                 if data:
                     self._begin_stream()
                     self._write_event(data)
@@ -234,10 +238,24 @@ class Handler(BaseHTTPRequestHandler):
 
     def _fold(self, reply: Reply, tally: Tally, answer: Answer) -> None:
         """One JSON object: the same events, put together."""
-        for event in self._events(reply, tally):
-            if event is not None:
-                answer.add(event)
-        self._send_json(200, answer.whole())
+        last_write_s = time.monotonic()
+        try:
+            for event in self._events(reply, tally):
+                if event is not None:
+                    answer.add(event)
+                if time.monotonic() - last_write_s >= SPACE_S:
+                    last_write_s = time.monotonic()
+                    self._write_space()
+            body = answer.whole()
+        except ApiError as err:
+            if not self._is_begun:
+                raise
+            self._status, body = err.status, err.body()  # the client has had its 200
+        if not self._is_begun:
+            self._send_json(200, body)
+            return
+        self._write_event(wire.to_json(body))
+        self._end_stream()
 
     def _events(self, reply: Reply, tally: Tally) -> Iterator[ReplyEvent | None]:
         """The events of a reply; None now and then while there are none.
@@ -282,13 +300,18 @@ class Handler(BaseHTTPRequestHandler):
         headers.append(("Connection", "close" if self.close_connection else "keep-alive"))
         self._connection.write(wire.reply_head(status, headers) + data)
 
-    def _begin_stream(self) -> None:
-        """The head of a streamed reply, once. A client of HTTP/1.0 gets it without chunks."""
+    def _write_space(self) -> None:
+        """A sign of life in front of an answer in one piece."""
+        self._begin_stream([JSON_TYPE])
+        self._write_event(b" ")
+
+    def _begin_stream(self, kind: Iterable[tuple[str, str]] = STREAM_HEADERS) -> None:
+        """The head of a reply in pieces, once. A client of HTTP/1.0 gets it without chunks."""
         if self._is_begun:
             return
         assert self._head is not None
         self._is_chunked = self._head.version >= (1, 1)
-        headers = list(STREAM_HEADERS)
+        headers = list(kind)
         if self._is_chunked:
             headers.append(("Transfer-Encoding", "chunked"))
         else:
@@ -340,6 +363,16 @@ def model_object(model: ServedModel) -> dict[str, Any]:
         arch=model.file.architecture,
         quantization=model.file.quantisation,
     )
+
+
+def describe(event: ReplyEvent | None) -> str:
+    """What to tell a client that has to wait; "" when the event is about something else."""
+    match event:
+        case Queued():
+            return f"queued {event.n_ahead}"
+        case Reading():
+            return f"prompt {event.n_read}/{event.n_prompt}"
+    return ""
 
 
 def traced(request: Chat | Complete | Embed, is_traced: bool) -> Chat | Complete | Embed:

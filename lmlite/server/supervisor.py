@@ -136,10 +136,15 @@ class Supervisor:
             self._changed.wait_for(lambda: self.ready or self.fault, timeout_s)
 
     def submit(self, request: Chat | Complete | Embed) -> Reply:
-        """Sends a request to the worker, waiting for it to load. Raises Unavailable."""
+        """Sends a request to the worker, waiting for it to load.
+
+        Raises Unavailable when there is no worker, and when too many requests wait for it.
+        """
         self.wait_until_settled(LOAD_WAIT_S)
         with self._changed:
             pipe = self._ready_pipe()
+            if len(self._replies) >= self.load.n_parallel + self.load.n_queue:
+                raise Unavailable(f"{len(self._replies)} requests are waiting already")
             reply = Reply(self, next(self._ids), n_results(request), pipe)
             self._replies[reply.request_id] = reply
         # A worker that is gone by now has this reply failed by the supervisor's thread.

@@ -42,8 +42,9 @@ from lmlite.messages import (
 from lmlite.worker import capi
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.embedder import N_SEQ_MAX, Embedder, Input
-from lmlite.worker.engine import Engine, Sequence
+from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.sequence import Sequence
 
 DEFAULT_N_CTX = 4096  # tokens, where neither the model nor --ctx asks for less
 EMBEDDING_BATCH = 512  # tokens, for a model that can read a long input in pieces

@@ -16,63 +16,19 @@ import queue
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lmlite.errors import InternalError
-from lmlite.messages import (
-    Cause,
-    Delta,
-    Failed,
-    Finished,
-    ReplyEvent,
-    SamplingParams,
-    Started,
-    TokenLogprob,
-)
+from lmlite.messages import Cause, Failed, ReplyEvent, TokenLogprob
 from lmlite.worker import prefix
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
 from lmlite.worker.prefix import Lane, Place
-from lmlite.worker.text import LogprobQueue, TextStream
+from lmlite.worker.sequence import Sequence
 
 PREFILL_BUDGET_S = 0.15  # how long a step may read prompts while somebody is being answered
 MIN_PIECE = 32  # tokens of prompt in a step, however slow the machine
 MAX_OUTPUT_PIECE = 64  # the same where each token's logits are wanted: a row is n_vocab floats
-
-
-@dataclass(eq=False)
-class Sequence:
-    """One prompt and its completion."""
-
-    request_id: int
-    index: int
-    prompt: list[int]
-    params: SamplingParams
-    seed: int
-    stops: tuple[str, ...]
-    echo: str | None = None  # text to send in front of the completion
-    tokens: list[int] = field(init=False)
-    lane: Lane | None = None  # None while it waits
-    n_shared: int = 0  # tokens whose memory another running sequence holds too
-    chain: SamplerChain | None = None  # None until it was first admitted
-    n_completion: int = 0
-    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.tokens = list(self.prompt)
-        self.text = TextStream(self.stops)
-        self.logprobs = LogprobQueue()
-
-    @property
-    def wants_prompt_logprobs(self) -> bool:
-        """Whether each prompt token's probability is asked for (echo with logprobs)."""
-        return self.echo is not None and self.params.n_logprobs is not None
-
-    @property
-    def n_pending(self) -> int:
-        """Tokens that memory lacks."""
-        assert self.lane is not None
-        return len(self.tokens) - len(self.lane.tokens)
 
 
 @dataclass(frozen=True)
@@ -142,6 +98,7 @@ class Engine:
         while self._take_commands():
             try:
                 self._admit()
+                self._tell_waiting()
                 self._step()
             except Exception as err:  # whatever it was, the loop lives on
                 self._fail_running(err)
@@ -186,6 +143,10 @@ class Engine:
                 continue
             self._waiting.remove(sequence)
             self._start(sequence, place)
+
+    def _tell_waiting(self) -> None:
+        for n_ahead, sequence in enumerate(self._waiting):
+            self._events += sequence.queued(n_ahead)
 
     def _has_room(self, sequence: Sequence, place: Place) -> bool:
         """Whether memory can hold it beside those that run. Idle prefixes do not count."""
@@ -236,10 +197,9 @@ class Engine:
             n_ctx=self._context.n_ctx_seq,
             prompt=sequence.prompt,
         )
-        n_prompt = len(sequence.prompt)
-        self._events.append(Started(sequence.request_id, sequence.index, n_prompt, n_cached))
+        self._events.append(sequence.started(n_cached))
         if sequence.params.max_tokens == 0 and not sequence.wants_prompt_logprobs:
-            self._send_echo(sequence)
+            self._events += sequence.echoed()
             self._finish(sequence, "max_tokens")
 
     def _take_place(self, place: Place) -> int:
@@ -253,19 +213,7 @@ class Engine:
         return place.n_tokens if self._context.keep(place.lane.seq_id, place.n_tokens) else 0
 
     def _finish(self, sequence: Sequence, cause: Cause) -> None:
-        text = sequence.text.finish()
-        entries = sequence.logprobs.rest(sequence.text)
-        if text or entries:
-            self._events.append(Delta(sequence.request_id, sequence.index, text, entries))
-        self._events.append(
-            Finished(
-                sequence.request_id,
-                sequence.index,
-                "stop" if cause in ("end_token", "stop_string") else "length",
-                sequence.n_completion,
-                cause,
-            )
-        )
+        self._events += sequence.finished(cause)
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
@@ -379,10 +327,12 @@ class Engine:
             self._note_prompt_logprobs(sequence, begin, piece)
         if sequence.n_pending == 0:
             self._sample(sequence, piece.last_index)
+        else:
+            self._events.append(sequence.reading())
 
     def _sample(self, sequence: Sequence, index: int) -> None:
         if sequence.n_completion == 0:
-            self._send_echo(sequence)
+            self._events += sequence.echoed()
             if sequence.params.max_tokens == 0:
                 self._finish(sequence, "max_tokens")
                 return
@@ -394,32 +344,15 @@ class Engine:
         if self._vocab.ends_generation(token):
             self._finish(sequence, "end_token")
             return
-        self._send_text(sequence, token, index)
-        if sequence.text.stopped:
+        wanted = sequence.params.n_logprobs
+        logprob = None if wanted is None else self._logprob(wanted, token, index)
+        self._events += sequence.extended(self._vocab.piece(token), logprob)
+        if sequence.has_stopped:
             self._finish(sequence, "stop_string")
         elif sequence.n_completion == sequence.params.max_tokens:
             self._finish(sequence, "max_tokens")
         elif len(sequence.tokens) >= self._context.n_ctx_seq:
             self._finish(sequence, "context_full")
-
-    # ---- what leaves -----------------------------------------------------------------------
-
-    def _send_text(self, sequence: Sequence, token: int, index: int) -> None:
-        begin = sequence.text.n_decoded
-        text = sequence.text.push(self._vocab.piece(token))
-        entries: tuple[TokenLogprob, ...] = ()
-        if sequence.params.n_logprobs is not None:
-            entry = self._logprob(sequence.params.n_logprobs, token, index)
-            sequence.logprobs.push(begin, sequence.text.n_decoded, entry)
-            entries = sequence.logprobs.released(sequence.text.n_released)
-        if text or entries:
-            self._events.append(Delta(sequence.request_id, sequence.index, text, entries))
-
-    def _send_echo(self, sequence: Sequence) -> None:
-        if sequence.echo is not None:
-            entries = tuple(sequence.prompt_logprobs)
-            self._events.append(Delta(sequence.request_id, sequence.index, sequence.echo, entries))
-            sequence.echo = None
 
     def _note_prompt_logprobs(self, sequence: Sequence, begin: int, piece: _Piece) -> None:
         """The probability of each prompt token, found at the logits of the token before it."""
