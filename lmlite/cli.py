@@ -181,6 +181,8 @@ def run_serve(options: argparse.Namespace) -> int:
         where = f"{options.host}:{options.port}"
         raise StartError(f"cannot listen on {where}: {err.strerror}", 2) from None
     stop = _stop_event()
+    if server.is_open:
+        log.line("warning", f"whoever reaches {server.url} can use this server: it asks for no key")
     model.supervisor.start()
     threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
     try:

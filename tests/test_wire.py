@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.errors import ApiError, BadRequest
+from lmlite.errors import ApiError, BadRequest, Forbidden
 from lmlite.server import wire
 
 GOOD = (
@@ -145,6 +145,30 @@ PROBES: list[tuple[str, bytes, int]] = [
 @pytest.mark.parametrize(("data", "status"), [p[1:] for p in PROBES], ids=[p[0] for p in PROBES])
 def test_a_head_is_accepted_or_refused_with(data: bytes, status: int) -> None:
     assert refusal(data) == status
+
+
+@pytest.mark.parametrize(
+    ("host", "any_address", "is_refused"),
+    [
+        ("192.168.1.5:1234", False, True),
+        ("192.168.1.5:1234", True, False),
+        ("[fe80::1]", True, False),
+        ("evil.example", True, True),
+        ("192.168.1.5.nip.io", True, True),
+        ("1921681005", True, True),
+        ("localhost", True, False),
+    ],
+)
+def test_a_server_that_others_may_reach_answers_to_addresses_but_not_to_names(
+    host: str, any_address: bool, is_refused: bool
+) -> None:
+    found = wire.parse_head(head(host=f"Host: {host}"))
+    try:
+        wire.check_host(found, wire.LOOPBACK_HOSTS, any_address)
+    except Forbidden:
+        assert is_refused
+    else:
+        assert not is_refused
 
 
 # ---- JSON ----------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
     # ---- checks and routes -----------------------------------------------------------------
 
     def _answer(self, head: wire.Head) -> None:
-        wire.check_host(head, self.server.allowed_hosts)
+        wire.check_host(head, self.server.allowed_hosts, self.server.is_open)
         wire.check_origin(head)
         methods = self._route(head.path)
         if head.method == "OPTIONS":

@@ -4,6 +4,7 @@ Knows how many requests are being served, and nothing of what they are. `serve_f
 a thread of its own; everything else may be called from any.
 """
 
+import ipaddress
 import socket
 import sys
 import threading
@@ -41,6 +42,7 @@ class Server(ThreadingHTTPServer):
         self._changed = threading.Condition()  # guards the count above
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         host, _ = address
+        self.is_open = not _is_loopback(host)  # other machines may reach it
         self.allowed_hosts = wire.LOOPBACK_HOSTS | {f"[{host}]" if ":" in host else host}
         if ":" in host:
             self.address_family = socket.AF_INET6
@@ -107,6 +109,13 @@ class Server(ThreadingHTTPServer):
     def close(self) -> None:
         """Gives the port back."""
         self.server_close()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _refuse_connection(sock: socket.socket) -> None:

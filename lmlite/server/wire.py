@@ -5,6 +5,7 @@ that no two parties along the way disagree about where a request ends. Every ref
 ApiError with the right status. Writing is one `bytes` per message, for one write.
 """
 
+import ipaddress
 import json
 import math
 import re
@@ -153,16 +154,29 @@ def check_content_type(head: Head) -> None:
         raise UnsupportedMediaType("the Content-Type must be application/json")
 
 
-def check_host(head: Head, allowed: frozenset[str]) -> None:
-    """Raises Forbidden for a Host that is not ours: a page whose name leads here is no friend."""
+def check_host(head: Head, allowed: frozenset[str], any_address: bool = False) -> None:
+    """Raises Forbidden for a Host that is not ours: a page whose name leads here is no friend.
+
+    `any_address` also lets addresses through, for a server that other machines may reach: only
+    a name can be made to lead somewhere else.
+    """
     host = head.headers.get("host")
     if host is None:
         return  # HTTP/1.0, which no browser speaks
     match = _HOST.fullmatch(host)
     if match is None:
         raise BadRequest("the Host header is malformed")
-    if match["name"].lower() not in allowed:
+    name = match["name"].lower()
+    if name not in allowed and not (any_address and _is_address(name)):
         raise Forbidden(f"this server is not called {match['name']}")
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def check_origin(head: Head) -> None:

@@ -285,7 +285,10 @@ class Worker:
         A lane costs nothing but its cells, save where each has a state of its own.
         """
         n_parallel = self._load.n_parallel
-        return 4 * n_parallel if self._model.can_share_prefixes else n_parallel
+        if n_parallel > capi.MAX_SEQUENCES:
+            raise LlamaError(f"at most {capi.MAX_SEQUENCES} sequences can run at the same time")
+        n_lanes = 4 * n_parallel if self._model.can_share_prefixes else n_parallel
+        return min(n_lanes, capi.MAX_SEQUENCES)
 
     def _make_template(self, stack: ExitStack) -> ChatTemplate:
         template = ChatTemplate(self._model, self._load.chat_template)

@@ -222,6 +222,7 @@ VOCAB_TYPE_SPM = 1
 TOKEN_ATTR_UNKNOWN, TOKEN_ATTR_CONTROL = 1 << 0, 1 << 3
 POOLING_TYPE_UNSPECIFIED, POOLING_TYPE_NONE = -1, 0
 POOLING_TYPE_MEAN, POOLING_TYPE_RANK = 1, 4
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama-cparams.h, which is no public header
 LOG_LEVELS = {"debug": 1, "info": 2, "warning": 3, "error": 4}
 FLASH_ATTN_TYPES = {"auto": -1, "off": 0, "on": 1}
 # enum ggml_type, those that llama.cpp takes for the KV memory
