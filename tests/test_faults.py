@@ -167,6 +167,18 @@ def test_a_signal_lets_a_running_answer_end(server: RunningServer) -> None:
     assert server.process.wait(START_S) == 0
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_lets_a_running_answer_end_too(
+    server: RunningServer, endless: dict[str, Any], number: int
+) -> None:
+    stream = open_stream(server, **endless, max_tokens=300)
+    os.kill(server.worker_pid(), number)
+    server.process.send_signal(number)
+    assert stream.read().endswith(b"data: [DONE]\n\n")
+    assert server.process.wait(START_S) == 0
+    assert not any("ERROR" in line for line in server.log)
+
+
 def test_a_second_signal_ends_the_server_at_once(
     server: RunningServer, endless: dict[str, Any]
 ) -> None:

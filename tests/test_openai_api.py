@@ -289,6 +289,18 @@ MORE = [
         param="repeat_penalty"),
     Bad("best_of below n", TEXT, {"prompt": "a", "n": 2, "best_of": 1}, param="best_of",
         code="unsupported_best_of"),
+    Bad("stop that is false", CHAT, {"messages": HI, "stop": False}, param="stop"),
+    Bad("stop that is 0", CHAT, {"messages": HI, "stop": 0}, param="stop"),
+    Bad("stop that is an object", CHAT, {"messages": HI, "stop": {}}, param="stop"),
+    Bad("a bias of a token spelt with a zero", CHAT,
+        {"messages": HI, "logit_bias": {"5": 1, "05": 1}}, param="logit_bias"),
+    Bad("a voice", CHAT, {"messages": HI, "audio": {"voice": "x"}}, param="audio",
+        code="unsupported_audio"),
+    Bad("an answer that called a function", CHAT,
+        {"messages": [{"role": "assistant", "function_call": {"name": "f"}}]},
+        param="messages.[0].function_call", code="unsupported_function_call"),
+    Bad("an empty encoding", EMBED, {"input": "a", "encoding_format": ""},
+        param="encoding_format"),
     Bad("a prompt that is null", TEXT, {"prompt": None}, param="prompt",
         code="missing_required_parameter"),
     Bad("tokens and texts", TEXT, {"prompt": [[1], "a"]}, param="prompt"),
@@ -448,6 +460,12 @@ def test_the_short_way_of_a_text_chunk_makes_what_the_long_way_does(text: str) -
         reply = answer(kind, chat_call(stream=True))
         first, again = reply.sse(Delta(0, 0, text)), reply.sse(Delta(0, 0, text))
         assert first == again == reply._chunk(reply._delta_choice(Delta(0, 0, text)))
+
+
+def test_a_model_may_have_any_name() -> None:
+    reply = ChatReply(chat_call(stream=True), REPLY_ID, "<text>", CREATED)
+    (chunk,) = chunks(reply, [Delta(0, 0, "Hi")])
+    assert (chunk["model"], chunk["choices"][0]["delta"]) == ("<text>", {"content": "Hi"})
 
 
 def test_choices_that_interleave_keep_their_own_texts_and_order() -> None:

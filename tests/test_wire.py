@@ -1,5 +1,6 @@
 """Heads are read strictly, JSON is bounded, and what is written is exact."""
 
+import contextlib
 import json
 from typing import Any
 
@@ -203,6 +204,13 @@ def test_a_server_that_others_may_reach_answers_to_addresses_but_not_to_names(
 def test_json_that_is_refused(body: bytes, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         wire.parse_json(body)
+
+
+def test_every_depth_is_read_or_refused_also_where_only_the_second_look_fails() -> None:
+    for depth in range(900, 1000):
+        body = b'{"e":"\\ud83d\\ude00","a":' + b"[" * depth + b"]" * depth + b"}"
+        with contextlib.suppress(BadRequest):
+            wire.parse_json(body)
 
 
 @pytest.mark.parametrize(

@@ -157,7 +157,8 @@ class CompletionReply:
         if event.index not in self._templates:
             mark = "<text>"
             chunk = self._chunk(self._delta_choice(Delta(event.id, event.index, mark)))
-            head, _, tail = chunk.partition(json.dumps(mark).encode())
+            # The last one, since a model may be called as the mark is.
+            head, _, tail = chunk.rpartition(json.dumps(mark).encode())
             self._templates[event.index] = (head, tail)
         head, tail = self._templates[event.index]
         return head + json.dumps(event.text, ensure_ascii=False).encode() + tail

@@ -5,6 +5,7 @@ An explicit null counts as absent, as OpenAI's clients send it. A boolean is not
 are missing are refused by name. Pure; the only place that reads a client's dictionaries.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -71,7 +72,9 @@ def parse_embeddings(body: Body) -> Call:
     inputs = _prompts(body, "input", MAX_INPUTS)
     if not all(inputs):
         raise BadRequest("an input is empty", param="input")
-    encoding_format = _string(body, "encoding_format") or "float"
+    encoding_format = _string(body, "encoding_format")
+    if encoding_format is None:
+        encoding_format = "float"
     if encoding_format not in ("float", "base64"):
         raise BadRequest("encoding_format is float or base64", param="encoding_format")
     return Call(
@@ -133,8 +136,10 @@ def _seed(body: Body) -> int | None:
 
 def _stop(body: Body) -> tuple[str, ...]:
     value = body.get("stop")
-    stops = [value] if isinstance(value, str) else (value or [])
-    if not isinstance(stops, list) or not all(type(stop) is str for stop in stops):
+    if value is None:
+        return ()
+    stops = [value] if type(value) is str else value
+    if type(stops) is not list or not all(type(stop) is str for stop in stops):
         raise BadRequest("stop is a string or a list of strings", param="stop")
     if len(stops) > MAX_STOPS:
         raise BadRequest(f"stop has more than {MAX_STOPS} strings", param="stop")
@@ -148,7 +153,8 @@ def _logit_bias(body: Body) -> tuple[tuple[int, float], ...]:
     if len(biases) > MAX_BIASES:
         raise BadRequest(f"logit_bias has more than {MAX_BIASES:,} entries", param="logit_bias")
     for token in biases:
-        if not (token.isascii() and token.isdigit() and len(token) <= 10):
+        # One spelling for each id, or a token could have two biases.
+        if not re.fullmatch("0|[1-9][0-9]{0,9}", token):
             raise BadRequest("logit_bias maps token ids to numbers", param="logit_bias")
     return tuple(
         (int(token), _number(biases, token, -100, 100, 0.0, f"logit_bias.{token}"))
@@ -171,8 +177,9 @@ def _message(message: Any, path: str) -> ChatMessage:
         _unsupported(f"{path}.role", "tools are not supported")
     if type(role) is not str or role not in ROLES:
         raise BadRequest(f"role is one of {', '.join(ROLES)}", param=f"{path}.role")
-    if message.get("tool_calls") or message.get("function_call"):
-        _unsupported(f"{path}.tool_calls", "tools are not supported")
+    for field in ("tool_calls", "function_call"):
+        if message.get(field):
+            _unsupported(f"{path}.{field}", "tools are not supported")
     content = message.get("content")
     if content is None and role != "assistant":
         raise MissingParameter("the message has no content", param=f"{path}.content")
@@ -236,6 +243,8 @@ def _refuse_unsupported_chat(body: Body) -> None:
     for field in ("tools", "functions"):
         if body.get(field):
             _unsupported(field, "tools are not supported")
+    if body.get("audio"):
+        _unsupported("audio", "the only modality that is supported is text")
     response_format = _typed(body, "response_format", dict, "an object") or {}
     if response_format.get("type", "text") != "text":
         _unsupported("response_format", "the only response_format that is supported is text")

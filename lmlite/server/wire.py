@@ -32,6 +32,7 @@ MAX_HEADERS = 64
 MAX_STRUCTURE = 500_000  # brackets and commas of a body: each may become a Python object
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9.\-_]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _CONTENT_TYPE = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
@@ -73,17 +74,13 @@ def parse_head(data: bytes) -> Head:
         raise BadRequest("the request's head does not end")
     text = data[:-4].decode("latin-1")
     lines = text.split("\r\n")
-    if any(_has_control_character(line) for line in lines):
+    if any(map(_CONTROL.search, lines)):
         raise BadRequest("the request's head has a control character or a bare line break")
     method, target, version = _parse_request_line(lines[0])
     headers = _parse_headers(lines[1:])
     if version >= (1, 1) and "host" not in headers:
         raise BadRequest("the request has no Host header")
     return Head(method, target, version, headers)
-
-
-def _has_control_character(line: str) -> bool:
-    return any((c < " " and c != "\t") or c == "\x7f" for c in line)
 
 
 def _parse_request_line(line: str) -> tuple[str, str, tuple[int, int]]:
@@ -215,7 +212,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
     except RecursionError:
         raise BadRequest("the body is nested too deeply") from None
     except json.JSONDecodeError as err:
-        raise BadRequest(f"the body is not valid JSON: {err}") from None
+        where = f"line {err.lineno}, column {err.colno}"
+        raise BadRequest(f"the body is not valid JSON, at {where}") from None
     except ValueError:  # Python's bound on the digits of an integer
         raise BadRequest("the body has a number of too many digits") from None
     if type(value) is not dict:
@@ -249,6 +247,8 @@ def _check_surrogates(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError:
         raise BadRequest("the body has half of a surrogate pair, which is no character") from None
+    except RecursionError:  # a depth that reading just survived
+        raise BadRequest("the body is nested too deeply") from None
 
 
 def to_json(value: Any) -> bytes:

@@ -345,8 +345,10 @@ def claim_pipes() -> tuple[BinaryIO, BinaryIO]:
 
 
 def join_parent() -> None:
-    """Dies when the server dies, leaves Ctrl-C to it, and writes no core files."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Dies when the server dies, leaves signals to it, and writes no core files."""
+    # A terminal and a service manager signal every process; the server lets answers end first.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     faulthandler.enable()
     if sys.platform == "linux":
