@@ -228,8 +228,8 @@ class Context:
         self.pointer = lib.llama_init_from_model(model.pointer, params)
         if not self.pointer:
             raise LlamaError(
-                f"llama.cpp cannot make a context of {n_ctx:,} tokens: there is too little memory, or "
-                "the options exclude each other"
+                f"llama.cpp cannot make a context of {n_ctx:,} tokens: too little memory, "
+                "or options that exclude each other"
             )
         # C pads what it was asked for; a sequence ends where the model's training did.
         self.n_ctx: int = lib.llama_n_ctx(self.pointer)
