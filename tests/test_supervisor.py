@@ -134,6 +134,23 @@ def test_a_worker_that_dies_five_times_within_a_minute_is_given_up(supervise: An
     assert caught.value.retry_after_s is None
 
 
+def test_a_worker_that_cannot_be_started_is_given_up_too(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
+    supervisor = Supervisor(Load("model.gguf"), log, ("/no/such/program",))
+    supervisor.start()
+    supervisor.wait_until_settled(WAIT_S)
+    assert "could not be started" in (supervisor.fault or "")
+    supervisor.stop()
+
+
+@pytest.mark.parametrize(("code", "cause"), [(3, "ended with code 3"), (-9, "was ended by SIGKILL"),
+                                             (-40, "was ended by signal 40")])  # fmt: skip
+def test_the_cause_of_a_death_is_named(log: Log, code: int, cause: str) -> None:
+    assert Supervisor(Load("model.gguf"), log)._cause_of_death(code) == cause
+
+
 def test_a_model_that_cannot_be_loaded_is_not_tried_again(supervise: Any) -> None:
     supervisor = supervise("broken")
     assert supervisor.n_started == 1

@@ -200,7 +200,11 @@ class Supervisor:
 
     def _run(self) -> None:
         while not self._stopping.is_set() and self.fault is None:
-            process = self._spawn()
+            try:
+                process = self._spawn()
+            except OSError as err:  # no memory, no descriptors: as if it had died at once
+                self._count_death(f"could not be started: {err}")
+                continue
             try:
                 self._read_events(process)
             finally:
@@ -282,7 +286,8 @@ class Supervisor:
     def _cause_of_death(self, code: int) -> str:
         cause = f"ended with code {code}"
         if code < 0:
-            cause = f"was ended by {signal.Signals(-code).name}"
+            known = {number.value: number.name for number in signal.Signals}
+            cause = f"was ended by {known.get(-code, f'signal {-code}')}"
         asserts = [line for line in self._last_words if "GGML_ASSERT" in line or "error" in line]
         return f"{cause}: {asserts[-1]}" if asserts else cause
 
