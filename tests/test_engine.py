@@ -1,9 +1,12 @@
 """The engine: batched equals alone, reuse equals fresh, and every request ends exactly once."""
 
+import contextlib
 import ctypes
 import queue
+import random
 import threading
 from array import array
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -301,6 +304,46 @@ def test_a_waiting_request_can_be_cancelled(run: Run) -> None:
     run.engine.cancel(8)
     run.submit(9, PROMPTS[5])
     assert 8 not in run.until_finished(5)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_arrivals_and_cancellations_end_every_request_once_with_its_own_text(
+    trial: Model, seed: int
+) -> None:
+    rng = random.Random(seed)
+    asks = [
+        (LONG[:n] + question, SamplingParams(temperature=0, max_tokens=max_tokens))
+        for n in (0, 300, 900)
+        for question in PROMPTS
+        for max_tokens in (1, 7, 40)
+    ]
+    roomy, tight = Run(trial, n_ctx=2048), Run(trial, n_ctx=512)
+    asked_for = [rng.randrange(len(asks)) for _ in range(150)]
+    expected = {number: roomy.text(*asks[number]) for number in set(asked_for)}
+    events: list[ReplyEvent] = []
+    cancelled = set()
+    for request_id, number in enumerate(asked_for):
+        tight.submit(request_id, *asks[number])
+        if rng.random() < 0.3:
+            target = max(0, request_id - rng.randrange(6))
+            tight.engine.cancel(target)
+            cancelled.add(target)
+        for _ in range(rng.randrange(8)):  # lets the engine go on, more or less
+            with contextlib.suppress(queue.Empty):
+                events.append(tight.events.get(timeout=0.01))
+    waited_for = set(range(len(asked_for))) - cancelled
+    while waited_for - {event.id for event in events if isinstance(event, Finished)}:
+        events.append(tight.events.get(timeout=DEADLINE_S))
+    for run in (roomy, tight):
+        run.close()
+    ends = Counter(event.id for event in events if isinstance(event, Finished))
+    assert set(ends.values()) == {1}
+    for request_id in ends:
+        mine = [event for event in events if event.id == request_id]
+        assert joined(mine) == expected[asked_for[request_id]]
+        assert sum(isinstance(event, Started) for event in mine) == 1
+    assert not tight.engine._running
+    assert not any(lane.busy for lane in tight.engine._lanes)
 
 
 def test_a_failing_step_fails_its_requests_and_the_loop_lives_on(
