@@ -210,6 +210,8 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         raise StartError(str(err), 1) from None
     except (OSError, UnicodeDecodeError) as err:
         raise StartError(f"{options.chat_template} cannot be read: {err}", 1) from None
+    if file.pooling == "rank":
+        raise StartError(f"{Path(path).name} is a reranking model, which has no endpoint here", 1)
     load = Load(
         model_path=str(Path(path).resolve()),
         generates=not file.embeds_only,

@@ -430,19 +430,29 @@ def test_prompt_logprobs_do_not_depend_on_how_the_prompt_is_cut(run: Run) -> Non
         assert ours.logprob == pytest.approx(theirs.logprob, abs=0.05)
 
 
-def test_a_long_input_is_embedded_in_pieces_like_the_mean_of_all_its_tokens(run: Run) -> None:
-    text = " ".join(f"word {i}" for i in range(60))
-    tokens = run.model.vocab.tokenize(text, add_special=True, parse_special=True)
-    assert len(tokens) > 64
-    run.engine.submit([Input(3, 0, tokens)])
-    event: Any = run.events.get(timeout=DEADLINE_S)
-    whole = Context(
-        run.model, n_ctx=256, n_batch=256, n_seq_max=1, n_threads=1,
-        pooling_type=capi.POOLING_TYPE_MEAN,
-    )  # fmt: skip
-    embedder = Embedder(lambda: whole)
-    embedder.submit(Input(4, 0, tokens))
-    (expected,) = embedder.step()
-    embedder.close()
-    ours, theirs = array("f", event.vector), array("f", getattr(expected, "vector", b""))
-    assert sum(a * b for a, b in zip(ours, theirs, strict=True)) == pytest.approx(1.0, abs=1e-4)
+POOLINGS = [capi.POOLING_TYPE_MEAN, capi.POOLING_TYPE_LAST, capi.POOLING_TYPE_CLS]
+
+
+@pytest.mark.parametrize("pooling_type", POOLINGS)
+def test_a_long_input_read_in_pieces_is_embedded_as_if_read_whole(
+    trial: Model, pooling_type: int
+) -> None:
+    text = " ".join(f"word {i}" for i in range(90))
+    tokens = trial.vocab.tokenize(text, add_special=True, parse_special=True)
+    assert len(tokens) > 128
+
+    def embedded(n_batch: int) -> "array[float]":
+        embedder = Embedder(
+            lambda: Context(
+                trial, n_ctx=256, n_batch=n_batch, n_seq_max=64, n_threads=1,
+                pooling_type=pooling_type,
+            )
+        )  # fmt: skip
+        embedder.submit(Input(1, 0, tokens))
+        (event,) = embedder.step()
+        embedder.close()
+        assert isinstance(event, Embedded)
+        return array("f", event.vector)
+
+    pairs = zip(embedded(64), embedded(256), strict=True)
+    assert sum(a * b for a, b in pairs) == pytest.approx(1.0, abs=1e-4)

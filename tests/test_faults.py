@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.gguf_writer import tiny_llama_parts, write_gguf
 from tests.server_process import REPOSITORY, START_S, RunningServer
 
 CHAT = "/v1/chat/completions"
@@ -233,6 +234,14 @@ def test_a_model_that_is_missing_is_one_sentence_and_code_1(tmp_path: Path) -> N
     done = serve(str(tmp_path / "none.gguf"), "--port", "0")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "none.gguf" in done.stderr
+
+
+def test_a_reranking_model_is_one_sentence_and_code_1(tmp_path: Path) -> None:
+    metadata, tensors = tiny_llama_parts()
+    write_gguf(tmp_path / "rank.gguf", metadata | {"llama.pooling_type": 4}, tensors)
+    done = serve(str(tmp_path / "rank.gguf"), "--port", "0")
+    assert done.returncode == 1
+    assert done.stderr == "lmlite: rank.gguf is a reranking model, which has no endpoint here\n"
 
 
 def test_a_template_that_cannot_be_read_is_one_sentence_and_code_1(tmp_path: Path) -> None:

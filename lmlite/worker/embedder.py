@@ -2,17 +2,19 @@
 
 A context of its own on the model's weights, made when the first input comes. An encoder
 (BERT and its kind) needs each input whole in one batch; a generating model reads a long
-input in pieces, and the mean over all tokens is put together from the means of the pieces.
+input in pieces, and its vector is put together from theirs.
 Belongs to the engine thread, which calls `step` between its own steps.
 """
 
 import math
+import operator
 from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmlite.messages import Embedded, ReplyEvent
+from lmlite.worker import capi
 from lmlite.worker.llama import INVALID_NUMBERS, Batch, Context, LlamaError
 
 N_SEQ_MAX = 64  # inputs of one decode
@@ -103,21 +105,35 @@ class Embedder:
         return vectors
 
     def _read_in_pieces(self, context: Context, tokens: list[int]) -> "array[float]":
-        total = array("f", bytes(4 * context.n_embd))
+        parts = []
         for begin in range(0, len(tokens), context.n_batch):
             piece = tokens[begin : begin + context.n_batch]
             self._batch.clear()
             self._batch.extend(piece, begin, 0, True, True)
             self._decode(context)
-            mean = context.embedding(0)
-            total = array("f", (a + b * len(piece) for a, b in zip(total, mean, strict=True)))
+            parts.append((len(piece), context.embedding(0)))
         context.clear_memory()
-        return total  # the sum; its direction is the mean's
+        return combined(parts, context.pooling_type)
 
     def _decode(self, context: Context) -> None:
         if not context.decode(self._batch):
             context.clear_memory()
             raise LlamaError("the inputs do not fit the memory for embeddings")
+
+
+def combined(parts: "list[tuple[int, array[float]]]", pooling_type: int) -> "array[float]":
+    """What a whole input's pooling gives, from (n_tokens, vector) of its pieces, up to its length.
+
+    The last token's vector is that of the last piece, the first one's that of the first. Of means
+    it is their sum by weight: normalising makes it the mean.
+    """
+    if pooling_type == capi.POOLING_TYPE_LAST:
+        return parts[-1][1]
+    if pooling_type == capi.POOLING_TYPE_CLS:
+        return parts[0][1]
+    columns = zip(*(vector for _, vector in parts), strict=True)
+    weights = [n_tokens for n_tokens, _ in parts]
+    return array("f", (sum(map(operator.mul, column, weights)) for column in columns))
 
 
 def normalised(vector: "array[float]") -> bytes:
