@@ -1,6 +1,7 @@
 """`lmlite log stream` as its users see it."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -117,7 +118,12 @@ def test_the_exact_prompt_and_answer_are_shown_as_they_happen(server: RunningSer
 
 
 def test_without_a_server_it_says_so_and_ends_with_code_1() -> None:
-    command = [sys.executable, "-m", "lmlite", "log", "stream", "--url", "http://127.0.0.1:9"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=START_S)
+    with socket.socket() as taken:  # bound, so that nobody else listens there
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "lmlite", "log", "stream", "--url", url]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, capture_output=True, text=True, timeout=START_S
+        )
     assert done.returncode == 1
-    assert done.stderr.startswith("lmlite: no log stream at http://127.0.0.1:9: ")
+    assert done.stderr.startswith(f"lmlite: no log stream at {url}: ")
