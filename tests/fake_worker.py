@@ -2,15 +2,14 @@
 
 "echo TEXT" answers in one delta per word, "die SIGNAL" ends by that signal, "garbage" breaks
 the format, "hang" answers nothing, "refuse" is a BadRequest,
-"wait PATH" and "fail PATH" go on when a file of that name exists. Started with the argument
+"wait PATH" and "fail PATH" go on when somebody writes to that pipe. Started with the argument
 "crash" it ends before it is ready, with "broken" it says that the model cannot be loaded, with
-"wait" it is half loaded until a file named by the Load exists.
+"wait" it is half loaded until somebody writes to the pipe that the Load names.
 """
 
 import os
 import signal
 import sys
-import time
 from typing import Any
 
 from lmlite import frames
@@ -61,8 +60,12 @@ def answer(chat: Chat) -> None:
 def wait(chat: Chat, path: str) -> None:
     send(Queued(chat.id, 0, 2))
     send(Reading(chat.id, 0, 512, 1840))
-    while not os.path.exists(path):
-        time.sleep(0.01)
+    wait_for_writer(path)
+
+
+def wait_for_writer(fifo: str) -> None:
+    with open(fifo):  # opens when the other end is opened
+        pass
 
 
 def echo(chat: Chat, text: str) -> None:
@@ -86,8 +89,7 @@ def main(mode: str) -> None:
         return
     if mode == "wait":
         send(Loading(0.5))
-        while not os.path.exists(load.model_path):
-            time.sleep(0.01)
+        wait_for_writer(load.model_path)
     send(Ready(512, 1000, 64, 4, 1, 0, True))
     cancelled = []
     while (request := frames.read(sys.stdin.buffer, Request)) is not None:

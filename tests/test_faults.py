@@ -262,6 +262,15 @@ def test_a_template_file_replaces_the_models_own(tmp_path: Path) -> None:
         assert answer.error["message"].endswith(": only haiku, please")
 
 
+def test_a_template_that_renders_nothing_is_a_bad_request_and_no_wait(tmp_path: Path) -> None:
+    path = tmp_path / "silent.jinja"
+    path.write_text("{% if messages[0].content == 'Hi' %}{% else %}x{% endif %}")
+    with RunningServer("--chat-template", str(path)) as server:
+        answer = server.post(CHAT, **ASK)
+        assert (answer.status, answer.error["param"]) == (400, "messages")
+        assert answer.error["message"] == "the text has no tokens"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [["--port", "70000"], ["--port", "x"], ["--parallel", "0"], ["--cache-type-k", "f8"], ["--no"]],

@@ -3,6 +3,7 @@
 import http.client
 import io
 import json
+import os
 import re
 import socket
 import sys
@@ -52,11 +53,20 @@ class House:
     def ask_on(
         self, connection: http.client.HTTPConnection, content: str, **body: Any
     ) -> tuple[int, bytes]:
+        reply = self.begin(connection, content, **body)
+        return reply.status, reply.read()
+
+    def begin(
+        self, connection: http.client.HTTPConnection, content: str, **body: Any
+    ) -> http.client.HTTPResponse:
+        """Asks, and returns when the answer begins."""
+        self.send(connection, content, **body)
+        return connection.getresponse()
+
+    def send(self, connection: http.client.HTTPConnection, content: str, **body: Any) -> None:
         messages = [{"role": "user", "content": content}]
         data = json.dumps({"messages": messages, **body}).encode()
         connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
-        return reply.status, reply.read()
 
     def logged(self, n: int) -> list[str]:
         """The first n lines of the log; a line comes after its answer."""
@@ -188,9 +198,7 @@ def test_choices_of_a_stream_each_have_their_role_and_their_end(house: House) ->
 
 def test_the_headers_of_a_stream_tell_proxies_to_pass_it_on(house: House) -> None:
     with closing(house.connect()) as connection:
-        data = json.dumps({"messages": [{"role": "user", "content": "echo x"}], "stream": True})
-        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
-        headers = dict(connection.getresponse().getheaders())
+        headers = dict(house.begin(connection, "echo x", stream=True).getheaders())
     assert re.fullmatch(r"req-[0-9a-f]{24}", headers.pop("X-Request-Id"))
     assert headers == {
         "Server": "lmlite",
@@ -247,17 +255,16 @@ def test_a_path_cannot_forge_a_line_of_the_log(house: House) -> None:
 
 
 def test_while_the_model_loads_health_says_so_and_requests_wait(
-    open_house: Any, tmp_path: Path
+    open_house: Any, go_on: Path
 ) -> None:
-    model = tmp_path / "model.gguf"
-    house = open_house("wait", str(model))
+    house = open_house("wait", str(go_on))
     answers: list[tuple[int, bytes]] = []
     thread = threading.Thread(target=lambda: answers.append(house.ask("echo late")))
     thread.start()
     while house.get("/health") != (503, {"status": "loading", "progress": 0.5}):
         assert thread.is_alive()
     assert house.get("/v1/models")[1]["data"][0]["context_length"] is None
-    model.touch()
+    go_on.write_text("")
     thread.join()
     assert answers[0][0] == 200
     assert house.get("/health") == (200, {"status": "ready"})
@@ -270,9 +277,7 @@ def test_a_model_that_cannot_be_loaded_is_a_503_without_retry(open_house: Any) -
         503, {"status": "failed", "reason": "llama.cpp cannot load fake.gguf"},
     )  # fmt: skip
     with closing(house.connect()) as connection:
-        data = json.dumps({"messages": [{"role": "user", "content": "x"}]})
-        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
+        reply = house.begin(connection, "x")
         assert reply.status == 503
         assert reply.getheader("Retry-After") is None
         assert reply.getheader("X-Should-Retry") == "false"
@@ -315,48 +320,46 @@ def test_a_server_that_drains_takes_no_more_requests(house: House) -> None:
 # ---- signs of life ---------------------------------------------------------------------------
 
 
+@pytest.fixture
+def go_on(tmp_path: Path) -> Path:
+    """A pipe that the worker waits for; writing to it lets the worker go on."""
+    path = tmp_path / "go on"
+    os.mkfifo(path)
+    return path
+
+
 def test_a_stream_that_has_to_wait_says_for_what(
-    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    house: House, monkeypatch: pytest.MonkeyPatch, go_on: Path
 ) -> None:
     monkeypatch.setattr(http_module, "PING_S", 0.05)
-    go_on = tmp_path / "go on"
     with closing(house.connect()) as connection:
-        messages = [{"role": "user", "content": f"wait {go_on}"}]
-        data = json.dumps({"messages": messages, "stream": True})
-        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
+        reply = house.begin(connection, f"wait {go_on}", stream=True)
         assert reply.status == 200
         assert reply.readline() == b": prompt 512/1840\n"
-        go_on.touch()
+        go_on.write_text("")
         assert reply.read().endswith(b"data: [DONE]\n\n")
 
 
 def test_an_answer_in_one_piece_that_takes_long_begins_with_spaces(
-    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    house: House, monkeypatch: pytest.MonkeyPatch, go_on: Path
 ) -> None:
     monkeypatch.setattr(http_module, "SPACE_S", 0.05)
-    go_on = tmp_path / "go on"
     with closing(house.connect()) as connection:
-        data = json.dumps({"messages": [{"role": "user", "content": f"wait {go_on}"}]})
-        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
+        reply = house.begin(connection, f"wait {go_on}")
         assert reply.read(1) == b" "
-        go_on.touch()
+        go_on.write_text("")
         assert json.loads(reply.read())["choices"][0]["message"]["content"] == "done"
         assert house.ask_on(connection, "echo again")[0] == 200
 
 
 def test_a_failure_behind_the_first_space_is_an_error_object(
-    house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    house: House, monkeypatch: pytest.MonkeyPatch, go_on: Path
 ) -> None:
     monkeypatch.setattr(http_module, "SPACE_S", 0.05)
-    go_on = tmp_path / "go on"
     with closing(house.connect()) as connection:
-        data = json.dumps({"messages": [{"role": "user", "content": f"fail {go_on}"}]})
-        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
-        reply = connection.getresponse()
+        reply = house.begin(connection, f"fail {go_on}")
         assert reply.read(1) == b" "
-        go_on.touch()
+        go_on.write_text("")
         assert json.loads(reply.read())["error"]["message"] == "failed late"
 
 
@@ -365,10 +368,8 @@ def test_a_request_beyond_the_queue_is_told_to_come_back(open_house: Any) -> Non
     house.supervisor.wait_until_settled(WAIT_S)
     waiting = []
     for _ in range(2):
-        connection = house.connect()
-        data = json.dumps({"messages": [{"role": "user", "content": "hang"}]})
-        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
-        waiting.append(connection)
+        waiting.append(house.connect())
+        house.send(waiting[-1], "hang")
     while house.supervisor.n_open() < 2:
         assert house.supervisor.fault is None
     status, body = house.ask("echo x")

@@ -157,6 +157,7 @@ class Worker:
         if self._template is None:
             raise Unsupported("this is an embedding model, it cannot chat", param="model")
         tokens, stops = self._template.tokens(request.messages)
+        self._check_not_empty(tokens, "messages")
         self._check_sampling(request.params)
         self._check_prompt(tokens, "messages")
         self._trace(request, 0, tokens)
@@ -216,9 +217,13 @@ class Worker:
         else:
             tokens = list(prompt)
             self._check_ids(tokens, param)
+        self._check_not_empty(tokens, param)
+        return tokens
+
+    def _check_not_empty(self, tokens: list[int], param: str) -> None:
+        # Without a token there are no logits to sample from, and the engine would wait for ever.
         if not tokens:
             raise BadRequest("the text has no tokens", param=param)
-        return tokens
 
     def _echo(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
