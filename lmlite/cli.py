@@ -30,6 +30,7 @@ from lmlite.server.supervisor import Supervisor
 EMBEDDED_MODEL = Path(__file__).parent / "models" / "lmlite-default.gguf"
 CACHE_TYPES = "f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl"
 DRAIN_S = 10.0  # how long running answers may take to end after a signal
+LAST_WORDS_S = 1.0  # and for the errors of those that did not
 
 
 class StartError(Exception):
@@ -194,8 +195,9 @@ def run_serve(options: argparse.Namespace) -> int:
         stop.wait()
         server.drain(DRAIN_S)
     finally:
-        server.close()
         registry.close()
+        server.drain(LAST_WORDS_S)
+        server.close()
     log.line("info", "stopped")
     return 0
 

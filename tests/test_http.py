@@ -123,6 +123,14 @@ def house(open_house: Any) -> House:
     return made
 
 
+@pytest.fixture
+def go_on(tmp_path: Path) -> Path:
+    """A pipe that the worker waits for; writing to it lets the worker go on."""
+    path = tmp_path / "go on"
+    os.mkfifo(path)
+    return path
+
+
 def events_of(body: bytes) -> list[bytes]:
     assert body.endswith(b"\n\n")
     return body[:-2].split(b"\n\n")
@@ -309,6 +317,19 @@ def test_a_connection_over_the_cap_is_refused_and_the_next_served(
             break
 
 
+def test_an_answer_that_outlasts_the_drain_ends_with_an_error(house: House, go_on: Path) -> None:
+    with closing(house.connect()) as connection:
+        house.send(connection, f"wait {go_on}")
+        while not house.supervisor.n_open():
+            assert house.supervisor.fault is None
+        house.server.drain(0.0)
+        house.supervisor.stop()
+        reply = connection.getresponse()
+        assert (reply.status, reply.getheader("Retry-After")) == (503, "1")
+        assert json.loads(reply.read())["error"]["message"] == "the server is stopping"
+    house.server.drain(WAIT_S)
+
+
 def test_a_server_that_drains_takes_no_more_requests(house: House) -> None:
     with closing(house.connect()) as connection:
         assert house.ask_on(connection, "echo x")[0] == 200
@@ -318,14 +339,6 @@ def test_a_server_that_drains_takes_no_more_requests(house: House) -> None:
 
 
 # ---- signs of life ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def go_on(tmp_path: Path) -> Path:
-    """A pipe that the worker waits for; writing to it lets the worker go on."""
-    path = tmp_path / "go on"
-    os.mkfifo(path)
-    return path
 
 
 def test_a_stream_that_has_to_wait_says_for_what(
