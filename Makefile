@@ -11,14 +11,14 @@ CMAKE_ARGS    ?=
 BUILD   := native/build
 SOURCE  := $(if $(LLAMA_CPP_DIR),$(abspath $(LLAMA_CPP_DIR)),$(CURDIR)/$(BUILD)/llama.cpp)
 LIBRARY := lmlite/lib/liblmlite_bridge.so
-BRIDGE  := native/bridge.h native/bridge.cpp native/CMakeLists.txt
+BRIDGE  := native/bridge.h native/bridge.cpp native/chat.cpp native/CMakeLists.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test native abi lint conformance clients fuzz clean
+.PHONY: help run test native abi lint conformance clients fuzz tiny-model tiny-check clean
 
 help: ## list these targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 run: native ## serve on 127.0.0.1:1234 (MODEL=path.gguf, ARGS="--ctx 8192")
 	@exec $(PYTHON) -m lmlite serve $(MODEL) $(ARGS)
@@ -47,6 +47,12 @@ clients: native .venv/clients/.complete ## run LM Studio's examples with the rea
 
 fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
 	@$(PYTHON) -m tests.fuzz_gguf $(ARGS)
+
+tiny-model: .venv/tiny/.complete ## train the embedded model again, about an hour (ARGS="--seed 2")
+	@.venv/tiny/bin/python -m tests.tiny_model.train $(ARGS)
+
+tiny-check: native ## measure the skills of the embedded model (ARGS="--n 20 --show 3")
+	@$(PYTHON) -m tests.tiny_model.check $(ARGS)
 
 clean: ## remove everything that was fetched or built
 	rm -rf .venv $(BUILD) lmlite/lib
@@ -105,6 +111,7 @@ PACKAGES_test        := pytest==8.4.2
 PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2
 PACKAGES_conformance := jsonschema==4.26.0
 PACKAGES_clients     := openai==3.54.0
+PACKAGES_tiny        := torch==2.13.0 numpy==2.4.6 jinja2==3.1.6
 
 .venv/%/.complete: Makefile
 	@echo "making the environment .venv/$*"

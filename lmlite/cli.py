@@ -27,7 +27,7 @@ from lmlite.server.logs import LEVELS, Log
 from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import Supervisor
 
-EMBEDDED_MODEL = Path(__file__).parent / "models" / "lmlite-default.gguf"
+EMBEDDED_MODEL = Path(__file__).parent / "models" / "tiny.gguf"
 CACHE_TYPES = "f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl"
 DRAIN_S = 10.0  # how long running answers may take to end after a signal
 LAST_WORDS_S = 1.0  # and for the errors of those that did not
@@ -73,7 +73,7 @@ class Flag:
 
     name: str
     values: str  # the placeholder, or the choices with "|" between them, or "" for a switch
-    default: str | int | None
+    default: str | int | float | None
     help: str
     parse: Callable[[str], object] = str
 
@@ -98,9 +98,11 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         description="Serve a model at http://HOST:PORT/v1 until a signal comes.",
     )
     serve.set_defaults(run=run_serve)
-    serve.add_argument(
+    named = serve.add_mutually_exclusive_group()
+    named.add_argument(
         "model", nargs="?", metavar="MODEL.gguf", help="model file (default: the embedded one)"
     )
+    named.add_argument("-m", "--model", dest="model_flag", metavar="FILE", help="the same")
     for flag in SERVE_FLAGS:
         flag.add_to(serve)
 
@@ -122,6 +124,13 @@ def _count(text: str) -> int:
     number = int(text)  # a ValueError is argparse's to report
     if not 1 <= number < 2**31:
         raise argparse.ArgumentTypeError("must be 1 or more")
+    return number
+
+
+def _seconds(text: str) -> float:
+    number = float(text)
+    if not 0.001 <= number <= 3600:
+        raise argparse.ArgumentTypeError("must be from 0.001 to 3600")
     return number
 
 
@@ -149,6 +158,8 @@ SERVE_FLAGS = (
     Flag("--queue", "N", 64, "requests that may wait for them; further ones get a 503", _count),
     Flag("--threads", "N", None, "threads of the worker (default: one for each core)", _count),
     Flag("--batch", "N", 512, "tokens of one step at most", _count),
+    Flag("--prefill-budget", "SECONDS", 0.15, "of a step, for reading prompts while somebody is "
+         "being answered", _seconds),
     Flag("--gpu-layers", "N", -1, "layers that go to the GPU, -1 for all", int),
     Flag("--cache-type-k", CACHE_TYPES, "f16", "how memory keeps keys"),
     Flag("--cache-type-v", CACHE_TYPES, "f16", "how memory keeps values; all but the first three "
@@ -204,7 +215,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
     """The model that the command line names, checked, with a supervisor that is not started."""
-    path = options.model or str(EMBEDDED_MODEL)
+    path = options.model or options.model_flag or str(EMBEDDED_MODEL)
     try:
         file = gguf.read_model_file(path)
         template = Path(options.chat_template).read_text() if options.chat_template else None
@@ -223,6 +234,7 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         n_queue=options.queue,
         n_threads=options.threads,
         n_batch=max(options.batch, options.parallel),
+        prefill_budget_s=options.prefill_budget,
         n_gpu_layers=options.gpu_layers,
         cache_type_k=options.cache_type_k,
         cache_type_v=options.cache_type_v,
@@ -280,7 +292,9 @@ def run_log_stream(options: argparse.Namespace) -> int:
     """Prints records until the server ends or the user has seen enough. Raises StartError."""
     show = log_stream.json_lines if options.json else log_stream.text_lines
     try:
-        for record in log_stream.records(options.url, options.source):
+        records = log_stream.attach(options.url, options.source)
+        print(f"watching {options.url}", file=sys.stderr, flush=True)
+        for record in records:
             if log_stream.is_wanted(record, options.filter):
                 print(show(record, options.stats), flush=True)
     except KeyboardInterrupt:

@@ -1,9 +1,10 @@
 """Messages <-> length-prefixed bytes: the format of the pipe between server and worker.
 
 A frame is four bytes of length (big endian) and that many bytes of JSON: the message's
-fields, and its class under "type". Reading follows the annotations of `messages.py` to the
-letter: whatever is too long, cut short or of another shape raises `FrameError`, because a
-peer that sends such a thing can no longer be trusted. Knows no processes and no threads.
+fields, save those at their default, and its class under "type". Reading follows the
+annotations of `messages.py` to the letter: whatever is too long, cut short or of another shape
+raises `FrameError`, because a peer that sends such a thing can no longer be trusted. Knows no
+processes and no threads.
 """
 
 import base64
@@ -13,7 +14,7 @@ import json
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import Any, BinaryIO
 
 from lmlite import messages
@@ -66,8 +67,17 @@ def decode(payload: bytes, family: Any) -> Any:
 
 
 def _to_json_object(message: Any) -> dict[str, Any]:
-    names = message.__dataclass_fields__
-    return {name: _to_json(getattr(message, name)) for name in names}
+    body = {}
+    for name, default in _defaults(message.__class__):
+        value = getattr(message, name)
+        if value is not default:  # a default is one object; an equal one is merely written too
+            body[name] = _to_json(value)
+    return body
+
+
+@functools.cache
+def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
+    return tuple((field.name, field.default) for field in fields(kind))
 
 
 def _to_json(value: Any) -> Any:
@@ -145,10 +155,11 @@ def _tuple_reader(args: tuple[Any, ...]) -> Callable[[Any], Any]:
 def _object_reader(kind: Any) -> Callable[[Any], Any]:
     hints = typing.get_type_hints(kind)
     readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
 
     def read_object(value: Any) -> Any:
-        if type(value) is not dict or value.keys() != readers.keys():
+        if type(value) is not dict or not needed <= value.keys() <= readers.keys():
             raise TypeError(f"the fields are not those of {kind.__name__}")
-        return kind(**{name: reader(value[name]) for name, reader in readers.items()})
+        return kind(**{name: readers[name](item) for name, item in value.items()})
 
     return read_object

@@ -48,6 +48,7 @@ class Load:
     n_queue: int = 64  # requests that may wait for them
     n_threads: int | None = None
     n_batch: int = 512  # tokens of one decode
+    prefill_budget_s: float = 0.15  # of a step, for prompts while somebody is being answered
     n_gpu_layers: int = -1  # -1: as many as fit
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
@@ -57,12 +58,38 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call that the model made in an earlier turn."""
+
+    id: str
+    name: str
+    arguments: str  # JSON, as the model wrote it
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     """One turn of a conversation; content parts are joined already."""
 
     role: str
     content: str
     name: str | None = None
+    reasoning: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None  # of a tool's result: the call that it answers
+
+
+@dataclass(frozen=True, slots=True)
+class ChatOptions:
+    """What a chat asks of the template and of the form of the answer. JSON is text here."""
+
+    tools: str | None = None  # a JSON list of OpenAI's function tools
+    tool_choice: Literal["auto", "none", "required"] = "auto"
+    tool_name: str | None = None  # the one tool that `required` means; None: any
+    parallel_tool_calls: bool | None = None  # None: if the template is made for it
+    json_schema: str | None = None  # what the answer must be
+    thinks: bool = True  # False: without reasoning, where the template can
+    template_kwargs: str | None = None  # a JSON object of further variables for the template
+    separate_reasoning: bool = True  # False: reasoning stays in the content, tags and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +100,8 @@ class Chat:
     messages: tuple[ChatMessage, ...]
     params: SamplingParams
     n: int = 1
-    trace: bool = False  # someone watches: send `Prompted` events
+    trace: bool = False  # someone watches: send `Prompted` and `Returned` events
+    options: ChatOptions = ChatOptions()
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +157,23 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineState:
+    """What the engine is doing: sent about once a second while it works, and when it is done."""
+
+    n_running: int  # sequences
+    n_waiting: int
+    n_cells: int  # tokens that memory can hold
+    n_cells_used: int  # by sequences that run
+    n_cells_idle: int  # by finished ones, to begin from
+    n_steps: int
+    step_s: float  # sum over all steps
+    steps_within: tuple[int, ...]  # steps that took at most STEP_BOUNDS_S[i]
+
+
+STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+
+
+@dataclass(frozen=True, slots=True)
 class LoadFailed:
     """The model cannot be loaded, and trying again would not help."""
 
@@ -138,6 +183,15 @@ class LoadFailed:
 @dataclass(frozen=True, slots=True)
 class Prompted:
     """The exact text that the model receives, for those who watch the log stream."""
+
+    id: int
+    index: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """The exact text that the model returned, for those who watch the log stream."""
 
     id: int
     index: int
@@ -161,6 +215,7 @@ class Started:
     index: int
     n_prompt: int
     n_cached: int  # prompt tokens that were in memory already
+    cache: str = ""  # for those who watch: how many, and why not more
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,13 +238,25 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True, slots=True)
+class CallDelta:
+    """More of a tool call: its id and name with the first piece, its arguments in pieces."""
+
+    number: int  # among the calls of its choice, from 0
+    arguments: str
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """More text of a choice: whole characters, no part of a stop string."""
+    """More of a choice: whole characters, no part of a stop string."""
 
     id: int
     index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,9 +265,10 @@ class Finished:
 
     id: int
     index: int
-    reason: Literal["stop", "length"]
+    reason: Literal["stop", "length", "tool_calls"]
     n_completion: int
     cause: Cause = "end_token"
+    n_reasoning: int = 0  # those of them that are reasoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,5 +292,5 @@ class Failed:
 
 
 # Those with an id, of one request.
-ReplyEvent = Prompted | Queued | Started | Reading | Delta | Finished | Embedded | Failed
-Event = Loading | Ready | LoadFailed | ReplyEvent
+ReplyEvent = Prompted | Returned | Queued | Started | Reading | Delta | Finished | Embedded | Failed
+Event = Loading | Ready | EngineState | LoadFailed | ReplyEvent

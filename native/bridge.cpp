@@ -4,73 +4,14 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <exception>
-#include <new>
 #include <numeric>
 #include <string>
 #include <vector>
 
-#include "chat.h"
 #include "log.h"
 
-struct lml_chat {
-    common_chat_templates_ptr templates;
-    std::string               source;
-};
-
 namespace {
-
-// malloc, not new: the caller frees through lml_free whatever allocator C++ uses.
-char * owned(const std::string & text) {
-    char * copy = static_cast<char *>(std::malloc(text.size() + 1));
-    if (copy != nullptr) {
-        std::memcpy(copy, text.c_str(), text.size() + 1);
-    }
-    return copy;
-}
-
-char * error_json(const std::string & what) {
-    try {
-        common_json body = common_json::object();
-        body["error"]    = what;
-        return owned(body.dump());
-    } catch (const std::exception &) {
-        return owned("{\"error\": \"the failure cannot be described\"}");
-    }
-}
-
-std::string render(const lml_chat & chat, const std::string & request) {
-    const common_json body = common_json::parse(request);
-
-    common_chat_templates_inputs inputs;
-    inputs.messages = common_chat_msgs_parse_oaicompat(body.at("messages"));
-    if (!inputs.messages.empty() && inputs.messages.back().role == "assistant") {
-        inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
-    }
-    const common_chat_params params = common_chat_templates_apply(chat.templates.get(), inputs);
-
-    common_json stops = common_json::array();
-    for (const std::string & stop : params.additional_stops) {
-        stops.push_back(stop);
-    }
-    common_json reply = common_json::object();
-    reply["prompt"]   = params.prompt;
-    reply["stops"]    = stops;
-    return reply.dump();
-}
-
-// common_chat_templates_init loses the reason on its way out; reading the source again finds it.
-std::string template_fault(const llama_model * model, const char * override, const std::exception & lost) {
-    const char * source = override != nullptr ? override : llama_model_chat_template(model, nullptr);
-    try {
-        common_chat_template probe(source != nullptr ? source : "", "", "");
-    } catch (const std::exception & e) {
-        return e.what();
-    }
-    return lost.what();
-}
 
 int log_level = GGML_LOG_LEVEL_WARN;
 
@@ -85,41 +26,10 @@ void log_to_stderr(ggml_log_level level, const char * text, void *) {
 
 }  // namespace
 
-void lml_free(char * text) {
-    std::free(text);
-}
-
 void lml_log_level(int32_t level) {
     log_level = level;
     llama_log_set(log_to_stderr, nullptr);
     common_log_set_verbosity_thold(level <= GGML_LOG_LEVEL_DEBUG ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR);
-}
-
-struct lml_chat * lml_chat_init(const struct llama_model * model, const char * override, char ** error) {
-    try {
-        common_chat_templates_ptr templates = common_chat_templates_init(model, override == nullptr ? "" : override);
-        std::string source = common_chat_templates_source(templates.get());
-        return new lml_chat{ std::move(templates), std::move(source) };
-    } catch (const std::exception & e) {
-        *error = owned(template_fault(model, override, e));
-        return nullptr;
-    }
-}
-
-void lml_chat_free(struct lml_chat * chat) {
-    delete chat;
-}
-
-const char * lml_chat_source(const struct lml_chat * chat) {
-    return chat->source.c_str();
-}
-
-char * lml_chat_render(struct lml_chat * chat, const char * request) {
-    try {
-        return owned(render(*chat, request));
-    } catch (const std::exception & e) {
-        return error_json(e.what());
-    }
 }
 
 float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token,
@@ -146,6 +56,43 @@ float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token,
         }
     }
     return logits[token] - log_sum;
+}
+
+llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
+                       struct llama_sampler * grammar) {
+    // Kept between calls: a vocabulary of candidates is too large to allocate for each token.
+    static std::vector<llama_token_data> candidates;
+    const float *  logits  = llama_get_logits_ith(ctx, index);
+    const int32_t  n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
+    const auto     choose  = [&](bool constrained) {
+        candidates.resize(n_vocab);
+        for (llama_token token = 0; token < n_vocab; token++) {
+            candidates[token] = { token, logits[token], 0.0f };
+        }
+        llama_token_data_array all = { candidates.data(), candidates.size(), -1, false };
+        if (constrained) {
+            llama_sampler_apply(grammar, &all);
+        }
+        llama_sampler_apply(chain, &all);
+        return all.data[all.selected].id;
+    };
+    const auto allowed = [&](llama_token token) {
+        llama_token_data       one   = { token, 1.0f, 0.0f };
+        llama_token_data_array alone = { &one, 1, -1, false };
+        llama_sampler_apply(grammar, &alone);
+        return !std::isinf(one.logit);
+    };
+    try {
+        llama_token token = choose(false);
+        if (!allowed(token)) {
+            token = choose(true);
+        }
+        llama_sampler_accept(grammar, token);
+        llama_sampler_accept(chain, token);
+        return token;
+    } catch (const std::exception &) {
+        return LLAMA_TOKEN_NULL;  // the grammar allows nothing
+    }
 }
 
 const char * lml_layout(void) {

@@ -1,12 +1,15 @@
 // What lmlite needs of llama.cpp beyond llama.h, behind a C interface.
 //
-// Three things live here: the chat templates of llama.cpp's `common` library, which
-// is C++; the layout of the structs that lmlite/worker/capi.py declares by hand; and
-// the one loop over a vocabulary that Python would make slow. Text that crosses is JSON
-// in UTF-8. No C++ exception crosses: a failure is {"error": "..."}. A returned string
-// belongs to the caller, who gives it back to lml_free.
+// Three things live here: chats, from messages to a prompt and from a completion back to a
+// message (chat.cpp, over llama.cpp's `common` library, which is C++); the layout of the structs
+// that lmlite/worker/capi.py declares by hand; and the loops over a vocabulary that Python would
+// make slow (bridge.cpp). Text that crosses is JSON in UTF-8. No C++ exception crosses: a failure
+// is {"error": "..."}, or NULL and a text in *error. A returned string belongs to the caller, who
+// gives it back to lml_free.
 #pragma once
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "llama.h"
@@ -18,6 +21,7 @@ extern "C" {
 #define LML_API __attribute__((visibility("default")))
 
 struct lml_chat;
+struct lml_answer;
 
 // Frees a string that a function of this header returned.
 LML_API void lml_free(char * text);
@@ -37,10 +41,36 @@ LML_API void              lml_chat_free(struct lml_chat * chat);
 // The template's source, for inspection. Owned by `chat`.
 LML_API const char * lml_chat_source(const struct lml_chat * chat);
 
-// {"messages": [{"role", "content"}, ...]} -> {"prompt": "...", "stops": ["...", ...]}
+// From a request to all that its answer needs:
+//   {"messages": [...], "tools": [...], "tool_choice": "auto", "parallel_tool_calls": true,
+//    "json_schema": {...}, "grammar": "...", "kwargs": {...}, "enable_thinking": true,
+//    "reasoning": true}, of which only messages must be there, in OpenAI's form
+//   -> {"prompt": "...", "stops": ["..."], "preserved": ["..."], "grammar": "...", ...}
+// The reply as a whole is what lml_grammar_init and lml_answer_init take.
 // A last message of the assistant is left open, to be continued.
 // A template that refuses the messages gives {"error": its own words}. NOT thread-safe per handle.
 LML_API char * lml_chat_render(struct lml_chat * chat, const char * request);
+
+// The sampler that keeps an answer to the reply's grammar: from its start, or once a trigger
+// came. NULL, and no *error, when there is no grammar. Belongs to the caller (llama_sampler_free).
+LML_API struct llama_sampler * lml_grammar_init(const struct llama_vocab * vocab, const char * reply, char ** error);
+
+// Reads a completion, as it grows, as the template of the reply writes content, reasoning and
+// tool calls. One thread at a time.
+LML_API struct lml_answer * lml_answer_init(const char * reply, char ** error);
+LML_API void                lml_answer_free(struct lml_answer * answer);
+
+// Takes more text and gives what it adds to the message, NULL for nothing:
+//   {"reasoning": "...", "content": "...", "calls": [{"index": 0, "name": "...", "arguments": "..."}]}
+// with the fields that grew. `n_bytes` may be 0. At the end, `is_whole` says that no text is
+// missing; a text that is then not in the template's form gives {"error": "..."}.
+LML_API char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes, bool is_whole);
+
+// llama_sampler_sample for a completion with a grammar, at the price of one for most tokens: what
+// the chain chooses is asked of the grammar, and only if refused, the chain chooses among what the
+// grammar allows. Returns LLAMA_TOKEN_NULL when the grammar allows nothing. One thread at a time.
+LML_API llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
+                               struct llama_sampler * grammar);
 
 // Natural-log probabilities of one row of logits, softmax over the whole vocabulary.
 // Writes the k most likely tokens, best first, and returns the log-probability of `token`.

@@ -15,7 +15,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
-DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "lmlite-default.gguf"
+DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from lmlite.messages import (
     Cancel,
     Chat,
     Delta,
+    EngineState,
     Event,
     Failed,
     Finished,
@@ -27,6 +28,7 @@ from lmlite.messages import (
     Reading,
     Ready,
     Request,
+    Returned,
     Started,
 )
 
@@ -71,11 +73,14 @@ def wait_for_writer(fifo: str) -> None:
 def echo(chat: Chat, text: str) -> None:
     if chat.trace:
         send(Prompted(chat.id, 0, f"prompt of {text}"))
+    send(EngineState(0, 1, 512, 100, 12, 7, 0.5, (0, 0, 1, 1, 2, 2, 3, 7, 7, 7, 7)))
     for index in range(chat.n):
         send(Started(chat.id, index, 3, 1))
         words = text.split(" ")
         for i, word in enumerate(words):
             send(Delta(chat.id, index, word if i == 0 else f" {word}"))
+        if chat.trace:
+            send(Returned(chat.id, index, text))
         send(Finished(chat.id, index, "stop", len(words) + 1))
 
 

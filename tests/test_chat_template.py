@@ -26,12 +26,12 @@ def template(default_model: Model) -> Any:
 
 
 def rendered(model: Model, template: ChatTemplate, *turns: tuple[str, str]) -> str:
-    tokens, _ = template.tokens([ChatMessage(role, content) for role, content in turns])
+    tokens = template.render([ChatMessage(role, content) for role, content in turns]).tokens
     return b"".join(model.vocab.piece(token, special=True) for token in tokens).decode()
 
 
 def control_tokens(model: Model, template: ChatTemplate, *turns: tuple[str, str]) -> list[int]:
-    tokens, _ = template.tokens([ChatMessage(role, content) for role, content in turns])
+    tokens = template.render([ChatMessage(role, content) for role, content in turns]).tokens
     return [token for token in tokens if model.vocab.piece(token) == b""]
 
 
@@ -56,7 +56,7 @@ def test_a_template_in_place_of_the_models_own_is_used(default_model: Model, tem
 def test_a_template_that_refuses_is_a_bad_request_in_its_own_words(template: Any) -> None:
     strict = template("{{ raise_exception('Conversation roles must alternate!') }}")
     with pytest.raises(BadRequest) as caught:
-        strict.tokens([ChatMessage("user", "Hi")])
+        strict.render([ChatMessage("user", "Hi")])
     assert caught.value.message == (
         "the chat template refuses the messages: Conversation roles must alternate!"
     )
@@ -101,7 +101,7 @@ def test_the_model_reads_exactly_what_was_written(
 
 def test_a_name_writes_no_control_token_either(default_model: Model, template: Any) -> None:
     made = template("{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}")
-    tokens, _ = made.tokens([ChatMessage("user", "Hi", "<|im_end|>")])
+    tokens = made.render([ChatMessage("user", "Hi", "<|im_end|>")]).tokens
     pieces = [default_model.vocab.piece(token) for token in tokens]
     assert b"".join(pieces) == b"<|im_end|>: Hi"
 
@@ -110,12 +110,12 @@ def test_a_control_token_cannot_be_put_together_from_two_messages(
     default_model: Model, template: Any
 ) -> None:
     made = template("{% for m in messages %}{{ m.content }}{% endfor %}")
-    tokens, _ = made.tokens([ChatMessage("user", "<|im_"), ChatMessage("user", "end|>")])
+    tokens = made.render([ChatMessage("user", "<|im_"), ChatMessage("user", "end|>")]).tokens
     assert b"".join(map(default_model.vocab.piece, tokens)) == b"<|im_end|>"
 
 
 def test_text_that_spells_nothing_is_tokenized_as_ever(default_model: Model, template: Any) -> None:
-    tokens, _ = template().tokens([ChatMessage("user", "Hello there")])
+    tokens = template().render([ChatMessage("user", "Hello there")]).tokens
     prompt = "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n"
     vocab = default_model.vocab
     assert tokens == vocab.tokenize(prompt, add_special=True, parse_special=True)

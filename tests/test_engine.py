@@ -16,6 +16,7 @@ import pytest
 from lmlite.messages import (
     Delta,
     Embedded,
+    EngineState,
     Failed,
     Finished,
     Queued,
@@ -28,7 +29,7 @@ from lmlite.worker import capi
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
-from lmlite.worker.prefix import MIN_SHARED
+from lmlite.worker.prefix import MIN_SHARED, n_cells
 from lmlite.worker.sequence import Sequence
 
 GREEDY = SamplingParams(temperature=0)
@@ -46,8 +47,10 @@ class Run:
         self.events: queue.SimpleQueue[ReplyEvent] = queue.SimpleQueue()
         self.embedder = Embedder(self._embedding_context)
         self.engine = Engine(
-            model, self.context, self.embedder, n_parallel=n_parallel, emit=self._emit
-        )
+            model, self.context, self.embedder, n_parallel=n_parallel, prefill_budget_s=0.15,
+            emit=self._emit,
+        )  # fmt: skip
+        self.states: list[EngineState] = []
         self.thread = threading.Thread(target=self.engine.run)
         self.thread.start()
 
@@ -77,9 +80,12 @@ class Run:
         self.submit(1, prompt, params)
         return joined(self.until_finished(1)[1])
 
-    def _emit(self, events: list[ReplyEvent]) -> None:
+    def _emit(self, events: list[ReplyEvent | EngineState]) -> None:
         for event in events:
-            self.events.put(event)
+            if isinstance(event, EngineState):
+                self.states.append(event)
+            else:
+                self.events.put(event)
 
     def _embedding_context(self) -> Context:
         return Context(
@@ -456,3 +462,21 @@ def test_a_long_input_read_in_pieces_is_embedded_as_if_read_whole(
 
     pairs = zip(embedded(64), embedded(256), strict=True)
     assert sum(a * b for a, b in pairs) == pytest.approx(1.0, abs=1e-4)
+
+
+# ---- what it says of itself ----------------------------------------------------------------
+
+
+def test_an_idle_engine_reports_what_it_did_and_what_memory_keeps(run: Run) -> None:
+    for request_id, question in ((1, "Say: red"), (2, "Say: blue")):
+        run.submit(request_id, asked(question))
+        run.until_finished(1)
+    run.engine.stop()
+    run.thread.join()
+    state = run.states[-1]
+    assert (state.n_running, state.n_waiting, state.n_cells_used) == (0, 0, 0)
+    assert state.n_cells == run.context.n_ctx
+    lanes = [lane.tokens for lane in run.engine._lanes if lane.tokens]
+    assert state.n_cells_idle == n_cells(run.engine._lanes) >= max(map(len, lanes))
+    assert state.n_steps >= state.steps_within[-1] >= state.steps_within[0]
+    assert state.step_s > 0

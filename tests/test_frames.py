@@ -8,9 +8,11 @@ import pytest
 
 from lmlite import frames
 from lmlite.messages import (
+    CallDelta,
     Cancel,
     Chat,
     ChatMessage,
+    ChatOptions,
     Complete,
     Delta,
     Embedded,
@@ -24,12 +26,16 @@ from lmlite.messages import (
     SamplingParams,
     Started,
     TokenLogprob,
+    ToolCall,
 )
 
 REQUESTS = [
     Load("/models/a.gguf", n_ctx=512, chat_template="{{ x }}"),
     Chat(7, (ChatMessage("user", "héllo\n\x00"), ChatMessage("assistant", "", "bob")),
          SamplingParams(logit_bias=((5, -100.0),), stop=("END",), seed=3), n=2, trace=True),
+    Chat(7, (ChatMessage("assistant", "", None, "Hm.", (ToolCall("c", "f", "{}"),)),
+             ChatMessage("tool", "7", tool_call_id="c")), SamplingParams(),
+         options=ChatOptions('[{"type": "function"}]', "required", "f", False, thinks=False)),
     Complete(8, ("text", (1, 2, 3), ()), SamplingParams(max_tokens=0, n_logprobs=5), echo=True),
     Cancel(9),
 ]  # fmt: skip
@@ -39,7 +45,9 @@ EVENTS = [
     Started(1, 0, 10, 9),
     Delta(1, 0, "日本", (TokenLogprob(b"\xe6\x97", -0.25, ((b"a", -1.5),)),
                          TokenLogprob(b"", None, ()))),
+    Delta(1, 0, "", (), "Hm.", (CallDelta(0, '{"a"', "call_1", "f"), CallDelta(0, ": 1}"))),
     Finished(1, 0, "stop", 3, "stop_string"),
+    Finished(1, 0, "tool_calls", 9, "end_token", 4),
     Embedded(2, 1, 4, b"\x00\x01\xff"),
     Failed(3, "BadRequest", "no", "prompt"),
 ]  # fmt: skip
@@ -57,6 +65,10 @@ def test_an_event_is_read_as_it_was_written(message: Any) -> None:
 
 def test_a_frame_is_a_length_and_json() -> None:
     assert frames.encode(Cancel(9)) == b'\x00\x00\x00\x18{"type":"Cancel","id":9}'
+
+
+def test_fields_at_their_default_are_left_out() -> None:
+    assert frames.encode(Delta(1, 0, "Hi"))[4:] == b'{"type":"Delta","id":1,"index":0,"text":"Hi"}'
 
 
 def test_frames_follow_each_other_and_end_cleanly() -> None:

@@ -18,7 +18,6 @@ from lmlite.gguf_header import TENSOR_TYPES
 from tests import gguf_writer as writer
 from tests.conftest import shared_model
 from tests.gguf_writer import Shape, Tensor, Typed, Value
-from tests.make_default_model import DEFAULT_PATH, default_model
 
 Metadata = dict[str, Value]
 Tensors = list[Tensor]
@@ -126,13 +125,6 @@ def test_a_layer_without_keys_may_have_no_heads_for_them(tmp_path: Path) -> None
     without = [tensor for tensor in tensors if tensor.name != "blk.1.attn_k.weight"]
     writer.write_gguf(tmp_path / "a.gguf", metadata, without)
     assert read_model_file(tmp_path / "a.gguf").architecture == "llama"
-
-
-def test_the_embedded_model_is_the_one_that_its_maker_makes(tmp_path: Path) -> None:
-    writer.write_gguf(tmp_path / "a.gguf", *default_model())
-    file = read_model_file(tmp_path / "a.gguf")
-    assert (file.name, file.n_ctx_train, file.quantisation) == ("lmlite-default", 4096, "F16")
-    assert read_model_file(DEFAULT_PATH).chat_template is not None
 
 
 # ---- real files ----------------------------------------------------------------------------

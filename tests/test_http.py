@@ -495,3 +495,50 @@ def test_a_head_in_single_bytes_is_read(house: House) -> None:
         for byte in b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n":
             sock.sendall(bytes([byte]))
         assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+# ---- metrics -------------------------------------------------------------------------------
+
+
+def metrics(house: House) -> dict[str, str]:
+    """Each name, with its labels, and its value."""
+    with closing(house.connect()) as connection:
+        connection.request("GET", "/metrics")
+        reply = connection.getresponse()
+        assert reply.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+        lines = reply.read().decode().splitlines()
+    pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
+    return dict(pairs)
+
+
+def test_metrics_count_requests_tokens_and_what_the_engine_says(house: House) -> None:
+    house.ask("echo one two")
+    house.get("/nothing/here")
+    house.logged(2)
+    found = metrics(house)
+    assert {name: value for name, value in found.items() if "bucket" not in name} == {
+        'lmlite_requests_total{path="/v1/chat/completions",status="200"}': "1",
+        'lmlite_requests_total{path="other",status="404"}': "1",
+        'lmlite_tokens_total{kind="prompt"}': "2",
+        'lmlite_tokens_total{kind="cached"}': "1",
+        'lmlite_tokens_total{kind="completion"}': "3",
+        "lmlite_requests_open": "0",
+        "lmlite_worker_starts_total": "1",
+        "lmlite_ready": "1",
+        "lmlite_sequences_running": "0",
+        "lmlite_sequences_waiting": "1",
+        'lmlite_memory_cells{state="used"}': "100",
+        'lmlite_memory_cells{state="idle"}': "12",
+        'lmlite_memory_cells{state="free"}': "400",
+        "lmlite_step_seconds_sum": "0.500000",
+        "lmlite_step_seconds_count": "7",
+    }
+    buckets = [value for name, value in found.items() if "bucket" in name]
+    assert buckets == ["0", "0", "1", "1", "2", "2", "3", "7", "7", "7", "7", "7"]
+
+
+def test_a_server_whose_worker_died_lately_is_degraded(house: House) -> None:
+    assert house.get("/health") == (200, {"status": "ready"})
+    house.ask("die SIGKILL")
+    house.ask("echo back again")
+    assert house.get("/health") == (200, {"status": "degraded"})

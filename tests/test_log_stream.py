@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,15 +75,22 @@ def server() -> Iterator[RunningServer]:
 
 
 class Viewer:
-    """`lmlite log stream` in a process of its own, attached once a first record has come."""
+    """`lmlite log stream` in a process of its own."""
 
     def __init__(self, server: RunningServer, *arguments: str) -> None:
         command = [sys.executable, "-m", "lmlite", "log", "stream", "--url", server.url]
         self.process = subprocess.Popen(
-            [*command, *arguments], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
+            [*command, *arguments],
+            cwd=REPOSITORY,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     def __enter__(self) -> "Viewer":
+        """Attached: nothing that happens from now on is missed."""
+        assert self.process.stderr is not None
+        assert self.process.stderr.readline().startswith("watching http://127.0.0.1:")
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -96,21 +102,20 @@ class Viewer:
         return self.process.stdout.readline()
 
 
-def attached(server: RunningServer) -> None:
-    """Returns when the server has a viewer: a thread more than when it is idle."""
-    idle = {"main", "signals", "accept", "supervisor", "the reader of the worker's errors"}
-    while len(list(Path(f"/proc/{server.process.pid}/task").iterdir())) <= len(idle):
-        assert server.process.poll() is None
-
-
 def test_the_exact_prompt_and_answer_are_shown_as_they_happen(server: RunningServer) -> None:
     with Viewer(server, "--json", "--stats") as viewer:
-        attached(server)
         answer = server.chat("Hi", max_tokens=2)
         received, returned = json.loads(viewer.line()), json.loads(viewer.line())
+        again = server.chat("1", max_tokens=1)
+        compared = json.loads(viewer.line())
     assert received["data"]["input"] == ("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert received["data"]["requestId"] == returned["data"]["requestId"] == answer["id"]
     assert returned["data"]["output"] == answer["choices"][0]["message"]["content"]
+    n_cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert compared["data"]["cache"] == (
+        f"reused {n_cached} of {again['usage']['prompt_tokens']}; "
+        f"first difference at token {n_cached}: '1' was 'Hi'"
+    )
     stats: dict[str, Any] = returned["data"]["stats"]
     assert stats["stopReason"] == "maxPredictedTokensReached"
     assert stats["predictedTokensCount"] == 2

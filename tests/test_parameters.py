@@ -8,6 +8,12 @@ import pytest
 from tests.server_process import RunningServer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+# A story goes on in many ways, and here with an adjective of forty.
+STORY = "Tell me a story."
+BEGUN = (
+    "<|im_start|>user\nTell me a story.<|im_end|>\n"
+    "<|im_start|>assistant\nOnce upon a time there was a"
+)
 HOT = {"temperature": 2.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -34,7 +40,7 @@ def first_token(server: RunningServer, **body: Any) -> str:
 
 def token_id(server: RunningServer, text: str) -> int:
     """The id of a token, found as the only one whose bias of +100 makes the model say it."""
-    for token in range(3, 367):
+    for token in range(3, 1600):
         said = complete(server, "x", max_tokens=1, logit_bias={str(token): 100})
         if said["choices"][0]["text"] == text:
             return token
@@ -47,7 +53,7 @@ def token_id(server: RunningServer, text: str) -> int:
 def test_model_selects_by_name_and_the_answer_says_who_answered(server: RunningServer) -> None:
     named = server.chat("Hi", model=server.model)
     unnamed = server.chat("Hi")
-    assert named["model"] == unnamed["model"] == server.model == "lmlite-default"
+    assert named["model"] == unnamed["model"] == server.model == "tiny"
     unknown = server.post(CHAT, model="other", messages=[{"role": "user", "content": "Hi"}])
     assert (unknown.status, unknown.error["code"]) == (404, "model_not_found")
 
@@ -113,7 +119,7 @@ def test_stop_cuts_before_the_string(server: RunningServer, as_list: bool) -> No
 def test_stop_never_leaks_a_part_into_a_stream(server: RunningServer) -> None:
     whole = content(server.chat("Hi"))
     ask = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0}
-    for begin in range(1, 30, 3):
+    for begin in range(1, 20, 3):
         stop = whole[begin : begin + 5]
         *chunks, _ = server.stream(CHAT, **ask, stop=stop)
         text = "".join(c["choices"][0]["delta"].get("content", "") for c in chunks)
@@ -125,7 +131,7 @@ def test_stop_never_leaks_a_part_into_a_stream(server: RunningServer) -> None:
 
 def test_temperature_0_is_greedy_and_a_high_one_is_not(server: RunningServer) -> None:
     greedy = {content(server.chat("Hi", seed=seed)) for seed in range(5)}
-    hot = {content(server.chat("Hi", **HOT, seed=seed, max_tokens=8)) for seed in range(5)}
+    hot = {content(server.chat(STORY, **HOT, seed=seed, max_tokens=40)) for seed in range(5)}
     assert len(greedy) == 1
     assert len(hot) == 5
 
@@ -141,11 +147,15 @@ def test_a_cut_to_one_token_is_greedy_at_any_temperature(
 
 
 def test_top_k_lets_k_tokens_through(server: RunningServer) -> None:
-    entry = server.chat("Hi", logprobs=True, top_logprobs=3, max_tokens=1)
-    top = [t["token"] for t in entry["choices"][0]["logprobs"]["content"][0]["top_logprobs"]]
+    answer = complete(server, BEGUN, logprobs=3, max_tokens=1)
+    top = list(answer["choices"][0]["logprobs"]["top_logprobs"][0])
     for k in (1, 2, 3):
-        said = {first_token(server, **{**HOT, "top_k": k}, seed=seed) for seed in range(40)}
-        assert said == set(top[:k])
+        hot = [complete(server, BEGUN, **{**HOT, "top_k": k}, seed=seed, max_tokens=1)
+               for seed in range(40)]  # fmt: skip
+        by_likelihood = sorted(
+            top, key=answer["choices"][0]["logprobs"]["top_logprobs"][0].get, reverse=True
+        )
+        assert {said["choices"][0]["text"] for said in hot} == set(by_likelihood[:k])
 
 
 def test_seed_fixes_the_text_and_its_absence_does_not(server: RunningServer) -> None:
@@ -177,11 +187,7 @@ def test_a_bias_of_plus_100_forces_a_token_and_minus_100_bans_it(server: Running
         == "aaaa"
     )
     usual = first_token(server)
-    banned = next(
-        token
-        for token in range(3, 367)
-        if first_token(server, logit_bias={str(token): -100}) != usual
-    )
+    banned = token_id(server, usual)
     whole = content(server.chat("Hi"))
     without = content(server.chat("Hi", logit_bias={str(banned): -100}))
     assert whole.startswith(usual)
@@ -229,14 +235,15 @@ def test_repeat_penalty_divides_the_logit_of_what_the_prompt_holds(
 
 
 def test_n_choices_have_seeds_of_their_own_and_share_the_prompt(server: RunningServer) -> None:
-    answer = server.chat("Hi", **HOT, seed=3, n=3, max_tokens=8)
+    answer = server.chat(STORY, **HOT, seed=3, n=3, max_tokens=12)
     texts = [choice["message"]["content"] for choice in answer["choices"]]
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert len(set(texts)) == 3
-    single = server.chat("Hi", **HOT, seed=4, max_tokens=8)
-    assert texts[1] == content(single)
-    assert answer["usage"]["prompt_tokens"] == single["usage"]["prompt_tokens"]
-    assert answer["usage"]["completion_tokens"] == 24
+    alone = [server.chat(STORY, **HOT, seed=seed, max_tokens=12) for seed in (3, 4, 5)]
+    assert texts == [content(single) for single in alone]
+    usage = [single["usage"] for single in alone]
+    assert answer["usage"]["prompt_tokens"] == usage[0]["prompt_tokens"]
+    assert answer["usage"]["completion_tokens"] == sum(each["completion_tokens"] for each in usage)
 
 
 def test_several_prompts_times_n_are_indexed_prompt_first(server: RunningServer) -> None:

@@ -9,8 +9,10 @@ from lmlite.worker.prefix import (
     MIN_SHARED,
     Lane,
     Place,
+    account,
     evictable,
     is_coming,
+    n_cells,
     n_common,
     n_reusable,
     place,
@@ -87,3 +89,54 @@ def test_the_oldest_idle_prefix_is_given_up_first() -> None:
     lanes = [lane(0, [1], last_used=3), lane(1, [2], last_used=1), lane(2, [3], busy=True)]
     assert evictable(lanes) is lanes[1]
     assert evictable([lane(0, []), lane(1, [1], busy=True)]) is None
+
+
+# ---- why a prompt was read again -----------------------------------------------------------
+
+
+def spell(token: int) -> str:
+    return f" {token}"
+
+
+@pytest.mark.parametrize(
+    "held, prompt, said",
+    [
+        ([], [1, 2, 3], "reused 0 of 3"),
+        ([1, 2, 3], [1, 2, 3], "reused 2 of 3"),
+        ([1, 2], [1, 2, 3, 4], "reused 2 of 4"),
+        ([1, 2, 9, 4], [1, 2, 3, 4],
+         "reused 2 of 4; first difference at token 2: ' 3' was ' 9'"),
+        ([5, 6], [1, 2, 3], "reused 0 of 3"),
+    ],
+)  # fmt: skip
+def test_what_was_reused_and_where_it_ended_is_told(
+    held: list[int], prompt: list[int], said: str
+) -> None:
+    source = lane(0, held)
+    found = place([source], prompt, can_share=True)
+    assert found is not None
+    assert account(found, prompt, found.n_tokens, spell) == said
+
+
+def test_a_memory_that_cannot_be_cut_is_told_as_the_reason() -> None:
+    found = Place(lane(0, [1, 2, 3]), lane(0, [1, 2, 3]), 2)
+    said = "reused 0 of 5: this model's memory cannot be cut at token 2"
+    assert account(found, [1, 2, 7, 8, 9], 0, spell) == said
+
+
+# ---- cells ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "held, n",
+    [
+        ([], 0),
+        ([[1, 2, 3]], 3),
+        ([[1, 2, 3], []], 3),
+        ([[1, 2, 3], [1, 2, 3]], 3),
+        ([[1, 2, 3], [1, 2, 9, 9]], 5),
+        ([[1, 2, 3], [4, 5], [1, 2, 9], [1, 2, 9, 7]], 7),
+    ],
+)
+def test_a_shared_beginning_is_held_once(held: list[list[int]], n: int) -> None:
+    assert n_cells(lane(i, tokens) for i, tokens in enumerate(held)) == n

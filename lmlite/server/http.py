@@ -24,7 +24,7 @@ from lmlite.errors import (
     RequestTimeout,
 )
 from lmlite.messages import Chat, Complete, Embed, Queued, Reading, ReplyEvent
-from lmlite.server import openai_replies, wire
+from lmlite.server import metrics, openai_replies, wire
 from lmlite.server.connection import Connection
 from lmlite.server.listener import Server
 from lmlite.server.openai_replies import ChatReply, CompletionReply, EmbeddingReply
@@ -135,6 +135,7 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/completions": {"POST": self._completions},
             "/v1/embeddings": {"POST": self._embeddings},
             "/health": {"GET": self._health},
+            "/metrics": {"GET": self._metrics},
             "/log/stream": {"GET": self._log_stream},
         }
         if path in routes:
@@ -157,12 +158,18 @@ class Handler(BaseHTTPRequestHandler):
     def _health(self) -> None:
         supervisor = self.server.registry.models()[0].supervisor
         if supervisor.ready:
-            self._send_json(200, {"status": "ready"})
+            # It serves, but what ended its last worker may come again.
+            degraded = supervisor.has_recovered_lately
+            self._send_json(200, {"status": "degraded" if degraded else "ready"})
         elif supervisor.fault:
             self._send_json(503, {"status": "failed", "reason": supervisor.fault})
         else:
             progress = round(supervisor.fraction_loaded, 3)
             self._send_json(503, {"status": "loading", "progress": progress})
+
+    def _metrics(self) -> None:
+        text = self.server.metrics.text(self.server.registry.models()[0].supervisor)
+        self._send(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
 
     def _chat(self) -> None:
         call = parse_chat(wire.parse_json(self._body))
@@ -348,7 +355,18 @@ class Handler(BaseHTTPRequestHandler):
         what = f"{head.method} {head.path}" if head else "malformed request"
         elapsed_ms = (time.monotonic() - self._began_s) * 1000
         counts = self._tally.summary() if self._tally else ""
+        self.server.metrics.count(self._path_label(), self._status, self._tally)
         self.server.log.line("info", f"{what} {self._status} {elapsed_ms:.0f} ms{counts}")
+
+    def _path_label(self) -> str:
+        """A known path, or one word for all others: a client must not choose label values."""
+        try:
+            known = self._head is not None and self._route(self._head.path)
+        except NotFound:
+            known = False
+        if not known or self._head is None:
+            return "other"
+        return "/v1/models" if self._head.path.startswith("/v1/models/") else self._head.path
 
 
 def model_object(model: ServedModel) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 from lmlite.errors import Unavailable
 from lmlite.server import wire
 from lmlite.server.logs import Log
+from lmlite.server.metrics import Metrics
 from lmlite.server.registry import Registry
 
 MAX_CONNECTIONS = 256  # each costs a thread; further ones are refused without one
@@ -37,6 +38,7 @@ class Server(ThreadingHTTPServer):
         """Listens at once; `handler` serves each connection. Raises OSError for a bad address."""
         self.registry = registry
         self.log = log
+        self.metrics = Metrics()
         self.is_draining = False
         self._n_active = 0
         self._changed = threading.Condition()  # guards the count above

@@ -14,8 +14,8 @@ from typing import Any
 Record = dict[str, Any]
 
 
-def records(url: str, source: str) -> Iterator[Record]:
-    """The records of a running server, as they happen, until it ends the stream.
+def attach(url: str, source: str) -> Iterator[Record]:
+    """Connects to a running server: its records, as they happen, until it ends the stream.
 
     Raises OSError when there is no server, ValueError when it is not one of ours.
     """
@@ -26,8 +26,17 @@ def records(url: str, source: str) -> Iterator[Record]:
     try:
         connection.request("GET", f"/log/stream?source={source}")
         response = connection.getresponse()
-        if response.status != http.HTTPStatus.OK:
-            raise ValueError(f"it answers {response.status}")
+    except http.client.HTTPException as err:
+        raise ValueError(f"it does not speak HTTP: {err!r}") from None
+    if response.status != http.HTTPStatus.OK:
+        raise ValueError(f"it answers {response.status}")
+    return _records(connection, response)
+
+
+def _records(
+    connection: http.client.HTTPConnection, response: http.client.HTTPResponse
+) -> Iterator[Record]:
+    try:
         for line in response:
             if line.startswith(b"data: "):
                 yield json.loads(line[len(b"data: ") :])

@@ -15,6 +15,7 @@ from typing import Any
 
 from lmlite.errors import BadRequest
 from lmlite.messages import (
+    CallDelta,
     Chat,
     Complete,
     Delta,
@@ -40,6 +41,7 @@ class Usage:
     n_prompt: int = 0
     n_cached: int = 0
     n_completion: int = 0
+    n_reasoning: int = 0
 
     def add(self, event: ReplyEvent) -> None:
         """Counts what the event says."""
@@ -49,6 +51,7 @@ class Usage:
                 self.n_cached += event.n_cached
             case Finished():
                 self.n_completion += event.n_completion
+                self.n_reasoning += event.n_reasoning
 
     def as_json(self) -> Json:
         """The `usage` object."""
@@ -57,7 +60,7 @@ class Usage:
             "completion_tokens": self.n_completion,
             "total_tokens": self.n_prompt + self.n_completion,
             "prompt_tokens_details": {"cached_tokens": self.n_cached},
-            "completion_tokens_details": {"reasoning_tokens": 0},
+            "completion_tokens_details": {"reasoning_tokens": self.n_reasoning},
         }
 
 
@@ -66,8 +69,17 @@ class _Choice:
     """One choice of an answer in one piece, as it grows."""
 
     text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: list[Json] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
+
+    def add_call(self, delta: CallDelta) -> None:
+        """Begins a tool call, or lengthens the arguments of one."""
+        if delta.number == len(self.calls):
+            function = {"name": delta.name, "arguments": ""}
+            self.calls.append({"id": delta.id, "type": "function", "function": function})
+        self.calls[delta.number]["function"]["arguments"] += delta.arguments
 
 
 class _Offset:
@@ -111,7 +123,10 @@ class CompletionReply:
             case Delta():
                 choice = self._choices[event.index]
                 choice.text.append(event.text)
+                choice.reasoning.append(event.reasoning)
                 choice.logprobs += event.logprobs
+                for call in event.calls:
+                    choice.add_call(call)
             case Finished():
                 self._choices[event.index].finish_reason = event.reason
 
@@ -133,7 +148,7 @@ class CompletionReply:
 
     def sse(self, event: ReplyEvent) -> bytes:
         """The bytes that an event becomes on a stream; b"" for none."""
-        if isinstance(event, Delta) and not self._wants_logprobs:
+        if isinstance(event, Delta) and self._is_text_only(event):
             return self._text_chunk(event)
         self._usage.add(event)
         match event:
@@ -151,6 +166,9 @@ class CompletionReply:
             return b""
         chunk = {"object": self.object_chunk, "choices": [], "usage": self._usage.as_json()}
         return wire.sse_event(wire.to_json(self._envelope | chunk))
+
+    def _is_text_only(self, event: Delta) -> bool:
+        return not (self._wants_logprobs or event.reasoning or event.calls)
 
     def _text_chunk(self, event: Delta) -> bytes:
         """The common case, many times a second: only the text differs from chunk to chunk."""
@@ -208,7 +226,12 @@ class ChatReply(CompletionReply):
     object_whole, object_chunk = "chat.completion", "chat.completion.chunk"
 
     def _whole_choice(self, index: int, text: str, choice: _Choice) -> Json:
-        message = {"role": "assistant", "content": text, "refusal": None}
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        if reasoning := "".join(choice.reasoning):
+            message["reasoning_content"] = reasoning
+        if choice.calls:
+            message["content"] = text or None
+            message["tool_calls"] = choice.calls
         logprobs = self._chat_logprobs(choice.logprobs)
         return {"index": index, "message": message, "logprobs": logprobs,
                 "finish_reason": choice.finish_reason}  # fmt: skip
@@ -220,8 +243,14 @@ class ChatReply(CompletionReply):
 
     def _delta_choice(self, event: Delta) -> Json:
         logprobs = self._chat_logprobs(event.logprobs)
-        return {"index": event.index, "delta": {"content": event.text}, "logprobs": logprobs,
-                "finish_reason": None}  # fmt: skip
+        delta: Json = {}
+        if event.reasoning:
+            delta["reasoning_content"] = event.reasoning
+        if event.calls:
+            delta["tool_calls"] = [_call_delta(call) for call in event.calls]
+        if event.text or not delta:
+            delta["content"] = event.text
+        return {"index": event.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def _last_choice(self, event: Finished) -> Json:
         return {"index": event.index, "delta": {}, "logprobs": None,
@@ -285,6 +314,15 @@ def model_object(name: str, created: int, **facts: Any) -> Json:
 def model_list(models: list[Json]) -> Json:
     """The answer to GET /v1/models."""
     return {"object": "list", "data": models}
+
+
+def _call_delta(call: CallDelta) -> Json:
+    """The first of a call says what is called; clients put the arguments together."""
+    function: Json = {"arguments": call.arguments}
+    if call.id is None:
+        return {"index": call.number, "function": function}
+    head = {"index": call.number, "id": call.id, "type": "function"}
+    return head | {"function": {"name": call.name} | function}
 
 
 def _text(piece: bytes) -> str:

@@ -9,10 +9,19 @@ import re
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lmlite.errors import BadRequest, MissingParameter, Unsupported
-from lmlite.messages import Chat, ChatMessage, Complete, Embed, Prompt, SamplingParams
-
-Body = dict[str, Any]
+from lmlite.errors import BadRequest
+from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams
+from lmlite.server.chat_requests import parse_messages, parse_options
+from lmlite.server.fields import (
+    Body,
+    boolean,
+    integer,
+    number,
+    required,
+    string,
+    typed,
+    unsupported,
+)
 
 MAX_N = 8
 MAX_STOPS, MAX_STOP_LENGTH = 16, 256
@@ -20,7 +29,6 @@ MAX_BIASES = 1024
 MAX_PROMPTS = 256
 MAX_INPUTS = 2048
 MAX_INT = 2**31 - 1
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 
 _DEFAULTS = SamplingParams()
 
@@ -41,30 +49,32 @@ def parse_chat(body: Body) -> Call:
     """A body of POST /v1/chat/completions. Raises BadRequest."""
     _refuse_unsupported_chat(body)
     n_logprobs = None
-    if _boolean(body, "logprobs"):
-        n_logprobs = _integer(body, "top_logprobs", 0, 20) or 0
+    if boolean(body, "logprobs"):
+        n_logprobs = integer(body, "top_logprobs", 0, 20) or 0
     elif body.get("top_logprobs") is not None:
         raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
     max_tokens = _max_tokens(body, "max_completion_tokens")
     if body.get("max_completion_tokens") is None:
         max_tokens = _max_tokens(body, "max_tokens")
     params = _sampling_params(body, max_tokens, n_logprobs)
-    request = Chat(0, _messages(body), params, _integer(body, "n", 1, MAX_N) or 1)
+    n = integer(body, "n", 1, MAX_N) or 1
+    messages = parse_messages(required(body, "messages"))
+    request = Chat(0, messages, params, n, options=parse_options(body))
     return _call(body, request)
 
 
 def parse_completion(body: Body) -> Call:
     """A body of POST /v1/completions. Raises BadRequest."""
-    n = _integer(body, "n", 1, MAX_N) or 1
-    if (_integer(body, "best_of", 1, MAX_INT) or n) != n:
-        _unsupported("best_of", "best_of other than n is not supported")
+    n = integer(body, "n", 1, MAX_N) or 1
+    if (integer(body, "best_of", 1, MAX_INT) or n) != n:
+        unsupported("best_of", "best_of other than n is not supported")
     if body.get("suffix"):
-        _unsupported("suffix", "suffix is not supported")
+        unsupported("suffix", "suffix is not supported")
     params = _sampling_params(
-        body, _max_tokens(body, "max_tokens"), _integer(body, "logprobs", 0, 5)
+        body, _max_tokens(body, "max_tokens"), integer(body, "logprobs", 0, 5)
     )
     prompts = _prompts(body, "prompt", MAX_PROMPTS)
-    return _call(body, Complete(0, prompts, params, n, _boolean(body, "echo")))
+    return _call(body, Complete(0, prompts, params, n, boolean(body, "echo")))
 
 
 def parse_embeddings(body: Body) -> Call:
@@ -72,26 +82,26 @@ def parse_embeddings(body: Body) -> Call:
     inputs = _prompts(body, "input", MAX_INPUTS)
     if not all(inputs):
         raise BadRequest("an input is empty", param="input")
-    encoding_format = _string(body, "encoding_format")
+    encoding_format = string(body, "encoding_format")
     if encoding_format is None:
         encoding_format = "float"
     if encoding_format not in ("float", "base64"):
         raise BadRequest("encoding_format is float or base64", param="encoding_format")
     return Call(
         Embed(0, inputs),
-        _string(body, "model"),
+        string(body, "model"),
         encoding_format=encoding_format,
-        dimensions=_integer(body, "dimensions", 1, MAX_INT),
+        dimensions=integer(body, "dimensions", 1, MAX_INT),
     )
 
 
 def _call(body: Body, request: Chat | Complete) -> Call:
-    options = _typed(body, "stream_options", dict, "an object") or {}
+    options = typed(body, "stream_options", dict, "an object") or {}
     return Call(
         request,
-        _string(body, "model"),
-        stream=_boolean(body, "stream"),
-        include_usage=_boolean(options, "include_usage", "stream_options.include_usage"),
+        string(body, "model"),
+        stream=boolean(body, "stream"),
+        include_usage=boolean(options, "include_usage", "stream_options.include_usage"),
     )
 
 
@@ -99,15 +109,15 @@ def _call(body: Body, request: Chat | Complete) -> Call:
 
 
 def _sampling_params(body: Body, max_tokens: int | None, n_logprobs: int | None) -> SamplingParams:
-    top_k = _integer(body, "top_k", -1, MAX_INT, _DEFAULTS.top_k)
+    top_k = integer(body, "top_k", -1, MAX_INT, _DEFAULTS.top_k)
     return SamplingParams(
-        temperature=_number(body, "temperature", 0, 2, _DEFAULTS.temperature),
+        temperature=number(body, "temperature", 0, 2, _DEFAULTS.temperature),
         top_k=max(0, top_k or 0),  # -1 means all, as 0 does
-        top_p=_number(body, "top_p", 0, 1, _DEFAULTS.top_p),
-        min_p=_number(body, "min_p", 0, 1, _DEFAULTS.min_p),
+        top_p=number(body, "top_p", 0, 1, _DEFAULTS.top_p),
+        min_p=number(body, "min_p", 0, 1, _DEFAULTS.min_p),
         repeat_penalty=_repeat_penalty(body),
-        presence_penalty=_number(body, "presence_penalty", -2, 2, 0.0),
-        frequency_penalty=_number(body, "frequency_penalty", -2, 2, 0.0),
+        presence_penalty=number(body, "presence_penalty", -2, 2, 0.0),
+        frequency_penalty=number(body, "frequency_penalty", -2, 2, 0.0),
         logit_bias=_logit_bias(body),
         seed=_seed(body),
         max_tokens=max_tokens,
@@ -117,20 +127,20 @@ def _sampling_params(body: Body, max_tokens: int | None, n_logprobs: int | None)
 
 
 def _repeat_penalty(body: Body) -> float:
-    penalty = _number(body, "repeat_penalty", 0, 10, _DEFAULTS.repeat_penalty)
+    penalty = number(body, "repeat_penalty", 0, 10, _DEFAULTS.repeat_penalty)
     if penalty == 0:
         raise BadRequest("repeat_penalty must be greater than 0", param="repeat_penalty")
     return penalty
 
 
 def _max_tokens(body: Body, field: str) -> int | None:
-    n = _integer(body, field, -1, MAX_INT)
+    n = integer(body, field, -1, MAX_INT)
     return None if n == -1 else n
 
 
 def _seed(body: Body) -> int | None:
     """Any whole number; the sampler takes 32 bits of it. -1 is llama.cpp's word for any seed."""
-    seed = _integer(body, "seed", -(2**63), 2**64 - 1)
+    seed = integer(body, "seed", -(2**63), 2**64 - 1)
     return None if seed is None or seed == -1 else seed % 2**32
 
 
@@ -149,7 +159,7 @@ def _stop(body: Body) -> tuple[str, ...]:
 
 
 def _logit_bias(body: Body) -> tuple[tuple[int, float], ...]:
-    biases = _typed(body, "logit_bias", dict, "an object") or {}
+    biases = typed(body, "logit_bias", dict, "an object") or {}
     if len(biases) > MAX_BIASES:
         raise BadRequest(f"logit_bias has more than {MAX_BIASES:,} entries", param="logit_bias")
     for token in biases:
@@ -157,60 +167,14 @@ def _logit_bias(body: Body) -> tuple[tuple[int, float], ...]:
         if not re.fullmatch("0|[1-9][0-9]{0,9}", token):
             raise BadRequest("logit_bias maps token ids to numbers", param="logit_bias")
     return tuple(
-        (int(token), _number(biases, token, -100, 100, 0.0, f"logit_bias.{token}"))
+        (int(token), number(biases, token, -100, 100, 0.0, f"logit_bias.{token}"))
         for token in biases
     )
 
 
-def _messages(body: Body) -> tuple[ChatMessage, ...]:
-    messages = _required(body, "messages")
-    if type(messages) is not list or not messages:
-        raise BadRequest("messages is a list of at least one message", param="messages")
-    return tuple(_message(message, f"messages.[{i}]") for i, message in enumerate(messages))
-
-
-def _message(message: Any, path: str) -> ChatMessage:
-    if type(message) is not dict:
-        raise BadRequest("a message is an object", param=path)
-    role = _required(message, "role", f"{path}.role")
-    if role in ("tool", "function"):
-        _unsupported(f"{path}.role", "tools are not supported")
-    if type(role) is not str or role not in ROLES:
-        raise BadRequest(f"role is one of {', '.join(ROLES)}", param=f"{path}.role")
-    for field in ("tool_calls", "function_call"):
-        if message.get(field):
-            _unsupported(f"{path}.{field}", "tools are not supported")
-    content = message.get("content")
-    if content is None and role != "assistant":
-        raise MissingParameter("the message has no content", param=f"{path}.content")
-    name = _string(message, "name", f"{path}.name")
-    return ChatMessage(ROLES[role], _content(content, f"{path}.content"), name)
-
-
-def _content(content: Any, path: str) -> str:
-    """A message's text. Parts follow each other with nothing in between: none is added to them."""
-    if content is None or type(content) is str:
-        return content or ""
-    if type(content) is not list:
-        raise BadRequest("content is a string or a list of parts", param=path)
-    return "".join(_text_part(part, f"{path}.[{i}]") for i, part in enumerate(content))
-
-
-def _text_part(part: Any, path: str) -> str:
-    if type(part) is not dict:
-        raise BadRequest("a content part is an object", param=path)
-    kind = _required(part, "type", f"{path}.type")
-    if kind != "text":
-        _unsupported(f"{path}.type", "content parts are text only: this server takes no others")
-    text = _required(part, "text", f"{path}.text")
-    if type(text) is not str:
-        raise BadRequest("text is a string", param=f"{path}.text")
-    return text
-
-
 def _prompts(body: Body, field: str, most: int) -> tuple[Prompt, ...]:
     """The four forms of a prompt: text, texts, token ids, lists of token ids."""
-    value = _required(body, field)
+    value = required(body, field)
     if type(value) is str:
         return (value,)
     if type(value) is not list or not value:
@@ -240,68 +204,9 @@ def _bad_prompt(field: str) -> NoReturn:
 
 
 def _refuse_unsupported_chat(body: Body) -> None:
-    for field in ("tools", "functions"):
-        if body.get(field):
-            _unsupported(field, "tools are not supported")
+    if body.get("functions"):
+        unsupported("functions", "functions are not supported: send them as tools")
     if body.get("audio"):
-        _unsupported("audio", "the only modality that is supported is text")
-    response_format = _typed(body, "response_format", dict, "an object") or {}
-    if response_format.get("type", "text") != "text":
-        _unsupported("response_format", "the only response_format that is supported is text")
+        unsupported("audio", "the only modality that is supported is text")
     if body.get("modalities") not in (None, ["text"]):
-        _unsupported("modalities", "the only modality that is supported is text")
-
-
-def _unsupported(field: str, message: str) -> NoReturn:
-    word = next(word for word in reversed(field.split(".")) if not word.startswith("["))
-    raise Unsupported(message, param=field, code=f"unsupported_{word}")
-
-
-# ---- fields of a type ----------------------------------------------------------------------
-
-
-def _required(body: Body, field: str, path: str | None = None) -> Any:
-    if body.get(field) is None:
-        raise MissingParameter(f"{path or field} is missing", param=path or field)
-    return body[field]
-
-
-def _typed(body: Body, field: str, kind: type, words: str, path: str | None = None) -> Any:
-    value = body.get(field)
-    if value is not None and type(value) is not kind:
-        raise BadRequest(f"{path or field} is not {words}", param=path or field)
-    return value
-
-
-def _boolean(body: Body, field: str, path: str | None = None) -> bool:
-    return bool(_typed(body, field, bool, "true or false", path))
-
-
-def _string(body: Body, field: str, path: str | None = None) -> str | None:
-    text: str | None = _typed(body, field, str, "a string", path)
-    return text
-
-
-def _integer(body: Body, field: str, low: int, high: int, default: int | None = None) -> int | None:
-    value: int | None = _typed(body, field, int, "a whole number")
-    if value is None:
-        return default
-    _check_range(value, field, low, high)
-    return value
-
-
-def _number(
-    body: Body, field: str, low: float, high: float, default: float, path: str | None = None
-) -> float:
-    value = body.get(field)
-    if value is None:
-        return default
-    if type(value) not in (int, float):
-        raise BadRequest(f"{path or field} is not a number", param=path or field)
-    _check_range(value, path or field, low, high)
-    return float(value)
-
-
-def _check_range(value: float, path: str, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise BadRequest(f"{path} must be from {low} to {high}", param=path)
+        unsupported("modalities", "the only modality that is supported is text")

@@ -29,6 +29,7 @@ from lmlite.messages import (
     Complete,
     Embed,
     Embedded,
+    EngineState,
     Event,
     Failed,
     Finished,
@@ -109,6 +110,7 @@ class Supervisor:
         self.load = load
         self._command = command
         self.ready: Ready | None = None  # of the worker that runs now
+        self.state: EngineState | None = None  # its latest report
         self.fraction_loaded = 0.0
         self.fault: str | None = None  # why there will be no worker any more
         self.pid: int | None = None
@@ -171,6 +173,11 @@ class Supervisor:
         self._thread.join(STOP_WAIT_S)
         if self._thread.is_alive() and pid is not None:
             os.kill(pid, signal.SIGKILL)
+
+    @property
+    def has_recovered_lately(self) -> bool:
+        """Whether a worker died within the last minute."""
+        return any(time.monotonic() - at < DEATHS_WINDOW_S for at in tuple(self._deaths))
 
     def n_open(self) -> int:
         """Requests that are being worked on."""
@@ -255,6 +262,8 @@ class Supervisor:
         match event:
             case Loading(fraction):
                 self.fraction_loaded = fraction
+            case EngineState():
+                self.state = event
             case Ready() | LoadFailed():
                 with self._changed:
                     if isinstance(event, Ready):
@@ -270,7 +279,7 @@ class Supervisor:
     def _bury(self, process: "subprocess.Popen[bytes]") -> None:
         """After the end of a worker: fail what it was doing, and decide about another one."""
         with self._changed:
-            self.ready = None
+            self.ready = self.state = None
             self.pid = None
             self._pipe = None
         code = _wait(process)

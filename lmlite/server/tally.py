@@ -2,7 +2,7 @@
 
 import time
 
-from lmlite.messages import Delta, Embedded, Finished, Prompted, ReplyEvent, Started
+from lmlite.messages import Delta, Embedded, Finished, Prompted, ReplyEvent, Returned, Started
 from lmlite.server.logs import Log
 from lmlite.server.registry import ServedModel
 
@@ -24,22 +24,26 @@ class Tally:
         self._began_s = time.monotonic()
         self._first_token_s: float | None = None
         self._n_prompt_of: dict[int, int] = {}  # by index
-        self._text_of: dict[int, list[str]] = {}
+        self._prompt_of: dict[int, str] = {}
+        self._text_of: dict[int, str] = {}
 
     def add(self, event: ReplyEvent) -> None:
         """Counts an event; tells those who watch."""
         match event:
             case Prompted():
-                self._publish("input", {"input": event.text})
+                self._prompt_of[event.index] = event.text
             case Started():
+                if event.index in self._prompt_of:
+                    data: dict[str, object] = {"cache": event.cache} if event.cache else {}
+                    self._publish("input", data | {"input": self._prompt_of.pop(event.index)})
                 self.n_prompt += event.n_prompt
                 self.n_cached += event.n_cached
                 self._n_prompt_of[event.index] = event.n_prompt
             case Delta():
                 if self._first_token_s is None:
                     self._first_token_s = time.monotonic()
-                if self.is_traced:
-                    self._text_of.setdefault(event.index, []).append(event.text)
+            case Returned():
+                self._text_of[event.index] = event.text
             case Finished():
                 self.n_completion += event.n_completion
                 if self.is_traced:
@@ -92,5 +96,5 @@ class Tally:
             "predictedTokensCount": event.n_completion,
             "totalTokensCount": n_prompt + event.n_completion,
         }
-        text = "".join(self._text_of.pop(event.index, []))
+        text = self._text_of.pop(event.index, "")
         self._publish("output", {"output": text, "stats": stats})

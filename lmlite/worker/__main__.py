@@ -26,6 +26,7 @@ from lmlite.errors import ApiError, BadRequest, InternalError, PromptTooLong, Un
 from lmlite.messages import (
     Cancel,
     Chat,
+    ChatOptions,
     Complete,
     Embed,
     Event,
@@ -40,10 +41,11 @@ from lmlite.messages import (
     SamplingParams,
 )
 from lmlite.worker import capi
+from lmlite.worker.answer import Answer, Form
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.embedder import N_SEQ_MAX, Embedder, Input
 from lmlite.worker.engine import Engine
-from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.llama import Context, Grammar, LlamaError, Model
 from lmlite.worker.sequence import Sequence
 
 DEFAULT_N_CTX = 4096  # tokens, where neither the model nor --ctx asks for less
@@ -92,7 +94,12 @@ class Worker:
             embedder = Embedder(self._make_embedding_context)
             stack.callback(embedder.close)
             self._engine = Engine(
-                self._model, context, embedder, n_parallel=load.n_parallel, emit=outbox.send
+                self._model,
+                context,
+                embedder,
+                n_parallel=load.n_parallel,
+                prefill_budget_s=load.prefill_budget_s,
+                emit=outbox.send,
             )
             self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
             self._thread.start()
@@ -156,12 +163,28 @@ class Worker:
     def _chat(self, request: Chat) -> list[Sequence]:
         if self._template is None:
             raise Unsupported("this is an embedding model, it cannot chat", param="model")
-        tokens, stops = self._template.tokens(request.messages)
-        self._check_not_empty(tokens, "messages")
+        rendered = self._template.render(request.messages, request.options)
+        self._check_not_empty(rendered.tokens, "messages")
         self._check_sampling(request.params)
-        self._check_prompt(tokens, "messages")
-        self._trace(request, 0, tokens)
-        return self._choices(request, 0, tokens, request.params.stop + stops, None)
+        self._check_prompt(rendered.tokens, "messages")
+        stops = request.params.stop + rendered.stops
+        choices = self._choices(request, 0, rendered.tokens, stops, None)
+        self._give_form(choices, rendered.form, request.options)
+        self._trace(request, 0, rendered.tokens)
+        return choices
+
+    def _give_form(self, choices: list[Sequence], form: Form, options: ChatOptions) -> None:
+        """Each choice reads, and is held to, the form by itself."""
+        param = "tools" if options.json_schema is None else "response_format"
+        for choice in choices:
+            try:
+                if form.has_grammar:
+                    choice.grammar = Grammar(self._model, form.reply)
+                choice.answer = Answer(self._model.lib, form)
+            except (LlamaError, ValueError) as err:
+                for each in choices:
+                    each.close()
+                raise BadRequest(f"no grammar can be made of {param}: {err}", param=param) from None
 
     def _complete(self, request: Complete) -> list[Sequence]:
         if self._template is None:
@@ -205,7 +228,14 @@ class Worker:
         return [
             # Each choice has a seed of its own, and the first has the one that was asked for.
             Sequence(
-                request.id, first_index + i, tokens, request.params, (seed + i) % 2**32, stops, echo
+                request.id,
+                first_index + i,
+                tokens,
+                request.params,
+                (seed + i) % 2**32,
+                stops,
+                echo,
+                request.trace,
             )
             for i in range(request.n)
         ]

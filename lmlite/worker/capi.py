@@ -89,6 +89,11 @@ struct lml_chat * lml_chat_init(const struct llama_model * model, const char * o
 void lml_chat_free(struct lml_chat * chat);
 const char * lml_chat_source(const struct lml_chat * chat);
 char * lml_chat_render(struct lml_chat * chat, const char * request);
+struct llama_sampler * lml_grammar_init(const struct llama_vocab * vocab, const char * reply, char ** error);
+struct lml_answer * lml_answer_init(const char * reply, char ** error);
+void lml_answer_free(struct lml_answer * answer);
+char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes, bool is_whole);
+llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain, struct llama_sampler * grammar);
 float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token, int32_t k, llama_token * top_tokens, float * top_logprobs);
 """  # noqa: E501
 

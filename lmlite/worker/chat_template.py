@@ -11,11 +11,15 @@ Runs in the worker's reader thread.
 import ctypes
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from lmlite.errors import BadRequest
-from lmlite.messages import ChatMessage
-from lmlite.worker.llama import Model
+from lmlite.messages import ChatMessage, ChatOptions
+from lmlite.worker.answer import Form
+from lmlite.worker.llama import Model, take_text
+
+Json = dict[str, Any]
 
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
 
@@ -49,6 +53,15 @@ class Breaker:
         return before + text + after
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A prompt, and what is known of the answer to it."""
+
+    tokens: list[int]
+    stops: tuple[str, ...]  # strings at which this template's answers end
+    form: Form
+
+
 class ChatTemplate:
     """The chat template of a loaded model, or the one that replaces it."""
 
@@ -59,7 +72,8 @@ class ChatTemplate:
         source = override.encode() if override else None
         self._pointer = self._lib.lml_chat_init(model.pointer, source, ctypes.byref(error))
         if not self._pointer:
-            raise TemplateError(f"the chat template cannot be read: {self._take(error.value)}")
+            fault = take_text(self._lib, error.value)
+            raise TemplateError(f"the chat template cannot be read: {fault}")
         self._source: str = self._lib.lml_chat_source(self._pointer).decode("utf-8", "replace")
         self._breaker = Breaker(self._vocab.control_texts())
 
@@ -67,52 +81,130 @@ class ChatTemplate:
         """Frees the template."""
         self._lib.lml_chat_free(self._pointer)
 
-    def tokens(self, messages: Sequence[ChatMessage]) -> tuple[list[int], tuple[str, ...]]:
-        """The prompt's tokens, and strings at which this template's answers stop.
+    def render(
+        self, messages: Sequence[ChatMessage], options: ChatOptions | None = None
+    ) -> Rendered:
+        """The prompt for these messages.
 
-        Raises BadRequest with the template's own words when it refuses the messages.
+        Raises BadRequest with the template's own words when it refuses them, and for a tool or
+        a schema of which llama.cpp can make no grammar.
         """
-        mark = self._unused_character(messages)
-        reply = self._render([self._as_json(message, mark) for message in messages])
-        parts = [part for part in reply["prompt"].split(mark) if part]
+        request = _request(messages, options or ChatOptions())
+        mark = self._unused_character(request)
+        broken = self._break_all(request, mark)
+        reply = self._render(broken)
+        parsed = json.loads(reply)
+        tokens = self._tokenize(parsed["prompt"].split(mark))
+        narrowed = _narrowed(request, options)
+        if narrowed is not request or broken != request:
+            # The prompt has marks in it and lists every tool; a grammar must know neither.
+            reply = self._render(narrowed)
+            parsed = json.loads(reply)
+        return Rendered(tokens, tuple(parsed["stops"]), self._form(parsed, reply))
+
+    def _form(self, parsed: Json, reply: bytes) -> Form:
+        preserved: set[int] = set()
+        for text in parsed["preserved"]:
+            tokens = self._vocab.tokenize(text, add_special=False, parse_special=True)
+            preserved.update(tokens if len(tokens) == 1 else ())
+        return Form(
+            reply,
+            has_grammar=bool(parsed["grammar"]),
+            grammar_waits=parsed["grammar_lazy"],
+            opening=parsed["generation_prompt"],
+            thinking_start=parsed["thinking_start"],
+            thinking_ends=tuple(parsed["thinking_ends"]),
+            preserved=frozenset(preserved),
+        )
+
+    def _tokenize(self, parts: Sequence[str]) -> list[int]:
         tokens: list[int] = []
-        for i, part in enumerate(parts):
+        for i, part in enumerate(part for part in parts if part):
             tokens += self._vocab.tokenize(
                 part, add_special=i == 0, parse_special=True, continues=i > 0
             )
-        return tokens, tuple(reply["stops"])
+        return tokens
 
-    def _as_json(self, message: ChatMessage, mark: str) -> dict[str, str]:
-        body = {
-            "role": message.role,
-            "content": self._breaker.broken(message.content, mark),
-        }
-        if message.name is not None:
-            body["name"] = self._breaker.broken(message.name, mark)
-        return body
+    def _break_all(self, value: Any, mark: str) -> Any:
+        """The request with every text in it broken, save the names of fields."""
+        if isinstance(value, str):
+            return self._breaker.broken(value, mark)
+        if isinstance(value, list):
+            return [self._break_all(item, mark) for item in value]
+        if isinstance(value, dict):
+            return {
+                key if key in _OUR_KEYS else self._break_all(key, mark): self._break_all(item, mark)
+                for key, item in value.items()
+            }
+        return value
 
-    def _unused_character(self, messages: Sequence[ChatMessage]) -> str:
-        used = {self._source, *(m.content for m in messages), *(m.name or "" for m in messages)}
+    def _unused_character(self, request: Json) -> str:
+        # One search instead of one for each text: what json.dumps leaves as it is, is there.
+        used = self._source + json.dumps(request, ensure_ascii=False)
         for code in _PRIVATE_USE:
-            if not any(chr(code) in text for text in used):
+            if chr(code) not in used:
                 return chr(code)
         raise BadRequest("the messages use every private-use character", param="messages")
 
-    def _render(self, messages: list[dict[str, str]]) -> dict[str, Any]:
-        request = json.dumps({"messages": messages}).encode()
-        reply = json.loads(self._take(self._lib.lml_chat_render(self._pointer, request)))
-        if "error" in reply:
-            words = _own_words(str(reply["error"]))
+    def _render(self, request: Json) -> bytes:
+        pointer = self._lib.lml_chat_render(self._pointer, json.dumps(request).encode())
+        reply = take_text(self._lib, pointer)
+        if reply.startswith('{"error":'):
+            words = _own_words(str(json.loads(reply)["error"]))
             raise BadRequest(f"the chat template refuses the messages: {words}", param="messages")
-        return dict(reply)
+        return reply.encode()
 
-    def _take(self, pointer: int | None) -> str:
-        """A string that C made for us: copied, and given back."""
-        if not pointer:
-            raise MemoryError("the library has no memory for a reply")
-        text = ctypes.string_at(pointer).decode("utf-8", "replace")
-        self._lib.lml_free(pointer)
-        return text
+
+# Names of fields, which no message can choose: breaking one would hide it from the library.
+_OUR_KEYS = frozenset(
+    ("messages", "role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id", "id",
+     "type", "function", "arguments", "tools", "tool_choice", "parallel_tool_calls", "json_schema",
+     "enable_thinking", "reasoning", "kwargs", "description", "parameters")
+)  # fmt: skip
+
+
+def _request(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
+    """What the bridge is asked for, in OpenAI's form."""
+    request: Json = {
+        "messages": [_as_json(message) for message in messages],
+        "enable_thinking": options.thinks,
+        "reasoning": options.separate_reasoning,
+    }
+    if options.tools is not None:
+        request["tools"] = json.loads(options.tools)
+        request["tool_choice"] = options.tool_choice
+        if options.parallel_tool_calls is not None:
+            request["parallel_tool_calls"] = options.parallel_tool_calls
+    if options.json_schema is not None:
+        request["json_schema"] = json.loads(options.json_schema)
+    if options.template_kwargs is not None:
+        request["kwargs"] = json.loads(options.template_kwargs)
+    return request
+
+
+def _narrowed(request: Json, options: ChatOptions | None) -> Json:
+    """The request with the one tool that must be called; itself when any may be."""
+    if options is None or options.tool_name is None:
+        return request
+    wanted = [t for t in request["tools"] if t["function"]["name"] == options.tool_name]
+    return request | {"tools": wanted}
+
+
+def _as_json(message: ChatMessage) -> Json:
+    body: Json = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        body["name"] = message.name
+    if message.reasoning is not None:
+        body["reasoning_content"] = message.reasoning
+    if message.tool_call_id is not None:
+        body["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        body["tool_calls"] = [
+            {"id": call.id, "type": "function",
+             "function": {"name": call.name, "arguments": call.arguments}}
+            for call in message.tool_calls
+        ]  # fmt: skip
+    return body
 
 
 def _own_words(error: str) -> str:

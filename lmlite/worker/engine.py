@@ -19,14 +19,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lmlite.errors import InternalError
-from lmlite.messages import Cause, Failed, ReplyEvent, TokenLogprob
+from lmlite.messages import (
+    STEP_BOUNDS_S,
+    Cause,
+    EngineState,
+    Failed,
+    ReplyEvent,
+    TokenLogprob,
+)
 from lmlite.worker import prefix
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
 from lmlite.worker.prefix import Lane, Place
 from lmlite.worker.sequence import Sequence
 
-PREFILL_BUDGET_S = 0.15  # how long a step may read prompts while somebody is being answered
+REPORT_S = 1.0  # between two reports of what the engine is doing
 MIN_PIECE = 32  # tokens of prompt in a step, however slow the machine
 MAX_OUTPUT_PIECE = 64  # the same where each token's logits are wanted: a row is n_vocab floats
 
@@ -58,7 +65,8 @@ class Engine:
         embedder: Embedder,
         *,
         n_parallel: int,
-        emit: Callable[[list[ReplyEvent]], None],
+        prefill_budget_s: float,
+        emit: Callable[[list[ReplyEvent | EngineState]], None],
     ) -> None:
         """`context` is None for a model that cannot generate; `emit` is called once per step."""
         self._model, self._vocab = model, model.vocab
@@ -69,11 +77,15 @@ class Engine:
         self._waiting: deque[Sequence] = deque()  # in order of arrival
         self._running: list[Sequence] = []  # in order of admission
         self._n_parallel = n_parallel
+        self._prefill_budget_s = prefill_budget_s
         n_lanes = context.n_seq_max if context else 0
         self._lanes = [Lane(seq_id) for seq_id in range(n_lanes)]
         self._batch = Batch(context.n_batch if context else 1)
-        self._events: list[ReplyEvent] = []  # of this step
+        self._events: list[ReplyEvent | EngineState] = []  # of this step
         self._n_steps = 0
+        self._step_s = 0.0  # of all steps
+        self._steps_within = [0] * len(STEP_BOUNDS_S)
+        self._reported_s = 0.0  # when, on the monotonic clock
         self._prompt_rate = 0.0  # tokens per second, measured; 0 until the first prompt
 
     # ---- from any thread -------------------------------------------------------------------
@@ -106,6 +118,7 @@ class Engine:
                 self._events += self._embedder.step()
             except Exception as err:
                 self._fail(self._embedder.fail_all(), err)
+            self._report()
             self._flush()
 
     def _take_commands(self) -> bool:
@@ -179,6 +192,7 @@ class Engine:
     def _start(self, sequence: Sequence, place: Place) -> None:
         assert self._context is not None
         n_cached = 0 if sequence.wants_prompt_logprobs else self._take_place(place)
+        cache = self._cache_account(sequence, place, n_cached)
         lane = place.lane
         if n_cached == 0:
             self._context.keep(lane.seq_id, 0)
@@ -197,10 +211,18 @@ class Engine:
             n_ctx=self._context.n_ctx_seq,
             prompt=sequence.prompt,
         )
-        self._events.append(sequence.started(n_cached))
+        self._events.append(sequence.started(n_cached, cache))
         if sequence.params.max_tokens == 0 and not sequence.wants_prompt_logprobs:
             self._events += sequence.echoed()
             self._finish(sequence, "max_tokens")
+
+    def _cache_account(self, sequence: Sequence, place: Place, n_cached: int) -> str:
+        def spell(token: int) -> str:
+            return self._vocab.piece(token, special=True).decode("utf-8", "replace")
+
+        if not sequence.trace:
+            return ""
+        return prefix.account(place, sequence.prompt, n_cached, spell)
 
     def _take_place(self, place: Place) -> int:
         """Makes the lane's memory hold what it is to start from; how many tokens that are."""
@@ -217,11 +239,9 @@ class Engine:
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        """Gives up the lane, whose memory stays for prompts that begin alike, and the chain."""
+        """Gives up the lane, whose memory stays for prompts that begin alike, and the samplers."""
         self._leave_lane(sequence)
-        if sequence.chain is not None:
-            sequence.chain.close()
-            sequence.chain = None
+        sequence.close()
 
     def _leave_lane(self, sequence: Sequence) -> None:
         if sequence.lane is not None:
@@ -252,6 +272,25 @@ class Engine:
         for request_id in request_ids:
             self._forget(request_id)
             self._events.append(Failed(request_id, InternalError.__name__, message))
+
+    def _report(self) -> None:
+        """Says what the engine is doing, now and then, and when there is nothing left to do."""
+        now = time.monotonic()
+        if self._context is None or (now - self._reported_s < REPORT_S and not self._is_idle()):
+            return
+        self._reported_s = now
+        n_used = prefix.n_cells(lane for lane in self._lanes if lane.busy)
+        state = EngineState(
+            n_running=len(self._running),
+            n_waiting=len(self._waiting),
+            n_cells=self._context.n_ctx,
+            n_cells_used=n_used,
+            n_cells_idle=prefix.n_cells(self._lanes) - n_used,
+            n_steps=self._n_steps,
+            step_s=self._step_s,
+            steps_within=tuple(self._steps_within),
+        )
+        self._events.append(state)
 
     def _flush(self) -> None:
         if self._events:
@@ -293,10 +332,13 @@ class Engine:
         return _Piece(sequence, n_tokens, last)
 
     def _prompt_budget(self) -> int:
-        return max(MIN_PIECE, int(self._prompt_rate * PREFILL_BUDGET_S))
+        return max(MIN_PIECE, int(self._prompt_rate * self._prefill_budget_s))
 
     def _measure(self, pieces: list[_Piece], elapsed_s: float) -> None:
-        """Keeps a moving average of how fast this machine reads prompts."""
+        """Counts the step, and keeps a moving average of how fast this machine reads prompts."""
+        self._step_s += elapsed_s
+        for i, bound_s in enumerate(STEP_BOUNDS_S):
+            self._steps_within[i] += elapsed_s <= bound_s
         n_tokens = sum(piece.n_tokens for piece in pieces)
         if n_tokens >= MIN_PIECE:
             rate = n_tokens / max(elapsed_s, 1e-6)
@@ -338,7 +380,7 @@ class Engine:
                 return
         assert sequence.chain is not None and self._context is not None
         self._context.check_numbers(index)
-        token = sequence.chain.sample(self._context, index)
+        token = sequence.chain.sample(self._context, index, sequence.awake_grammar)
         sequence.tokens.append(token)
         sequence.n_completion += 1
         if self._vocab.ends_generation(token):
@@ -346,7 +388,8 @@ class Engine:
             return
         wanted = sequence.params.n_logprobs
         logprob = None if wanted is None else self._logprob(wanted, token, index)
-        self._events += sequence.extended(self._vocab.piece(token), logprob)
+        piece = self._vocab.piece(token, special=sequence.piece_is_text(token))
+        self._events += sequence.extended(piece, logprob)
         if sequence.has_stopped:
             self._finish(sequence, "stop_string")
         elif sequence.n_completion == sequence.params.max_tokens:

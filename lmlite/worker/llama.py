@@ -75,7 +75,7 @@ class Vocab:
 
     def __init__(self, lib: Any, pointer: Any) -> None:
         self._lib = lib
-        self._pointer = pointer
+        self.pointer = self._pointer = pointer
         self.n_tokens: int = lib.llama_vocab_n_tokens(pointer)
         # A sentencepiece tokenizer puts a space before each text that it is given.
         self._spaces_start: bool = lib.llama_vocab_type(pointer) == capi.VOCAB_TYPE_SPM
@@ -347,9 +347,17 @@ class SamplerChain:
         yield lib.llama_sampler_init_temp(params.temperature)
         yield lib.llama_sampler_init_dist(seed)
 
-    def sample(self, context: Context, index: int) -> int:
-        """The next token, from the logits at a batch index."""
-        return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))
+    def sample(self, context: Context, index: int, grammar: "Grammar | None" = None) -> int:
+        """The next token, from the logits at a batch index; one that the grammar allows.
+
+        Raises LlamaError when the grammar allows none.
+        """
+        if grammar is None:
+            return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))
+        token = int(self._lib.lml_sample(context.pointer, index, self.pointer, grammar.pointer))
+        if token < 0:
+            raise LlamaError("the grammar allows no further token")
+        return token
 
     def apply(self, logits: Sequence[float]) -> dict[int, float]:
         """What the chain makes of these logits: token -> logit for the tokens that remain."""
@@ -366,3 +374,28 @@ class SamplerChain:
     def close(self) -> None:
         """Frees the chain and its samplers."""
         self._lib.llama_sampler_free(self.pointer)
+
+
+class Grammar:
+    """What keeps a completion in a form; one for each completion, since it remembers."""
+
+    def __init__(self, model: Model, reply: bytes) -> None:
+        """`reply` is what lml_chat_render said. Raises LlamaError for a grammar it cannot read."""
+        self._lib = model.lib
+        error = ctypes.c_void_p()
+        self.pointer = self._lib.lml_grammar_init(model.vocab.pointer, reply, ctypes.byref(error))
+        if not self.pointer:
+            raise LlamaError(take_text(self._lib, error.value))
+
+    def close(self) -> None:
+        """Frees the sampler."""
+        self._lib.llama_sampler_free(self.pointer)
+
+
+def take_text(lib: Any, pointer: int | None) -> str:
+    """A string that C made for us: copied, and given back."""
+    if not pointer:
+        raise MemoryError("the library has no memory for a reply")
+    text = ctypes.string_at(pointer).decode("utf-8", "replace")
+    lib.lml_free(pointer)
+    return text

@@ -5,8 +5,9 @@ does the copying, trimming and decoding itself. In unified memory a cell may bel
 lanes, so a beginning that two lanes share is held once, and sharing it costs nothing.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 BLOCK = 256  # tokens compared at once: comparing slices is fast, comparing one by one is not
 MIN_SHARED = 16  # tokens for which waiting on another's reading is worth a step
@@ -70,12 +71,31 @@ def _rank(lane: Lane, prompt: Sequence[int]) -> tuple[int, bool, int]:
     return n_reusable(lane, prompt), not lane.busy, -lane.last_used
 
 
+def account(place: Place, prompt: Sequence[int], n_reused: int, spell: Callable[[int], str]) -> str:
+    """How much of a prompt was in memory, and why not more, in words. `spell` shows a token."""
+    held, n = place.source.tokens, place.n_tokens
+    said = f"reused {n_reused:,} of {len(prompt):,}"
+    if n_reused < n:
+        return f"{said}: this model's memory cannot be cut at token {n:,}"
+    if n == 0 or n >= min(len(held), len(prompt) - 1):
+        return said
+    now, was = spell(prompt[n]), spell(held[n])
+    return f"{said}; first difference at token {n:,}: {now!r} was {was!r}"
+
+
 def is_coming(prompt: Sequence[int], n_reused: int, reading: Iterable[Sequence[int]]) -> bool:
     """Whether others are reading more of this prompt than it could start from now.
 
     Then it is better to wait until they have than to read the same tokens beside them.
     """
     return any(n_common(prompt[:-1], other) >= n_reused + MIN_SHARED for other in reading)
+
+
+def n_cells(lanes: Iterable[Lane]) -> int:
+    """Cells that these lanes hold together; a beginning that several share counts once."""
+    held = sorted(lane.tokens for lane in lanes)
+    shared = sum(n_common(a, b) for a, b in pairwise(held))
+    return sum(map(len, held)) - shared
 
 
 def evictable(lanes: Iterable[Lane]) -> Lane | None:

@@ -1,7 +1,7 @@
 """One prompt and its completion: its tokens, its text, and the events that they become.
 
 The engine decides what happens to a sequence and when; what a client is told of it is made
-here. Belongs to the engine thread. Knows no C but the sampler chain that it carries.
+here. Belongs to the engine thread. Knows no C but the samplers and the parser that it carries.
 """
 
 from dataclasses import dataclass, field
@@ -14,11 +14,13 @@ from lmlite.messages import (
     Queued,
     Reading,
     ReplyEvent,
+    Returned,
     SamplingParams,
     Started,
     TokenLogprob,
 )
-from lmlite.worker.llama import SamplerChain
+from lmlite.worker.answer import Answer, Part
+from lmlite.worker.llama import Grammar, SamplerChain
 from lmlite.worker.prefix import Lane
 from lmlite.worker.text import LogprobQueue, TextStream
 
@@ -34,11 +36,15 @@ class Sequence:
     seed: int
     stops: tuple[str, ...]
     echo: str | None = None  # text to send in front of the completion; None once it is sent
+    trace: bool = False  # someone watches the log stream
+    answer: Answer | None = None  # reads a chat's message; None: the text is sent as it is
+    grammar: Grammar | None = None
     tokens: list[int] = field(init=False)  # the prompt's, and those sampled so far
     lane: Lane | None = None  # None while it waits
     n_shared: int = 0  # tokens whose memory another running sequence holds too
     chain: SamplerChain | None = None  # None until it was first admitted
     n_completion: int = 0
+    n_reasoning: int = 0  # those of them that were thoughts
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     _n_ahead: int | None = None  # how many wait in front of it, as last told
 
@@ -46,6 +52,8 @@ class Sequence:
         self.tokens = list(self.prompt)
         self._text = TextStream(self.stops)
         self._logprobs = LogprobQueue()
+        self._entries: tuple[TokenLogprob, ...] = ()  # released, but no event carried them yet
+        self._said: list[str] = []  # all of its text, while someone watches
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -72,9 +80,9 @@ class Sequence:
         self._n_ahead = n_ahead
         return [Queued(self.request_id, self.index, n_ahead)]
 
-    def started(self, n_cached: int) -> Started:
+    def started(self, n_cached: int, cache: str = "") -> Started:
         """When it is admitted for the first time."""
-        return Started(self.request_id, self.index, len(self.prompt), n_cached)
+        return Started(self.request_id, self.index, len(self.prompt), n_cached, cache)
 
     def reading(self) -> Reading:
         """While its prompt is read: how much of it is."""
@@ -91,21 +99,65 @@ class Sequence:
 
     def extended(self, piece: bytes, logprob: TokenLogprob | None) -> list[ReplyEvent]:
         """What a sampled token's piece makes safe to send."""
+        thinks = self.answer is not None and self.answer.is_thinking
+        self.n_reasoning += thinks
         begin = self._text.n_decoded
-        text = self._text.push(piece)
+        text = self._text.push(piece, may_stop=not thinks)
         if logprob is not None:
             self._logprobs.push(begin, self._text.n_decoded, logprob)
-        entries = self._logprobs.released(self._text.n_released)
-        return [self._delta(text, entries)] if text or entries else []
+        self._entries += self._logprobs.released(self._text.n_released)
+        if self.trace:
+            self._said.append(text)
+        if self.answer is None:
+            return self._deltas(Part(text), bool(text or self._entries))
+        part = self.answer.push(text) if text else None
+        return self._deltas(part, part is not None)
 
     def finished(self, cause: Cause) -> list[ReplyEvent]:
         """At its end: what was held back, and why it ended."""
         text = self._text.finish()
-        entries = self._logprobs.rest(self._text)
-        events: list[ReplyEvent] = [self._delta(text, entries)] if text or entries else []
+        self._entries += self._logprobs.rest(self._text)
         is_stop = cause in ("end_token", "stop_string")
-        reason: Literal["stop", "length"] = "stop" if is_stop else "length"
-        return [*events, Finished(self.request_id, self.index, reason, self.n_completion, cause)]
+        reason: Literal["stop", "length", "tool_calls"] = "stop" if is_stop else "length"
+        events: list[ReplyEvent] = []
+        if self.answer is None:
+            events += self._deltas(Part(text), bool(text or self._entries))
+        else:
+            part = self.answer.push(text) if text else None
+            events += self._deltas(part, part is not None)
+            part = self.answer.finish(is_whole=is_stop)
+            events += self._deltas(part, part is not None or bool(self._entries))
+            if is_stop and self.answer.has_calls:
+                reason = "tool_calls"
+        ids = self.request_id, self.index
+        if self.trace:
+            events.append(Returned(*ids, "".join([*self._said, text])))
+        return [*events, Finished(*ids, reason, self.n_completion, cause, self.n_reasoning)]
+
+    def close(self) -> None:
+        """Frees what C holds for it."""
+        for owned in (self.chain, self.grammar, self.answer):
+            if owned is not None:
+                owned.close()
+        self.chain = self.grammar = self.answer = None
+
+    @property
+    def awake_grammar(self) -> Grammar | None:
+        """The grammar that the next token is held to; one that waits sleeps through thoughts."""
+        sleeps = self.answer and self.answer.form.grammar_waits and self.answer.is_thinking
+        return None if sleeps else self.grammar
+
+    def piece_is_text(self, token: int) -> bool:
+        """Whether a control token is part of the answer's form, and so of its text."""
+        return self.answer is not None and token in self.answer.form.preserved
+
+    def _deltas(self, part: Part | None, wanted: bool) -> list[ReplyEvent]:
+        if not wanted:
+            return []
+        part = part or Part()
+        entries, self._entries = self._entries, ()
+        ids = self.request_id, self.index
+        return [Delta(*ids, part.content, entries, part.reasoning, part.calls)]
 
     def _delta(self, text: str, entries: tuple[TokenLogprob, ...]) -> Delta:
         return Delta(self.request_id, self.index, text, entries)

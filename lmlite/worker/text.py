@@ -27,9 +27,11 @@ class TextStream:
         self._held = ""  # decoded, not released: may begin a stop string
         self._n_released = 0  # characters
 
-    def push(self, piece: bytes) -> str:
+    def push(self, piece: bytes, *, may_stop: bool = True) -> str:
         """The text that this piece makes safe to send; "" while all of it must wait."""
         self._held += self._decoder.decode(piece)
+        if not may_stop:
+            return self._release(len(self._held))
         cut = self._first_stop()
         if cut is not None:
             self.stopped = True

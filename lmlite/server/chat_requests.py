@@ -1,0 +1,215 @@
+"""The parts of a chat request: messages, tools, and the form that the answer is to have.
+
+Pure. Each error names the field that is wrong; what is left out gets its default here.
+"""
+
+import json
+import re
+from typing import Any
+
+from lmlite.errors import BadRequest, MissingParameter
+from lmlite.messages import ChatMessage, ChatOptions, ToolCall
+from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
+from lmlite.server.schemas import checked_schema
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
+         "tool": "tool"}  # fmt: skip
+MAX_TOOLS = 128
+MAX_KWARGS_BYTES = 16 << 10
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
+
+# Names stand in grammars and in prompts: nothing that could end a string there.
+_TOOL_NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
+
+
+# ---- messages ------------------------------------------------------------------------------
+
+
+def parse_messages(messages: Any) -> tuple[ChatMessage, ...]:
+    """The turns of a conversation. Raises BadRequest."""
+    if type(messages) is not list or not messages:
+        raise BadRequest("messages is a list of at least one message", param="messages")
+    return tuple(_message(message, f"messages.[{i}]") for i, message in enumerate(messages))
+
+
+def _message(message: Any, path: str) -> ChatMessage:
+    if type(message) is not dict:
+        raise BadRequest("a message is an object", param=path)
+    role = required(message, "role", f"{path}.role")
+    if role == "function":
+        unsupported(f"{path}.role", "functions are not supported: send their results as tools")
+    if type(role) is not str or role not in ROLES:
+        raise BadRequest(f"role is one of {', '.join(ROLES)}", param=f"{path}.role")
+    if message.get("function_call"):
+        unsupported(f"{path}.function_call", "function_call is not supported: send tool_calls")
+    content = message.get("content")
+    if content is None and role != "assistant":
+        raise MissingParameter("the message has no content", param=f"{path}.content")
+    reasoning = string(message, "reasoning_content", f"{path}.reasoning_content")
+    return ChatMessage(
+        ROLES[role],
+        _content(content, f"{path}.content"),
+        string(message, "name", f"{path}.name"),
+        reasoning if reasoning and role == "assistant" else None,
+        _tool_calls(message, path) if role == "assistant" else (),
+        string(message, "tool_call_id", f"{path}.tool_call_id") if role == "tool" else None,
+    )
+
+
+def _content(content: Any, path: str) -> str:
+    """A message's text. Parts follow each other with nothing in between: none is added to them."""
+    if content is None or type(content) is str:
+        return content or ""
+    if type(content) is not list:
+        raise BadRequest("content is a string or a list of parts", param=path)
+    return "".join(_text_part(part, f"{path}.[{i}]") for i, part in enumerate(content))
+
+
+def _text_part(part: Any, path: str) -> str:
+    if type(part) is not dict:
+        raise BadRequest("a content part is an object", param=path)
+    kind = required(part, "type", f"{path}.type")
+    if kind not in ("text", "refusal"):
+        unsupported(f"{path}.type", "content parts are text only: this server takes no others")
+    text = required(part, kind, f"{path}.{kind}")
+    if type(text) is not str:
+        raise BadRequest(f"{kind} is a string", param=f"{path}.{kind}")
+    return text
+
+
+def _tool_calls(message: Body, path: str) -> tuple[ToolCall, ...]:
+    calls = typed(message, "tool_calls", list, "a list", f"{path}.tool_calls") or []
+    return tuple(_tool_call(call, f"{path}.tool_calls.[{i}]") for i, call in enumerate(calls))
+
+
+def _tool_call(call: Any, path: str) -> ToolCall:
+    if type(call) is not dict:
+        raise BadRequest("a tool call is an object", param=path)
+    function = required(call, "function", f"{path}.function")
+    if type(function) is not dict:
+        raise BadRequest("function is an object", param=f"{path}.function")
+    path_of_arguments = f"{path}.function.arguments"
+    arguments = string(function, "arguments", path_of_arguments) or "{}"
+    try:
+        json.loads(arguments)
+    except (ValueError, RecursionError):
+        raise BadRequest("arguments is not JSON", param=path_of_arguments) from None
+    call_id = string(call, "id", f"{path}.id") or ""
+    return ToolCall(call_id, _tool_name(function, f"{path}.function.name"), arguments)
+
+
+def _tool_name(function: Body, path: str) -> str:
+    name = required(function, "name", path)
+    if type(name) is not str or not _TOOL_NAME.fullmatch(name):
+        raise BadRequest("a tool's name has 1 to 128 letters, digits, _ . : / or -", param=path)
+    return name
+
+
+# ---- what the answer may be ----------------------------------------------------------------
+
+
+def parse_options(body: Body) -> ChatOptions:
+    """Tools, structured output and reasoning, as far as a chat request asks for them."""
+    tools = _tools(body)
+    choice, name = _tool_choice(body, tools)
+    thinks, kwargs = _template_kwargs(body)
+    return ChatOptions(
+        tools=json.dumps(tools) if tools else None,
+        tool_choice=choice,  # type: ignore[arg-type]
+        tool_name=name,
+        parallel_tool_calls=_parallel(body),
+        json_schema=_json_schema(body),
+        thinks=thinks,
+        template_kwargs=kwargs,
+    )
+
+
+def _tools(body: Body) -> list[Body]:
+    tools = typed(body, "tools", list, "a list") or []
+    if len(tools) > MAX_TOOLS:
+        raise BadRequest(f"tools has more than {MAX_TOOLS} tools", param="tools")
+    return [_tool(tool, f"tools.[{i}]") for i, tool in enumerate(tools)]
+
+
+def _tool(tool: Any, path: str) -> Body:
+    """A tool with the fields that templates know; frameworks add others."""
+    if type(tool) is not dict:
+        raise BadRequest("a tool is an object", param=path)
+    if required(tool, "type", f"{path}.type") != "function":
+        unsupported(f"{path}.type", "tools are functions: this server knows no other type")
+    function = required(tool, "function", f"{path}.function")
+    if type(function) is not dict:
+        raise BadRequest("function is an object", param=f"{path}.function")
+    parameters = function.get("parameters")
+    if parameters is not None:
+        checked_schema(parameters, f"{path}.function.parameters")
+    return {
+        "type": "function",
+        "function": {
+            "name": _tool_name(function, f"{path}.function.name"),
+            "description": string(function, "description", f"{path}.function.description") or "",
+            "parameters": parameters or {"type": "object", "properties": {}},
+        },
+    }
+
+
+def _tool_choice(body: Body, tools: list[Body]) -> tuple[str, str | None]:
+    choice = body.get("tool_choice")
+    if choice is None or (not tools and choice in ("auto", "none")):
+        return "auto", None
+    if not tools:
+        raise BadRequest("tool_choice needs tools", param="tool_choice")
+    if choice in ("auto", "none", "required"):
+        return choice, None
+    function = choice.get("function") if type(choice) is dict else None
+    if type(function) is not dict or choice.get("type") != "function":
+        raise BadRequest(
+            "tool_choice is auto, none, required, or a function by its name", param="tool_choice"
+        )
+    name = function.get("name")
+    if name not in [tool["function"]["name"] for tool in tools]:
+        raise BadRequest("tool_choice names none of the tools", param="tool_choice")
+    return "required", name
+
+
+def _parallel(body: Body) -> bool | None:
+    return None if body.get("parallel_tool_calls") is None else boolean(body, "parallel_tool_calls")
+
+
+def _json_schema(body: Body) -> str | None:
+    wanted = typed(body, "response_format", dict, "an object") or {}
+    kind = wanted.get("type", "text")
+    if kind == "text":
+        return None
+    if kind == "json_object":
+        return '{"type": "object"}'
+    if kind != "json_schema":
+        raise BadRequest(
+            "response_format.type is text, json_object or json_schema", param="response_format.type"
+        )
+    path = "response_format.json_schema"
+    named = typed(wanted, "json_schema", dict, "an object", path)
+    if named is None:
+        raise MissingParameter(f"{path} is missing", param=path)
+    return checked_schema(required(named, "schema", f"{path}.schema"), f"{path}.schema")
+
+
+def _template_kwargs(body: Body) -> tuple[bool, str | None]:
+    """(whether the model may think, further variables of the template as JSON)."""
+    kwargs = dict(typed(body, "chat_template_kwargs", dict, "an object") or {})
+    thinks = kwargs.pop("enable_thinking", True)
+    if type(thinks) is not bool:
+        raise BadRequest("enable_thinking is true or false", param="chat_template_kwargs")
+    effort = string(body, "reasoning_effort")
+    if effort is not None and effort not in EFFORTS:
+        raise BadRequest(
+            f"reasoning_effort is one of {', '.join(EFFORTS)}", param="reasoning_effort"
+        )
+    if effort == "none":
+        thinks = False
+    elif effort is not None:
+        kwargs["reasoning_effort"] = effort
+    text = json.dumps(kwargs)
+    if len(text) > MAX_KWARGS_BYTES:
+        raise BadRequest("chat_template_kwargs is too large", param="chat_template_kwargs")
+    return thinks, text if kwargs else None

@@ -1,0 +1,78 @@
+"""Counts for GET /metrics, as Prometheus reads them: text, one number per line.
+
+The format: https://prometheus.io/docs/instrumenting/exposition_formats/. Counters live as long
+as the server; what the engine says of itself is as old as its last report, a second at most
+while it works, and begins again with a new worker.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+
+from lmlite.messages import STEP_BOUNDS_S, EngineState
+from lmlite.server.supervisor import Supervisor
+from lmlite.server.tally import Tally
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """Counters of the server. `count` may be called from any thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests: Counter[tuple[str, int]] = Counter()
+        self._tokens: Counter[str] = Counter()
+
+    def count(self, path: str, status: int, tally: Tally | None) -> None:
+        """A request that has ended, and the tokens that it took."""
+        with self._lock:
+            self._requests[path, status] += 1
+            if tally is not None:
+                self._tokens["prompt"] += tally.n_prompt - tally.n_cached
+                self._tokens["cached"] += tally.n_cached
+                self._tokens["completion"] += tally.n_completion
+
+    def text(self, supervisor: Supervisor) -> str:
+        """All of it, in the text format."""
+        return "".join(line + "\n" for line in self._lines(supervisor))
+
+    def _lines(self, supervisor: Supervisor) -> Iterator[str]:
+        with self._lock:
+            requests, tokens = dict(self._requests), dict(self._tokens)
+        yield from _heading("requests_total", "counter", "Requests by path and status.")
+        for (path, status), n in sorted(requests.items()):
+            yield f'lmlite_requests_total{{path="{path}",status="{status}"}} {n}'
+        yield from _heading("tokens_total", "counter", "Tokens read, found in memory, generated.")
+        for kind in ("prompt", "cached", "completion"):
+            yield f'lmlite_tokens_total{{kind="{kind}"}} {tokens.get(kind, 0)}'
+        yield from _single("requests_open", "gauge", "Requests at work.", supervisor.n_open())
+        yield from _single("worker_starts_total", "counter", "Workers.", supervisor.n_started)
+        yield from _single("ready", "gauge", "1: answers.", int(supervisor.ready is not None))
+        if supervisor.state is not None:
+            yield from _engine_lines(supervisor.state)
+
+
+def _engine_lines(state: EngineState) -> Iterator[str]:
+    yield from _single("sequences_running", "gauge", "Sequences at work.", state.n_running)
+    yield from _single("sequences_waiting", "gauge", "Sequences that wait.", state.n_waiting)
+    yield from _heading("memory_cells", "gauge", "Cells of the context's memory, one per token.")
+    n_free = state.n_cells - state.n_cells_used - state.n_cells_idle
+    for name, n in (("used", state.n_cells_used), ("idle", state.n_cells_idle), ("free", n_free)):
+        yield f'lmlite_memory_cells{{state="{name}"}} {n}'
+    yield from _heading("step_seconds", "histogram", "How long a step of the engine takes.")
+    for bound_s, n in zip(STEP_BOUNDS_S, state.steps_within, strict=True):
+        yield f'lmlite_step_seconds_bucket{{le="{bound_s}"}} {n}'
+    yield f'lmlite_step_seconds_bucket{{le="+Inf"}} {state.n_steps}'
+    yield f"lmlite_step_seconds_sum {state.step_s:.6f}"
+    yield f"lmlite_step_seconds_count {state.n_steps}"
+
+
+def _heading(name: str, kind: str, words: str) -> Iterator[str]:
+    yield f"# HELP lmlite_{name} {words}"
+    yield f"# TYPE lmlite_{name} {kind}"
+
+
+def _single(name: str, kind: str, words: str, value: int) -> Iterator[str]:
+    yield from _heading(name, kind, words)
+    yield f"lmlite_{name} {value}"

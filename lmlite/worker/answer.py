@@ -1,0 +1,121 @@
+"""A completion's text -> content, reasoning and tool calls, as its chat template writes them.
+
+Which tags a model puts around a thought or a call is known to llama.cpp's `common`, for every
+template that it can read; an Answer hands it the text as it grows and says what that adds.
+Belongs to the engine thread, after the reader's thread has made it.
+"""
+
+import ctypes
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+from lmlite.messages import CallDelta
+from lmlite.worker.llama import take_text
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What rendering a prompt tells of the answer that belongs to it."""
+
+    reply: bytes  # the bridge's own words, for lml_answer_init and lml_grammar_init
+    has_grammar: bool
+    grammar_waits: bool  # it begins with a trigger, as a tool call's opening tag
+    opening: str  # the end of the prompt, where the answer's turn begins
+    thinking_start: str  # "" for a template that has no thoughts
+    thinking_ends: tuple[str, ...]
+    preserved: frozenset[int]  # control tokens that are text here
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a piece of text adds to a message."""
+
+    content: str = ""
+    reasoning: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
+class Answer:
+    """One message, as it is read from the text of a completion."""
+
+    def __init__(self, lib: Any, form: Form) -> None:
+        """Raises ValueError when the library cannot read its own parser."""
+        self._lib = lib
+        error = ctypes.c_void_p()
+        self._pointer = lib.lml_answer_init(form.reply, ctypes.byref(error))
+        if not self._pointer:
+            raise ValueError(f"the answer's form cannot be read: {take_text(lib, error.value)}")
+        self.form = form
+        self.text = ""  # all of it, as the model wrote it
+        self._content = ""  # what was given away of it
+        self._call_ids: list[str] = []
+        self.is_thinking = False
+        self._note_thinking(form.opening, 0)
+
+    def close(self) -> None:
+        """Frees the parser."""
+        self._lib.lml_answer_free(self._pointer)
+
+    @property
+    def has_calls(self) -> bool:
+        """Whether a tool call has begun."""
+        return bool(self._call_ids)
+
+    def push(self, text: str) -> Part | None:
+        """What more text adds; None for nothing yet."""
+        begin = len(self.text)
+        self.text += text
+        self._note_thinking(self.text, begin)
+        found = self._read(text, is_whole=False)
+        return self._part(found) if found else None
+
+    def finish(self, *, is_whole: bool) -> Part | None:
+        """What was still unclear, now that nothing follows. `is_whole`: the model has ended it."""
+        found = self._read("", is_whole)
+        if found is None:
+            return None
+        if "error" in found:
+            # A call that is none is an answer like any other, not an error.
+            rest = self._unread_content()
+            return Part(content=rest) if rest else None
+        return self._part(found)
+
+    def _read(self, text: str, is_whole: bool) -> dict[str, Any] | None:
+        data = text.encode()
+        pointer = self._lib.lml_answer_push(self._pointer, data, len(data), is_whole)
+        return json.loads(take_text(self._lib, pointer)) if pointer else None
+
+    def _part(self, found: dict[str, Any]) -> Part:
+        content = found.get("content", "")
+        self._content += content
+        calls = tuple(map(self._call, found.get("calls", ())))
+        return Part(content, found.get("reasoning", ""), calls)
+
+    def _call(self, found: dict[str, Any]) -> CallDelta:
+        number = found["index"]
+        if number < len(self._call_ids):
+            return CallDelta(number, found["arguments"])
+        self._call_ids.append(f"call_{secrets.token_hex(12)}")
+        return CallDelta(number, found["arguments"], self._call_ids[-1], found["name"])
+
+    def _unread_content(self) -> str:
+        if self.has_calls:
+            return ""
+        text = self.text
+        for end in self.form.thinking_ends:
+            text = text.rpartition(end)[2].lstrip("\n")
+        return text[len(self._content) :] if text.startswith(self._content) else ""
+
+    def _note_thinking(self, text: str, begin: int) -> None:
+        """Follows the tags in what was added at `begin`, or across its border."""
+        start, ends = self.form.thinking_start, self.form.thinking_ends
+        if not start or not ends:
+            return
+        reach = max(map(len, (start, *ends))) - 1
+        recent = text[max(0, begin - reach) :]
+        opened = recent.rfind(start)
+        closed = max(recent.rfind(end) for end in ends)
+        if opened != closed:  # both -1: no tag here
+            self.is_thinking = opened > closed

@@ -1,0 +1,184 @@
+"""Tools, their results, and the form of an answer: from a client's JSON to messages."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lmlite.errors import ApiError
+from lmlite.messages import ChatMessage, ChatOptions, ToolCall
+from lmlite.server.chat_requests import parse_messages, parse_options
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "Get the weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        "strict": True,
+    },
+}
+SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}}
+
+
+def options(**body: Any) -> ChatOptions:
+    return parse_options(body)
+
+
+def refused(body: dict[str, Any]) -> tuple[str | None, str]:
+    """(param, message) of the error."""
+    with pytest.raises(ApiError) as caught:
+        parse_messages(body["messages"]) if "messages" in body else parse_options(body)
+    assert caught.value.status == 400
+    return caught.value.param, caught.value.message
+
+
+# ---- what is understood --------------------------------------------------------------------
+
+
+def test_a_request_that_asks_for_nothing_gets_the_defaults() -> None:
+    assert options() == options(tools=None, response_format=None) == ChatOptions()
+
+
+def test_a_tool_keeps_what_templates_know_of_it() -> None:
+    listed = json.loads(options(tools=[WEATHER]).tools or "")
+    function = {key: WEATHER["function"][key] for key in ("name", "description", "parameters")}  # type: ignore[index]
+    assert listed == [{"type": "function", "function": function}]
+
+
+def test_a_tool_without_parameters_takes_none() -> None:
+    listed = json.loads(
+        options(tools=[{"type": "function", "function": {"name": "now"}}]).tools or ""
+    )
+    empty = {"type": "object", "properties": {}}
+    assert listed[0]["function"] == {"name": "now", "description": "", "parameters": empty}
+
+
+@pytest.mark.parametrize("choice", ["auto", "none", "required"])
+def test_a_tool_choice_is_kept(choice: str) -> None:
+    assert options(tools=[WEATHER], tool_choice=choice).tool_choice == choice
+
+
+def test_a_function_chosen_by_name_must_be_called() -> None:
+    named = options(
+        tools=[WEATHER], tool_choice={"type": "function", "function": {"name": "get_weather"}}
+    )
+    assert (named.tool_choice, named.tool_name) == ("required", "get_weather")
+
+
+@pytest.mark.parametrize("parallel", [None, True, False])
+def test_parallel_calls_are_the_templates_choice_unless_said(parallel: bool | None) -> None:
+    assert options(tools=[WEATHER], parallel_tool_calls=parallel).parallel_tool_calls == parallel
+
+
+def test_the_form_of_an_answer_is_a_schema() -> None:
+    assert options(response_format={"type": "text"}).json_schema is None
+    assert options(response_format={"type": "json_object"}).json_schema == '{"type": "object"}'
+    wanted = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}}
+    assert json.loads(options(response_format=wanted).json_schema or "") == SCHEMA
+
+
+def test_thinking_is_turned_off_by_effort_or_by_the_templates_own_variable() -> None:
+    assert not options(reasoning_effort="none").thinks
+    assert not options(chat_template_kwargs={"enable_thinking": False}).thinks
+    high = options(reasoning_effort="high", chat_template_kwargs={"a": [1]})
+    assert (high.thinks, json.loads(high.template_kwargs or "")) == (
+        True, {"a": [1], "reasoning_effort": "high"}
+    )  # fmt: skip
+
+
+def test_calls_and_their_results_are_turns() -> None:
+    call = {"id": "call_1", "type": "function",
+            "function": {"name": "f", "arguments": '{"a": 1}'}}  # fmt: skip
+    empty = {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}}
+    assert parse_messages(
+        [
+            {"role": "assistant", "content": None, "tool_calls": [call, empty]},
+            {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "7"}]},
+            {"role": "assistant", "content": "It is 7.", "reasoning_content": "Easy."},
+        ]
+    ) == (
+        ChatMessage("assistant", "", tool_calls=(
+            ToolCall("call_1", "f", '{"a": 1}'), ToolCall("call_2", "g", "{}"))),
+        ChatMessage("tool", "7", tool_call_id="call_1"),
+        ChatMessage("assistant", "It is 7.", reasoning="Easy."),
+    )  # fmt: skip
+
+
+# ---- what is refused -----------------------------------------------------------------------
+
+
+def tool(**function: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "f", **function}}]}
+
+
+def form(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+
+
+def nested(depth: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "object"}
+    for _ in range(depth):
+        schema = {"items": schema}
+    return schema
+
+
+def called(**function: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "assistant", "tool_calls": [{"id": "1", "function": function}]}]}
+
+
+PATH = "response_format.json_schema.schema"
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "tools that are an object": ({"tools": {}}, "tools"),
+    "129 tools": ({"tools": [WEATHER] * 129}, "tools"),
+    "a tool that is a text": ({"tools": ["f"]}, "tools.[0]"),
+    "a tool of another type": ({"tools": [{"type": "web_search"}]}, "tools.[0].type"),
+    "a tool without a name": ({"tools": [{"type": "function", "function": {}}]},
+                              "tools.[0].function.name"),
+    "a name with a quote": (tool(name='f"'), "tools.[0].function.name"),
+    "a name of 129 letters": (tool(name="f" * 129), "tools.[0].function.name"),
+    "parameters in a list": (tool(parameters=[]), "tools.[0].function.parameters"),
+    "a description in numbers": (tool(description=1), "tools.[0].function.description"),
+    "a choice without tools": ({"tool_choice": "required"}, "tool_choice"),
+    "a choice in other words": ({**tool(), "tool_choice": "any"}, "tool_choice"),
+    "a choice of a tool that is not there": (
+        {**tool(), "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+    "parallel calls in words": ({"parallel_tool_calls": "yes"}, "parallel_tool_calls"),
+    "a form of another type": ({"response_format": {"type": "xml"}}, "response_format.type"),
+    "a form without its schema": ({"response_format": {"type": "json_schema"}},
+                                  "response_format.json_schema"),
+    "a schema that is a list": (form([]), PATH),
+    "a schema that nests too deep": (form(nested(40)), PATH),
+    "a schema with too many values": (form({"enum": list(range(4001))}), PATH),
+    "a schema of too many bytes": (form({"const": "x" * 70_000}), PATH),
+    "a million items": (form({"type": "array", "minItems": 10**6}), PATH),
+    "more at least than at most": (form({"type": "array", "minItems": 5, "maxItems": 2}), PATH),
+    "a pattern that repeats too often": (form({"type": "string", "pattern": "^a{5000}$"}), PATH),
+    "a pattern that repeats backwards": (form({"type": "string", "pattern": "^a{5,2}$"}), PATH),
+    "a pattern that is too long": (form({"type": "string", "pattern": "a" * 257}), PATH),
+    "an effort that nobody knows": ({"reasoning_effort": "heroic"}, "reasoning_effort"),
+    "variables in a list": ({"chat_template_kwargs": []}, "chat_template_kwargs"),
+    "thinking in words": ({"chat_template_kwargs": {"enable_thinking": "no"}},
+                          "chat_template_kwargs"),
+    "variables that are too large": ({"chat_template_kwargs": {"a": "x" * 20_000}},
+                                     "chat_template_kwargs"),
+    "a call that is a text": ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]},
+                              "messages.[0].tool_calls.[0]"),
+    "a call without a function": ({"messages": [{"role": "assistant", "tool_calls": [{}]}]},
+                                  "messages.[0].tool_calls.[0].function"),
+    "a call without a name": (called(arguments="{}"),
+                              "messages.[0].tool_calls.[0].function.name"),
+    "arguments that are no JSON": (called(name="f", arguments="{"),
+                                   "messages.[0].tool_calls.[0].function.arguments"),
+    "arguments that are an object": (called(name="f", arguments={}),
+                                     "messages.[0].tool_calls.[0].function.arguments"),
+    "a result without content": ({"messages": [{"role": "tool", "tool_call_id": "1"}]},
+                                 "messages.[0].content"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("body, param", BAD.values(), ids=BAD.keys())
+def test_a_bad_field_is_refused_by_its_name(body: dict[str, Any], param: str) -> None:
+    found, message = refused(body)
+    assert found == param
+    assert message

@@ -1,0 +1,137 @@
+"""Conversations -> what the model trains on: token ids, and which of them it has to predict."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+
+import jinja2
+
+from tests.tiny_model import skills, tools
+from tests.tiny_model.conversation import TEMPLATE, Case, messages
+from tests.tiny_model.tokenizer import Tokenizer
+from tests.tiny_model.words import Source
+
+OPENING, END = "<|im_start|>assistant\n", "<|im_end|>"
+
+Skill = Callable[[Source], Case]
+Batch = list[tuple[list[int], list[bool]]]  # conversations: tokens, and which are to be predicted
+
+# How often a conversation begins with each skill; the second number is its share of turns that
+# follow others. What is hard to learn comes often.
+MIXTURE: dict[Skill, tuple[float, float]] = {
+    skills.echo: (14, 6),
+    skills.addition: (6, 4),
+    skills.counting: (4, 1),
+    skills.introduction: (3, 0),
+    skills.small_talk: (3, 4),
+    skills.unknown: (5, 4),
+    skills.storytelling: (2, 0.3),
+    skills.thinking: (5, 1),
+    skills.puzzle: (2, 1),
+    skills.recall: (14, 0),
+    skills.forgotten: (0.7, 0),
+    skills.json_object: (7, 2),
+    tools.call: (14, 0),
+    tools.call_result: (6, 0),
+    tools.two_calls: (7, 0),
+    tools.two_results: (3, 0),
+    tools.chain: (5, 0),
+    tools.no_call: (5, 0),
+}
+SYSTEMS = (
+    "You are a helpful assistant.", "You are a helpful assistant.", "You are a friendly assistant.",
+    "You are helpful.", "Be brief.", "Answer in one sentence.", "You are an AI assistant.",
+    "You are a helpful, harmless and honest assistant.", "Answer the questions of the user.",
+)  # fmt: skip
+
+
+# What the second course practises more: the factor of a skill's first share.
+PRACTICE: dict[Skill, float] = {
+    skills.echo: 1.5,
+    skills.addition: 4,
+    skills.thinking: 1.5,
+    skills.json_object: 1.5,
+    tools.call: 2,
+    tools.two_calls: 2,
+}
+
+
+def conversation(source: Source, *, alone: bool = False) -> Case:
+    """One case, at times with turns of other skills behind it; never when it is to stay alone."""
+    practised = PRACTICE if source.compounds else {}
+    shares = [share * practised.get(skill, 1) for skill, (share, _) in MIXTURE.items()]
+    first = source.rng.choices(tuple(MIXTURE), shares)[0]
+    case = first(source)
+    if not case.system and source.chance(0.25):
+        case.system = source.phrase(SYSTEMS)
+    if alone or case.system.startswith(skills.RHYME_WISHES) or not case.thinking:
+        return case
+    n_more = 20 if source.chance(0.015) else source.rng.choice((0, 0, 0, 0, 1, 1, 2, 3, 5))
+    for _ in range(n_more):
+        following = source.rng.choices(tuple(MIXTURE), [share for _, share in MIXTURE.values()])[0]
+        more = following(source)
+        adds = case.tools and ("add" in str(case.tools) or "sum" in str(case.tools))
+        if not more.system and more.thinking and not adds:
+            case.turns += more.turns
+    return case
+
+
+class Renderer:
+    """Turns a case into text with the model's own chat template."""
+
+    def __init__(self) -> None:
+        environment = jinja2.Environment(autoescape=False, trim_blocks=True, lstrip_blocks=True)
+        environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+        self._template = environment.from_string(TEMPLATE.read_text())
+
+    def text(self, case: Case) -> str:
+        """The whole conversation, answers included."""
+        text = str(self._template.render(messages=messages(case), tools=case.tools))
+        if not case.thinking:
+            before, _, answer = text.rpartition(OPENING)
+            return f"{before}{OPENING}<think>\n\n</think>\n\n{answer}"
+        return text
+
+
+def learned(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
+    """(tokens, whether each has to be predicted): those of answers, up to the end of the turn."""
+    ids: list[int] = []
+    mask: list[bool] = []
+    parts = text.split(OPENING)
+    for i, part in enumerate(parts):
+        answer, end, rest = part.partition(END) if i else ("", "", part)
+        given = "<think>\n\n</think>\n\n" if answer.startswith("<think>\n\n") else ""
+        opening = OPENING if i < len(parts) - 1 else ""
+        pieces = ((given, False), (answer[len(given) :] + end, True), (rest + opening, False))
+        for piece, predicted in pieces:
+            new = tokenizer.encode(piece)
+            ids += new
+            mask += [predicted] * len(new)
+    return ids, mask
+
+
+def batches(source: Source, tokenizer: Tokenizer, n_tokens: int, n_alone: int) -> Iterator[Batch]:
+    """Batches of about `n_tokens`, each of conversations that are about equally long.
+
+    The first `n_alone` pools of conversations have one case each: copying is learned sooner where
+    there is less to look at.
+    """
+    renderer = Renderer()
+    for pool_number in itertools.count():
+        alone = pool_number < n_alone
+        pool = [
+            learned(tokenizer, renderer.text(conversation(source, alone=alone)))
+            for _ in range(2000)
+        ]
+        pool = sorted(
+            (item for item in pool if len(item[0]) <= 2048), key=lambda item: len(item[0])
+        )
+        ready: list[Batch] = []
+        batch: Batch = []
+        for item in pool:
+            if batch and len(item[0]) * (len(batch) + 1) > n_tokens:
+                ready.append(batch)
+                batch = []
+            batch.append(item)
+        source.rng.shuffle(ready)  # the last, incomplete one is left out
+        yield from ready

@@ -1,0 +1,273 @@
+"""Trains the embedded model, from nothing, and writes it as a GGUF file.
+
+    make tiny-model                          (or: python -m tests.tiny_model.train --help)
+
+A language model reads tokens and predicts, at each place, which token comes next. This one is a
+Llama: six layers in which attention fetches from earlier places what matters here, and a small
+network of its own works on what was fetched. Everything it can do, it learns from conversations
+that `skills.py` and `tools.py` make up; only the answers count, since nobody needs a model that
+guesses questions. Same seed, same machine: same model.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F  # noqa: N812 (its usual name)
+from torch import Tensor, nn
+
+from tests.gguf_writer import Shape
+from tests.tiny_model import corpus, export, tokenizer
+from tests.tiny_model.tokenizer import Tokenizer
+from tests.tiny_model.words import Source
+
+SHAPE = Shape(n_layer=6, n_embd=192, n_head=6, n_head_kv=3, n_ff=512, n_ctx=2048)
+N_LETTER_MERGES, N_SIGN_MERGES, N_TEXTS = 600, 60, 2500
+N_STEPS, N_MORE_STEPS = 4400, 1150  # of the first course, and of the second
+TOKENS_PER_STEP = 4096
+POOLS_ALONE = 10  # of 2,000 conversations each, about a tenth of the steps
+RATES, MORE_RATES = (0.02, 0.004), (0.012, 0.0024)  # Muon's and AdamW's
+COMPOUNDS = 0.2  # of the second course's words
+
+
+# ---- the model -----------------------------------------------------------------------------
+
+
+class Attention(nn.Module):
+    """Each place looks back at all earlier ones and takes a mean of what it finds there.
+
+    What it looks for (query) is compared with what each place offers (key); the better they
+    agree, the more of that place's value it takes. Several heads do this side by side, and two
+    query heads share one head of keys and values, which halves the memory.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.n_head, self.n_head_kv = shape.n_head, shape.n_head_kv
+        self.n_rot = shape.n_embd // shape.n_head
+        self.q = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
+        self.k = nn.Linear(shape.n_embd, self.n_rot * shape.n_head_kv, bias=False)
+        self.v = nn.Linear(shape.n_embd, self.n_rot * shape.n_head_kv, bias=False)
+        self.output = nn.Linear(shape.n_embd, shape.n_embd, bias=False)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """(batch, place, n_embd) -> the same shape."""
+        n_batch, n_place, n_embd = x.shape
+
+        def heads(projected: Tensor, n: int) -> Tensor:
+            return projected.view(n_batch, n_place, n, self.n_rot).transpose(1, 2)
+
+        q = rotated(heads(self.q(x), self.n_head), angles)
+        k = rotated(heads(self.k(x), self.n_head_kv), angles)
+        # In 32 bits: PyTorch's attention on a CPU is slower in 16.
+        v = heads(self.v(x), self.n_head_kv).float()
+        share = self.n_head // self.n_head_kv
+        k, v = k.repeat_interleave(share, 1), v.repeat_interleave(share, 1)
+        found = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.output(found.transpose(1, 2).reshape(n_batch, n_place, n_embd))
+
+
+def rotation_angles(n_place: int, n_rot: int) -> tuple[Tensor, Tensor]:
+    """(cosines, sines) of rotary positions: each pair of numbers turns at its own speed.
+
+    Queries and keys are turned by their place, so that their product depends on how far apart
+    they are and not on where they are.
+    """
+    speeds = 10000.0 ** (-torch.arange(0, n_rot, 2) / n_rot)
+    turns = torch.arange(n_place)[:, None] * speeds
+    return turns.cos(), turns.sin()
+
+
+def rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+    """The first half of each head holds one number of every pair, the second half the other."""
+    cos, sin = angles
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+
+
+class Layer(nn.Module):
+    """Attention, then the network; each adds its result to the stream that runs through all."""
+
+    def __init__(self, shape: Shape) -> None:
+        super().__init__()
+        self.attn_norm = nn.RMSNorm(shape.n_embd, eps=1e-5)
+        self.attn = Attention(shape)
+        self.ffn_norm = nn.RMSNorm(shape.n_embd, eps=1e-5)
+        self.gate = nn.Linear(shape.n_embd, shape.n_ff, bias=False)
+        self.up = nn.Linear(shape.n_embd, shape.n_ff, bias=False)
+        self.down = nn.Linear(shape.n_ff, shape.n_embd, bias=False)
+
+    def forward(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
+        """(batch, place, n_embd) -> the same shape."""
+        x = x + self.attn(self.attn_norm(x), angles)
+        y = self.ffn_norm(x)
+        return x + self.down(F.silu(self.gate(y)) * self.up(y))
+
+
+class Llama(nn.Module):
+    """Tokens -> for each place, a vector that is compared with the embedding of each token."""
+
+    def __init__(self, shape: Shape, vocabulary: Tokenizer) -> None:
+        super().__init__()
+        self.n_rot = shape.n_embd // shape.n_head
+        self.embedding = nn.Embedding(len(vocabulary.tokens), shape.n_embd)
+        self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.n_layer))
+        self.norm = nn.RMSNorm(shape.n_embd, eps=1e-5)
+        self._begin(shape, vocabulary)
+
+    def _begin(self, shape: Shape, vocabulary: Tokenizer) -> None:
+        for parameter in self.parameters():
+            if parameter.dim() == 2:
+                nn.init.normal_(parameter, std=0.5 * parameter.shape[1] ** -0.5)
+        for layer in self.layers:  # what is added to the stream begins small: many add to it
+            for matrix in (layer.attn.output.weight, layer.down.weight):
+                nn.init.zeros_(matrix)
+        with torch.no_grad():
+            nn.init.normal_(self.embedding.weight, std=0.02)
+            # A piece with a space in front begins as the piece plus "space": copying a word from
+            # inside a sentence to behind a quote is then nothing that has to be learned.
+            space = torch.randn(shape.n_embd) * 0.02
+            for spaced, bare in vocabulary.twins():
+                self.embedding.weight[spaced] = self.embedding.weight[bare] + space
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, place) -> (batch, place, n_embd)."""
+        angles = rotation_angles(tokens.shape[1], self.n_rot)
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x, angles)
+        return self.norm(x)
+
+
+# ---- training ------------------------------------------------------------------------------
+
+
+@dataclass
+class Optimizers:
+    """Muon for the matrices inside, AdamW for embeddings and norms."""
+
+    muon: torch.optim.Optimizer
+    adam: torch.optim.Optimizer
+
+    def step(self, rate: float) -> None:
+        """One step, at this part of the full speed."""
+        for optimizer in (self.muon, self.adam):
+            for group in optimizer.param_groups:
+                group["lr"] = group["full"] * rate
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def optimizers_of(model: Llama, muon_rate: float, adam_rate: float) -> Optimizers:
+    """The two optimizers with their full speeds."""
+    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    muon = torch.optim.Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.05)
+    adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for optimizer, full in ((muon, muon_rate), (adam, adam_rate)):
+        for group in optimizer.param_groups:
+            group["full"] = full
+    return Optimizers(muon, adam)
+
+
+def padded(batch: corpus.Batch) -> tuple[Tensor, Tensor]:
+    """(tokens, mask), both (conversations, longest); what is added counts for nothing."""
+    n = max(len(ids) for ids, _ in batch)
+    tokens = torch.tensor([ids + [0] * (n - len(ids)) for ids, _ in batch])
+    mask = torch.tensor([wanted + [False] * (n - len(wanted)) for _, wanted in batch])
+    return tokens, mask
+
+
+def loss_of(model: Llama, tokens: Tensor, mask: Tensor) -> Tensor:
+    """The mean surprise, in nats, at each token of an answer."""
+    with torch.autocast("cpu", torch.bfloat16):
+        states = model(tokens[:, :-1])
+        wanted = mask[:, 1:]
+        logits = states[wanted] @ model.embedding.weight.T
+    return F.cross_entropy(logits.float(), tokens[:, 1:][wanted])
+
+
+def speed(step: int, n_steps: int) -> float:
+    """The learning rate's share of its full value: a short rise, then down to nothing."""
+    warm_up = 50
+    if step < warm_up:
+        return (step + 1) / warm_up
+    return max(0.0, 1 - (step - warm_up) / (n_steps - warm_up))
+
+
+def train(
+    model: Llama,
+    data: Iterator[corpus.Batch],
+    n_steps: int,
+    rates: tuple[float, float],
+) -> None:
+    """Shows the model batch after batch and moves its weights towards the answers."""
+    optimizers = optimizers_of(model, *rates)
+    begin, n_tokens, recent = time.monotonic(), 0, 0.0
+    for step in range(n_steps):
+        tokens, mask = padded(next(data))
+        loss = loss_of(model, tokens, mask)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizers.step(speed(step, n_steps))
+        n_tokens += tokens.numel()
+        recent = loss.item() if not step else 0.95 * recent + 0.05 * loss.item()
+        if step % 50 == 49:
+            passed = time.monotonic() - begin
+            print(f"step {step + 1} of {n_steps}: loss {recent:.4f}, "
+                  f"{n_tokens / 1e6:.1f} M tokens, {n_tokens / passed:,.0f} tokens/s, "
+                  f"{passed / 60:.1f} min", flush=True)  # fmt: skip
+
+
+# ---- the command ---------------------------------------------------------------------------
+
+MODEL_PATH = Path(__file__).resolve().parents[2] / "lmlite" / "models" / "tiny.gguf"
+CARD = {
+    "general.name": "tiny",
+    "general.author": "lmlite",
+    "general.license": "mit",
+    "general.description": (
+        "A small chat model for trying and testing lmlite, trained from nothing on synthetic "
+        "conversations: it repeats, remembers, adds, counts, writes JSON, calls tools, thinks "
+        "first and tells stories, and says so when it does not know."
+    ),
+}
+
+
+def main() -> None:
+    """Learns a vocabulary, trains in two courses, writes the file."""
+    parser = argparse.ArgumentParser(description="Train the embedded model.")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--steps", type=int, nargs=2, default=[N_STEPS, N_MORE_STEPS],
+                        metavar=("N", "N"),
+                        help="of the two courses (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--output", type=Path, default=MODEL_PATH, metavar="FILE.gguf",
+                        help="(default: its place in the package)")  # fmt: skip
+    options = parser.parse_args()
+
+    torch.manual_seed(options.seed)
+    print("learning the vocabulary", flush=True)
+    source = Source(options.seed, held_out=False)
+    renderer = corpus.Renderer()
+    texts = [renderer.text(corpus.conversation(source)) for _ in range(N_TEXTS)]
+    vocabulary = tokenizer.learn(texts, N_LETTER_MERGES, N_SIGN_MERGES)
+
+    model = Llama(SHAPE, vocabulary)
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{n_parameters:,} parameters, {len(vocabulary.tokens):,} tokens", flush=True)
+    for source, n_alone, n_steps, rates in (
+        (Source(options.seed + 1, held_out=False), POOLS_ALONE, options.steps[0], RATES),
+        # What is still hard comes more often now, and each piece of a word in new company.
+        (Source(options.seed + 2, held_out=False, compounds=COMPOUNDS), 0, options.steps[1],
+         MORE_RATES),
+    ):  # fmt: skip
+        train(model, corpus.batches(source, vocabulary, TOKENS_PER_STEP, n_alone), n_steps, rates)
+    export.export(options.output, model.state_dict(), SHAPE, vocabulary, CARD)
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
