@@ -9,6 +9,7 @@ from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage
 from lmlite.worker.chat_template import Breaker, ChatTemplate, TemplateError
 from lmlite.worker.llama import Model
+from tests.gguf_writer import CHATML
 
 
 @pytest.fixture
@@ -44,8 +45,12 @@ def test_messages_become_the_models_own_prompt(default_model: Model, template: A
 
 
 def test_a_last_message_of_the_assistant_is_left_open(default_model: Model, template: Any) -> None:
-    text = rendered(default_model, template(), ("user", "Hi"), ("assistant", "Hel"))
-    assert text == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHel"
+    turns = ("user", "Hi"), ("assistant", "Hel")
+    plain = rendered(default_model, template(CHATML), *turns)
+    assert plain == "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHel"
+    # Where a template has thoughts, the answer that is continued had none.
+    own = rendered(default_model, template(), *turns)
+    assert own == plain.removesuffix("Hel") + "<think>\n\n</think>\n\nHel"
 
 
 def test_a_template_in_place_of_the_models_own_is_used(default_model: Model, template: Any) -> None:

@@ -73,13 +73,12 @@ def test_a_request_that_waits_whole_gets_a_503_that_may_be_asked_again(
     server: RunningServer, endless: dict[str, Any]
 ) -> None:
     answers: list[Any] = []
-    # A stream beside it shows that the worker is at work on both.
     thread = threading.Thread(
         target=lambda: answers.append(server.post(CHAT, **ASK, **endless, n=3))
     )
     watch = open_stream(server, **endless)
     thread.start()
-    until(lambda: len(os.listdir(f"/proc/{server.process.pid}/task")) >= 7)
+    until(lambda: b"lmlite_sequences_running 4\n" in server.get("/metrics").body)
     os.kill(server.worker_pid(), signal.SIGKILL)
     thread.join()
     watch.read()
