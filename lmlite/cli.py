@@ -7,6 +7,7 @@ and `lmlite --help`, load no library and start nothing.
 
 import argparse
 import os
+import re
 import signal
 import socket
 import sys
@@ -127,6 +128,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d{1,9})([KMG]?)", text.upper())
+    if match is None:
+        raise argparse.ArgumentTypeError("must be a number of bytes, such as 300M or 2G")
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
+
+
 def _seconds(text: str) -> float:
     number = float(text)
     if not 0.001 <= number <= 3600:
@@ -164,6 +172,11 @@ SERVE_FLAGS = (
     Flag("--cache-type-k", CACHE_TYPES, "f16", "how memory keeps keys"),
     Flag("--cache-type-v", CACHE_TYPES, "f16", "how memory keeps values; all but the first three "
          "need flash attention"),
+    Flag("--cache-dir", "DIR", None, "folder that keeps long prompts which were read, so that "
+         "they are not read again after a restart (default: none)"),
+    Flag("--cache-size", "SIZE", "512M", "what that folder may hold", _size),
+    Flag("--checkpoint-memory", "SIZE", "128M", "for states of prompts, where a model's memory "
+         "cannot be cut (Mamba, hybrids)", _size),
     Flag("--flash-attn", "auto|on|off", "auto", "flash attention"),
     Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
     Flag("--lib", "PATH", None, "folder of the native libraries (default: $LMLITE_LIB, else the "
@@ -240,6 +253,9 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         cache_type_v=options.cache_type_v,
         flash_attn=options.flash_attn,
         chat_template=template,
+        cache_dir=options.cache_dir and str(Path(options.cache_dir).resolve()),
+        cache_size=options.cache_size,
+        checkpoint_memory=options.checkpoint_memory,
         log_level="info" if options.log_level == "debug" else "error",
     )
     return ServedModel(options.alias or Path(path).stem, file, Supervisor(load, log))

@@ -54,6 +54,9 @@ class Load:
     cache_type_v: str = "f16"
     flash_attn: str = "auto"
     chat_template: str | None = None  # its text; None: the model's own
+    cache_dir: str | None = None  # for checkpoints that survive a restart
+    cache_size: int = 512 << 20  # bytes in that folder
+    checkpoint_memory: int = 128 << 20  # bytes, for models whose memory cannot be cut
     log_level: Literal["debug", "info", "warning", "error"] = "error"  # of llama.cpp
 
 
@@ -168,6 +171,14 @@ class EngineState:
     n_steps: int
     step_s: float  # sum over all steps
     steps_within: tuple[int, ...]  # steps that took at most STEP_BOUNDS_S[i]
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line for the server's log."""
+
+    level: Literal["debug", "info", "warning"]
+    text: str
 
 
 STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
@@ -293,4 +304,4 @@ class Failed:
 
 # Those with an id, of one request.
 ReplyEvent = Prompted | Returned | Queued | Started | Reading | Delta | Finished | Embedded | Failed
-Event = Loading | Ready | EngineState | LoadFailed | ReplyEvent
+Event = Loading | Ready | EngineState | Note | LoadFailed | ReplyEvent

@@ -50,6 +50,8 @@ class Run:
             model, self.context, self.embedder, n_parallel=n_parallel, prefill_budget_s=0.15,
             emit=self._emit,
         )  # fmt: skip
+        assert self.engine._memory is not None
+        self.memory = self.engine._memory
         self.states: list[EngineState] = []
         self.thread = threading.Thread(target=self.engine.run)
         self.thread.start()
@@ -349,7 +351,7 @@ def test_random_arrivals_and_cancellations_end_every_request_once_with_its_own_t
         assert joined(mine) == expected[asked_for[request_id]]
         assert sum(isinstance(event, Started) for event in mine) == 1
     assert not tight.engine._running
-    assert not any(lane.busy for lane in tight.engine._lanes)
+    assert not any(lane.busy for lane in tight.memory.lanes)
 
 
 def test_a_failing_step_fails_its_requests_and_the_loop_lives_on(
@@ -476,7 +478,7 @@ def test_an_idle_engine_reports_what_it_did_and_what_memory_keeps(run: Run) -> N
     state = run.states[-1]
     assert (state.n_running, state.n_waiting, state.n_cells_used) == (0, 0, 0)
     assert state.n_cells == run.context.n_ctx
-    lanes = [lane.tokens for lane in run.engine._lanes if lane.tokens]
-    assert state.n_cells_idle == n_cells(run.engine._lanes) >= max(map(len, lanes))
+    longest = max(len(lane.tokens) for lane in run.memory.lanes)
+    assert state.n_cells_idle == n_cells(run.memory.lanes) >= longest > 0
     assert state.n_steps >= state.steps_within[-1] >= state.steps_within[0]
     assert state.step_s > 0

@@ -57,9 +57,11 @@ def test_a_running_sequence_is_begun_from_too() -> None:
     assert place(lanes, [1, 2, 3, 4], True) == Place(lanes[1], lanes[0], 3)
 
 
-def test_memory_that_cannot_share_begins_from_idle_lanes_only() -> None:
-    lanes = [lane(0, [1, 2, 3], busy=True), lane(1, [1, 7, 7, 7])]
-    assert place(lanes, [1, 2, 3, 4], False) == Place(lanes[1], lanes[1], 1)
+def test_memory_that_cannot_be_cut_begins_from_the_whole_of_an_idle_lane() -> None:
+    lanes = [lane(0, [1, 2, 3], busy=True), lane(1, [1, 2]), lane(2, [1, 2, 3, 7], last_used=-1)]
+    assert place(lanes, [1, 2, 3, 4], False) == Place(lanes[1], lanes[1], 2)
+    # Nothing fits: the lane that nobody used for longest is written over.
+    assert place(lanes, [1, 8, 8], False) == Place(lanes[2], lanes[2], 0)
 
 
 def test_a_prompt_like_no_other_runs_in_an_empty_lane_and_else_in_the_oldest() -> None:
@@ -72,9 +74,9 @@ def test_a_prompt_like_no_other_runs_in_an_empty_lane_and_else_in_the_oldest() -
     assert (chosen.lane, chosen.n_tokens) == (lanes[1], 0)
 
 
-@pytest.mark.parametrize("can_share", [True, False])
-def test_without_an_idle_lane_there_is_no_place(can_share: bool) -> None:
-    assert place([lane(0, [1, 2], busy=True)], [1, 2], can_share) is None
+@pytest.mark.parametrize("can_cut", [True, False])
+def test_without_an_idle_lane_there_is_no_place(can_cut: bool) -> None:
+    assert place([lane(0, [1, 2], busy=True)], [1, 2], can_cut) is None
 
 
 def test_a_prompt_waits_for_a_beginning_that_another_is_reading() -> None:
@@ -112,16 +114,16 @@ def spell(token: int) -> str:
 def test_what_was_reused_and_where_it_ended_is_told(
     held: list[int], prompt: list[int], said: str
 ) -> None:
-    source = lane(0, held)
-    found = place([source], prompt, can_share=True)
-    assert found is not None
-    assert account(found, prompt, found.n_tokens, spell) == said
+    assert account(held, prompt, n_reusable(lane(0, held), prompt), spell) == said
 
 
 def test_a_memory_that_cannot_be_cut_is_told_as_the_reason() -> None:
-    found = Place(lane(0, [1, 2, 3]), lane(0, [1, 2, 3]), 2)
     said = "reused 0 of 5: this model's memory cannot be cut at token 2"
-    assert account(found, [1, 2, 7, 8, 9], 0, spell) == said
+    assert account([1, 2, 3], [1, 2, 7, 8, 9], 0, spell) == said
+
+
+def test_what_came_from_a_checkpoint_is_told() -> None:
+    assert account([1, 2], [1, 2, 7, 8, 9], 4, spell) == "reused 4 of 5, from a checkpoint"
 
 
 # ---- cells ---------------------------------------------------------------------------------

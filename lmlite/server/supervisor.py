@@ -36,6 +36,7 @@ from lmlite.messages import (
     Load,
     LoadFailed,
     Loading,
+    Note,
     Ready,
     ReplyEvent,
     Request,
@@ -46,6 +47,7 @@ MAX_DEATHS, DEATHS_WINDOW_S = 5, 60.0  # more than this, and the model counts as
 BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start, by deaths in the window
 LOAD_WAIT_S = 60.0  # how long a request waits for a model that is being loaded
 STOP_WAIT_S = 2.0  # how long a worker may take to end once its input has ended
+LAST_WORDS_S = 1.0  # and for its standard error to be read to the end after that
 
 # -P: nothing is imported from the folder that the server was started in.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "lmlite.worker")
@@ -234,7 +236,8 @@ class Supervisor:
             self.n_started += 1
             self.fraction_loaded = 0.0
             self._last_words.clear()
-        threading.Thread(target=self._listen, args=(process,), daemon=True).start()
+        self._listener = threading.Thread(target=self._listen, args=(process,), daemon=True)
+        self._listener.start()
         self._send(pipe, self.load)
         return process
 
@@ -264,6 +267,8 @@ class Supervisor:
                 self.fraction_loaded = fraction
             case EngineState():
                 self.state = event
+            case Note(level, text):
+                self._log.line(level, text)
             case Ready() | LoadFailed():
                 with self._changed:
                     if isinstance(event, Ready):
@@ -283,6 +288,7 @@ class Supervisor:
             self.pid = None
             self._pipe = None
         code = _wait(process)
+        self._listener.join(LAST_WORDS_S)
         for stream in (process.stdin, process.stdout):
             _close(stream)
         if self._stopping.is_set() or self.fault is not None:

@@ -19,6 +19,7 @@ import threading
 import traceback
 from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import Path
 from typing import BinaryIO
 
 from lmlite import frames
@@ -34,6 +35,7 @@ from lmlite.messages import (
     Load,
     LoadFailed,
     Loading,
+    Note,
     Prompt,
     Prompted,
     Ready,
@@ -43,6 +45,7 @@ from lmlite.messages import (
 from lmlite.worker import capi
 from lmlite.worker.answer import Answer, Form
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
+from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, identity_of
 from lmlite.worker.embedder import N_SEQ_MAX, Embedder, Input
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, Grammar, LlamaError, Model
@@ -100,6 +103,7 @@ class Worker:
                 n_parallel=load.n_parallel,
                 prefill_budget_s=load.prefill_budget_s,
                 emit=outbox.send,
+                checkpoints=self._make_checkpoints(stack) if context else (),
             )
             self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
             self._thread.start()
@@ -322,8 +326,31 @@ class Worker:
         n_parallel = self._load.n_parallel
         if n_parallel > capi.MAX_SEQUENCES:
             raise LlamaError(f"at most {capi.MAX_SEQUENCES} sequences can run at the same time")
-        n_lanes = 4 * n_parallel if self._model.can_share_prefixes else n_parallel
+        n_lanes = 4 * n_parallel if self._model.can_cut_memory else n_parallel
         return min(n_lanes, capi.MAX_SEQUENCES)
+
+    def _make_checkpoints(self, stack: ExitStack) -> list[Checkpoints]:
+        """In memory where memory itself cannot be cut, in files where there is a folder."""
+        load = self._load
+        stores: list[Checkpoints] = []
+        if not self._model.can_cut_memory and load.checkpoint_memory:
+            stores.append(Checkpoints(load.checkpoint_memory))
+        if load.cache_dir is not None:
+            library = str(capi.library_folder(load.lib_path) / capi.LLAMA_NAME)
+            try:
+                identity = identity_of(
+                    [load.model_path, library],
+                    self._n_ctx, load.cache_type_k, load.cache_type_v, load.flash_attn,
+                )  # fmt: skip
+                files = CheckpointFiles(Path(load.cache_dir), load.cache_size, identity, self._warn)
+            except OSError as err:
+                raise LlamaError(f"{load.cache_dir} cannot keep checkpoints: {err}") from None
+            stack.callback(files.close)
+            stores.append(files)
+        return stores
+
+    def _warn(self, text: str) -> None:
+        self._outbox.send([Note("warning", text)])
 
     def _make_template(self, stack: ExitStack) -> ChatTemplate:
         template = ChatTemplate(self._model, self._load.chat_template)

@@ -28,9 +28,11 @@ from lmlite.messages import (
     TokenLogprob,
 )
 from lmlite.worker import prefix
+from lmlite.worker.checkpoints import Checkpoints
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
-from lmlite.worker.prefix import Lane, Place
+from lmlite.worker.memory import Memory
+from lmlite.worker.prefix import Place
 from lmlite.worker.sequence import Sequence
 
 REPORT_S = 1.0  # between two reports of what the engine is doing
@@ -67,10 +69,12 @@ class Engine:
         n_parallel: int,
         prefill_budget_s: float,
         emit: Callable[[list[ReplyEvent | EngineState]], None],
+        checkpoints: Iterable[Checkpoints] = (),
     ) -> None:
         """`context` is None for a model that cannot generate; `emit` is called once per step."""
         self._model, self._vocab = model, model.vocab
         self._context = context
+        self._memory = Memory(model, context, tuple(checkpoints)) if context else None
         self._embedder = embedder
         self._emit = emit
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
@@ -78,8 +82,6 @@ class Engine:
         self._running: list[Sequence] = []  # in order of admission
         self._n_parallel = n_parallel
         self._prefill_budget_s = prefill_budget_s
-        n_lanes = context.n_seq_max if context else 0
-        self._lanes = [Lane(seq_id) for seq_id in range(n_lanes)]
         self._batch = Batch(context.n_batch if context else 1)
         self._events: list[ReplyEvent | EngineState] = []  # of this step
         self._n_steps = 0
@@ -146,13 +148,12 @@ class Engine:
         for sequence in list(self._waiting):
             if len(self._running) >= self._n_parallel:
                 return
-            place = prefix.place(self._lanes, sequence.tokens, self._model.can_share_prefixes)
+            assert self._memory is not None
+            place = self._memory.place(sequence.tokens)
             if place is None or not self._has_room(sequence, place):
                 return
-            reading = [s.tokens for s in self._running if s.n_pending > 1]
-            if self._model.can_share_prefixes and prefix.is_coming(
-                sequence.tokens, place.n_tokens, reading
-            ):
+            reading = [(s.tokens, s.marks) for s in self._running if s.n_pending > 1]
+            if self._memory.is_coming(sequence.tokens, place.n_tokens, reading):
                 continue
             self._waiting.remove(sequence)
             self._start(sequence, place)
@@ -190,18 +191,18 @@ class Engine:
     # ---- starting and ending ---------------------------------------------------------------
 
     def _start(self, sequence: Sequence, place: Place) -> None:
-        assert self._context is not None
-        n_cached = 0 if sequence.wants_prompt_logprobs else self._take_place(place)
-        cache = self._cache_account(sequence, place, n_cached)
-        lane = place.lane
-        if n_cached == 0:
-            self._context.keep(lane.seq_id, 0)
-        lane.tokens = sequence.tokens[:n_cached]
-        lane.busy = True
-        sequence.lane = lane
-        sequence.n_shared = n_cached if place.source.busy and place.source is not lane else 0
-        sequence.prompt_logprobs.clear()  # they come again with the tokens
+        assert self._context is not None and self._memory is not None
+        closest = self._memory.closest(sequence.tokens)
+        sequence.lane = place.lane
         self._running.append(sequence)
+        if sequence.wants_prompt_logprobs:
+            self._memory.begin_anew(place.lane)
+            sequence.prompt_logprobs.clear()  # they come again with the tokens
+        else:
+            sequence.n_cached = self._memory.begin(place, sequence.tokens)
+            sequence.marks = self._memory.marks(sequence.prompt, sequence.n_cached, closest)
+        is_shared = place.source.busy and place.source is not place.lane
+        sequence.n_shared = min(sequence.n_cached, place.n_tokens) if is_shared else 0
         if sequence.chain is not None:  # it goes on where it was put back
             return
         sequence.chain = SamplerChain(
@@ -211,28 +212,18 @@ class Engine:
             n_ctx=self._context.n_ctx_seq,
             prompt=sequence.prompt,
         )
-        self._events.append(sequence.started(n_cached, cache))
+        self._events.append(sequence.started(self._cache_account(sequence, closest)))
         if sequence.params.max_tokens == 0 and not sequence.wants_prompt_logprobs:
             self._events += sequence.echoed()
             self._finish(sequence, "max_tokens")
 
-    def _cache_account(self, sequence: Sequence, place: Place, n_cached: int) -> str:
+    def _cache_account(self, sequence: Sequence, closest: list[int]) -> str:
         def spell(token: int) -> str:
             return self._vocab.piece(token, special=True).decode("utf-8", "replace")
 
         if not sequence.trace:
             return ""
-        return prefix.account(place, sequence.prompt, n_cached, spell)
-
-    def _take_place(self, place: Place) -> int:
-        """Makes the lane's memory hold what it is to start from; how many tokens that are."""
-        assert self._context is not None
-        if place.source is not place.lane:
-            self._context.keep(place.lane.seq_id, 0)
-            self._context.share(place.source.seq_id, place.lane.seq_id, place.n_tokens)
-            return place.n_tokens
-        # Some memory cannot drop a part of a sequence. All of it always works.
-        return place.n_tokens if self._context.keep(place.lane.seq_id, place.n_tokens) else 0
+        return prefix.account(closest, sequence.prompt, sequence.n_cached, spell)
 
     def _finish(self, sequence: Sequence, cause: Cause) -> None:
         self._events += sequence.finished(cause)
@@ -245,8 +236,8 @@ class Engine:
 
     def _leave_lane(self, sequence: Sequence) -> None:
         if sequence.lane is not None:
-            sequence.lane.busy = False
-            sequence.lane.last_used = self._n_steps
+            assert self._memory is not None
+            self._memory.leave(sequence.lane, self._n_steps)
             sequence.lane = None
             self._running.remove(sequence)
 
@@ -261,10 +252,8 @@ class Engine:
     def _fail_running(self, error: Exception) -> None:
         """After a failed step nothing about memory is certain: all end, and it is cleared."""
         self._fail({sequence.request_id for sequence in self._running}, error)
-        for lane in self._lanes:
-            lane.tokens = []
-        if self._context is not None:
-            self._context.clear_memory()
+        if self._memory is not None:
+            self._memory.forget_all()
 
     def _fail(self, request_ids: set[int], error: Exception) -> None:
         known = isinstance(error, LlamaError)
@@ -276,16 +265,16 @@ class Engine:
     def _report(self) -> None:
         """Says what the engine is doing, now and then, and when there is nothing left to do."""
         now = time.monotonic()
-        if self._context is None or (now - self._reported_s < REPORT_S and not self._is_idle()):
+        if self._memory is None or (now - self._reported_s < REPORT_S and not self._is_idle()):
             return
         self._reported_s = now
-        n_used = prefix.n_cells(lane for lane in self._lanes if lane.busy)
+        n_used, n_idle = self._memory.n_cells()
         state = EngineState(
             n_running=len(self._running),
             n_waiting=len(self._waiting),
-            n_cells=self._context.n_ctx,
+            n_cells=self._memory.n_max,
             n_cells_used=n_used,
-            n_cells_idle=prefix.n_cells(self._lanes) - n_used,
+            n_cells_idle=n_idle,
             n_steps=self._n_steps,
             step_s=self._step_s,
             steps_within=tuple(self._steps_within),
@@ -310,7 +299,7 @@ class Engine:
         pieces = [self._add(sequence, 1) for sequence in generating[: self._batch.n_free]]
         n_budget = self._prompt_budget() if generating else self._batch.n_max
         for sequence in reading:
-            n = min(sequence.n_pending, n_budget, self._batch.n_free)
+            n = min(sequence.n_next, n_budget, self._batch.n_free)
             if sequence.wants_prompt_logprobs:
                 n = min(n, MAX_OUTPUT_PIECE)
             if n > 0:
@@ -346,11 +335,8 @@ class Engine:
 
     def _make_room(self) -> None:
         """Memory is full: idle prefixes go first, then the youngest waits again, then it ends."""
-        assert self._context is not None
-        victim = prefix.evictable(self._lanes)
-        if victim is not None:
-            self._context.keep(victim.seq_id, 0)
-            victim.tokens = []
+        assert self._memory is not None
+        if self._memory.evict():
             return
         youngest = self._running[-1]
         if len(self._running) == 1:
@@ -362,9 +348,11 @@ class Engine:
     def _account(self, piece: _Piece) -> None:
         """Notes what memory holds now; samples the next token when nothing is pending."""
         sequence = piece.sequence
-        assert sequence.lane is not None
+        assert sequence.lane is not None and self._memory is not None
         begin = len(sequence.lane.tokens)
         sequence.lane.tokens += sequence.tokens[begin : begin + piece.n_tokens]
+        if sequence.marks and sequence.marks[0] == len(sequence.lane.tokens):
+            self._memory.save(sequence.lane, sequence.marks.pop(0) - sequence.n_cached)
         if sequence.wants_prompt_logprobs and begin < len(sequence.prompt):
             self._note_prompt_logprobs(sequence, begin, piece)
         if sequence.n_pending == 0:

@@ -61,9 +61,10 @@ class Model:
             self.n_gpu_layers = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
         self.has_encoder: bool = lib.llama_model_has_encoder(self.pointer)
         # A state that sums up all tokens cannot be cut, so no beginning of it can be shared.
-        self.can_share_prefixes: bool = not (
+        self.can_cut_memory: bool = not (
             lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
         )
+        self.n_swa: int = lib.llama_model_n_swa(self.pointer)  # tokens of a sliding window, or 0
 
     def close(self) -> None:
         """Frees the weights; every context of this model must be closed before."""
@@ -237,6 +238,7 @@ class Context:
         self.n_batch: int = lib.llama_n_batch(self.pointer)
         self.n_seq_max = n_seq_max
         self.n_vocab, self.n_embd = model.vocab.n_tokens, model.n_embd
+        self._can_cut, self._n_swa = model.can_cut_memory, model.n_swa
         self.pooling_type: int = lib.llama_pooling_type(self.pointer)
         self._memory = lib.llama_get_memory(self.pointer)  # NULL for an encoder, which keeps none
 
@@ -251,16 +253,37 @@ class Context:
             raise LlamaError(f"llama_decode failed with code {code}")
         return bool(code == 0)
 
-    def keep(self, seq_id: int, n_tokens: int) -> bool:
-        """Drops all of a sequence's memory behind its first n_tokens.
+    def can_begin(self, seq_id: int, n_tokens: int) -> bool:
+        """Whether a prompt can go on behind a sequence's first n_tokens.
 
-        False where the memory cannot drop a part (recurrent, sliding window); it is unchanged.
+        A recurrent memory knows only the end of all its tokens, and a sliding window may have
+        forgotten what it has to see there.
         """
-        return bool(self._lib.llama_memory_seq_rm(self._memory, seq_id, n_tokens, -1))
+        n_held = self._lib.llama_memory_seq_pos_max(self._memory, seq_id) + 1
+        if n_tokens in (0, n_held):
+            return True
+        first = self._lib.llama_memory_seq_pos_min(self._memory, seq_id)
+        return self._can_cut and bool(first <= max(0, n_tokens - self._n_swa))
+
+    def keep(self, seq_id: int, n_tokens: int) -> None:
+        """Drops all of a sequence's memory behind its first n_tokens: `can_begin` must say so."""
+        if not self._lib.llama_memory_seq_rm(self._memory, seq_id, n_tokens, -1):
+            raise LlamaError(f"llama.cpp cannot cut a sequence behind token {n_tokens:,}")
 
     def share(self, source_id: int, seq_id: int, n_tokens: int) -> None:
         """Lets a sequence, whose memory is empty, begin with the first n_tokens of another."""
         self._lib.llama_memory_seq_cp(self._memory, source_id, seq_id, 0, n_tokens)
+
+    def state(self, seq_id: int) -> bytes:
+        """A copy of what memory holds of a sequence."""
+        n_bytes = self._lib.llama_state_seq_get_size(self.pointer, seq_id)
+        buffer = (ctypes.c_uint8 * n_bytes)()
+        n = self._lib.llama_state_seq_get_data(self.pointer, buffer, n_bytes, seq_id)
+        return memoryview(buffer)[:n].tobytes()
+
+    def restore(self, seq_id: int, state: bytes) -> bool:
+        """Fills a sequence, whose memory is empty, with such a copy. False: it found no room."""
+        return bool(self._lib.llama_state_seq_set_data(self.pointer, state, len(state), seq_id))
 
     def clear_memory(self) -> None:
         """Forgets every sequence."""

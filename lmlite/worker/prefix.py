@@ -42,40 +42,48 @@ def n_common(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-def n_reusable(lane: Lane, prompt: Sequence[int]) -> int:
-    """How many of the lane's tokens the prompt can start from."""
+def n_reusable(lane: Lane, prompt: Sequence[int], can_cut: bool = True) -> int:
+    """How many of the lane's tokens the prompt can start from: all or nothing, without cutting."""
     # One token is always decoded again: sampling needs its logits, which are not kept.
-    return min(n_common(lane.tokens, prompt), len(prompt) - 1)
+    n = min(n_common(lane.tokens, prompt), len(prompt) - 1)
+    return n if can_cut or n == len(lane.tokens) else 0
 
 
-def place(lanes: Iterable[Lane], prompt: Sequence[int], can_share: bool) -> Place | None:
+def place(lanes: Iterable[Lane], prompt: Sequence[int], can_cut: bool) -> Place | None:
     """The longest beginning that any lane holds, and an idle lane to run in. None: all are busy.
 
-    `can_share` says whether memory can give the beginning of one lane to another.
+    `can_cut` says whether memory can drop the end of a lane, or give its beginning to another.
     """
     lanes = list(lanes)
     idle = [lane for lane in lanes if not lane.busy]
     if not idle:
         return None
-    source = max(lanes if can_share else idle, key=lambda lane: _rank(lane, prompt))
-    n_tokens = n_reusable(source, prompt)
+
+    def rank(lane: Lane) -> tuple[int, bool, int]:
+        # A long beginning, then no need to copy it, then to be idle for long.
+        return n_reusable(lane, prompt, can_cut), not lane.busy, -lane.last_used
+
+    source = max(lanes if can_cut else idle, key=rank)
+    n_tokens = n_reusable(source, prompt, can_cut)
     # Its own lane, where little is lost by it; else the idle lane that nobody used for longest.
-    if not source.busy and (not can_share or 2 * n_tokens >= len(source.tokens)):
+    if n_tokens and not source.busy and 2 * n_tokens >= len(source.tokens):
         return Place(source, source, n_tokens)
     lane = min(idle, key=lambda lane: (len(lane.tokens) > 0, lane.last_used))
     return Place(lane, source, n_tokens)
 
 
-def _rank(lane: Lane, prompt: Sequence[int]) -> tuple[int, bool, int]:
-    """What makes a source good: a long beginning, no need to copy it, and to be idle for long."""
-    return n_reusable(lane, prompt), not lane.busy, -lane.last_used
+def account(
+    held: Sequence[int], prompt: Sequence[int], n_reused: int, spell: Callable[[int], str]
+) -> str:
+    """How much of a prompt was in memory, and why not more, in words.
 
-
-def account(place: Place, prompt: Sequence[int], n_reused: int, spell: Callable[[int], str]) -> str:
-    """How much of a prompt was in memory, and why not more, in words. `spell` shows a token."""
-    held, n = place.source.tokens, place.n_tokens
+    `held` are the tokens in memory that come closest; `spell` shows a token.
+    """
     said = f"reused {n_reused:,} of {len(prompt):,}"
-    if n_reused < n:
+    n = n_common(held, prompt)
+    if n_reused > n:
+        return f"{said}, from a checkpoint"
+    if n_reused < min(n, len(prompt) - 1):
         return f"{said}: this model's memory cannot be cut at token {n:,}"
     if n == 0 or n >= min(len(held), len(prompt) - 1):
         return said

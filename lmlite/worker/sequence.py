@@ -42,6 +42,8 @@ class Sequence:
     tokens: list[int] = field(init=False)  # the prompt's, and those sampled so far
     lane: Lane | None = None  # None while it waits
     n_shared: int = 0  # tokens whose memory another running sequence holds too
+    n_cached: int = 0  # tokens that it last started from
+    marks: list[int] = field(default_factory=list)  # tokens still to read up to a checkpoint
     chain: SamplerChain | None = None  # None until it was first admitted
     n_completion: int = 0
     n_reasoning: int = 0  # those of them that were thoughts
@@ -67,6 +69,13 @@ class Sequence:
         return len(self.tokens) - len(self.lane.tokens)
 
     @property
+    def n_next(self) -> int:
+        """Tokens that may be read at once: all that are pending, or those up to a checkpoint."""
+        assert self.lane is not None
+        end = self.marks[0] if self.marks else len(self.tokens)
+        return end - len(self.lane.tokens)
+
+    @property
     def has_stopped(self) -> bool:
         """Whether the text has come to a stop string."""
         return self._text.stopped
@@ -80,9 +89,9 @@ class Sequence:
         self._n_ahead = n_ahead
         return [Queued(self.request_id, self.index, n_ahead)]
 
-    def started(self, n_cached: int, cache: str = "") -> Started:
-        """When it is admitted for the first time."""
-        return Started(self.request_id, self.index, len(self.prompt), n_cached, cache)
+    def started(self, cache: str = "") -> Started:
+        """When it is admitted for the first time; `cache` tells what it began with, in words."""
+        return Started(self.request_id, self.index, len(self.prompt), self.n_cached, cache)
 
     def reading(self) -> Reading:
         """While its prompt is read: how much of it is."""

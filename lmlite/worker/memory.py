@@ -1,0 +1,162 @@
+"""The context's memory: which tokens it holds, and how a prompt gets to start from them.
+
+Joins three things: the policy (`prefix.py`), what C can do (`llama.Context`), and checkpoints,
+which bring back what memory has lost or never could keep. Belongs to the engine thread. Knows
+no requests: a prompt is a list of token ids, and runs in a lane.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from lmlite.worker import prefix
+from lmlite.worker.checkpoints import Checkpoints
+from lmlite.worker.llama import Context, Model
+from lmlite.worker.prefix import Lane, Place
+
+Reading = tuple[list[int], list[int]]  # a prompt, and behind which tokens it makes checkpoints
+
+
+class Memory:
+    """The lanes of a context, and the checkpoints beside them."""
+
+    def __init__(self, model: Model, context: Context, checkpoints: Sequence[Checkpoints]) -> None:
+        self._context = context
+        self._can_cut = model.can_cut_memory
+        self._checkpoints = checkpoints
+        self.n_max = context.n_ctx  # cells
+        self.lanes = [Lane(seq_id) for seq_id in range(context.n_seq_max)]
+
+    # ---- where a prompt starts -------------------------------------------------------------
+
+    def place(self, tokens: Sequence[int]) -> Place | None:
+        """Where a prompt would run, and what it would start from. None: every lane is busy."""
+        return prefix.place(self.lanes, tokens, self._can_cut)
+
+    def is_coming(self, tokens: list[int], n_held: int, reading: Iterable[Reading]) -> bool:
+        """Whether others are just now reading more of a prompt than the n_held tokens there are.
+
+        Of a memory that cannot be cut, others get only what a checkpoint will hold.
+        """
+        if self._can_cut:
+            return prefix.is_coming(tokens, n_held, (read for read, _ in reading))
+        return any(
+            n_held + prefix.MIN_SHARED <= mark < len(tokens) and read[:mark] == tokens[:mark]
+            for read, marks in reading
+            for mark in marks
+        )
+
+    def begin(self, place: Place, tokens: list[int]) -> int:
+        """Lets the lane hold the longest beginning there is; how many tokens that are."""
+        lane = place.lane
+        n_tokens = self._restored(place, tokens) or self._taken(place)
+        if n_tokens == 0:
+            self._empty(lane)
+        lane.tokens = tokens[:n_tokens]
+        lane.busy = True
+        return n_tokens
+
+    def begin_anew(self, lane: Lane) -> None:
+        """Lets the lane hold nothing."""
+        self._empty(lane)
+        lane.busy = True
+
+    def _taken(self, place: Place) -> int:
+        """From a lane: its own, or another one, with which it then shares cells."""
+        lane, source, n_tokens = place.lane, place.source, place.n_tokens
+        if not n_tokens or not self._context.can_begin(source.seq_id, n_tokens):
+            return 0
+        if source is lane:
+            self._context.keep(lane.seq_id, n_tokens)
+        else:
+            self._empty(lane)
+            self._context.share(source.seq_id, lane.seq_id, n_tokens)
+        return n_tokens
+
+    def _restored(self, place: Place, tokens: list[int]) -> int:
+        """From a checkpoint, where one holds clearly more than any lane."""
+        lane = place.lane
+        for store in self._checkpoints:
+            n_tokens, checkpoint = store.best(tokens, self._can_cut)
+            if checkpoint is None or n_tokens < place.n_tokens + store.min_tokens:
+                continue
+            state = store.load(checkpoint)
+            if state is None or not self._restore(lane, state):
+                continue
+            if self._context.can_begin(lane.seq_id, n_tokens):
+                self._context.keep(lane.seq_id, n_tokens)
+                return n_tokens
+            self._empty(lane)
+        return 0
+
+    def _restore(self, lane: Lane, state: bytes) -> bool:
+        """Idle lanes leave until there is room for it."""
+        self._empty(lane)
+        while not self._context.restore(lane.seq_id, state):
+            if not self.evict():
+                return False
+        return True
+
+    # ---- what is kept ----------------------------------------------------------------------
+
+    def marks(self, prompt: list[int], n_held: int, closest: list[int]) -> list[int]:
+        """Behind which tokens of a prompt, that is about to be read, a checkpoint pays.
+
+        All but the last, for who asks the same again or goes on from there. Where memory cannot
+        be cut, also where it parts from the closest of others: such a beginning comes again.
+        """
+        worth = min((store.min_tokens for store in self._checkpoints), default=None)
+        if worth is None:
+            return []
+        places = [len(prompt) - 1]
+        if not self._can_cut:
+            places.append(prefix.n_common(prompt, closest))
+        return sorted({place for place in places if n_held + worth <= place < len(prompt)})
+
+    def save(self, lane: Lane, n_new: int) -> None:
+        """Makes a checkpoint of what the lane holds, n_new tokens of which were read for it."""
+        stores = [
+            store
+            for store in self._checkpoints
+            if n_new >= store.min_tokens and not store.holds(lane.tokens)
+        ]
+        if stores:
+            state = self._context.state(lane.seq_id)
+            for store in stores:
+                store.add(list(lane.tokens), state)
+
+    def leave(self, lane: Lane, now: int) -> None:
+        """The lane is idle; what it holds stays for prompts that begin alike."""
+        lane.busy = False
+        lane.last_used = now
+
+    def evict(self) -> bool:
+        """Gives up the idle lane that nobody used for longest. False: there is none."""
+        victim = prefix.evictable(self.lanes)
+        if victim is None:
+            return False
+        self._empty(victim)
+        return True
+
+    def forget_all(self) -> None:
+        """After a failed step nothing about memory is certain."""
+        for lane in self.lanes:
+            lane.tokens = []
+        self._context.clear_memory()
+
+    def _empty(self, lane: Lane) -> None:
+        self._context.keep(lane.seq_id, 0)
+        lane.tokens = []
+
+    # ---- what is told ----------------------------------------------------------------------
+
+    def closest(self, tokens: list[int]) -> list[int]:
+        """What the lane holds that has most in common with a prompt."""
+        lane = max(self.lanes, key=lambda lane: prefix.n_common(lane.tokens, tokens))
+        return lane.tokens
+
+    def n_cells(self) -> tuple[int, int]:
+        """(cells of lanes that run, cells of idle ones)."""
+        if not self._can_cut:  # then nothing is shared
+            n_used = sum(len(lane.tokens) for lane in self.lanes if lane.busy)
+            return n_used, sum(len(lane.tokens) for lane in self.lanes) - n_used
+        n_used = prefix.n_cells(lane for lane in self.lanes if lane.busy)
+        return n_used, prefix.n_cells(self.lanes) - n_used
