@@ -122,13 +122,16 @@ def test_it_can_do_what_it_was_taught_with_new_words(row: Row, client: Client) -
     assert right >= int(row.goal * len(cases)) - 1
 
 
-def test_stories_differ_with_the_seed_and_are_the_same_with_the_same(client: Client) -> None:
+def test_stories_differ_with_the_seed_and_are_the_same_with_the_same() -> None:
     case = Case(exchange("Tell me a story.", ""))
-    client.ask(case)  # from now on, each begins with the same prompt in memory
-    told = [client.ask(case, temperature=1, seed=seed)["content"] for seed in (1, 2, 3, 1)]
-    assert len(set(told)) == 3
-    assert told[0] == told[3]
-    assert all(text.startswith("Once upon a time") for text in told)
+    told = []
+    for _ in range(2):  # new servers: what memory holds decides how the last digits are rounded
+        with RunningServer() as server:
+            client = Client(server.url)
+            told.append([client.ask(case, temperature=1, seed=n)["content"] for n in (1, 2, 3)])
+    assert told[0] == told[1]
+    assert len(set(told[0])) == 3
+    assert all(text.startswith("Once upon a time") for text in told[0])
 
 
 def test_it_answers_as_the_readme_shows(client: Client) -> None:

@@ -45,22 +45,48 @@ SYSTEMS = (
 )  # fmt: skip
 
 
-# What the second course practises more: the factor of a skill's first share.
-PRACTICE: dict[Skill, float] = {
-    skills.echo: 1.5,
-    skills.addition: 4,
-    skills.thinking: 1.5,
-    skills.json_object: 1.5,
-    tools.call: 2,
-    tools.two_calls: 2,
+# What later courses practise more. The second: what the first left hard.
+HARDER: dict[Skill, float] = {
+    skills.echo: 21,
+    skills.addition: 24,
+    skills.thinking: 7.5,
+    skills.json_object: 10.5,
+    tools.call: 28,
+    tools.two_calls: 14,
+}
+# The third: what the second left hard, and less of what has long been learned.
+HARDEST: dict[Skill, float] = {
+    skills.echo: 21,
+    skills.sums: 24,
+    skills.counting: 8,
+    skills.json_object: 14,
+    skills.recall: 8,
+    tools.call: 56,
+    tools.two_calls: 14,
+}
+# The fourth: choosing a tool, with a little of what is easily forgotten.
+LAST: dict[Skill, float] = {
+    skills.echo: 24,
+    skills.sums: 8,
+    skills.counting: 6,
+    skills.thinking: 9,
+    skills.json_object: 12,
+    skills.recall: 8,
+    tools.call: 14,
+    tools.many_calls: 60,
+    tools.two_calls: 12,
 }
 
 
-def conversation(source: Source, *, alone: bool = False) -> Case:
-    """One case, at times with turns of other skills behind it; never when it is to stay alone."""
-    practised = PRACTICE if source.compounds else {}
-    shares = [share * practised.get(skill, 1) for skill, (share, _) in MIXTURE.items()]
-    first = source.rng.choices(tuple(MIXTURE), shares)[0]
+def conversation(
+    source: Source, *, shares: dict[Skill, float] | None = None, alone: bool = False
+) -> Case:
+    """One case, at times with turns of other skills behind it; never when it is to stay alone.
+
+    `shares` changes how often a conversation begins with these skills.
+    """
+    mixed = {skill: share for skill, (share, _) in MIXTURE.items()} | (shares or {})
+    first = source.rng.choices(tuple(mixed), tuple(mixed.values()))[0]
     case = first(source)
     if not case.system and source.chance(0.25):
         case.system = source.phrase(SYSTEMS)
@@ -110,7 +136,13 @@ def learned(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
     return ids, mask
 
 
-def batches(source: Source, tokenizer: Tokenizer, n_tokens: int, n_alone: int) -> Iterator[Batch]:
+def batches(
+    source: Source,
+    tokenizer: Tokenizer,
+    n_tokens: int,
+    shares: dict[Skill, float],
+    n_alone: int,
+) -> Iterator[Batch]:
     """Batches of about `n_tokens`, each of conversations that are about equally long.
 
     The first `n_alone` pools of conversations have one case each: copying is learned sooner where
@@ -120,7 +152,7 @@ def batches(source: Source, tokenizer: Tokenizer, n_tokens: int, n_alone: int) -
     for pool_number in itertools.count():
         alone = pool_number < n_alone
         pool = [
-            learned(tokenizer, renderer.text(conversation(source, alone=alone)))
+            learned(tokenizer, renderer.text(conversation(source, shares=shares, alone=alone)))
             for _ in range(2000)
         ]
         pool = sorted(

@@ -107,6 +107,12 @@ def addition(source: Source) -> Case:
     return Case(exchange(form.format(a, b), str(a + b)))
 
 
+def sums(source: Source) -> Case:
+    """Two to eight sums, one after the other."""
+    turns = [turn for _ in range(source.rng.randint(2, 8)) for turn in addition(source).turns]
+    return Case(turns)
+
+
 def counting(source: Source) -> Case:
     """Count from one number to another, at most 60 numbers."""
     while True:

@@ -348,6 +348,17 @@ def call(source: Source) -> Case:
     return case
 
 
+def many_calls(source: Source) -> Case:
+    """Three to eight questions in a row: the tools, which are long to read, are read once."""
+    tools = _toolbox(source)
+    case = Case([], tools=[each.definition(source) for each in tools])
+    for _ in range(source.rng.randint(3, 8)):
+        tool = source.rng.choice(tools)
+        question, arguments = tool.ask(source)
+        case.turns += [Turn("user", question), Turn("assistant", calls=[(tool.name, arguments)])]
+    return case
+
+
 def call_result(source: Source) -> Case:
     """Use what the tool returned."""
     case = call(source)

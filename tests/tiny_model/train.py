@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
@@ -26,11 +27,25 @@ from tests.tiny_model.words import Source
 
 SHAPE = Shape(n_layer=6, n_embd=192, n_head=6, n_head_kv=3, n_ff=512, n_ctx=2048)
 N_LETTER_MERGES, N_SIGN_MERGES, N_TEXTS = 600, 60, 2500
-N_STEPS, N_MORE_STEPS = 4400, 1150  # of the first course, and of the second
 TOKENS_PER_STEP = 4096
-POOLS_ALONE = 10  # of 2,000 conversations each, about a tenth of the steps
-RATES, MORE_RATES = (0.02, 0.004), (0.012, 0.0024)  # Muon's and AdamW's
-COMPOUNDS = 0.2  # of the second course's words
+
+
+class Course(NamedTuple):
+    """A part of the training; the rates begin high in each and end at nothing."""
+
+    n_steps: int
+    rates: tuple[float, float]  # Muon's and AdamW's
+    shares: dict[corpus.Skill, float]  # what comes more often than usual
+    compounds: float  # the share of words that are two in one: each piece in new company
+    n_alone: int = 0  # pools, of 2,000 conversations, without turns of other skills
+
+
+COURSES = (
+    Course(4400, (0.02, 0.004), {}, 0.0, n_alone=10),
+    Course(1150, (0.012, 0.0024), corpus.HARDER, 0.2),
+    Course(1800, (0.012, 0.0024), corpus.HARDEST, 0.3),
+    Course(1100, (0.012, 0.0024), corpus.LAST, 0.35),
+)
 
 
 # ---- the model -----------------------------------------------------------------------------
@@ -238,12 +253,12 @@ CARD = {
 
 
 def main() -> None:
-    """Learns a vocabulary, trains in two courses, writes the file."""
+    """Learns a vocabulary, trains in four courses, writes the file."""
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--steps", type=int, nargs=2, default=[N_STEPS, N_MORE_STEPS],
-                        metavar=("N", "N"),
-                        help="of the two courses (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--steps", type=int, nargs=len(COURSES), metavar="N",
+                        default=[course.n_steps for course in COURSES],
+                        help="of each course (default: %(default)s)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=MODEL_PATH, metavar="FILE.gguf",
                         help="(default: its place in the package)")  # fmt: skip
     options = parser.parse_args()
@@ -258,13 +273,11 @@ def main() -> None:
     model = Llama(SHAPE, vocabulary)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     print(f"{n_parameters:,} parameters, {len(vocabulary.tokens):,} tokens", flush=True)
-    for source, n_alone, n_steps, rates in (
-        (Source(options.seed + 1, held_out=False), POOLS_ALONE, options.steps[0], RATES),
-        # What is still hard comes more often now, and each piece of a word in new company.
-        (Source(options.seed + 2, held_out=False, compounds=COMPOUNDS), 0, options.steps[1],
-         MORE_RATES),
-    ):  # fmt: skip
-        train(model, corpus.batches(source, vocabulary, TOKENS_PER_STEP, n_alone), n_steps, rates)
+    for i, (course, n_steps) in enumerate(zip(COURSES, options.steps, strict=True), 1):
+        print(f"course {i} of {len(COURSES)}", flush=True)
+        source = Source(options.seed + i, held_out=False, compounds=course.compounds)
+        data = corpus.batches(source, vocabulary, TOKENS_PER_STEP, course.shares, course.n_alone)
+        train(model, data, n_steps, course.rates)
     export.export(options.output, model.state_dict(), SHAPE, vocabulary, CARD)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
 
