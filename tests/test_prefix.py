@@ -15,6 +15,7 @@ from lmlite.worker.prefix import (
     n_cells,
     n_common,
     n_reusable,
+    n_shared,
     place,
 )
 
@@ -129,16 +130,43 @@ def test_what_came_from_a_checkpoint_is_told() -> None:
 # ---- cells ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "held, n",
-    [
-        ([], 0),
-        ([[1, 2, 3]], 3),
-        ([[1, 2, 3], []], 3),
-        ([[1, 2, 3], [1, 2, 3]], 3),
-        ([[1, 2, 3], [1, 2, 9, 9]], 5),
-        ([[1, 2, 3], [4, 5], [1, 2, 9], [1, 2, 9, 7]], 7),
-    ],
-)
-def test_a_shared_beginning_is_held_once(held: list[list[int]], n: int) -> None:
-    assert n_cells(lane(i, tokens) for i, tokens in enumerate(held)) == n
+def test_a_shared_beginning_is_held_once() -> None:
+    whole, begun, cut = lane(0, [1, 2, 3]), lane(1, []), lane(2, [])
+    begun.begin_with(whole, 2)
+    begun.tokens += [9, 9]
+    cut.begin_with(begun, 3)
+    assert (begun.tokens, cut.tokens) == ([1, 2, 9, 9], [1, 2, 9])
+    assert n_cells([whole, begun, cut]) == n_cells([cut, whole, begun]) == 3 + 2
+    assert n_cells([whole, cut]) == 3 + 1
+    assert n_shared(cut, {begun}) == 3
+    assert n_shared(cut, {whole}) == 2
+    cut.cut(1)
+    assert n_shared(cut, {begun, whole}) == 1
+    whole.cut(0)
+    assert n_cells([whole, begun, cut]) == 4
+
+
+def test_the_same_tokens_read_twice_take_cells_twice() -> None:
+    assert n_cells([lane(0, [1, 2, 3]), lane(1, [1, 2, 3])]) == 6
+
+
+def test_cells_are_counted_right_whoever_shares_with_whom() -> None:
+    rng = random.Random(1)
+    lanes = [lane(i, []) for i in range(5)]
+    cells: list[list[object]] = [[] for _ in lanes]
+    for _ in range(2000):
+        i, j = rng.sample(range(5), 2)
+        n = rng.randrange(len(lanes[j].tokens) + 1)
+        match rng.randrange(3):
+            case 0:
+                lanes[j].tokens.append(7)
+                cells[j].append(object())
+            case 1:
+                lanes[j].cut(n)
+                del cells[j][n:]
+            case 2:
+                lanes[i].cut(0)
+                lanes[i].begin_with(lanes[j], n)
+                cells[i] = cells[j][:n]
+        some = rng.sample(range(5), 3)
+        assert n_cells(lanes[k] for k in some) == len({cell for k in some for cell in cells[k]})

@@ -149,11 +149,11 @@ class Engine:
             if len(self._running) >= self._n_parallel:
                 return
             assert self._memory is not None
-            place = self._memory.place(sequence.tokens)
+            place = self._memory.place(sequence.reusable)
             if place is None or not self._has_room(sequence, place):
                 return
             reading = [(s.tokens, s.marks) for s in self._running if s.n_pending > 1]
-            if self._memory.is_coming(sequence.tokens, place.n_tokens, reading):
+            if self._memory.is_coming(sequence.reusable, place.n_tokens, reading):
                 continue
             self._waiting.remove(sequence)
             self._start(sequence, place)
@@ -164,12 +164,12 @@ class Engine:
 
     def _has_room(self, sequence: Sequence, place: Place) -> bool:
         """Whether memory can hold it beside those that run. Idle prefixes do not count."""
-        assert self._context is not None
+        assert self._memory is not None
         if not self._running:
             return True
-        n_held = sum(len(running.tokens) - running.n_shared for running in self._running)
-        n_shared = place.n_tokens if place.source.busy else 0
-        return n_held + len(sequence.tokens) - n_shared < self._context.n_ctx
+        n_pending = sum(running.n_pending for running in self._running)
+        n_held = self._memory.n_cells_with(place, sequence.tokens)
+        return n_held + n_pending < self._memory.n_max
 
     def _step(self) -> None:
         """Decodes one batch of what is pending, and samples where nothing is any more."""
@@ -192,17 +192,12 @@ class Engine:
 
     def _start(self, sequence: Sequence, place: Place) -> None:
         assert self._context is not None and self._memory is not None
-        closest = self._memory.closest(sequence.tokens)
+        closest = self._memory.closest(sequence.reusable)
         sequence.lane = place.lane
         self._running.append(sequence)
-        if sequence.wants_prompt_logprobs:
-            self._memory.begin_anew(place.lane)
-            sequence.prompt_logprobs.clear()  # they come again with the tokens
-        else:
-            sequence.n_cached = self._memory.begin(place, sequence.tokens)
-            sequence.marks = self._memory.marks(sequence.prompt, sequence.n_cached, closest)
-        is_shared = place.source.busy and place.source is not place.lane
-        sequence.n_shared = min(sequence.n_cached, place.n_tokens) if is_shared else 0
+        sequence.prompt_logprobs.clear()  # they come again with the tokens
+        sequence.n_cached = self._memory.begin(place, sequence.reusable)
+        sequence.marks = self._memory.marks(sequence.prompt, sequence.n_cached, closest)
         if sequence.chain is not None:  # it goes on where it was put back
             return
         sequence.chain = SamplerChain(

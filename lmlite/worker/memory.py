@@ -50,39 +50,43 @@ class Memory:
         n_tokens = self._restored(place, tokens) or self._taken(place)
         if n_tokens == 0:
             self._empty(lane)
-        lane.tokens = tokens[:n_tokens]
         lane.busy = True
         return n_tokens
-
-    def begin_anew(self, lane: Lane) -> None:
-        """Lets the lane hold nothing."""
-        self._empty(lane)
-        lane.busy = True
 
     def _taken(self, place: Place) -> int:
         """From a lane: its own, or another one, with which it then shares cells."""
         lane, source, n_tokens = place.lane, place.source, place.n_tokens
-        if not n_tokens or not self._context.can_begin(source.seq_id, n_tokens):
+        # A checkpoint that was tried in vain may have cost what the source held.
+        if not 0 < n_tokens <= len(source.tokens):
+            return 0
+        if not self._context.can_begin(source.seq_id, n_tokens):
             return 0
         if source is lane:
             self._context.keep(lane.seq_id, n_tokens)
+            lane.cut(n_tokens)
         else:
             self._empty(lane)
             self._context.share(source.seq_id, lane.seq_id, n_tokens)
+            lane.begin_with(source, n_tokens)
         return n_tokens
 
     def _restored(self, place: Place, tokens: list[int]) -> int:
         """From a checkpoint, where one holds clearly more than any lane."""
         lane = place.lane
+        n_free = self.n_max - prefix.n_cells(lane for lane in self.lanes if lane.busy)
         for store in self._checkpoints:
             n_tokens, checkpoint = store.best(tokens, self._can_cut)
             if checkpoint is None or n_tokens < place.n_tokens + store.min_tokens:
+                continue
+            # It shares no cells. Where it does not fit, idle lanes would leave for nothing.
+            if max(len(checkpoint.tokens), len(tokens)) > n_free:
                 continue
             state = store.load(checkpoint)
             if state is None or not self._restore(lane, state):
                 continue
             if self._context.can_begin(lane.seq_id, n_tokens):
                 self._context.keep(lane.seq_id, n_tokens)
+                lane.tokens = tokens[:n_tokens]
                 return n_tokens
             self._empty(lane)
         return 0
@@ -139,12 +143,12 @@ class Memory:
     def forget_all(self) -> None:
         """After a failed step nothing about memory is certain."""
         for lane in self.lanes:
-            lane.tokens = []
+            lane.cut(0)
         self._context.clear_memory()
 
     def _empty(self, lane: Lane) -> None:
         self._context.keep(lane.seq_id, 0)
-        lane.tokens = []
+        lane.cut(0)
 
     # ---- what is told ----------------------------------------------------------------------
 
@@ -155,8 +159,13 @@ class Memory:
 
     def n_cells(self) -> tuple[int, int]:
         """(cells of lanes that run, cells of idle ones)."""
-        if not self._can_cut:  # then nothing is shared
-            n_used = sum(len(lane.tokens) for lane in self.lanes if lane.busy)
-            return n_used, sum(len(lane.tokens) for lane in self.lanes) - n_used
         n_used = prefix.n_cells(lane for lane in self.lanes if lane.busy)
         return n_used, prefix.n_cells(self.lanes) - n_used
+
+    def n_cells_with(self, place: Place, tokens: list[int]) -> int:
+        """Cells of lanes that run, and of a prompt's tokens once they are read at that place."""
+        busy = {lane for lane in self.lanes if lane.busy}
+        n_shared = place.n_tokens
+        if not place.source.busy:  # then its cells are idle, but for those that others share
+            n_shared = min(n_shared, prefix.n_shared(place.source, busy))
+        return prefix.n_cells(busy) + len(tokens) - n_shared

@@ -5,9 +5,8 @@ does the copying, trimming and decoding itself. In unified memory a cell may bel
 lanes, so a beginning that two lanes share is held once, and sharing it costs nothing.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 
 BLOCK = 256  # tokens compared at once: comparing slices is fast, comparing one by one is not
 MIN_SHARED = 16  # tokens for which waiting on another's reading is worth a step
@@ -21,6 +20,24 @@ class Lane:
     tokens: list[int] = field(default_factory=list)  # what memory holds, oldest first
     busy: bool = False
     last_used: int = 0  # step of the engine; the smallest idle one is the first to leave
+    shared: "dict[Lane, int]" = field(default_factory=dict)  # first cells that are another's too
+
+    def cut(self, n_tokens: int) -> None:
+        """Its memory keeps only the first n_tokens."""
+        self.tokens = self.tokens[:n_tokens]
+        for other, n_shared in list(self.shared.items()):
+            self._note_shared(other, min(n_shared, n_tokens))
+
+    def begin_with(self, source: "Lane", n_tokens: int) -> None:
+        """Its memory, empty until now, holds the source's first n_tokens, in the same cells."""
+        self.tokens = source.tokens[:n_tokens]
+        for other, n_shared in [*source.shared.items(), (source, n_tokens)]:
+            self._note_shared(other, min(n_shared, n_tokens))
+
+    def _note_shared(self, other: "Lane", n_shared: int) -> None:
+        self.shared[other] = other.shared[self] = n_shared
+        if n_shared == 0:
+            del self.shared[other], other.shared[self]
 
 
 @dataclass(frozen=True)
@@ -100,10 +117,18 @@ def is_coming(prompt: Sequence[int], n_reused: int, reading: Iterable[Sequence[i
 
 
 def n_cells(lanes: Iterable[Lane]) -> int:
-    """Cells that these lanes hold together; a beginning that several share counts once."""
-    held = sorted(lane.tokens for lane in lanes)
-    shared = sum(n_common(a, b) for a, b in pairwise(held))
-    return sum(map(len, held)) - shared
+    """Cells that these lanes hold together; one that several share counts once."""
+    counted: set[Lane] = set()
+    n = 0
+    for lane in lanes:
+        n += len(lane.tokens) - n_shared(lane, counted)
+        counted.add(lane)
+    return n
+
+
+def n_shared(lane: Lane, others: Collection[Lane]) -> int:
+    """How many of a lane's cells any of the others holds too. They are its first ones."""
+    return max((n for other, n in lane.shared.items() if other in others), default=0)
 
 
 def evictable(lanes: Iterable[Lane]) -> Lane | None:

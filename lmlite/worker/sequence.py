@@ -41,7 +41,6 @@ class Sequence:
     grammar: Grammar | None = None
     tokens: list[int] = field(init=False)  # the prompt's, and those sampled so far
     lane: Lane | None = None  # None while it waits
-    n_shared: int = 0  # tokens whose memory another running sequence holds too
     n_cached: int = 0  # tokens that it last started from
     marks: list[int] = field(default_factory=list)  # tokens still to read up to a checkpoint
     chain: SamplerChain | None = None  # None until it was first admitted
@@ -61,6 +60,11 @@ class Sequence:
     def wants_prompt_logprobs(self) -> bool:
         """Whether each prompt token's probability is asked for (echo with logprobs)."""
         return self.echo is not None and self.params.n_logprobs is not None
+
+    @property
+    def reusable(self) -> list[int]:
+        """The tokens that memory may give it, but for the last: those whose logits nobody wants."""
+        return self.tokens[:1] if self.wants_prompt_logprobs else self.tokens
 
     @property
     def n_pending(self) -> int:
@@ -94,10 +98,10 @@ class Sequence:
         return Started(self.request_id, self.index, len(self.prompt), self.n_cached, cache)
 
     def reading(self) -> Reading:
-        """While its prompt is read: how much of it is."""
+        """While its prompt is read: how much of it is. Read again, its completion is part of it."""
         assert self.lane is not None
         n_read = len(self.lane.tokens)
-        return Reading(self.request_id, self.index, n_read, len(self.prompt))
+        return Reading(self.request_id, self.index, n_read, len(self.tokens))
 
     def echoed(self) -> list[ReplyEvent]:
         """In front of the completion: the prompt's text, where it is asked for."""
