@@ -565,6 +565,20 @@ def test_who_is_read_again_is_told_of_all_its_tokens() -> None:
     assert told[-1].n_read < told[-1].n_prompt > 40
 
 
+def test_the_going_of_the_last_one_is_reported() -> None:
+    class Leaving(Script):
+        def before_step(self) -> None:
+            if self.context.n_steps == 3 and self.choices:
+                self.cancel(1)
+
+    leaving = Leaving(100)
+    leaving.ask(fresh(10), 30)
+    leaving.run()
+    assert leaving.ended == {"cancelled": 1}
+    assert (leaving.state.n_running, leaving.state.n_cells_used) == (0, 0)
+    assert leaving.state.n_cells_idle == 10 + 2
+
+
 # ---- by hand ---------------------------------------------------------------------------------
 
 

@@ -124,9 +124,11 @@ class Engine:
             self._flush()
 
     def _take_commands(self) -> bool:
-        """Empties the inbox, waiting for a command while there is nothing else to do."""
-        while self._is_idle() or not self._inbox.empty():
+        """Empties the inbox; waits for a first command if there is nothing else to do."""
+        must_wait = self._is_idle()
+        while must_wait or not self._inbox.empty():
             command = self._inbox.get()
+            must_wait = False  # also a cancellation that leaves nothing to do is reported
             if command is None:
                 return False
             if isinstance(command, _Cancel):
