@@ -15,7 +15,7 @@ BRIDGE  := native/bridge.h native/bridge.cpp native/chat.cpp native/CMakeLists.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test native abi lint conformance clients fuzz tiny-model tiny-check clean
+.PHONY: help run test native abi lint conformance clients fuzz bench tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -48,6 +48,9 @@ clients: native .venv/clients/.complete ## run LM Studio's examples with the rea
 fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
 	@$(PYTHON) -m tests.fuzz_gguf $(ARGS)
 
+bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="--only stream")
+	@LMLITE_LLAMA_CPP=$(SOURCE) $(PYTHON) -m tests.bench $(ARGS)
+
 tiny-model: .venv/tiny/.complete ## train the embedded model again, about an hour (ARGS="--seed 2")
 	@.venv/tiny/bin/python -m tests.tiny_model.train $(ARGS)
 
@@ -71,6 +74,12 @@ $(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/options
 	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake
 	@$(WITH_CMAKE) cmake --install $(BUILD)/cmake --component lmlite --strip \
 	  --prefix $(CURDIR)/lmlite/lib > /dev/null
+	@touch $@
+
+# llama.cpp's own server and benchmark, on the very libraries that lmlite runs on.
+$(BUILD)/peer.built: $(LIBRARY)
+	@echo "building llama-server and llama-bench: about 2 minutes on two cores, once"
+	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake --target llama-server llama-bench
 	@touch $@
 
 # CMake and Ninja come from the machine if it has both, else into this environment.

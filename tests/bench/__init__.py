@@ -1,0 +1,1 @@
+"""lmlite beside llama-server, or any other server, measured in turn: `make bench`."""
