@@ -1,6 +1,7 @@
 """The benchmark's own arithmetic: from bytes to times, from values to a table. Nothing is timed."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.bench.client import (
     parse_head,
     split_head,
 )
-from tests.bench.peers import NotMeasured, Server, Setup
+from tests.bench.peers import NotMeasured, Server, Setup, busy_s
 from tests.bench.report import Row, Section, heading, number, ratio, section_lines, summary
 from tests.bench.scenarios import SCENARIOS, Figure, Scenario, less, more
 from tests.bench.work import Values, Work
@@ -222,6 +223,20 @@ def test_the_table() -> None:
     )
 
 
+def test_a_machine_that_was_not_quiet_is_told() -> None:
+    section = Section("start", [], others=[0.02, 0.731, 0.0])
+    assert list(section_lines(section)) == [
+        "start", "  not quiet: other processes took up to 0.73 cores"
+    ]  # fmt: skip
+    assert list(section_lines(Section("start", [], others=[0.02, 0.09]))) == ["start"]
+
+
+def test_work_of_all_processors_is_all_but_idling_and_waiting() -> None:
+    ticks = os.sysconf("SC_CLK_TCK")
+    line = [n * ticks for n in (1, 2, 4, 8000, 16000, 32, 64, 128, 256, 512)]
+    assert busy_s(f"cpu  {' '.join(map(str, line))}\ncpu0 1 2 3\n") == 231
+
+
 def test_the_summary_counts_targets_and_names_the_missed() -> None:
     assert summary(sections()) == (
         "2 of 3 targets reached\n"
@@ -272,6 +287,7 @@ def test_the_servers_take_turns() -> None:
     assert "".join(calls) == "ABABAB"
     assert (section.rows[0].ours, section.rows[0].theirs) == ([2.0] * 3, [1.0] * 3)
     assert section.remarks == []
+    assert len(section.others) == 6
 
 
 def test_what_takes_long_is_done_in_one_round() -> None:

@@ -20,7 +20,15 @@ from typing import Any
 
 from tests.bench import model, report
 from tests.bench.client import BadReply
-from tests.bench.peers import LlamaServer, Lmlite, NotMeasured, Remote, Side, n_cores
+from tests.bench.peers import (
+    LlamaServer,
+    Lmlite,
+    NotMeasured,
+    Others,
+    Remote,
+    Side,
+    n_cores,
+)
 from tests.bench.scenarios import SCENARIOS, Scenario
 from tests.bench.work import Values, Work
 
@@ -69,7 +77,8 @@ def measured(
         for side in sides:
             work = Work(f"{run_id}/{scenario.name}/{i}", quick=options.quick)
             try:
-                values = _one_run(scenario, side, work)
+                with Others() as others:
+                    values = _one_run(scenario, side, work)
             except NotMeasured as err:
                 if side is sides[0]:
                     section.remark(f"left out: {err}")
@@ -80,6 +89,9 @@ def measured(
             else:
                 section.add(side is sides[0], values)
                 works.append(work)
+                # What a remote server takes is, seen from here, somebody else's.
+                if not options.against or side is sides[0]:
+                    section.others.append(others.n_cores)
         counts = [(work.n_prompt, work.n_completion) for work in works]
         if len(set(counts)) > 1:
             section.remark(f"not the same work, (prompt, completion) tokens: {counts}")

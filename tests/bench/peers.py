@@ -6,6 +6,7 @@ A `Side` can serve a model with a setup: `Lmlite` and `LlamaServer` start a proc
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -198,6 +199,41 @@ def busy_process() -> Iterator[None]:
     finally:
         process.kill()
         process.wait()
+
+
+# ---- the rest of the machine ---------------------------------------------------------------
+
+
+class Others:
+    """What processes other than ours, and ours' children, take of the machine meanwhile."""
+
+    def __enter__(self) -> "Others":
+        self._began = time.perf_counter(), busy_s(Path("/proc/stat").read_text()), _own_s()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall_s, machine_s, own_s = (
+            end - begin
+            for end, begin in zip(
+                (time.perf_counter(), busy_s(Path("/proc/stat").read_text()), _own_s()),
+                self._began,
+                strict=True,
+            )
+        )
+        self.n_cores = max(0.0, (machine_s - own_s) / wall_s)
+
+
+def busy_s(stat: str) -> float:
+    """Seconds that all processors have worked, by the text of /proc/stat; stolen ones count."""
+    user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, stat.split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_s() -> float:
+    """Of this process and of all that it has started and that have ended."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    used = [resource.getrusage(kind) for kind in kinds]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 # ---- memory --------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from typing import Any
 from tests.bench.scenarios import Figure
 
 NAME_WIDTH, VALUE_WIDTH = 38, 13
+DISTURBED_CORES = 0.1  # from here on, others are worth a remark
 
 
 def ratio(ours: float | None, theirs: float | None) -> float | None:
@@ -75,6 +76,7 @@ class Section:
     name: str
     rows: list[Row]
     remarks: list[str] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)  # cores that other processes took, each run
 
     def add(self, is_ours: bool, values: dict[str, float]) -> None:
         """The values of one round and side, by the keys of the figures."""
@@ -91,7 +93,12 @@ class Section:
     def json(self) -> dict[str, Any]:
         """For machines."""
         rows = [row.json() for row in self.rows]
-        return {"scenario": self.name, "rows": rows, "remarks": self.remarks}
+        return {
+            "scenario": self.name,
+            "rows": rows,
+            "remarks": self.remarks,
+            "cores_of_others": self.others,
+        }
 
 
 # ---- the table -----------------------------------------------------------------------------
@@ -133,6 +140,8 @@ def section_lines(section: Section) -> Iterable[str]:
         line += f"  {shown:>6}  {target(row.figure):9}  {row.verdict}"
         yield line.rstrip()
     yield from (f"  {text}" for text in section.remarks)
+    if max(section.others, default=0.0) >= DISTURBED_CORES:
+        yield f"  not quiet: other processes took up to {max(section.others):.2f} cores"
 
 
 def summary(sections: Iterable[Section]) -> str:
