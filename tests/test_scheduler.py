@@ -565,18 +565,42 @@ def test_who_is_read_again_is_told_of_all_its_tokens() -> None:
     assert told[-1].n_read < told[-1].n_prompt > 40
 
 
-def test_the_going_of_the_last_one_is_reported() -> None:
-    class Leaving(Script):
-        def before_step(self) -> None:
-            if self.context.n_steps == 3 and self.choices:
-                self.cancel(1)
+class Leaving(Script):
+    """One who goes away as soon as its request is where it is told to wait for."""
 
-    leaving = Leaving(100)
-    leaving.ask(fresh(10), 30)
+    def __init__(self, phase: str) -> None:
+        super().__init__(100, n_batch=16)
+        self._phase = phase
+        self.leaver: Key | None = None
+
+    def before_step(self) -> None:
+        if self.leaver not in self.choices:
+            return
+        sequence = self.choices[self.leaver].sequence
+        phase = "generating" if sequence.n_completion > 1 else "reading"
+        if (phase if sequence.lane else "queued") == self._phase:
+            self.cancel(sequence.request_id)
+
+
+@pytest.mark.parametrize("phase", ["queued", "reading", "generating"])
+def test_who_goes_away_is_gone_before_the_next_step(phase: str) -> None:
+    leaving = Leaving(phase)
+    for kind in range(3 if phase == "queued" else 1):
+        leaving.ask(fresh(5, kind), 20)
+    leaving.leaver = leaving.ask(fresh(40, 4), 30)
+    last = leaving.ask(fresh(5, 5), 10)
+    leaving.run()  # which looks before every step who is there
+    assert leaving.ended["cancelled"] == 1
+    assert leaving.leaver not in leaving.finished and last in leaving.finished
+
+
+def test_the_going_of_the_last_one_is_reported() -> None:
+    leaving = Leaving("generating")
+    leaving.leaver = leaving.ask(fresh(10), 30)
     leaving.run()
     assert leaving.ended == {"cancelled": 1}
     assert (leaving.state.n_running, leaving.state.n_cells_used) == (0, 0)
-    assert leaving.state.n_cells_idle == 10 + 2
+    assert leaving.state.n_cells_idle == 10 + 1
 
 
 # ---- by hand ---------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import time
@@ -159,6 +160,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
+def _stop(_number: int, _frame: object) -> None:
+    """A signal ends the servers too: they are stopped on the way out."""
+    sys.exit(1)
+
+
 def run(scenarios: list[Scenario], sides: list[Side], options: argparse.Namespace) -> int:
     """All scenarios, each printed when its rounds are over."""
     where = machine()
@@ -184,4 +190,5 @@ def run(scenarios: list[Scenario], sides: list[Side], options: argparse.Namespac
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)
     sys.exit(main())
