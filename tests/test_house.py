@@ -26,7 +26,7 @@ FLOORS = [
     ["worker.llama", "worker.checkpoints", "server.supervisor", "server.schemas"],
     ["worker.answer", "worker.embedder", "server.registry", "server.chat_requests"],
     ["worker.chat_template", "worker.memory", "worker.sequence", "server.openai_requests"],
-    ["worker.engine", "server.tally", "server.openai_replies"],
+    ["worker.engine", "worker.preparer", "server.tally", "server.openai_replies"],
     ["server.metrics"],
     ["server.listener"],
     ["worker.__main__", "server.http"],

@@ -1,9 +1,8 @@
-"""A worker: reads frames, prepares prompts, runs the engine. `python -m lmlite.worker`
+"""A worker: loads a model, reads frames, runs the engine. `python -m lmlite.worker`
 
 Frames come on standard input and leave on standard output; log lines go to standard error.
-The first frame is a `Load`. The main thread reads frames: it renders templates, tokenizes,
-and refuses all that a client can get wrong, so that nothing is left to refuse once an
-answer has begun. The engine thread does the rest. The end of the input ends the process.
+The first frame is a `Load`. The main thread reads frames and prepares what they ask for; the
+engine thread does the rest. The end of the input ends the process.
 """
 
 import ctypes
@@ -11,7 +10,6 @@ import faulthandler
 import functools
 import math
 import os
-import random
 import resource
 import signal
 import sys
@@ -23,11 +21,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lmlite import frames
-from lmlite.errors import ApiError, BadRequest, InternalError, PromptTooLong, Unsupported
+from lmlite.errors import ApiError, InternalError
 from lmlite.messages import (
     Cancel,
     Chat,
-    ChatOptions,
     Complete,
     Embed,
     Event,
@@ -36,20 +33,16 @@ from lmlite.messages import (
     LoadFailed,
     Loading,
     Note,
-    Prompt,
-    Prompted,
     Ready,
     Request,
-    SamplingParams,
 )
 from lmlite.worker import capi
-from lmlite.worker.answer import Answer, Form
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, identity_of
-from lmlite.worker.embedder import N_SEQ_MAX, Embedder, Input
+from lmlite.worker.embedder import N_SEQ_MAX, Embedder
 from lmlite.worker.engine import Engine
-from lmlite.worker.llama import Context, Grammar, LlamaError, Model
-from lmlite.worker.sequence import Sequence
+from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.preparer import Preparer
 
 DEFAULT_N_CTX = 4096  # tokens, where neither the model nor --ctx asks for less
 EMBEDDING_BATCH = 512  # tokens, for a model that can read a long input in pieces
@@ -92,8 +85,9 @@ class Worker:
             self._n_threads = load.n_threads or default_n_threads()
             self._n_ctx = self._context_size()
             context = self._make_context(stack) if load.generates else None
-            self._template = self._make_template(stack) if load.generates else None
+            template = self._make_template(stack) if load.generates else None
             self._n_ctx_seq = min(self._n_ctx, self._model.n_ctx_train)
+            self._preparer = Preparer(self._model, template, self._n_ctx_seq, outbox.send)
             embedder = Embedder(self._make_embedding_context)
             stack.callback(embedder.close)
             self._engine = Engine(
@@ -130,7 +124,7 @@ class Worker:
                 self._engine.cancel(request_id)
             case Chat() | Complete() | Embed():
                 try:
-                    self._engine.submit(self._prepare(request))
+                    self._engine.submit(self._preparer.prepare(request))
                 except ApiError as err:
                     self._fail(request.id, err)
                 except Exception as err:  # our mistake or the library's: others go on
@@ -152,144 +146,6 @@ class Worker:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
-
-    # ---- preparing requests ----------------------------------------------------------------
-
-    def _prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
-        match request:
-            case Chat():
-                return self._chat(request)
-            case Complete():
-                return self._complete(request)
-            case Embed():
-                return self._embed(request)
-
-    def _chat(self, request: Chat) -> list[Sequence]:
-        if self._template is None:
-            raise Unsupported("this is an embedding model, it cannot chat", param="model")
-        rendered = self._template.render(request.messages, request.options)
-        self._check_not_empty(rendered.tokens, "messages")
-        self._check_sampling(request.params)
-        self._check_prompt(rendered.tokens, "messages")
-        stops = request.params.stop + rendered.stops
-        choices = self._choices(request, 0, rendered.tokens, stops, None)
-        self._give_form(choices, rendered.form, request.options)
-        self._trace(request, 0, rendered.tokens)
-        return choices
-
-    def _give_form(self, choices: list[Sequence], form: Form, options: ChatOptions) -> None:
-        """Each choice reads, and is held to, the form by itself."""
-        param = "tools" if options.json_schema is None else "response_format"
-        for choice in choices:
-            try:
-                if form.has_grammar:
-                    choice.grammar = Grammar(self._model, form.reply)
-                choice.answer = Answer(self._model.lib, form)
-            except (LlamaError, ValueError) as err:
-                for each in choices:
-                    each.close()
-                raise BadRequest(f"no grammar can be made of {param}: {err}", param=param) from None
-
-    def _complete(self, request: Complete) -> list[Sequence]:
-        if self._template is None:
-            raise Unsupported("this is an embedding model, it cannot complete", param="model")
-        self._check_sampling(request.params)
-        sequences = []
-        for number, prompt in enumerate(request.prompts):
-            tokens = self._tokens(prompt, "prompt")
-            self._check_prompt(tokens, "prompt")
-            echo = self._echo(prompt) if request.echo else None
-            self._trace(request, number * request.n, tokens)
-            sequences += self._choices(
-                request, number * request.n, tokens, request.params.stop, echo
-            )
-        return sequences
-
-    def _embed(self, request: Embed) -> list[Input]:
-        inputs = []
-        for index, prompt in enumerate(request.inputs):
-            tokens = self._tokens(prompt, "input")
-            if len(tokens) > self._n_ctx_seq:
-                raise PromptTooLong(
-                    f"input {index} has {len(tokens):,} tokens, more than the model's context "
-                    f"of {self._n_ctx_seq:,}",
-                    param="input",
-                )
-            inputs.append(Input(request.id, index, tokens))
-        return inputs
-
-    def _choices(
-        self,
-        request: Chat | Complete,
-        first_index: int,
-        tokens: list[int],
-        stops: tuple[str, ...],
-        echo: str | None,
-    ) -> list[Sequence]:
-        seed = request.params.seed
-        if seed is None:
-            seed = random.SystemRandom().getrandbits(32)
-        return [
-            # Each choice has a seed of its own, and the first has the one that was asked for.
-            Sequence(
-                request.id,
-                first_index + i,
-                tokens,
-                request.params,
-                (seed + i) % 2**32,
-                stops,
-                echo,
-                request.trace,
-            )
-            for i in range(request.n)
-        ]
-
-    def _tokens(self, prompt: Prompt, param: str) -> list[int]:
-        """Tokens of a prompt that the client owns: its text may spell control tokens."""
-        if isinstance(prompt, str):
-            tokens = self._model.vocab.tokenize(prompt, add_special=True, parse_special=True)
-        else:
-            tokens = list(prompt)
-            self._check_ids(tokens, param)
-        self._check_not_empty(tokens, param)
-        return tokens
-
-    def _check_not_empty(self, tokens: list[int], param: str) -> None:
-        # Without a token there are no logits to sample from, and the engine would wait for ever.
-        if not tokens:
-            raise BadRequest("the text has no tokens", param=param)
-
-    def _echo(self, prompt: Prompt) -> str:
-        if isinstance(prompt, str):
-            return prompt
-        piece = functools.partial(self._model.vocab.piece, special=True)
-        return b"".join(map(piece, prompt)).decode("utf-8", "replace")
-
-    def _check_prompt(self, tokens: list[int], param: str) -> None:
-        if len(tokens) > self._n_ctx_seq:
-            raise PromptTooLong(
-                f"the prompt has {len(tokens):,} tokens, more than the context of "
-                f"{self._n_ctx_seq:,}; shorten it, or serve with a larger --ctx",
-                param=param,
-            )
-
-    def _check_sampling(self, params: SamplingParams) -> None:
-        self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
-
-    def _check_ids(self, tokens: Iterable[int], param: str) -> None:
-        # An id that the vocabulary lacks would end the process inside C.
-        n_vocab = self._model.vocab.n_tokens
-        for token in tokens:
-            if not 0 <= token < n_vocab:
-                raise BadRequest(
-                    f"{token} is not a token of this model, which has {n_vocab:,}", param=param
-                )
-
-    def _trace(self, request: Chat | Complete, index: int, tokens: list[int]) -> None:
-        if request.trace:
-            pieces = (self._model.vocab.piece(token, special=True) for token in tokens)
-            text = b"".join(pieces).decode("utf-8", "replace")
-            self._outbox.send([Prompted(request.id, index, text)])
 
     # ---- loading ---------------------------------------------------------------------------
 
