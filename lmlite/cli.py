@@ -164,7 +164,8 @@ SERVE_FLAGS = (
          "was trained for, at most 4096)", _count),
     Flag("--parallel", "N", 4, "sequences that generate at the same time", _count),
     Flag("--queue", "N", 64, "requests that may wait for them; further ones get a 503", _count),
-    Flag("--threads", "N", None, "threads of the worker (default: one for each core)", _count),
+    Flag("--threads", "N", None, "threads of the worker (default: one for each core, "
+         "fewer while other processes keep the machine busy)", _count),
     Flag("--batch", "N", 512, "tokens of one step at most", _count),
     Flag("--prefill-budget", "SECONDS", 0.15, "of a step, for reading prompts while somebody is "
          "being answered", _seconds),

@@ -21,7 +21,7 @@ FLOORS = [
     ["errors"],
     ["messages", "gguf_header"],
     ["frames", "gguf"],
-    ["worker.capi", "worker.text", "worker.prefix", "server.logs", "server.wire",
+    ["worker.capi", "worker.text", "worker.prefix", "worker.threads", "server.logs", "server.wire",
      "server.connection", "server.log_stream", "server.fields"],
     ["worker.llama", "worker.checkpoints", "server.supervisor", "server.schemas"],
     ["worker.answer", "worker.embedder", "server.registry", "server.chat_requests"],

@@ -43,6 +43,7 @@ from lmlite.worker.embedder import N_SEQ_MAX, Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
 from lmlite.worker.preparer import Preparer
+from lmlite.worker.threads import ThreadGovernor
 
 DEFAULT_N_CTX = 4096  # tokens, where neither the model nor --ctx asks for less
 EMBEDDING_BATCH = 512  # tokens, for a model that can read a long input in pieces
@@ -98,6 +99,7 @@ class Worker:
                 prefill_budget_s=load.prefill_budget_s,
                 emit=outbox.send,
                 checkpoints=self._make_checkpoints(stack) if context else (),
+                governor=self._make_governor(),
             )
             self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
             self._thread.start()
@@ -173,6 +175,16 @@ class Worker:
         stack.callback(context.close)
         self._n_ctx = context.n_ctx
         return context
+
+    def _make_governor(self) -> ThreadGovernor | None:
+        """None: the number of threads was asked for, or a GPU does the work."""
+        if self._load.n_threads is not None or self._model.n_gpu_layers:
+            return None
+        return ThreadGovernor(self._n_threads, on_change=self._tell_threads)
+
+    def _tell_threads(self, old: int, new: int) -> None:
+        text = f"generates with {new} of {self._n_threads} threads, it was {old}"
+        self._outbox.send([Note("info", text)])
 
     def _n_lanes(self) -> int:
         """More lanes than sequences that run, so that finished ones stay to begin from.

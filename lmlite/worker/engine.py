@@ -34,6 +34,7 @@ from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
 from lmlite.worker.memory import Memory
 from lmlite.worker.prefix import Place
 from lmlite.worker.sequence import Sequence
+from lmlite.worker.threads import ThreadGovernor
 
 REPORT_S = 1.0  # between two reports of what the engine is doing
 MIN_PIECE = 32  # tokens of prompt in a step, however slow the machine
@@ -70,11 +71,17 @@ class Engine:
         prefill_budget_s: float,
         emit: Callable[[list[ReplyEvent | EngineState]], None],
         checkpoints: Iterable[Checkpoints] = (),
+        governor: ThreadGovernor | None = None,
     ) -> None:
-        """`context` is None for a model that cannot generate; `emit` is called once per step."""
+        """`context` is None for a model that cannot generate; `emit` is called once per step.
+
+        Without a governor the context's own number of threads holds.
+        """
         self._model, self._vocab = model, model.vocab
         self._context = context
         self._memory = Memory(model, context, tuple(checkpoints)) if context else None
+        self._governor = governor
+        self._n_threads = governor.n_max if governor else 0  # of the last step
         self._embedder = embedder
         self._emit = emit
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
@@ -126,6 +133,8 @@ class Engine:
     def _take_commands(self) -> bool:
         """Empties the inbox; waits for a first command if there is nothing else to do."""
         must_wait = self._is_idle()
+        if must_wait and self._governor is not None:
+            self._governor.pause()
         while must_wait or not self._inbox.empty():
             command = self._inbox.get()
             must_wait = False  # also a cancellation that leaves nothing to do is reported
@@ -177,16 +186,13 @@ class Engine:
         """Decodes one batch of what is pending, and samples where nothing is any more."""
         if not self._running:
             return
-        assert self._context is not None
         self._n_steps += 1
-        began_s = time.monotonic()
         pieces = self._build_batch()
-        while not self._context.decode(self._batch):
+        while not self._decode(pieces):
             self._make_room()
             pieces = self._build_batch()
             if not pieces:
                 return
-        self._measure(pieces, time.monotonic() - began_s)
         for piece in pieces:
             self._account(piece)
 
@@ -320,12 +326,30 @@ class Engine:
     def _prompt_budget(self) -> int:
         return max(MIN_PIECE, int(self._prompt_rate * self._prefill_budget_s))
 
-    def _measure(self, pieces: list[_Piece], elapsed_s: float) -> None:
+    def _decode(self, pieces: list[_Piece]) -> bool:
+        """Runs the batch, with as many threads as pay. False: memory has no room for it."""
+        assert self._context is not None
+        n_tokens = sum(piece.n_tokens for piece in pieces)
+        is_generating = n_tokens == len(pieces)
+        if self._governor is not None:
+            n_threads = self._governor.choose(n_tokens) if is_generating else self._governor.n_max
+            if n_threads != self._n_threads:
+                self._context.set_n_threads(n_threads)
+                self._n_threads = n_threads
+        began_s = time.monotonic()
+        if not self._context.decode(self._batch):
+            return False
+        elapsed_s = time.monotonic() - began_s
+        if self._governor is not None and is_generating:
+            self._governor.note(n_tokens, elapsed_s)
+        self._measure(n_tokens, elapsed_s)
+        return True
+
+    def _measure(self, n_tokens: int, elapsed_s: float) -> None:
         """Counts the step, and keeps a moving average of how fast this machine reads prompts."""
         self._step_s += elapsed_s
         for i, bound_s in enumerate(STEP_BOUNDS_S):
             self._steps_within[i] += elapsed_s <= bound_s
-        n_tokens = sum(piece.n_tokens for piece in pieces)
         if n_tokens >= MIN_PIECE:
             rate = n_tokens / max(elapsed_s, 1e-6)
             self._prompt_rate = (self._prompt_rate + rate) / 2 if self._prompt_rate else rate

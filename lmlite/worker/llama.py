@@ -246,6 +246,10 @@ class Context:
         """Frees memory and buffers."""
         self._lib.llama_free(self.pointer)
 
+    def set_n_threads(self, n_threads: int) -> None:
+        """How many threads the next decode uses, whatever is in its batch."""
+        self._lib.llama_set_n_threads(self.pointer, n_threads, n_threads)
+
     def decode(self, batch: Batch) -> bool:
         """Runs the batch. False: memory has no room for it, and is as before. Raises LlamaError."""
         code = self._lib.llama_decode(self.pointer, batch.struct)

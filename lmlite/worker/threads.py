@@ -1,0 +1,259 @@
+"""How many threads a step gets: fewer while other processes keep this machine busy.
+
+The threads of a step meet after each operation, hundreds of times, and the slowest decides. One
+that shares its core with another process makes all others wait: then a thread less is faster.
+When that begins shows in the time of a step. When it ends does not: what is gone from a core
+that is not used any more cannot be seen, only tried. So now and then another number of threads
+runs against the current one, in turns, on comparable steps, and has to win every time.
+
+Pure policy: no C, no threads, no clock. It is told how long steps took, and counts its time in
+theirs.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+SAMPLE_S = 0.02  # a scheduler's time slices are milliseconds: shorter steps count together
+N_SAMPLES = 5  # that are looked at; their median hides what hits one or two of them
+MAJORITY = N_SAMPLES // 2 + 1
+GAIN = 0.9  # of the time of a step: what takes longer than this is not worth a change
+UNUSUAL = 1.4  # times the usual time: something has happened
+LEVEL_WEIGHT = 1 / 16  # of a new sample in the usual time, which grows with the context
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 30.0  # between two trials; doubled each time nothing is better
+SHARE, HASTY_SHARE = 0.005, 0.02  # of all time that trials may lose: usually, with a reason
+
+
+class _Samples:
+    """Times of comparable steps, joined until they are long enough to tell."""
+
+    def __init__(self) -> None:
+        self.recent: deque[float] = deque(maxlen=N_SAMPLES)  # seconds per step
+        self._n_steps, self._sum_s = 0, 0.0
+
+    def add(self, elapsed_s: float) -> float | None:
+        """The sample that this step completes."""
+        self._n_steps += 1
+        self._sum_s += elapsed_s
+        if self._sum_s < SAMPLE_S:
+            return None
+        sample_s = self._sum_s / self._n_steps
+        self._n_steps, self._sum_s = 0, 0.0
+        self.recent.append(sample_s)
+        return sample_s
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is enough to go by."""
+        return len(self.recent) == N_SAMPLES
+
+    @property
+    def median_s(self) -> float:
+        """Of the last few samples."""
+        return median(self.recent)
+
+
+class _Usual(_Samples):
+    """What steps of one kind take with the current number of threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level_s = 0.0  # a slow average; 0 until there is one
+
+    def add(self, elapsed_s: float) -> float | None:
+        """As above, and the usual time follows."""
+        sample_s = super().add(elapsed_s)
+        if sample_s is not None and self.is_full:
+            level_s = self.level_s or self.median_s
+            self.level_s = level_s + (sample_s - level_s) * LEVEL_WEIGHT
+        return sample_s
+
+    def accept(self) -> None:
+        """What was unusual is usual now."""
+        if self.is_full:
+            self.level_s = self.median_s
+
+
+class _Trial:
+    """One number of threads against the current one: in its turn, in the other's, and again.
+
+    Each turn is compared with the one before it, so that a load that comes or goes meanwhile
+    does not decide. The best of five samples wins a turn; a turn that is lost ends the trial.
+    """
+
+    N_TURNS = 3  # of the new number, the current one, the new one
+
+    def __init__(self, n_new: int, n_current: int, before_s: float) -> None:
+        self.n_new = n_new
+        self._numbers = n_new, n_current
+        self._before_s = before_s  # per step, in the turn before
+        self._turn = 0
+        self._samples = _Samples()
+        self._n_good = self._n_bad = 0
+        self.lost_s = 0.0  # by the turns of the new number
+
+    @property
+    def n_threads(self) -> int:
+        """Of the next step."""
+        return self._numbers[self._turn % 2]
+
+    def add(self, elapsed_s: float) -> bool | None:
+        """Notes a step; whether the new number has won, None while that is open."""
+        is_new = self._turn % 2 == 0
+        if is_new:
+            self.lost_s += elapsed_s - self._before_s
+        sample_s = self._samples.add(elapsed_s)
+        if sample_s is None:
+            return None
+        fast_s, slow_s = (sample_s, self._before_s) if is_new else (self._before_s, sample_s)
+        if fast_s < GAIN * slow_s:
+            self._n_good += 1
+        else:
+            self._n_bad += 1
+        if self._n_bad == MAJORITY:
+            return False
+        return self._next_turn() if self._n_good == MAJORITY else None
+
+    def _next_turn(self) -> bool | None:
+        self._turn += 1
+        self._before_s = self._samples.median_s
+        self._samples = _Samples()
+        self._n_good = self._n_bad = 0
+        return True if self._turn == self.N_TURNS else None
+
+
+@dataclass
+class _Survey:
+    """Trials of all other numbers, one after the other, until one wins. On steps of one kind."""
+
+    kind: int
+    candidates: Iterator[int]
+    trial: _Trial
+    lost_s: float = 0.0
+    n_foreign: int = 0  # samples of other kinds since the last of this one
+
+
+class ThreadGovernor:
+    """Chooses the number of threads of each generating step, from 1 to `n_max`."""
+
+    def __init__(self, n_max: int, *, on_change: Callable[[int, int], None] | None = None) -> None:
+        """`on_change` hears the old number and the new one."""
+        self.n_max = self.n_threads = n_max
+        self._on_change = on_change
+        self._clock_s = 0.0  # time spent generating
+        self._usual: dict[int, _Usual] = {}  # by kind: how many sequences generate
+        self._survey: _Survey | None = None
+        self._surveyed_s = 0.0  # when the last survey ended
+        self._lost_s = 0.0  # by it
+        self._wait_s = FIRST_WAIT_S
+        self._due_s: float | None = None  # when the next one is to begin; None: not known yet
+
+    def choose(self, kind: int) -> int:
+        """How many threads the next step gets; `kind` is how many sequences it extends."""
+        if self._survey is not None and self._survey.kind == kind:
+            return self._survey.trial.n_threads
+        return self.n_threads
+
+    def note(self, kind: int, elapsed_s: float) -> None:
+        """How long that step took."""
+        if self.n_max == 1:
+            return
+        self._clock_s += elapsed_s
+        if self._survey is not None and self._survey.kind == kind:
+            self._go_on(self._survey, elapsed_s)
+        else:
+            self._watch(kind, elapsed_s)
+
+    def pause(self) -> None:
+        """Nobody generates for a while; the other load may be gone when somebody does again."""
+        if self.n_threads < self.n_max:
+            self._hurry()
+
+    def candidates(self) -> Iterator[int]:
+        """Other numbers of threads, the likeliest first.
+
+        All of them, for a load that has gone; then 1, 2, 4, ... more or fewer: a busy process takes
+        one core, and to leave it one of several is nearly free, but many processes take many.
+        """
+        n, seen = self.n_threads, {self.n_threads}
+        steps = [1 << i for i in range(self.n_max.bit_length())]
+        for other in (self.n_max, *(n + step for step in steps), *(n - step for step in steps)):
+            if 1 <= other <= self.n_max and other not in seen:
+                seen.add(other)
+                yield other
+
+    # ---- between surveys -------------------------------------------------------------------
+
+    def _watch(self, kind: int, elapsed_s: float) -> None:
+        usual = self._usual.setdefault(kind, _Usual())
+        if usual.add(elapsed_s) is None or not usual.is_full:
+            return
+        if self._survey is not None:
+            self._survey.n_foreign += 1
+            if self._survey.n_foreign > 2 * N_SAMPLES:  # steps of its kind come no more
+                self._survey = None
+            return
+        if self._due_s is None:
+            self._due_s = self._clock_s + self._first_wait_s(usual)
+        if self._is_unusual(usual):
+            self._hurry()
+        if self._clock_s >= self._due_s:
+            others = self.candidates()
+            trial = _Trial(next(others), self.n_threads, usual.median_s)
+            self._survey = _Survey(kind, others, trial)
+
+    def _first_wait_s(self, usual: _Usual) -> float:
+        """Long enough for a survey to lose little, also of a short run."""
+        n_samples = MAJORITY * len(list(self.candidates()))
+        return n_samples * max(usual.level_s, SAMPLE_S) / (2 * SHARE)
+
+    def _is_unusual(self, usual: _Usual) -> bool:
+        """Whether steps became much slower; or faster, where that may be a load that has gone."""
+        if usual.median_s > UNUSUAL * usual.level_s:
+            return True
+        return self.n_threads < self.n_max and UNUSUAL * usual.median_s < usual.level_s
+
+    def _hurry(self) -> None:
+        """The next survey comes as soon as the last one's cost allows."""
+        soonest_s = self._surveyed_s + max(FIRST_WAIT_S, self._lost_s / HASTY_SHARE)
+        self._due_s = soonest_s if self._due_s is None else min(self._due_s, soonest_s)
+
+    # ---- during a survey -------------------------------------------------------------------
+
+    def _go_on(self, survey: _Survey, elapsed_s: float) -> None:
+        survey.n_foreign = 0
+        has_won = survey.trial.add(elapsed_s)
+        if has_won is None:
+            return
+        survey.lost_s += max(0.0, survey.trial.lost_s)
+        if has_won:
+            self._change(survey.trial.n_new)
+            return
+        other = next(survey.candidates, None)
+        if other is None:
+            self._stay(survey)
+        else:
+            before_s = self._usual[survey.kind].median_s
+            survey.trial = _Trial(other, self.n_threads, before_s)
+
+    def _stay(self, survey: _Survey) -> None:
+        """Nothing is better: the current number is tested again later, and later each time."""
+        self._end_survey(survey.lost_s)
+        self._due_s = self._clock_s + max(self._wait_s, self._lost_s / SHARE)
+        self._wait_s = min(2 * self._wait_s, MAX_WAIT_S)
+        for usual in self._usual.values():
+            usual.accept()
+
+    def _change(self, n_threads: int) -> None:
+        self._end_survey(0.0)
+        self._due_s = self._clock_s + FIRST_WAIT_S
+        self._wait_s = FIRST_WAIT_S
+        self._usual.clear()
+        old, self.n_threads = self.n_threads, n_threads
+        if self._on_change is not None:
+            self._on_change(old, n_threads)
+
+    def _end_survey(self, lost_s: float) -> None:
+        self._survey = None
+        self._surveyed_s, self._lost_s = self._clock_s, lost_s

@@ -1,0 +1,153 @@
+"""The number of threads follows the load: a simulated machine, no clock and no chance but a seed's.
+
+The simulated step takes what a real one was measured to take on two cores: 15 ms on both, 26 ms on
+one, and 38 ms on both when another process keeps one of them busy.
+"""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from lmlite.worker.threads import ThreadGovernor
+
+ALONE_S = 0.026  # a step on one thread
+OVERHEAD = 0.15  # of ALONE_S, that each thread more costs
+CROWDED = 2.5  # times as long: threads that share a core make all others wait
+
+
+class Machine:
+    """Cores, other processes that keep some of them busy, and steps that take their time."""
+
+    def __init__(self, n_cores: int, *, noise: float = 0.0, scale: float = 1.0) -> None:
+        self.n_cores, self.n_busy = n_cores, 0
+        self._noise, self._scale = noise, scale
+        self._rng = random.Random(1)
+        self.clock_s = 0.0
+        self.changes: list[tuple[int, int]] = []
+        self.governor = ThreadGovernor(n_cores, on_change=lambda *pair: self.changes.append(pair))
+
+    def step_s(self, n_threads: int) -> float:
+        """How long a step takes on so many threads."""
+        elapsed_s = ALONE_S * (1 / n_threads + OVERHEAD * (n_threads > 1))
+        if n_threads > self.n_cores - self.n_busy:
+            elapsed_s *= CROWDED
+        return elapsed_s * self._scale * (1 + self._noise * self._rng.random())
+
+    def generate(self, seconds: float, kinds: Iterator[int] | None = None) -> float:
+        """Runs steps for so long; how many there were each second."""
+        n_steps, end_s = 0, self.clock_s + seconds
+        while self.clock_s < end_s:
+            kind = next(kinds) if kinds else 1
+            elapsed_s = self.step_s(self.governor.choose(kind))
+            self.governor.note(kind, elapsed_s)
+            self.clock_s += elapsed_s
+            n_steps += 1
+        return n_steps / seconds
+
+    def share_of_best(self, seconds: float) -> float:
+        """The speed, as a share of what the best number of threads would have reached."""
+        best_s = min(self.step_s(n) for n in range(1, self.n_cores + 1))
+        return self.generate(seconds) * best_s
+
+
+@pytest.mark.parametrize("n_cores", [2, 4, 8])
+def test_a_quiet_machine_uses_every_core_and_loses_nothing_worth_mentioning(n_cores: int) -> None:
+    machine = Machine(n_cores)
+    assert machine.share_of_best(600) > 0.99
+    assert machine.changes == []
+
+
+@pytest.mark.parametrize("n_cores", [2, 4, 8])
+def test_a_thread_less_runs_soon_after_another_process_takes_a_core(n_cores: int) -> None:
+    machine = Machine(n_cores)
+    machine.generate(60)
+    machine.n_busy = 1
+    machine.generate(5)
+    assert machine.changes == [(n_cores, n_cores - 1)]
+    assert machine.share_of_best(120) > 0.97
+
+
+def test_every_core_is_used_again_soon_after_the_other_process_is_gone() -> None:
+    machine = Machine(2)
+    machine.n_busy = 1
+    machine.generate(60)
+    machine.n_busy = 0
+    machine.generate(60)
+    assert machine.changes == [(2, 1), (1, 2)]
+    assert machine.governor.n_threads == 2
+
+
+def test_a_load_from_the_start_is_found_too() -> None:
+    machine = Machine(2)
+    machine.n_busy = 1
+    machine.generate(20)
+    assert machine.changes == [(2, 1)]
+
+
+def test_many_busy_processes_take_many_threads() -> None:
+    machine = Machine(8)
+    machine.generate(30)
+    machine.n_busy = 4
+    machine.generate(60)
+    assert machine.governor.n_threads == 4
+
+
+def test_noise_changes_nothing() -> None:
+    machine = Machine(2, noise=0.5)
+    machine.generate(600)
+    assert machine.changes == []
+
+
+def test_a_load_that_comes_and_goes_all_the_time_does_not_make_it_flap() -> None:
+    machine = Machine(2)
+    for _ in range(300):
+        machine.n_busy = 1 - machine.n_busy
+        machine.generate(0.4)
+    assert len(machine.changes) <= 6
+
+
+def test_slower_steps_of_a_growing_context_are_no_load() -> None:
+    machine = Machine(2)
+    for grown in range(200):
+        machine._scale = 1 + grown / 50
+        machine.generate(1)
+    assert machine.changes == []
+
+
+def test_steps_of_half_a_millisecond_count_together() -> None:
+    machine = Machine(2, scale=0.02, noise=0.2)
+    machine.n_busy = 1
+    machine.generate(20)
+    assert machine.changes == [(2, 1)]
+
+
+def test_steps_with_more_sequences_are_not_taken_for_a_load() -> None:
+    machine = Machine(2)
+    rng = random.Random(2)
+
+    def kinds() -> Iterator[int]:
+        while True:
+            kind = rng.randint(1, 8)
+            machine._scale = 1 + kind / 4
+            yield from [kind] * rng.randint(1, 40)
+
+    machine.generate(600, kinds())
+    assert machine.changes == []
+
+
+def test_after_a_pause_all_threads_are_tried_again_soon() -> None:
+    machine = Machine(2)
+    machine.n_busy = 1
+    machine.generate(300)  # by now a trial is rare
+    machine.n_busy = 0
+    machine.governor.pause()
+    machine.generate(5)
+    assert machine.governor.n_threads == 2
+
+
+def test_one_core_leaves_nothing_to_choose() -> None:
+    machine = Machine(1)
+    machine.n_busy = 1
+    machine.generate(60)
+    assert (machine.changes, machine.governor.choose(1)) == ([], 1)
