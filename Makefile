@@ -15,7 +15,7 @@ BRIDGE  := native/bridge.h native/bridge.cpp native/chat.cpp native/CMakeLists.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test native abi lint conformance clients fuzz bench tiny-model tiny-check clean
+.PHONY: help run test native abi lint conformance clients fuzz bench profile tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -50,6 +50,9 @@ fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
 
 bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="--only stream")
 	@LMLITE_LLAMA_CPP=$(SOURCE) $(PYTHON) -m tests.bench $(ARGS)
+
+profile: native ## measure Python's own share of a step (ARGS="--functions 20")
+	@$(PYTHON) -m tests.profile_step $(ARGS)
 
 tiny-model: .venv/tiny/.complete ## train the embedded model again, about an hour (ARGS="--seed 2")
 	@.venv/tiny/bin/python -m tests.tiny_model.train $(ARGS)

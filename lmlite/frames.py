@@ -22,6 +22,7 @@ from lmlite import messages
 MAX_FRAME_BYTES = 32 << 20  # a prompt of the largest accepted body, escaped, stays below this
 
 _LENGTH_BYTES = 4
+_to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 class FrameError(Exception):
@@ -31,7 +32,7 @@ class FrameError(Exception):
 def encode(message: Any) -> bytes:
     """One frame. Raises FrameError when the message is larger than a frame may be."""
     body = {"type": type(message).__name__, **_to_json_object(message)}
-    payload = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+    payload = _to_text(body).encode()
     if len(payload) > MAX_FRAME_BYTES:
         raise FrameError(f"a {body['type']} of {len(payload):,} bytes is too large for a frame")
     return len(payload).to_bytes(_LENGTH_BYTES, "big") + payload

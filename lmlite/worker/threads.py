@@ -204,9 +204,9 @@ class ThreadGovernor:
             self._survey = _Survey(kind, others, trial)
 
     def _first_wait_s(self, usual: _Usual) -> float:
-        """Long enough for a survey to lose little, also of a short run."""
+        """Long enough for the first survey to lose little: it may have a reason, or none."""
         n_samples = MAJORITY * len(list(self.candidates()))
-        return n_samples * max(usual.level_s, SAMPLE_S) / (2 * SHARE)
+        return n_samples * max(usual.level_s, SAMPLE_S) / (2 * HASTY_SHARE)
 
     def _is_unusual(self, usual: _Usual) -> bool:
         """Whether steps became much slower; or faster, where that may be a load that has gone."""
