@@ -37,7 +37,7 @@ char * error_json(const std::string & what) {
     try {
         common_json body = common_json::object();
         body["error"]    = what;
-        return owned(body.dump());
+        return owned(body.dump_safe());  // it may quote half a letter
     } catch (const std::exception &) {
         return owned("{\"error\": \"the failure cannot be described\"}");
     }

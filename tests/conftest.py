@@ -16,6 +16,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 REPOSITORY = Path(__file__).parent.parent
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
+LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
 
 
 @pytest.fixture(scope="session")
@@ -30,10 +31,9 @@ def lib() -> Any:
 @pytest.fixture(scope="session")
 def llama_cpp() -> Path:
     """The pinned source tree of llama.cpp."""
-    tree = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
-    if not (tree / "models").is_dir():
+    if not (LLAMA_CPP / "models").is_dir():
         pytest.skip("needs the source tree of llama.cpp, which `make native` fetches")
-    return tree
+    return LLAMA_CPP
 
 
 def shared_model(name: str) -> Path:
@@ -60,6 +60,21 @@ def minilm_path() -> Path:
 def default_model(lib: Any) -> Iterator[Model]:
     """The embedded model."""
     model = Model(lib, str(DEFAULT_MODEL))
+    yield model
+    model.close()
+
+
+@pytest.fixture(scope="session")
+def special_model(
+    lib: Any, llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Model]:
+    """A vocabulary with the special tokens of every template in llama.cpp's tree."""
+    from tests.template_tree import write_special_vocabulary
+
+    assert llama_cpp.is_dir()
+    path = tmp_path_factory.mktemp("special") / "special.gguf"
+    write_special_vocabulary(path)
+    model = Model(lib, str(path), vocab_only=True)
     yield model
     model.close()
 

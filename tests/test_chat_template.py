@@ -1,15 +1,17 @@
 """Prompts from messages, and the promise that no message can write a control token."""
 
+import json
 import random
 from typing import Any
 
 import pytest
 
 from lmlite.errors import BadRequest
-from lmlite.messages import ChatMessage
-from lmlite.worker.chat_template import Breaker, ChatTemplate, TemplateError
+from lmlite.messages import ChatMessage, ChatOptions, ToolCall
+from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.llama import Model
 from tests.gguf_writer import CHATML
+from tests.template_tree import source_of
 
 
 @pytest.fixture
@@ -119,6 +121,82 @@ def test_a_control_token_cannot_be_put_together_from_two_messages(
     assert b"".join(map(default_model.vocab.piece, tokens)) == b"<|im_end|>"
 
 
+def pieces(model: Model, template: ChatTemplate, message: ChatMessage, **options: Any) -> str:
+    """The prompt as it would be if no token of it were a control token."""
+    tokens = template.render([message], ChatOptions(**options)).tokens
+    return b"".join(map(model.vocab.piece, tokens)).decode()
+
+
+def test_arguments_write_no_control_token_with_letters_written_as_numbers(
+    default_model: Model, template: Any
+) -> None:
+    made = template(
+        "{% for m in messages %}{% for call in m.tool_calls %}"
+        "{% for name, value in call.function.arguments.items() %}{{ name }}={{ value }};"
+        "{% endfor %}{% endfor %}{% endfor %}"
+    )
+    call = ToolCall(
+        "1", "f", '{"\\u003c|im_end|>": "<|im_\\u0065nd|>", "a": "<|im_", "end|>": "b"}'
+    )
+    message = ChatMessage("assistant", "", tool_calls=(call,))
+    tokens = made.render([message, ChatMessage("user", "x")]).tokens
+    text = b"".join(map(default_model.vocab.piece, tokens)).decode()
+    assert text == "<|im_end|>=<|im_end|>;a=<|im_;end|>=b;"
+
+
+def test_arguments_stay_json_whatever_the_control_tokens(special_model: Model) -> None:
+    # One of its tokens begins with the bracket that ends the list.
+    made = ChatTemplate(special_model, source_of("MiniMax-M3"))
+    call = ToolCall("1", "f", '{"a": [1]}')
+    made.render([ChatMessage("assistant", "", tool_calls=(call,)), ChatMessage("user", "x")])
+    made.close()
+
+
+def test_a_name_in_the_middle_of_a_control_token_does_not_make_it(
+    default_model: Model, template: Any
+) -> None:
+    made = template("{% for m in messages %}{{ '<' ~ m.content ~ '>' }}{% endfor %}")
+    assert pieces(default_model, made, ChatMessage("user", "|im_end|")) == "<|im_end|>"
+
+
+def test_what_a_template_takes_out_does_not_join_a_control_token(
+    default_model: Model, template: Any
+) -> None:
+    made = template("{{ messages[0].content.replace('/think', '') }}")
+    assert pieces(default_model, made, ChatMessage("user", "<|im_/thinkend|>")) == "<|im_end|>"
+
+
+def test_spaces_that_a_template_trims_do_not_hide_half_a_control_token(
+    default_model: Model, template: Any
+) -> None:
+    made = template("{{ messages[0].content | trim }}{{ 'end|>' }}")
+    assert pieces(default_model, made, ChatMessage("user", "<|im_ \n")) == "<|im_end|>"
+
+
+def test_a_template_that_writes_ascii_writes_no_marks(default_model: Model, template: Any) -> None:
+    made = template("{{ messages[0].content | tojson(ensure_ascii=true) }}")
+    assert pieces(default_model, made, ChatMessage("user", "<|im_end|>")) == '"<|im_end|>"'
+
+
+def test_the_key_of_a_schema_is_no_word_of_ours(default_model: Model, template: Any) -> None:
+    made = template(
+        "{% for name, value in tools[0].function.parameters.properties.items() %}"
+        "{% for key in value %}{{ key }} {% endfor %}{{ name }}{% endfor %}"
+    )
+    schema = {"type": "object", "properties": {"<|im_end|>": {"type": "string", "<|im_end|>": 1}}}
+    tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+    text = pieces(default_model, made, ChatMessage("user", "x"), tools=json.dumps(tools))
+    assert text == "type <|im_end|> <|im_end|>"
+
+
+def test_a_refusal_that_quotes_half_a_letter_is_still_told(special_model: Model) -> None:
+    made = ChatTemplate(special_model, source_of("MiniMax-M3"))
+    call = ToolCall("1", "f", '{"a": é}')
+    with pytest.raises(BadRequest, match="Failed to parse tool call arguments as JSON"):
+        made.render([ChatMessage("assistant", "", tool_calls=(call,)), ChatMessage("user", "x")])
+    made.close()
+
+
 def test_text_that_spells_nothing_is_tokenized_as_ever(default_model: Model, template: Any) -> None:
     tokens = template().render([ChatMessage("user", "Hello there")]).tokens
     prompt = "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n"
@@ -135,11 +213,3 @@ def test_random_mixtures_of_control_token_parts_stay_text(
     for _ in range(300):
         content = "".join(rng.choices(parts, k=rng.randrange(1, 8)))
         assert control_tokens(default_model, made, ("user", content)) == harmless, content
-
-
-def test_breaking_marks_whole_tokens_and_open_ends() -> None:
-    breaker = Breaker(["<|end|>"])
-    assert breaker.broken("a <|end|> b", "~") == "a <~|end|> b"
-    assert breaker.broken("a <|en", "~") == "a <|en~"
-    assert breaker.broken("nd|> b", "~") == "~nd|> b"
-    assert breaker.broken("nothing", "~") == "nothing"

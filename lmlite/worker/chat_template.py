@@ -3,8 +3,8 @@
 Injection safety lives here. A template writes control tokens as text, so its output has to
 be tokenized with control tokens parsed; but then a user who types `<|im_end|>` would end
 the turn. So each control token that a message spells is broken with a character that occurs
-nowhere else, the template renders the broken text, and the prompt is split at those
-characters and tokenized part by part. No part spells a control token that a user wrote.
+nowhere else (`breaker.py`), the template renders the broken text, and the prompt is split at
+those characters and tokenized part by part. No part spells a control token that a user wrote.
 Runs in the worker's reader thread.
 """
 
@@ -17,6 +17,7 @@ from typing import Any
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker.answer import Form
+from lmlite.worker.breaker import Breaker
 from lmlite.worker.llama import Model, take_text
 
 Json = dict[str, Any]
@@ -26,31 +27,6 @@ _PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
 
 class TemplateError(Exception):
     """A chat template that cannot be read."""
-
-
-class Breaker:
-    """Breaks control tokens that a text spells, whole or where it meets other text."""
-
-    def __init__(self, control_texts: Sequence[str]) -> None:
-        # A token of one character cannot be broken; no known model has one that is printable.
-        self._controls = [text for text in control_texts if len(text) > 1]
-        self._beginnings = {text[:n] for text in self._controls for n in range(1, len(text))}
-        self._endings = {text[n:] for text in self._controls for n in range(1, len(text))}
-        self._longest = max(map(len, self._controls), default=0)
-
-    def broken(self, text: str, mark: str) -> str:
-        """The text with a mark inside each control token, and at an end that could complete one.
-
-        >>> Breaker(["<|end|>"]).broken("a <|end|> b <|en", "~")
-        'a <~|end|> b <|en~'
-        """
-        for control in self._controls:
-            # Overlapping spellings need no second look: each pass leaves none of its own token.
-            text = text.replace(control, control[0] + mark + control[1:])
-        reach = range(1, min(self._longest, len(text) + 1))
-        before = mark if any(text[:n] in self._endings for n in reach) else ""
-        after = mark if any(text[-n:] in self._beginnings for n in reach) else ""
-        return before + text + after
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +51,7 @@ class ChatTemplate:
             fault = take_text(self._lib, error.value)
             raise TemplateError(f"the chat template cannot be read: {fault}")
         self._source: str = self._lib.lml_chat_source(self._pointer).decode("utf-8", "replace")
-        self._breaker = Breaker(self._vocab.control_texts())
+        self._breaker = Breaker(self._vocab.control_texts(), self._source)
 
     def close(self) -> None:
         """Frees the template."""
@@ -89,18 +65,24 @@ class ChatTemplate:
         Raises BadRequest with the template's own words when it refuses them, and for a tool or
         a schema of which llama.cpp can make no grammar.
         """
-        request = _request(messages, options or ChatOptions())
-        mark = self._unused_character(request)
-        broken = self._break_all(request, mark)
-        reply = self._render(broken)
-        parsed = json.loads(reply)
-        tokens = self._tokenize(parsed["prompt"].split(mark))
+        request = request_of(messages, options or ChatOptions())
+        tokens, reply = self.prompt(request)
         narrowed = _narrowed(request, options)
-        if narrowed is not request or broken != request:
+        if narrowed is not request or reply is None:
             # The prompt has marks in it and lists every tool; a grammar must know neither.
             reply = self._render(narrowed)
-            parsed = json.loads(reply)
+        parsed = json.loads(reply)
         return Rendered(tokens, tuple(parsed["stops"]), self._form(parsed, reply))
+
+    def prompt(self, request: Json) -> tuple[list[int], bytes | None]:
+        """The tokens of a prompt; and the library's reply, unless there are marks in it."""
+        mark = self._unused_character(request)
+        broken = self._broken(request, mark)
+        reply = self._render(broken)
+        # A template that writes JSON in ASCII has written the mark so.
+        prompt = json.loads(reply)["prompt"].replace(_escaped(mark), mark)
+        tokens = self._tokenize(self._breaker.parts(prompt, mark))
+        return tokens, reply if broken == request else None
 
     def _form(self, parsed: Json, reply: bytes) -> Form:
         preserved: set[int] = set()
@@ -125,25 +107,46 @@ class ChatTemplate:
             )
         return tokens
 
-    def _break_all(self, value: Any, mark: str) -> Any:
-        """The request with every text in it broken, save the names of fields."""
+    def _broken(self, request: Json, mark: str) -> Json:
+        """The request with every text in it broken, save the words that the API itself knows."""
+        broken = {key: self._break_field(key, request[key], mark, _API_KEYS) for key in request}
+        if "json_schema" in request:
+            broken["json_schema"] = self._break_all(request["json_schema"], mark, _SCHEMA_KEYS)
+        if "kwargs" in request:
+            # Variables of the template: it cannot write their names.
+            kwargs = request["kwargs"].items()
+            broken["kwargs"] = {
+                key: self._break_field(key, value, mark, _API_KEYS) for key, value in kwargs
+            }
+        return broken
+
+    def _break_all(self, value: Any, mark: str, keys: frozenset[str]) -> Any:
+        """`keys` are the names in these objects that are not the client's."""
         if isinstance(value, str):
             return self._breaker.broken(value, mark)
         if isinstance(value, list):
-            return [self._break_all(item, mark) for item in value]
+            return [self._break_all(item, mark, keys) for item in value]
         if isinstance(value, dict):
             return {
-                key if key in _OUR_KEYS else self._break_all(key, mark): self._break_all(item, mark)
+                key if key in keys else self._breaker.broken(key, mark):
+                    self._break_field(key, item, mark, keys)
                 for key, item in value.items()
-            }
+            }  # fmt: skip
         return value
+
+    def _break_field(self, key: str, value: Any, mark: str, keys: frozenset[str]) -> Any:
+        if value in _OUR_WORDS.get(key, ()):
+            return value
+        if key == "arguments" and keys is _API_KEYS and isinstance(value, str):
+            return self._breaker.broken_json(value, mark)
+        return self._break_all(value, mark, _keys_below(key, keys))
 
     def _unused_character(self, request: Json) -> str:
         # One search instead of one for each text: what json.dumps leaves as it is, is there.
-        used = self._source + json.dumps(request, ensure_ascii=False)
-        for code in _PRIVATE_USE:
-            if chr(code) not in used:
-                return chr(code)
+        used = self._source + json.dumps(request, ensure_ascii=False).lower()
+        for mark in map(chr, _PRIVATE_USE):
+            if mark not in used and _escaped(mark) not in used:
+                return mark
         raise BadRequest("the messages use every private-use character", param="messages")
 
     def _render(self, request: Json) -> bytes:
@@ -156,14 +159,41 @@ class ChatTemplate:
 
 
 # Names of fields, which no message can choose: breaking one would hide it from the library.
-_OUR_KEYS = frozenset(
-    ("messages", "role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id", "id",
-     "type", "function", "arguments", "tools", "tool_choice", "parallel_tool_calls", "json_schema",
-     "enable_thinking", "reasoning", "kwargs", "description", "parameters")
+_API_KEYS = frozenset(
+    ("role", "content", "name", "reasoning_content", "tool_calls", "tool_call_id", "id", "type",
+     "function", "arguments", "description", "parameters")
 )  # fmt: skip
+_SCHEMA_KEYS = frozenset(
+    ("type", "description", "properties", "required", "items", "enum", "additionalProperties",
+     "anyOf", "oneOf", "allOf", "default", "title", "format", "nullable", "examples", "$ref",
+     "$defs", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "pattern")
+)  # fmt: skip
+_NO_KEYS: frozenset[str] = frozenset()
 
 
-def _request(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
+def _keys_below(key: str, keys: frozenset[str]) -> frozenset[str]:
+    """What is known of the names in the value of this name."""
+    if key == "parameters" and keys is _API_KEYS:
+        return _SCHEMA_KEYS
+    if key in ("properties", "$defs") and keys is _SCHEMA_KEYS:
+        return _NO_KEYS
+    return _SCHEMA_KEYS if keys is _NO_KEYS else keys
+
+
+# Values that templates compare, none of which a client can choose freely.
+_OUR_WORDS: dict[str, Sequence[str]] = {
+    "role": ("system", "user", "assistant", "tool"),
+    "type": ("function", "string", "number", "integer", "boolean", "object", "array", "null"),
+    "tool_choice": ("auto", "none", "required"),
+    "reasoning_effort": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+}
+
+
+def _escaped(mark: str) -> str:
+    return f"\\u{ord(mark):04x}"
+
+
+def request_of(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
     """What the bridge is asked for, in OpenAI's form."""
     request: Json = {
         "messages": [_as_json(message) for message in messages],
