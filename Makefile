@@ -119,7 +119,7 @@ endif
 # ---- throw-away environments ----------------------------------------------------------------
 
 PACKAGES_build       := pip $(TOOLS)
-PACKAGES_test        := pytest==8.4.2
+PACKAGES_test        := pytest==8.4.2 jinja2==3.1.6
 PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2
 PACKAGES_conformance := jsonschema==4.26.0
 PACKAGES_clients     := openai==3.54.0
