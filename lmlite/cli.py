@@ -21,7 +21,7 @@ import lmlite
 from lmlite import gguf
 from lmlite.errors import ModelFileError
 from lmlite.messages import Load
-from lmlite.server import log_stream
+from lmlite.server import log_stream, sampling
 from lmlite.server.http import Handler
 from lmlite.server.listener import Server
 from lmlite.server.logs import LEVELS, Log
@@ -142,6 +142,13 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _sampling(text: str) -> dict[str, float]:
+    try:
+        return sampling.parse_defaults(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(str(err)) from None
+
+
 def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number < 2**16:
@@ -180,6 +187,11 @@ SERVE_FLAGS = (
          "cannot be cut (Mamba, hybrids)", _size),
     Flag("--flash-attn", "auto|on|off", "auto", "flash attention"),
     Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
+    Flag("--reasoning-format", "auto|none", "auto", "where thoughts go: auto puts them in "
+         "reasoning_content, none leaves them in the content"),
+    Flag("--sampling", "NAME=VALUE,...", None, "for requests that say nothing (default: the model "
+         "file's, else llama.cpp's)", _sampling),
+    Flag("--strict", "", None, "refuse requests with fields that nobody here knows"),
     Flag("--lib", "PATH", None, "folder of the native libraries (default: $LMLITE_LIB, else the "
          "package's own)"),
     Flag("--log-level", "|".join(LEVELS), "info", "what standard error shows"),
@@ -202,7 +214,8 @@ def run_serve(options: argparse.Namespace) -> int:
     model = served_model(options, log)
     registry = Registry([model])
     try:
-        server = Server((options.host, options.port), Handler, registry, log)
+        address = options.host, options.port
+        server = Server(address, Handler, registry, log, is_strict=options.strict)
     except OSError as err:
         where = f"{options.host}:{options.port}"
         raise StartError(f"cannot listen on {where}: {err.strerror}", 2) from None
@@ -259,7 +272,14 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         checkpoint_memory=options.checkpoint_memory,
         log_level="info" if options.log_level == "debug" else "error",
     )
-    return ServedModel(options.alias or Path(path).stem, file, Supervisor(load, log))
+    defaults = sampling.defaults(
+        file.sampling,
+        options.sampling or {},
+        lambda text: log.line("warning", text),
+        separate_reasoning=options.reasoning_format == "auto",
+    )
+    name = options.alias or Path(path).stem
+    return ServedModel(name, file, Supervisor(load, log), defaults)
 
 
 def _stop_event() -> threading.Event:

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from lmlite.gguf_header import (
+    BOOL,
+    STRING,
     UINT16,
     Fault,
     Header,
@@ -39,6 +41,10 @@ _FILE_TYPES = {
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0",
     38: "MXFP4", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
+
+# llama.cpp's names of sampling values (llama-arch.cpp), and OpenAI's.
+_SAMPLING_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
+                  "penalty_repeat": "repeat_penalty"}  # fmt: skip
 
 _POOLINGS = ("none", "mean", "cls", "last", "rank")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
@@ -92,6 +98,7 @@ class ModelFile:
     n_ctx_train: int
     n_vocab: int
     chat_template: str | None
+    sampling: dict[str, float]  # what its maker advises, by OpenAI's names; unchecked
     pooling: str  # one of _POOLINGS, or "unspecified"
     embeds_only: bool  # an encoder: it generates nothing
     n_tensor_bytes: int
@@ -182,6 +189,7 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         n_ctx_train=metadata.whole(f"{architecture}.context_length", 1, 1 << 26) or 0,
         n_vocab=len(first.tokens),
         chat_template=metadata.text("tokenizer.chat_template"),
+        sampling=_sampling(metadata),
         pooling="unspecified" if pooling is None else _POOLINGS[pooling],
         embeds_only=architecture in _ENCODERS
         or (is_causal is not None and is_causal.numbers() == (False,)),
@@ -192,6 +200,15 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         identity=identity(first.status),
         splits=tuple(part.path for part in parts) if len(parts) > 1 else (),
     )
+
+
+def _sampling(metadata: Metadata) -> dict[str, float]:
+    values = {name: metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING_KEYS.items()}
+    return {
+        name: round(value.numbers()[0], 6)  # 0.7 comes as 0.699999988
+        for name, value in values.items()
+        if value is not None and value.n is None and value.kind not in (BOOL, STRING)
+    }
 
 
 def _quantisation(metadata: Metadata, tensors: list[Tensor]) -> str:

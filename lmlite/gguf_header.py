@@ -24,8 +24,8 @@ MAX_STRINGS = 1 << 21  # in all arrays together, to bound the time; the largest 
 ALIGNMENT = 32  # ggml's default, and the least that it takes for weights in a mapped file
 
 # enum gguf_type
-UINT16, STRING, ARRAY = 2, 8, 9
-_LETTERS = {0: "B", 1: "b", UINT16: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q",
+UINT16, BOOL, STRING, ARRAY = 2, 7, 8, 9
+_LETTERS = {0: "B", 1: "b", UINT16: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q",
             11: "q", 12: "d"}  # fmt: skip
 
 # enum ggml_type -> name, weights per block, bytes per block. Only types that weights may have:

@@ -105,6 +105,7 @@ class Chat:
     n: int = 1
     trace: bool = False  # someone watches: send `Prompted` and `Returned` events
     options: ChatOptions = ChatOptions()
+    dry_run: bool = False  # generate nothing: send a `Planned` for each prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +118,7 @@ class Complete:
     n: int = 1
     echo: bool = False  # the prompt's text (and log-probabilities) come first
     trace: bool = False
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +232,18 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True)
+class Planned:
+    """What would be read and generated: the end of a choice of a dry run."""
+
+    id: int
+    index: int
+    tokens: tuple[int, ...]
+    pieces: tuple[bytes, ...]  # of each token
+    n_cached: int  # prompt tokens that are in memory now
+    grammar: str | None  # GBNF that the answer would be held to
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """How much of a long prompt is in memory; sent while there is more to read."""
 
@@ -303,5 +317,16 @@ class Failed:
 
 
 # Those with an id, of one request.
-ReplyEvent = Prompted | Returned | Queued | Started | Reading | Delta | Finished | Embedded | Failed
+ReplyEvent = (
+    Prompted
+    | Returned
+    | Queued
+    | Planned
+    | Started
+    | Reading
+    | Delta
+    | Finished
+    | Embedded
+    | Failed
+)
 Event = Loading | Ready | EngineState | Note | LoadFailed | ReplyEvent

@@ -162,7 +162,7 @@ def test_a_grammar_that_waits_and_one_that_does_not(template: ChatTemplate) -> N
              form_of(template, tools=TOOLS, tool_choice="none"),
              form_of(template, tools=TOOLS, tool_choice="required"),
              form_of(template, json_schema='{"type": "object"}')]  # fmt: skip
-    assert [(form.has_grammar, form.grammar_waits) for form in forms] == [
+    assert [(bool(form.grammar), form.grammar_waits) for form in forms] == [
         (False, False), (True, True), (False, False), (True, False), (True, False),
     ]  # fmt: skip
 

@@ -97,7 +97,7 @@ def open_house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         supervisor = Supervisor(load, log, command)
         file = ModelFile(
             path=model_path, architecture="llama", name="Fake", quantisation="F16",
-            n_ctx_train=512, n_vocab=1000, chat_template=None, pooling="unspecified",
+            n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
             embeds_only=False, n_tensor_bytes=1, n_parameters=1, n_bytes=1, mtime=1234567890,
             identity=(0, 0, 0, 0), splits=(),
         )  # fmt: skip

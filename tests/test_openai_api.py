@@ -5,6 +5,7 @@ import json
 import math
 from array import array
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -104,10 +105,26 @@ def test_an_explicit_null_is_an_absent_field(field: str) -> None:
         assert parse({**required, field: None}) == parse(required)
 
 
-@pytest.mark.parametrize("parse", [parse_chat, parse_completion, parse_embeddings])
-def test_unknown_fields_are_ignored(parse: Callable[[dict[str, Any]], Call]) -> None:
-    body = {"messages": HI, "prompt": "Hi", "input": "Hi"}
-    assert parse({**body, "user": 5, "metadata": {"a": []}, "ttl": "x"}) == parse(body)
+@pytest.mark.parametrize(
+    ("parse", "body"),
+    [(parse_chat, {"messages": HI}), (parse_completion, {"prompt": "Hi"}),
+     (parse_embeddings, {"input": "Hi"})],
+)  # fmt: skip
+def test_unknown_fields_are_ignored_and_named(
+    parse: Callable[[dict[str, Any]], Call], body: dict[str, Any]
+) -> None:
+    call = parse({**body, "user": 5, "ttl": "x", "a b\r\n": [], "ü" * 99: {}, "nothing": None})
+    assert call == replace(parse(body), ignored=("?" * 64, "a?b??", "ttl"))
+
+
+def test_what_is_openais_and_changes_nothing_here_is_not_named() -> None:
+    inert = {"metadata": {"a": []}, "store": True, "service_tier": "auto", "safety_identifier": "x"}
+    assert parse_chat({"messages": HI, **inert}).ignored == ()
+
+
+def test_no_more_than_twenty_ignored_fields_are_named() -> None:
+    many = {f"f{i:03}": 1 for i in range(1000)}
+    assert parse_chat({"messages": HI, **many}).ignored == tuple(f"f{i:03}" for i in range(20))
 
 
 @pytest.mark.parametrize(

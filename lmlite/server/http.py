@@ -11,6 +11,7 @@ import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from queue import Empty
 from typing import Any
@@ -26,6 +27,7 @@ from lmlite.errors import (
 from lmlite.messages import Chat, Complete, Embed, Queued, Reading, ReplyEvent
 from lmlite.server import metrics, openai_replies, wire
 from lmlite.server.connection import Connection
+from lmlite.server.dry_run import DryRun, planned
 from lmlite.server.listener import Server
 from lmlite.server.openai_replies import ChatReply, CompletionReply, EmbeddingReply
 from lmlite.server.openai_requests import (
@@ -35,6 +37,7 @@ from lmlite.server.openai_requests import (
     parse_embeddings,
 )
 from lmlite.server.registry import ServedModel
+from lmlite.server.sampling import Defaults
 from lmlite.server.supervisor import Reply
 from lmlite.server.tally import Tally
 
@@ -47,7 +50,9 @@ PING_S = 15.0  # between signs of life on a stream that has nothing to say
 SPACE_S = 60.0
 
 JSON_TYPE = ("Content-Type", "application/json")
-Answer = CompletionReply | EmbeddingReply  # a ChatReply is a CompletionReply of another shape
+Answer = (
+    CompletionReply | EmbeddingReply | DryRun
+)  # a ChatReply is a CompletionReply of another shape
 
 STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
@@ -74,6 +79,7 @@ class Handler(BaseHTTPRequestHandler):
         self._is_begun = False  # the status line is out
         self._is_refused = False  # it was that of an error
         self._tally: Tally | None = None
+        self._ignored: tuple[str, ...] = ()  # fields of the body
         self._status = 0
         self._token = secrets.token_hex(12)
         self._began_s = time.monotonic()
@@ -172,12 +178,24 @@ class Handler(BaseHTTPRequestHandler):
         self._send(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
 
     def _chat(self) -> None:
-        call = parse_chat(wire.parse_json(self._body))
-        self._serve(call, f"chatcmpl-{self._token}", ChatReply)
+        self._generate(parse_chat, f"chatcmpl-{self._token}", ChatReply)
 
     def _completions(self) -> None:
-        call = parse_completion(wire.parse_json(self._body))
-        self._serve(call, f"cmpl-{self._token}", CompletionReply)
+        self._generate(parse_completion, f"cmpl-{self._token}", CompletionReply)
+
+    def _generate(
+        self,
+        parse: Callable[[Any, Defaults], Call],
+        reply_id: str,
+        kind: type[CompletionReply],
+    ) -> None:
+        assert self._head is not None
+        body, defaults = wire.parse_json(self._body), self.server.registry.models()[0].defaults
+        call = parse(body, defaults)
+        if self._head.headers.get("x-dry-run", "0") == "0":
+            self._serve(call, reply_id, kind)
+        else:
+            self._serve(planned(call), reply_id, partial(DryRun, body, defaults))
 
     def _embeddings(self) -> None:
         call = parse_embeddings(wire.parse_json(self._body))
@@ -205,7 +223,13 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---- events to bytes -------------------------------------------------------------------
 
-    def _serve(self, call: Call, reply_id: str, kind: type[Answer]) -> None:
+    def _serve(
+        self, call: Call, reply_id: str, kind: Callable[[Call, str, str, int], Answer]
+    ) -> None:
+        if call.ignored and self.server.is_strict:
+            names = ", ".join(call.ignored)
+            raise BadRequest(f"this server does not know: {names}", param=call.ignored[0])
+        self._ignored = call.ignored
         with self.server.registry.acquire(call.model) as model:
             tally = self._tally = Tally(self.server.log, model, reply_id)
             answer = kind(call, reply_id, model.name, int(time.time()))
@@ -303,6 +327,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _write_head(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
         self._is_begun, self._status = True, status
+        if self._ignored:
+            headers.append(("X-Ignored-Params", ", ".join(self._ignored)))
         headers.append(("X-Request-Id", f"req-{self._token}"))
         headers.append(("Connection", "close" if self.close_connection else "keep-alive"))
         self._connection.write(wire.reply_head(status, headers) + data)

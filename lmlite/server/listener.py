@@ -34,11 +34,17 @@ class Server(ThreadingHTTPServer):
         handler: type[BaseHTTPRequestHandler],
         registry: Registry,
         log: Log,
+        *,
+        is_strict: bool = False,
     ) -> None:
-        """Listens at once; `handler` serves each connection. Raises OSError for a bad address."""
+        """Listens at once; `handler` serves each connection. Raises OSError for a bad address.
+
+        A strict server refuses requests with fields that it does not know.
+        """
         self.registry = registry
         self.log = log
         self.metrics = Metrics()
+        self.is_strict = is_strict
         self.is_draining = False
         self._n_active = 0
         self._changed = threading.Condition()  # guards the count above

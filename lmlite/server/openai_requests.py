@@ -1,12 +1,14 @@
 """Request JSON -> messages: defaults filled in, types checked, each error naming its field.
 
 An explicit null counts as absent, as OpenAI's clients send it. A boolean is not a number, and
-1.0 is not a count. Fields that nobody here knows are ignored, as LM Studio does; features that
-are missing are refused by name. Pure; the only place that reads a client's dictionaries.
+1.0 is not a count. Fields that nobody here knows are ignored, as LM Studio does, and told by
+name; features that are missing are refused by name. Pure; the only place that reads a client's
+dictionaries.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from lmlite.errors import BadRequest
@@ -22,15 +24,25 @@ from lmlite.server.fields import (
     typed,
     unsupported,
 )
+from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults, sampling_values
 
 MAX_N = 8
 MAX_STOPS, MAX_STOP_LENGTH = 16, 256
 MAX_BIASES = 1024
 MAX_PROMPTS = 256
 MAX_INPUTS = 2048
-MAX_INT = 2**31 - 1
+MAX_NAMED = 20  # of the fields that are ignored
 
-_DEFAULTS = SamplingParams()
+_EVERYWHERE = {"model", "user"}
+_INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
+          "service_tier", "store"}  # fmt: skip
+_GENERATING = {*_EVERYWHERE, *NAMES, "stream", "stream_options", "n", "seed", "stop",
+               "logit_bias", "logprobs", "max_tokens"}  # fmt: skip
+CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
+               "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
+               "chat_template_kwargs", "functions", "audio", "modalities"}  # fmt: skip
+COMPLETION_FIELDS = {*_GENERATING, "prompt", "best_of", "suffix", "echo"}
+EMBEDDING_FIELDS = {*_EVERYWHERE, "input", "encoding_format", "dimensions"}
 
 
 @dataclass(frozen=True)
@@ -43,9 +55,10 @@ class Call:
     include_usage: bool = False
     encoding_format: str = "float"  # of embeddings: float or base64
     dimensions: int | None = None  # of embeddings; None: all
+    ignored: tuple[str, ...] = ()  # fields that nobody here knows
 
 
-def parse_chat(body: Body) -> Call:
+def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     """A body of POST /v1/chat/completions. Raises BadRequest."""
     _refuse_unsupported_chat(body)
     n_logprobs = None
@@ -56,25 +69,26 @@ def parse_chat(body: Body) -> Call:
     max_tokens = _max_tokens(body, "max_completion_tokens")
     if body.get("max_completion_tokens") is None:
         max_tokens = _max_tokens(body, "max_tokens")
-    params = _sampling_params(body, max_tokens, n_logprobs)
+    params = _sampling_params(body, max_tokens, n_logprobs, defaults)
     n = integer(body, "n", 1, MAX_N) or 1
     messages = parse_messages(required(body, "messages"))
-    request = Chat(0, messages, params, n, options=parse_options(body))
-    return _call(body, request)
+    options = replace(parse_options(body), separate_reasoning=defaults.separate_reasoning)
+    request = Chat(0, messages, params, n, options=options)
+    return _call(body, request, CHAT_FIELDS)
 
 
-def parse_completion(body: Body) -> Call:
+def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     """A body of POST /v1/completions. Raises BadRequest."""
     n = integer(body, "n", 1, MAX_N) or 1
     if (integer(body, "best_of", 1, MAX_INT) or n) != n:
         unsupported("best_of", "best_of other than n is not supported")
     if body.get("suffix"):
         unsupported("suffix", "suffix is not supported")
-    params = _sampling_params(
-        body, _max_tokens(body, "max_tokens"), integer(body, "logprobs", 0, 5)
-    )
+    n_logprobs = integer(body, "logprobs", 0, 5)
+    params = _sampling_params(body, _max_tokens(body, "max_tokens"), n_logprobs, defaults)
     prompts = _prompts(body, "prompt", MAX_PROMPTS)
-    return _call(body, Complete(0, prompts, params, n, boolean(body, "echo")))
+    request = Complete(0, prompts, params, n, boolean(body, "echo"))
+    return _call(body, request, COMPLETION_FIELDS)
 
 
 def parse_embeddings(body: Body) -> Call:
@@ -92,45 +106,47 @@ def parse_embeddings(body: Body) -> Call:
         string(body, "model"),
         encoding_format=encoding_format,
         dimensions=integer(body, "dimensions", 1, MAX_INT),
+        ignored=ignored_fields(body, EMBEDDING_FIELDS),
     )
 
 
-def _call(body: Body, request: Chat | Complete) -> Call:
+def ignored_fields(body: Body, known: Collection[str]) -> tuple[str, ...]:
+    """The names of a body's fields that are not known, in order, fit for a header.
+
+    >>> ignored_fields({"n": 1, "top_a": 0.1, "Ü x": 1, "ttl": None}, {"n"})
+    ('??x', 'top_a')
+    """
+    unknown = sorted(name for name in body if name not in known and body[name] is not None)
+    # What a client may spell freely must end no header and no list.
+    names = [re.sub(r"[^\w.-]", "?", name[:64], flags=re.ASCII) for name in unknown[:MAX_NAMED]]
+    return tuple(sorted(names))
+
+
+def _call(body: Body, request: Chat | Complete, known: Collection[str]) -> Call:
     options = typed(body, "stream_options", dict, "an object") or {}
     return Call(
         request,
         string(body, "model"),
         stream=boolean(body, "stream"),
         include_usage=boolean(options, "include_usage", "stream_options.include_usage"),
+        ignored=ignored_fields(body, known),
     )
 
 
 # ---- parts of a body -----------------------------------------------------------------------
 
 
-def _sampling_params(body: Body, max_tokens: int | None, n_logprobs: int | None) -> SamplingParams:
-    top_k = integer(body, "top_k", -1, MAX_INT, _DEFAULTS.top_k)
+def _sampling_params(
+    body: Body, max_tokens: int | None, n_logprobs: int | None, defaults: Defaults
+) -> SamplingParams:
     return SamplingParams(
-        temperature=number(body, "temperature", 0, 2, _DEFAULTS.temperature),
-        top_k=max(0, top_k or 0),  # -1 means all, as 0 does
-        top_p=number(body, "top_p", 0, 1, _DEFAULTS.top_p),
-        min_p=number(body, "min_p", 0, 1, _DEFAULTS.min_p),
-        repeat_penalty=_repeat_penalty(body),
-        presence_penalty=number(body, "presence_penalty", -2, 2, 0.0),
-        frequency_penalty=number(body, "frequency_penalty", -2, 2, 0.0),
+        **sampling_values(body, defaults.params),
         logit_bias=_logit_bias(body),
         seed=_seed(body),
         max_tokens=max_tokens,
         stop=_stop(body),
         n_logprobs=n_logprobs,
     )
-
-
-def _repeat_penalty(body: Body) -> float:
-    penalty = number(body, "repeat_penalty", 0, 10, _DEFAULTS.repeat_penalty)
-    if penalty == 0:
-        raise BadRequest("repeat_penalty must be greater than 0", param="repeat_penalty")
-    return penalty
 
 
 def _max_tokens(body: Body, field: str) -> int | None:

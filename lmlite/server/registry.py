@@ -7,16 +7,18 @@ from pathlib import Path
 
 from lmlite.errors import ModelNotFound
 from lmlite.gguf import ModelFile
+from lmlite.server.sampling import NO_DEFAULTS, Defaults
 from lmlite.server.supervisor import Supervisor
 
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model file, the name that clients call it by, and its worker."""
+    """A model file, the name that clients call it by, its worker, and what requests leave to it."""
 
     name: str
     file: ModelFile
     supervisor: Supervisor
+    defaults: Defaults = NO_DEFAULTS
 
 
 class Registry:

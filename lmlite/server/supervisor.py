@@ -37,6 +37,7 @@ from lmlite.messages import (
     LoadFailed,
     Loading,
     Note,
+    Planned,
     Ready,
     ReplyEvent,
     Request,
@@ -96,7 +97,7 @@ class Reply:
                 self._n_open = 0
                 kind = KINDS.get(event.kind, ApiError)
                 raise kind(event.message, param=event.param)
-            case Finished() | Embedded():
+            case Finished() | Embedded() | Planned():
                 self._n_open -= 1
         return event
 

@@ -20,7 +20,7 @@ class Form:
     """What rendering a prompt tells of the answer that belongs to it."""
 
     reply: bytes  # the bridge's own words, for lml_answer_init and lml_grammar_init
-    has_grammar: bool
+    grammar: str  # GBNF, "" for none
     grammar_waits: bool  # it begins with a trigger, as a tool call's opening tag
     opening: str  # the end of the prompt, where the answer's turn begins
     thinking_start: str  # "" for a template that has no thoughts

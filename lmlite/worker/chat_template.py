@@ -91,7 +91,7 @@ class ChatTemplate:
             preserved.update(tokens if len(tokens) == 1 else ())
         return Form(
             reply,
-            has_grammar=bool(parsed["grammar"]),
+            grammar=parsed["grammar"],
             grammar_waits=parsed["grammar_lazy"],
             opening=parsed["generation_prompt"],
             thinking_start=parsed["thinking_start"],

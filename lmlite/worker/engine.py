@@ -144,9 +144,18 @@ class Engine:
                 self._forget(command.request_id)
             elif isinstance(command, Input):
                 self._embedder.submit(command)
+            elif command.dry_run:
+                self._plan(command)
             else:
                 self._waiting.append(command)
         return True
+
+    def _plan(self, sequence: Sequence) -> None:
+        """Tells what would happen, and lets it be."""
+        assert self._memory is not None
+        n_cached = self._memory.n_held(sequence.reusable)
+        self._events.append(sequence.planned(n_cached, self._vocab))
+        sequence.close()
 
     def _is_idle(self) -> bool:
         return not (self._waiting or self._running or self._embedder.has_work)

@@ -157,6 +157,13 @@ class Memory:
         lane = max(self.lanes, key=lambda lane: prefix.n_common(lane.tokens, tokens))
         return lane.tokens
 
+    def n_held(self, tokens: list[int]) -> int:
+        """How many of a prompt's tokens would not have to be read, if it began now."""
+        lanes = [lane for lane in self.lanes if self._can_cut or not lane.busy]
+        of_lanes = [prefix.n_reusable(lane, tokens, self._can_cut) for lane in lanes]
+        of_stores = [store.best(tokens, self._can_cut)[0] for store in self._checkpoints]
+        return max(0, *of_lanes, *of_stores)
+
     def n_cells(self) -> tuple[int, int]:
         """(cells of lanes that run, cells of idle ones)."""
         n_used = prefix.n_cells(lane for lane in self.lanes if lane.busy)

@@ -69,7 +69,7 @@ class Preparer:
         param = "tools" if options.json_schema is None else "response_format"
         for choice in choices:
             try:
-                if form.has_grammar:
+                if form.grammar:
                     choice.grammar = Grammar(self._model, form.reply)
                 choice.answer = Answer(self._model.lib, form)
             except (LlamaError, ValueError) as err:
@@ -127,6 +127,7 @@ class Preparer:
                 stops,
                 echo,
                 request.trace,
+                request.dry_run,
             )
             for i in range(request.n)
         ]

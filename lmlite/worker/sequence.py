@@ -11,6 +11,7 @@ from lmlite.messages import (
     Cause,
     Delta,
     Finished,
+    Planned,
     Queued,
     Reading,
     ReplyEvent,
@@ -20,7 +21,7 @@ from lmlite.messages import (
     TokenLogprob,
 )
 from lmlite.worker.answer import Answer, Part
-from lmlite.worker.llama import Grammar, SamplerChain
+from lmlite.worker.llama import Grammar, SamplerChain, Vocab
 from lmlite.worker.prefix import Lane
 from lmlite.worker.text import LogprobQueue, TextStream
 
@@ -37,6 +38,7 @@ class Sequence:
     stops: tuple[str, ...]
     echo: str | None = None  # text to send in front of the completion; None once it is sent
     trace: bool = False  # someone watches the log stream
+    dry_run: bool = False  # nothing is generated, only told
     answer: Answer | None = None  # reads a chat's message; None: the text is sent as it is
     grammar: Grammar | None = None
     tokens: list[int] = field(init=False)  # the prompt's, and those sampled so far
@@ -92,6 +94,13 @@ class Sequence:
             return []
         self._n_ahead = n_ahead
         return [Queued(self.request_id, self.index, n_ahead)]
+
+    def planned(self, n_cached: int, vocab: Vocab) -> Planned:
+        """In place of all others, for a dry run."""
+        pieces = tuple(vocab.piece(token, special=True) for token in self.prompt)
+        grammar = self.answer.form.grammar if self.answer else None
+        ids = self.request_id, self.index
+        return Planned(*ids, tuple(self.prompt), pieces, n_cached, grammar or None)
 
     def started(self, cache: str = "") -> Started:
         """When it is admitted for the first time; `cache` tells what it began with, in words."""
