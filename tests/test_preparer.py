@@ -1,0 +1,35 @@
+"""What the worker makes of a request before the engine sees it, without a model."""
+
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any, cast
+
+from lmlite.messages import Complete, Event, SamplingParams
+from lmlite.worker.preparer import Preparer
+from lmlite.worker.sequence import Sequence
+
+N_VOCAB = 100
+
+
+def seeds(n: int, seed: int | None) -> list[int]:
+    """Of the choices of one request for a prompt of three tokens."""
+
+    def send(_events: Iterable[Event]) -> None:
+        raise AssertionError("nobody asked for a trace")
+
+    model: Any = SimpleNamespace(vocab=SimpleNamespace(n_tokens=N_VOCAB))
+    template: Any = object()
+    request = Complete(1, ((1, 2, 3),), SamplingParams(seed=seed), n=n)
+    prepared = Preparer(model, template, 2048, send).prepare(request)
+    return [cast(Sequence, sequence).seed for sequence in prepared]
+
+
+def test_each_choice_has_a_seed_of_its_own_and_the_first_the_one_asked_for() -> None:
+    assert seeds(3, seed=7) == [7, 8, 9]
+    assert seeds(2, seed=2**32 - 1) == [2**32 - 1, 0]
+
+
+def test_each_request_without_a_seed_gets_another_one() -> None:
+    drawn = [seeds(1, seed=None)[0] for _ in range(4)]
+    assert len(set(drawn)) == 4
+    assert all(0 <= seed < 2**32 for seed in drawn)
