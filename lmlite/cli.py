@@ -174,8 +174,8 @@ SERVE_FLAGS = (
     Flag("--threads", "N", None, "threads of the worker (default: one for each core, "
          "fewer while other processes keep the machine busy)", _count),
     Flag("--batch", "N", 512, "tokens of one step at most", _count),
-    Flag("--prefill-budget", "SECONDS", 0.15, "of a step, for reading prompts while somebody is "
-         "being answered", _seconds),
+    Flag("--prefill-budget", "SECONDS", 0.2, "that a step may take which reads a prompt while "
+         "somebody is being answered", _seconds),
     Flag("--gpu-layers", "N", -1, "layers that go to the GPU, -1 for all", int),
     Flag("--cache-type-k", CACHE_TYPES, "f16", "how memory keeps keys"),
     Flag("--cache-type-v", CACHE_TYPES, "f16", "how memory keeps values; all but the first three "
@@ -183,8 +183,8 @@ SERVE_FLAGS = (
     Flag("--cache-dir", "DIR", None, "folder that keeps long prompts which were read, so that "
          "they are not read again after a restart (default: none)"),
     Flag("--cache-size", "SIZE", "512M", "what that folder may hold", _size),
-    Flag("--checkpoint-memory", "SIZE", "128M", "for states of prompts, where a model's memory "
-         "cannot be cut (Mamba, hybrids)", _size),
+    Flag("--checkpoint-memory", "SIZE", "128M", "outside of the context, for conversations that "
+         "nobody goes on with just now", _size),
     Flag("--flash-attn", "auto|on|off", "auto", "flash attention"),
     Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
     Flag("--reasoning-format", "auto|none", "auto", "where thoughts go: auto puts them in "

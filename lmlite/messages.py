@@ -48,7 +48,7 @@ class Load:
     n_queue: int = 64  # requests that may wait for them
     n_threads: int | None = None
     n_batch: int = 512  # tokens of one decode
-    prefill_budget_s: float = 0.15  # of a step, for prompts while somebody is being answered
+    prefill_budget_s: float = 0.2  # of a step that reads prompts while somebody is being answered
     n_gpu_layers: int = -1  # -1: as many as fit
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
@@ -56,7 +56,7 @@ class Load:
     chat_template: str | None = None  # its text; None: the model's own
     cache_dir: str | None = None  # for checkpoints that survive a restart
     cache_size: int = 512 << 20  # bytes in that folder
-    checkpoint_memory: int = 128 << 20  # bytes, for models whose memory cannot be cut
+    checkpoint_memory: int = 128 << 20  # bytes outside of the context, for prompts that were read
     log_level: Literal["debug", "info", "warning", "error"] = "error"  # of llama.cpp
 
 
@@ -170,6 +170,7 @@ class EngineState:
     n_cells: int  # tokens that memory can hold
     n_cells_used: int  # by sequences that run
     n_cells_idle: int  # by finished ones, to begin from
+    n_bytes_parked: int  # outside of the cells, by finished ones
     n_steps: int
     step_s: float  # sum over all steps
     steps_within: tuple[int, ...]  # steps that took at most STEP_BOUNDS_S[i]

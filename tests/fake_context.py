@@ -157,6 +157,9 @@ class FakeContext:
         for cell in self._lanes[seq_id]:
             cell.n_lanes += 1
 
+    def n_state_bytes(self, seq_id: int) -> int:
+        return 4 * len(self._lanes[seq_id])
+
     def state(self, seq_id: int) -> bytes:
         return array("i", self.held(seq_id)).tobytes()
 

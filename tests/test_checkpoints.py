@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lmlite.messages import Delta, Finished, ReplyEvent, SamplingParams, Started
-from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, identity_of
+from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
 from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, Model
@@ -57,6 +57,17 @@ def test_the_one_that_nobody_used_for_longest_makes_room() -> None:
     assert [store.holds([n, n]) for n in (1, 2, 3)] == [True, False, True]
     store.add([4, 4], bytes(11))  # larger than all there is
     assert [store.holds([n, n]) for n in (1, 2, 3, 4)] == [True, False, True, False]
+
+
+def test_a_parked_lane_takes_the_place_of_those_that_it_goes_on_from() -> None:
+    store = ParkedLanes(10)
+    store.add([1, 2], b"12345")
+    store.add([1, 3], b"123")
+    store.add([1, 2, 4], b"12345")
+    assert [store.holds(tokens) for tokens in ([1, 2], [1, 3], [1, 2, 4])] == [False, True, True]
+    assert (store.n_bytes, store.has_room(2), store.has_room(3)) == (8, True, False)
+    assert store.closest([1, 2, 5]) == [1, 2, 4]
+    assert ParkedLanes(10).closest([1, 2, 5]) == []
 
 
 def test_a_file_is_found_again_by_the_next_process(tmp_path: Path) -> None:
@@ -181,7 +192,13 @@ class Bench:
     """An engine that is driven step by step."""
 
     def __init__(
-        self, lib: Any, path: Path, n_lanes: int, *stores: Checkpoints, n_ctx: int = 1024
+        self,
+        lib: Any,
+        path: Path,
+        n_lanes: int,
+        *stores: Checkpoints,
+        n_ctx: int = 1024,
+        parked: ParkedLanes | None = None,
     ) -> None:
         self.model = Model(lib, str(path))
         self.context = Context(self.model, n_ctx=n_ctx, n_batch=64, n_seq_max=n_lanes, n_threads=1)
@@ -189,6 +206,7 @@ class Bench:
         self.engine = Engine(
             self.model, self.context, Embedder(lambda: self.context), n_parallel=n_lanes,
             prefill_budget_s=0.15, emit=self.events.extend, checkpoints=stores,
+            parked=parked,
         )  # fmt: skip
 
     def __enter__(self) -> "Bench":
@@ -358,3 +376,51 @@ def test_a_folder_that_cannot_be_written_is_said_at_the_start(tmp_path: Path) ->
     server = RunningServer("--cache-dir", str(tmp_path / "file"))
     with pytest.raises(AssertionError, match="cannot keep checkpoints"), server:
         pass
+
+
+# ---- parked lanes --------------------------------------------------------------------------
+
+TINY = Path(__file__).parent.parent / "lmlite" / "models" / "tiny.gguf"
+HISTORY = "A very long history. " * 12
+OTHER = "Something else altogether, which shares no beginning. " * 3
+
+
+def n_idle(bench: Bench) -> int:
+    """Cells that nobody uses."""
+    assert bench.engine._memory is not None
+    return bench.engine._memory.n_cells()[1]
+
+
+def test_an_idle_lane_leaves_its_cells_and_comes_back(lib: Any) -> None:
+    with Bench(lib, TINY, 4, parked=ParkedLanes(8 << 20)) as bench:
+        begun, history = bench.tokens(HISTORY), HISTORY + " And then?"
+        bench.answers(HISTORY)
+        bench.answers(OTHER)
+        assert n_idle(bench) < len(bench.tokens(OTHER)) + N_OUT
+        ((n_cached, text),) = bench.answers(history)
+        assert n_cached >= len(begun) - 1
+        assert n_idle(bench) < len(bench.tokens(history)) + N_OUT  # now the other one is parked
+    assert text == alone(lib, TINY, history)
+
+
+def test_a_lane_stays_whose_cells_are_mostly_anothers_too(lib: Any) -> None:
+    prompts = [HISTORY + end for end in (" Say a", " Say b", " Say c")]
+    parked = ParkedLanes(8 << 20)
+    with Bench(lib, TINY, 4, parked=parked) as bench:
+        n_shared = len(bench.tokens(HISTORY)) - 1
+        found = [*bench.answers(*prompts[:2]), *bench.answers(prompts[2])]
+        assert bench.engine._memory is not None
+        assert sum(bool(lane.tokens) for lane in bench.engine._memory.lanes) == 2
+    assert parked.n_bytes == 0
+    assert found[2][0] >= n_shared
+    assert [text for _, text in found] == [alone(lib, TINY, prompt) for prompt in prompts]
+
+
+def test_a_lane_that_finds_no_room_stays_in_its_cells(lib: Any) -> None:
+    with Bench(lib, TINY, 4, parked=ParkedLanes(1000)) as bench:
+        bench.answers(HISTORY)
+        held = n_idle(bench)
+        bench.answers(OTHER)
+        assert n_idle(bench) > held > 0
+        ((n_cached, _),) = bench.answers(HISTORY)
+        assert n_cached == len(bench.tokens(HISTORY)) - 1

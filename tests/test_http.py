@@ -530,6 +530,7 @@ def test_metrics_count_requests_tokens_and_what_the_engine_says(house: House) ->
         'lmlite_memory_cells{state="used"}': "100",
         'lmlite_memory_cells{state="idle"}': "12",
         'lmlite_memory_cells{state="free"}': "400",
+        "lmlite_parked_bytes": "4096",
         "lmlite_step_seconds_sum": "0.500000",
         "lmlite_step_seconds_count": "7",
     }

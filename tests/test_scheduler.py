@@ -14,7 +14,7 @@ import random
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -32,7 +32,7 @@ from lmlite.messages import (
     TokenLogprob,
 )
 from lmlite.worker import engine as engine_module
-from lmlite.worker.checkpoints import Checkpoints
+from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine, _Cancel
 from lmlite.worker.llama import Batch
@@ -146,6 +146,7 @@ class Stage:
         n_parallel: int,
         stores: tuple[Checkpoints, ...] = (),
         prefill_budget_s: float = 0.15,
+        parked: ParkedLanes | None = None,
     ) -> None:
         self.context = context
         model: Any = FakeModel(context.can_cut)
@@ -153,6 +154,7 @@ class Stage:
         self.engine = Engine(
             model, fake, Embedder(lambda: fake), n_parallel=n_parallel,
             prefill_budget_s=prefill_budget_s, emit=self.take, checkpoints=stores,
+            parked=parked,
         )  # fmt: skip
         inbox: Any = self
         self.engine._inbox = inbox
@@ -352,12 +354,20 @@ class SmallStore(Checkpoints):
     min_tokens = 8
 
 
-# What memory can do: be cut, which a recurrent one cannot; and whether there are checkpoints.
+class Kind(NamedTuple):
+    """A memory, and what keeps what it lost."""
+
+    can_cut: bool = True  # which a recurrent one cannot be
+    has_store: bool = False
+    parks: bool = False
+
+
 KINDS = {
-    "unified": (True, False),
-    "unified with checkpoints": (True, True),
-    "recurrent": (False, False),
-    "recurrent with checkpoints": (False, True),
+    "unified": Kind(),
+    "unified with checkpoints": Kind(has_store=True),
+    "unified, and idle lanes are parked": Kind(parks=True),
+    "recurrent": Kind(can_cut=False),
+    "recurrent with checkpoints": Kind(can_cut=False, has_store=True),
 }
 
 
@@ -366,7 +376,7 @@ class World(Stage):
 
     def __init__(self, seed: int, kind: str, n_events: int = N_EVENTS) -> None:
         self.rng = rng = random.Random(f"{seed} {kind}")
-        can_cut, has_store = KINDS[kind]
+        can_cut, has_store, parks = KINDS[kind]
         n_ctx = rng.choice((24, 40, 64, 100))
         n_parallel = rng.choice((1, 2, 3, 4, 8))
         context = FakeContext(
@@ -378,7 +388,8 @@ class World(Stage):
         )
         context.can_restore = rng.random() < 0.8
         stores = (SmallStore(rng.choice((300, 1500))),) if has_store else ()
-        super().__init__(context, n_parallel, stores, rng.choice((0.01, 0.15)))
+        parked = ParkedLanes(rng.choice((300, 1500))) if parks else None
+        super().__init__(context, n_parallel, stores, rng.choice((0.01, 0.15)), parked)
         self.n_requests = 0
         self._n_to_come = n_events
         self._rate = rng.choice((0.02, 0.1, 0.4, 0.7))  # of something to come before a step

@@ -60,6 +60,8 @@ def _engine_lines(state: EngineState) -> Iterator[str]:
     n_free = state.n_cells - state.n_cells_used - state.n_cells_idle
     for name, n in (("used", state.n_cells_used), ("idle", state.n_cells_idle), ("free", n_free)):
         yield f'lmlite_memory_cells{{state="{name}"}} {n}'
+    n_parked = state.n_bytes_parked
+    yield from _single("parked_bytes", "gauge", "Finished conversations outside of it.", n_parked)
     yield from _heading("step_seconds", "histogram", "How long a step of the engine takes.")
     for bound_s, n in zip(STEP_BOUNDS_S, state.steps_within, strict=True):
         yield f'lmlite_step_seconds_bucket{{le="{bound_s}"}} {n}'

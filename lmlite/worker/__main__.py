@@ -38,7 +38,7 @@ from lmlite.messages import (
 )
 from lmlite.worker import capi
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
-from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, identity_of
+from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
 from lmlite.worker.embedder import N_SEQ_MAX, Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
@@ -99,6 +99,7 @@ class Worker:
                 prefill_budget_s=load.prefill_budget_s,
                 emit=outbox.send,
                 checkpoints=self._make_checkpoints(stack) if context else (),
+                parked=self._make_parked(),
                 governor=self._make_governor(),
             )
             self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
@@ -196,6 +197,10 @@ class Worker:
             raise LlamaError(f"at most {capi.MAX_SEQUENCES} sequences can run at the same time")
         n_lanes = 4 * n_parallel if self._model.can_cut_memory else n_parallel
         return min(n_lanes, capi.MAX_SEQUENCES)
+
+    def _make_parked(self) -> ParkedLanes | None:
+        n_bytes = self._load.checkpoint_memory
+        return ParkedLanes(n_bytes) if n_bytes and self._model.can_cut_memory else None
 
     def _make_checkpoints(self, stack: ExitStack) -> list[Checkpoints]:
         """In memory where memory itself cannot be cut, in files where there is a folder."""

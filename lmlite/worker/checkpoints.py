@@ -1,8 +1,9 @@
 """What memory held of prompts that were read, kept so that nobody reads them again.
 
 A checkpoint is a beginning of a prompt and the state that llama.cpp's memory had behind it. One
-in memory serves models whose memory cannot be cut; one in a file survives a restart. Knows no
-context and no lanes: a state is bytes. Methods belong to the engine thread.
+in memory serves models whose memory cannot be cut, or is what a lane held that nobody uses just
+now; one in a file survives a restart. Knows no context and no lanes: a state is bytes. Methods
+belong to the engine thread.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from lmlite.worker.prefix import n_common
 
 MIN_IN_MEMORY = 64  # tokens that must have been read anew for a checkpoint in memory
 MIN_IN_FILE = 256  # and for one in a file: below that, reading them again is as good
+MIN_PARKED = 16  # and for what a lane held
 
 Say = Callable[[str], None]  # takes a line for people
 
@@ -75,12 +77,39 @@ class Checkpoints:
     def close(self) -> None:
         """Nothing is left to do."""
 
+    @property
+    def n_bytes(self) -> int:
+        """What they take, all together."""
+        return sum(checkpoint.n_bytes for checkpoint in self._kept)
+
     def _shrink(self) -> None:
-        while sum(checkpoint.n_bytes for checkpoint in self._kept) > self.max_bytes:
+        while self.n_bytes > self.max_bytes:
             self._drop(self._kept[0])
 
     def _drop(self, checkpoint: Checkpoint) -> None:
         self._kept.remove(checkpoint)
+
+
+class ParkedLanes(Checkpoints):
+    """What lanes held that nobody uses just now, outside of the cells that attention looks at."""
+
+    min_tokens = MIN_PARKED
+
+    def has_room(self, n_bytes: int) -> bool:
+        """Whether nothing has to leave for it."""
+        return self.n_bytes + n_bytes <= self.max_bytes
+
+    def closest(self, prompt: Sequence[int]) -> list[int]:
+        """The tokens that have most in common with a prompt."""
+        kept = (checkpoint.tokens for checkpoint in self._kept)
+        return max(kept, key=lambda tokens: n_common(tokens, prompt), default=[])
+
+    def add(self, tokens: list[int], state: bytes) -> None:
+        """Keeps a state in place of those that it goes on from."""
+        for checkpoint in list(self._kept):
+            if n_common(checkpoint.tokens, tokens) == len(checkpoint.tokens):
+                self._drop(checkpoint)
+        super().add(tokens, state)
 
 
 # ---- in files ------------------------------------------------------------------------------

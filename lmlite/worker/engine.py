@@ -12,6 +12,7 @@ tokens pending again.
 thread, the only one that touches the context. Knows no templates, no frames, no HTTP.
 """
 
+import math
 import queue
 import time
 from collections import deque
@@ -28,7 +29,7 @@ from lmlite.messages import (
     TokenLogprob,
 )
 from lmlite.worker import prefix
-from lmlite.worker.checkpoints import Checkpoints
+from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
 from lmlite.worker.memory import Memory
@@ -37,7 +38,8 @@ from lmlite.worker.sequence import Sequence
 from lmlite.worker.threads import ThreadGovernor
 
 REPORT_S = 1.0  # between two reports of what the engine is doing
-MIN_PIECE = 32  # tokens of prompt in a step, however slow the machine
+ROW_BLOCK = 16  # tokens that matrix products on a CPU take at once: a part costs nearly as much
+MIN_MEASURED = 2 * ROW_BLOCK  # tokens of a step that tells how fast prompts are read
 MAX_OUTPUT_PIECE = 64  # the same where each token's logits are wanted: a row is n_vocab floats
 
 
@@ -71,6 +73,7 @@ class Engine:
         prefill_budget_s: float,
         emit: Callable[[list[ReplyEvent | EngineState]], None],
         checkpoints: Iterable[Checkpoints] = (),
+        parked: ParkedLanes | None = None,
         governor: ThreadGovernor | None = None,
     ) -> None:
         """`context` is None for a model that cannot generate; `emit` is called once per step.
@@ -79,7 +82,7 @@ class Engine:
         """
         self._model, self._vocab = model, model.vocab
         self._context = context
-        self._memory = Memory(model, context, tuple(checkpoints)) if context else None
+        self._memory = Memory(model, context, tuple(checkpoints), parked) if context else None
         self._governor = governor
         self._n_threads = governor.n_max if governor else 0  # of the last step
         self._embedder = embedder
@@ -287,6 +290,7 @@ class Engine:
             n_cells=self._memory.n_max,
             n_cells_used=n_used,
             n_cells_idle=n_idle,
+            n_bytes_parked=self._memory.n_bytes_parked,
             n_steps=self._n_steps,
             step_s=self._step_s,
             steps_within=tuple(self._steps_within),
@@ -309,7 +313,7 @@ class Engine:
         generating = [s for s in self._running if s.n_pending == 1]
         reading = [s for s in self._running if s.n_pending > 1]
         pieces = [self._add(sequence, 1) for sequence in generating[: self._batch.n_free]]
-        n_budget = self._prompt_budget() if generating else self._batch.n_max
+        n_budget = self._prompt_budget(len(pieces)) if generating else self._batch.n_max
         for sequence in reading:
             n = min(sequence.n_next, n_budget, self._batch.n_free)
             if sequence.wants_prompt_logprobs:
@@ -332,8 +336,11 @@ class Engine:
             last = self._batch.extend(tokens, begin, lane.seq_id, ends, all_outputs)
         return _Piece(sequence, n_tokens, last)
 
-    def _prompt_budget(self) -> int:
-        return max(MIN_PIECE, int(self._prompt_rate * self._prefill_budget_s))
+    def _prompt_budget(self, n_generating: int) -> int:
+        """Tokens of prompts in a step, so that it takes its time, in whole blocks of rows."""
+        n_fitting = round(self._prompt_rate * self._prefill_budget_s / ROW_BLOCK)
+        n_least = math.ceil(n_generating / ROW_BLOCK) + 1  # however slow the machine
+        return max(n_fitting, n_least) * ROW_BLOCK - n_generating
 
     def _decode(self, pieces: list[_Piece]) -> bool:
         """Runs the batch, with as many threads as pay. False: memory has no room for it."""
@@ -359,7 +366,7 @@ class Engine:
         self._step_s += elapsed_s
         for i, bound_s in enumerate(STEP_BOUNDS_S):
             self._steps_within[i] += elapsed_s <= bound_s
-        if n_tokens >= MIN_PIECE:
+        if n_tokens >= MIN_MEASURED:
             rate = n_tokens / max(elapsed_s, 1e-6)
             self._prompt_rate = (self._prompt_rate + rate) / 2 if self._prompt_rate else rate
 

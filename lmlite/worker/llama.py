@@ -278,9 +278,13 @@ class Context:
         """Lets a sequence, whose memory is empty, begin with the first n_tokens of another."""
         self._lib.llama_memory_seq_cp(self._memory, source_id, seq_id, 0, n_tokens)
 
+    def n_state_bytes(self, seq_id: int) -> int:
+        """How large `state` would be."""
+        return int(self._lib.llama_state_seq_get_size(self.pointer, seq_id))
+
     def state(self, seq_id: int) -> bytes:
         """A copy of what memory holds of a sequence."""
-        n_bytes = self._lib.llama_state_seq_get_size(self.pointer, seq_id)
+        n_bytes = self.n_state_bytes(seq_id)
         buffer = (ctypes.c_uint8 * n_bytes)()
         n = self._lib.llama_state_seq_get_data(self.pointer, buffer, n_bytes, seq_id)
         return memoryview(buffer)[:n].tobytes()

@@ -8,9 +8,11 @@ no requests: a prompt is a list of token ids, and runs in a lane.
 from collections.abc import Iterable, Sequence
 
 from lmlite.worker import prefix
-from lmlite.worker.checkpoints import Checkpoints
+from lmlite.worker.checkpoints import MIN_PARKED, Checkpoints, ParkedLanes
 from lmlite.worker.llama import Context, Model
 from lmlite.worker.prefix import Lane, Place
+
+MIN_SHARE = 4  # a lane is parked if at least one of so many of its cells is its own
 
 Reading = tuple[list[int], list[int]]  # a prompt, and behind which tokens it makes checkpoints
 
@@ -18,10 +20,19 @@ Reading = tuple[list[int], list[int]]  # a prompt, and behind which tokens it ma
 class Memory:
     """The lanes of a context, and the checkpoints beside them."""
 
-    def __init__(self, model: Model, context: Context, checkpoints: Sequence[Checkpoints]) -> None:
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        checkpoints: Sequence[Checkpoints],
+        parked: ParkedLanes | None = None,
+    ) -> None:
+        """`parked` is for models whose memory can be cut."""
         self._context = context
         self._can_cut = model.can_cut_memory
         self._checkpoints = checkpoints
+        self._parked = parked
+        self._stores = checkpoints if parked is None else (parked, *checkpoints)
         self.n_max = context.n_ctx  # cells
         self.lanes = [Lane(seq_id) for seq_id in range(context.n_seq_max)]
 
@@ -47,6 +58,7 @@ class Memory:
     def begin(self, place: Place, tokens: list[int]) -> int:
         """Lets the lane hold the longest beginning there is; how many tokens that are."""
         lane = place.lane
+        self._park_idle(place)
         n_tokens = self._restored(place, tokens) or self._taken(place)
         if n_tokens == 0:
             self._empty(lane)
@@ -74,7 +86,7 @@ class Memory:
         """From a checkpoint, where one holds clearly more than any lane."""
         lane = place.lane
         n_free = self.n_max - prefix.n_cells(lane for lane in self.lanes if lane.busy)
-        for store in self._checkpoints:
+        for store in self._stores:
             n_tokens, checkpoint = store.best(tokens, self._can_cut)
             if checkpoint is None or n_tokens < place.n_tokens + store.min_tokens:
                 continue
@@ -127,6 +139,33 @@ class Memory:
             for store in stores:
                 store.add(list(lane.tokens), state)
 
+    def _park_idle(self, place: Place) -> None:
+        """Lanes that nobody uses leave the cells, each of which costs all others time.
+
+        Attention passes over every cell up to the last one that is taken, in every step, and
+        its threads share that stretch evenly, whoever's cells lie there. A lane stays whose
+        cells are mostly those of one in use too.
+        """
+        if self._parked is None:
+            return
+        in_use = {lane for lane in self.lanes if lane.busy}
+        if place.n_tokens:
+            in_use.add(place.source)
+        for lane in self.lanes:
+            n_own = len(lane.tokens) - prefix.n_shared(lane, in_use)
+            is_worth_it = n_own >= max(MIN_PARKED, len(lane.tokens) // MIN_SHARE)
+            if lane not in in_use and is_worth_it:
+                self._park(lane, self._parked)
+
+    def _park(self, lane: Lane, parked: ParkedLanes) -> None:
+        """Into free room only: cells that are free cost less than what would be lost."""
+        n_known, _ = parked.best(lane.tokens, self._can_cut)
+        if len(lane.tokens) - n_known > MIN_PARKED:
+            if not parked.has_room(self._context.n_state_bytes(lane.seq_id)):
+                return
+            parked.add(lane.tokens, self._context.state(lane.seq_id))
+        self._empty(lane)
+
     def leave(self, lane: Lane, now: int) -> None:
         """The lane is idle; what it holds stays for prompts that begin alike."""
         lane.busy = False
@@ -137,6 +176,8 @@ class Memory:
         victim = prefix.evictable(self.lanes)
         if victim is None:
             return False
+        if self._parked is not None and len(victim.tokens) >= MIN_PARKED:
+            self._parked.add(victim.tokens, self._context.state(victim.seq_id))
         self._empty(victim)
         return True
 
@@ -153,21 +194,28 @@ class Memory:
     # ---- what is told ----------------------------------------------------------------------
 
     def closest(self, tokens: list[int]) -> list[int]:
-        """What the lane holds that has most in common with a prompt."""
-        lane = max(self.lanes, key=lambda lane: prefix.n_common(lane.tokens, tokens))
-        return lane.tokens
+        """What a lane holds, or held until it was parked, that is closest to a prompt."""
+        held = [lane.tokens for lane in self.lanes]
+        if self._parked is not None:
+            held.append(self._parked.closest(tokens))
+        return max(held, key=lambda tokens_held: prefix.n_common(tokens_held, tokens))
 
     def n_held(self, tokens: list[int]) -> int:
         """How many of a prompt's tokens would not have to be read, if it began now."""
         lanes = [lane for lane in self.lanes if self._can_cut or not lane.busy]
         of_lanes = [prefix.n_reusable(lane, tokens, self._can_cut) for lane in lanes]
-        of_stores = [store.best(tokens, self._can_cut)[0] for store in self._checkpoints]
+        of_stores = [store.best(tokens, self._can_cut)[0] for store in self._stores]
         return max(0, *of_lanes, *of_stores)
 
     def n_cells(self) -> tuple[int, int]:
         """(cells of lanes that run, cells of idle ones)."""
         n_used = prefix.n_cells(lane for lane in self.lanes if lane.busy)
         return n_used, prefix.n_cells(self.lanes) - n_used
+
+    @property
+    def n_bytes_parked(self) -> int:
+        """What is kept of lanes that left their cells."""
+        return self._parked.n_bytes if self._parked is not None else 0
 
     def n_cells_with(self, place: Place, tokens: list[int]) -> int:
         """Cells of lanes that run, and of a prompt's tokens once they are read at that place."""

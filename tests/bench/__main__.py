@@ -50,8 +50,8 @@ def parser() -> argparse.ArgumentParser:
                          "model file, in place of llama-server")  # fmt: skip
     command.add_argument("--against-model", metavar="NAME", help="what that server calls the file "
                          "(default: the first that it lists)")  # fmt: skip
-    command.add_argument("--threads", type=int, default=n_cores(), metavar="N",
-                         help="of each server (default: one for each core)")  # fmt: skip
+    command.add_argument("--threads", type=int, metavar="N", help="of each server (default: one "
+                         "for each core; lmlite may then use fewer)")  # fmt: skip
     command.add_argument("--json", type=Path, metavar="FILE", help="writes every value there")
     command.add_argument("--list", action="store_true", help="names the scenarios, and ends")
     return command
@@ -146,14 +146,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         print(*(scenario.name for scenario in scenarios), sep="\n")
         return 0
-    log_folder = model.FOLDER
+    log_folder, n_threads = model.FOLDER, options.threads or n_cores()
     try:
         model.made(model.llama_cpp() / model.VOCABULARY)
         ours = Lmlite(options.threads, log_folder)
         if options.against:
             theirs: Side = Remote(options.against, options.against_model)
         else:
-            theirs = LlamaServer(BINARIES / "llama-server", options.threads, log_folder)
+            theirs = LlamaServer(BINARIES / "llama-server", n_threads, log_folder)
         return run(scenarios, [ours, theirs], options)
     except (OSError, BadReply) as err:
         print(f"bench: {err}; `make bench` builds all that is needed", file=sys.stderr)
@@ -167,10 +167,10 @@ def _stop(_number: int, _frame: object) -> None:
 
 def run(scenarios: list[Scenario], sides: list[Side], options: argparse.Namespace) -> int:
     """All scenarios, each printed when its rounds are over."""
-    where = machine()
+    where, n_threads = machine(), options.threads or n_cores()
     print(f"{where['cpu']}, {where['cores']} cores, load {where['load']:.2f}; "
-          f"{options.threads} threads, {options.rounds} rounds, medians")  # fmt: skip
-    limit = {} if options.against else library_limit(options.threads, options.quick)
+          f"{n_threads} threads, {options.rounds} rounds, medians")  # fmt: skip
+    limit = {} if options.against else library_limit(n_threads, options.quick)
     if limit:
         shown = ", ".join(f"{name} {report.number(value)}" for name, value in limit.items())
         print(f"llama-bench, the library alone: {shown} tokens/s")
@@ -183,7 +183,7 @@ def run(scenarios: list[Scenario], sides: list[Side], options: argparse.Namespac
     print(f"\n{report.summary(sections)}")
     if options.json:
         found = {"machine": where, "sides": [side.name for side in sides], "threads":
-                 options.threads, "rounds": options.rounds, "quick": options.quick,
+                 n_threads, "rounds": options.rounds, "quick": options.quick,
                  "llama_bench": limit, "scenarios": [s.json() for s in sections]}  # fmt: skip
         options.json.write_text(json.dumps(found, indent=1) + "\n")
     return int(any("FAILED" in remark for s in sections for remark in s.remarks))

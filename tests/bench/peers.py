@@ -67,7 +67,8 @@ class Lmlite:
 
     name = "lmlite"
 
-    def __init__(self, n_threads: int, log_folder: Path) -> None:
+    def __init__(self, n_threads: int | None, log_folder: Path) -> None:
+        """Without a number it has one for each core, and adapts it to what else is running."""
         self._n_threads, self._log_folder = n_threads, log_folder
 
     @contextmanager
@@ -76,8 +77,9 @@ class Lmlite:
         command = [
             sys.executable, "-m", "lmlite", "serve", str(setup.model_path), "--port", str(port),
             "--ctx", str(setup.n_ctx), "--parallel", str(setup.n_parallel),
-            "--threads", str(self._n_threads),
         ]  # fmt: skip
+        if self._n_threads is not None:
+            command += ["--threads", str(self._n_threads)]
         if setup.cache_folder is not None:
             command += ["--cache-dir", str(setup.cache_folder)]
         with running(command, port, self._log_folder / "lmlite.log") as server:
