@@ -23,7 +23,7 @@ FLOORS = [
     ["frames", "gguf"],
     ["worker.capi", "worker.text", "worker.prefix", "worker.threads", "worker.breaker",
      "server.logs", "server.wire",
-     "server.connection", "server.log_stream", "server.fields"],
+     "server.connection", "server.log_stream", "server.fields", "server.answers"],
     ["worker.llama", "worker.checkpoints", "server.supervisor", "server.schemas",
      "server.sampling"],
     ["worker.answer", "worker.embedder", "server.registry", "server.chat_requests"],

@@ -362,7 +362,9 @@ def answer(kind: type[CompletionReply], call: Call) -> CompletionReply:
 def chunks(reply: CompletionReply, events: Iterable[ReplyEvent]) -> list[Any]:
     """The JSON of each event of a stream, every one of them `data: <one line>` and a blank line."""
     found = []
-    for data in [*map(reply.sse, events), reply.sse_tail()]:
+    streamed, tail = [*map(reply.sse, events)], reply.sse_tail()
+    assert tail.endswith(b"data: [DONE]\n\n")
+    for data in [*streamed, tail.removesuffix(b"data: [DONE]\n\n")]:
         if data:
             assert data.startswith(b"data: {")
             assert data.endswith(b"}\n\n")
@@ -393,6 +395,14 @@ GREETING: list[ReplyEvent] = [
     Delta(0, 0, "\n\u2028</s>"),
     Finished(0, 0, "stop", n_completion=3),
 ]
+
+
+def test_an_error_in_the_middle_of_a_stream_is_its_last_event() -> None:
+    error = BadRequest("too hot", param="temperature")
+    assert answer(ChatReply, chat_call()).sse_error(error) == (
+        b'data: {"error":{"message":"too hot","type":"invalid_request_error",'
+        b'"param":"temperature","code":null}}\n\n'
+    )
 
 
 def test_a_whole_chat_has_every_field_that_the_schema_requires() -> None:

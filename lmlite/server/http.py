@@ -26,6 +26,7 @@ from lmlite.errors import (
 )
 from lmlite.messages import Chat, Complete, Embed, Queued, Reading, ReplyEvent
 from lmlite.server import metrics, openai_replies, wire
+from lmlite.server.answers import Answer, StreamedAnswer
 from lmlite.server.connection import Connection
 from lmlite.server.dry_run import DryRun, planned
 from lmlite.server.listener import Server
@@ -50,10 +51,7 @@ PING_S = 15.0  # between signs of life on a stream that has nothing to say
 SPACE_S = 60.0
 
 JSON_TYPE = ("Content-Type", "application/json")
-Answer = (
-    CompletionReply | EmbeddingReply | DryRun
-)  # a ChatReply is a CompletionReply of another shape
-
+AnswerKind = Callable[[Call, str, str, int], Answer]  # call, id, model's name, seconds since 1970
 STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
     ("Cache-Control", "no-cache"),
@@ -187,7 +185,7 @@ class Handler(BaseHTTPRequestHandler):
         self,
         parse: Callable[[Any, Defaults], Call],
         reply_id: str,
-        kind: type[CompletionReply],
+        kind: AnswerKind,
     ) -> None:
         assert self._head is not None
         body, defaults = wire.parse_json(self._body), self.server.registry.models()[0].defaults
@@ -223,9 +221,7 @@ class Handler(BaseHTTPRequestHandler):
 
     # ---- events to bytes -------------------------------------------------------------------
 
-    def _serve(
-        self, call: Call, reply_id: str, kind: Callable[[Call, str, str, int], Answer]
-    ) -> None:
+    def _serve(self, call: Call, reply_id: str, kind: AnswerKind) -> None:
         if call.ignored and self.server.is_strict:
             names = ", ".join(call.ignored)
             raise BadRequest(f"this server does not know: {names}", param=call.ignored[0])
@@ -235,14 +231,14 @@ class Handler(BaseHTTPRequestHandler):
             answer = kind(call, reply_id, model.name, int(time.time()))
             reply = model.supervisor.submit(traced(call.request, tally.is_traced))
             try:
-                if call.stream and isinstance(answer, CompletionReply):
+                if call.stream and isinstance(answer, StreamedAnswer):
                     self._stream(reply, tally, answer)
                 else:
                     self._fold(reply, tally, answer)
             finally:
                 reply.close()
 
-    def _stream(self, reply: Reply, tally: Tally, answer: CompletionReply) -> None:
+    def _stream(self, reply: Reply, tally: Tally, answer: StreamedAnswer) -> None:
         """Server-sent events. The status is chosen by the first event, or by a long silence."""
         last_write_s, progress = time.monotonic(), "waiting"
         try:
@@ -261,10 +257,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise
             self._status = err.status  # for the log; the client has had its 200
             self.close_connection = True
-            self._write_event(wire.sse_event(wire.to_json(err.body())))
+            self._write_event(answer.sse_error(err))
             self._end_stream()
             return
-        self._write_event(answer.sse_tail() + wire.SSE_DONE)
+        self._write_event(answer.sse_tail())
         self._end_stream()
 
     def _fold(self, reply: Reply, tally: Tally, answer: Answer) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmlite.errors import BadRequest
+from lmlite.errors import ApiError, BadRequest
 from lmlite.messages import (
     CallDelta,
     Chat,
@@ -161,11 +161,15 @@ class CompletionReply:
         return b""
 
     def sse_tail(self) -> bytes:
-        """What follows the last event: the usage, if the client asked for it."""
+        """What follows the last event: the usage, if the client asked for it, and the end."""
         if not self._include_usage:
-            return b""
+            return wire.SSE_DONE
         chunk = {"object": self.object_chunk, "choices": [], "usage": self._usage.as_json()}
-        return wire.sse_event(wire.to_json(self._envelope | chunk))
+        return wire.sse_event(wire.to_json(self._envelope | chunk)) + wire.SSE_DONE
+
+    def sse_error(self, error: ApiError) -> bytes:
+        """The error object, as an event; no end follows it."""
+        return wire.sse_event(wire.to_json(error.body()))
 
     def _is_text_only(self, event: Delta) -> bool:
         return not (self._wants_logprobs or event.reasoning or event.calls)
