@@ -123,7 +123,10 @@ class RunningServer:
         return answer.json
 
     def stream(self, path: str, **body: Any) -> Iterator[Any]:
-        """The objects of a streamed answer; the last item is the string "[DONE]"."""
+        """The objects of a streamed answer; of chats and completions, "[DONE]" is the last.
+
+        Where events have names, an object's type is that of its event.
+        """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = json.dumps({**body, "stream": True}).encode()
         connection.request("POST", path, data, {"Content-Type": "application/json"})
@@ -131,10 +134,15 @@ class RunningServer:
         try:
             assert reply.status == 200, reply.read()
             assert reply.getheader("Content-Type", "").startswith("text/event-stream")
+            name = None
             for line in reply:
                 if line.startswith(b"data: "):
                     payload = line[len(b"data: ") :].strip()
-                    yield "[DONE]" if payload == b"[DONE]" else json.loads(payload)
+                    found: Any = "[DONE]" if payload == b"[DONE]" else json.loads(payload)
+                    assert name is None or name == found["type"]
+                    yield found
+                elif line.startswith(b"event: "):
+                    name = line[len(b"event: ") :].strip().decode()
                 else:
                     assert line == b"\n" or line.startswith(b":"), line
         finally:

@@ -231,6 +231,18 @@ def test_a_failure_after_the_first_byte_is_an_event_without_done(house: House) -
     assert json.loads(last.removeprefix(b"data: "))["error"]["type"] == "server_error"
 
 
+def test_a_response_that_fails_after_the_first_byte_says_so_itself(house: House) -> None:
+    with closing(house.connect()) as connection:
+        data = json.dumps({"input": "die SIGKILL", "stream": True}).encode()
+        connection.request("POST", "/v1/responses", data, {"Content-Type": "application/json"})
+        reply = connection.getresponse()
+        name, data = events_of(reply.read())[-1].split(b"\n")
+    assert (reply.status, name) == (200, b"event: response.failed")
+    response = json.loads(data.removeprefix(b"data: "))["response"]
+    assert (response["status"], response["error"]["code"]) == ("failed", "server_error")
+    assert response["output"][0]["content"][0]["text"] == "dying"
+
+
 def test_one_connection_serves_many_requests(house: House) -> None:
     with closing(house.connect()) as connection:
         connection.connect()

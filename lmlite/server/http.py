@@ -38,6 +38,8 @@ from lmlite.server.openai_requests import (
     parse_embeddings,
 )
 from lmlite.server.registry import ServedModel
+from lmlite.server.responses_replies import ResponseReply
+from lmlite.server.responses_requests import own_names, parse_response
 from lmlite.server.sampling import Defaults
 from lmlite.server.supervisor import Reply
 from lmlite.server.tally import Tally
@@ -137,6 +139,7 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/models": {"GET": self._models},
             "/v1/chat/completions": {"POST": self._chat},
             "/v1/completions": {"POST": self._completions},
+            "/v1/responses": {"POST": self._responses},
             "/v1/embeddings": {"POST": self._embeddings},
             "/health": {"GET": self._health},
             "/metrics": {"GET": self._metrics},
@@ -180,6 +183,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _completions(self) -> None:
         self._generate(parse_completion, f"cmpl-{self._token}", CompletionReply)
+
+    def _responses(self) -> None:
+        stored = self.server.stored_responses
+        parse, kind = partial(parse_response, stored), partial(ResponseReply, stored)
+        with own_names():
+            self._generate(parse, f"resp_{self._token}", kind)
 
     def _generate(
         self,

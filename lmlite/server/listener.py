@@ -16,6 +16,7 @@ from lmlite.server import wire
 from lmlite.server.logs import Log
 from lmlite.server.metrics import Metrics
 from lmlite.server.registry import Registry
+from lmlite.server.stored_responses import StoredResponses
 
 MAX_CONNECTIONS = 256  # each costs a thread; further ones are refused without one
 
@@ -44,6 +45,7 @@ class Server(ThreadingHTTPServer):
         self.registry = registry
         self.log = log
         self.metrics = Metrics()
+        self.stored_responses = StoredResponses()
         self.is_strict = is_strict
         self.is_draining = False
         self._n_active = 0

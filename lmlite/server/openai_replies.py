@@ -263,12 +263,7 @@ class ChatReply(CompletionReply):
     def _chat_logprobs(self, entries: Iterable[TokenLogprob]) -> Json | None:
         if not self._wants_logprobs:
             return None
-        content = [
-            _chat_token(entry.piece, entry.logprob)
-            | {"top_logprobs": [_chat_token(piece, value) for piece, value in entry.top]}
-            for entry in entries
-        ]
-        return {"content": content, "refusal": None}
+        return {"content": list(map(logprob_object, entries)), "refusal": None}
 
 
 class EmbeddingReply:
@@ -318,6 +313,12 @@ def model_object(name: str, created: int, **facts: Any) -> Json:
 def model_list(models: list[Json]) -> Json:
     """The answer to GET /v1/models."""
     return {"object": "list", "data": models}
+
+
+def logprob_object(entry: TokenLogprob) -> Json:
+    """A token and what else it might have been, as chats and responses show it."""
+    top = [_chat_token(piece, value) for piece, value in entry.top]
+    return _chat_token(entry.piece, entry.logprob) | {"top_logprobs": top}
 
 
 def _call_delta(call: CallDelta) -> Json:

@@ -1,0 +1,66 @@
+"""Conversations that clients go on with by the id of a response, kept in memory within bounds.
+
+What was not used for longest is forgotten first, and everything when the server ends. Any thread
+may call.
+"""
+
+import sys
+import threading
+
+from lmlite.errors import BadRequest
+from lmlite.messages import ChatMessage
+
+MAX_BYTES = 8 << 20  # of memory, all conversations together
+MAX_RESPONSES = 1000
+# One conversation and a new body of the largest size stay below a frame's limit together.
+MAX_CONVERSATION_BYTES = 1 << 20
+MESSAGE_BYTES = 256  # what a message or a call takes beside its texts, at most
+
+Conversation = tuple[ChatMessage, ...]
+
+
+class StoredResponses:
+    """Each response's conversation, its answer included; instructions are no part of it."""
+
+    def __init__(self, max_bytes: int = MAX_BYTES, max_responses: int = MAX_RESPONSES) -> None:
+        self._max_bytes, self._max_responses = max_bytes, max_responses
+        self._lock = threading.Lock()
+        self._kept: dict[str, tuple[Conversation, int]] = {}  # with its bytes; last used, last
+        self._n_bytes = 0
+
+    def keep(self, response_id: str, conversation: Conversation) -> None:
+        """Stores a conversation, unless it is very long, and forgets others to make room."""
+        n_bytes = size_of(conversation)
+        if n_bytes > min(self._max_bytes, MAX_CONVERSATION_BYTES):
+            return
+        with self._lock:
+            self._kept[response_id] = conversation, n_bytes
+            self._n_bytes += n_bytes
+            while self._n_bytes > self._max_bytes or len(self._kept) > self._max_responses:
+                self._n_bytes -= self._kept.pop(next(iter(self._kept)))[1]
+
+    def find(self, response_id: str) -> Conversation:
+        """The conversation that ended with this response. Raises BadRequest, as OpenAI does."""
+        with self._lock:
+            found = self._kept.pop(response_id, None)
+            if found is not None:
+                self._kept[response_id] = found
+                return found[0]
+        raise BadRequest(
+            f"there is no response '{response_id[:64]}': it was not stored, or may have been "
+            "forgotten; the conversation can be sent as input",
+            param="previous_response_id",
+            code="previous_response_not_found",
+        )
+
+
+def size_of(conversation: Conversation) -> int:
+    """Bytes of memory, about; texts that conversations share are counted in each of them."""
+    texts: list[str | None] = []
+    n_objects = len(conversation)
+    for message in conversation:
+        texts += [message.content, message.reasoning, message.tool_call_id]
+        for call in message.tool_calls:
+            texts += [call.id, call.name, call.arguments]
+        n_objects += len(message.tool_calls)
+    return n_objects * MESSAGE_BYTES + sum(sys.getsizeof(text) for text in texts if text)

@@ -1,0 +1,307 @@
+"""Bodies of POST /v1/responses become the chats that they mean, and errors name their fields."""
+
+import json
+from typing import Any
+
+import pytest
+
+from lmlite.errors import ApiError
+from lmlite.messages import Chat, ChatMessage, SamplingParams, ToolCall
+from lmlite.server.responses_requests import (
+    RESPONSE_FIELDS,
+    ResponseCall,
+    own_names,
+    parse_response,
+)
+from lmlite.server.sampling import Defaults
+from lmlite.server.stored_responses import StoredResponses
+
+HI = ChatMessage("user", "Hi")
+TOOL = {"type": "function", "name": "get_weather", "description": "Get the weather.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        "strict": False}  # fmt: skip
+SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}}
+MISSING = "missing_required_parameter"
+
+
+def parse(input_: Any = "Hi", stored: StoredResponses | None = None, **body: Any) -> ResponseCall:
+    return parse_response(stored or StoredResponses(), {"input": input_, **body})
+
+
+def chat(input_: Any = "Hi", **body: Any) -> Chat:
+    request = parse(input_, **body).request
+    assert isinstance(request, Chat)
+    return request
+
+
+def messages(*items: Any) -> tuple[ChatMessage, ...]:
+    return chat(list(items)).messages
+
+
+def call(name: str, arguments: str = "{}") -> dict[str, str]:
+    return {"type": "function_call", "id": f"fc_{name}", "call_id": f"call_{name}",
+            "name": name, "arguments": arguments, "status": "completed"}  # fmt: skip
+
+
+def output(name: str, value: Any) -> dict[str, Any]:
+    return {"type": "function_call_output", "call_id": f"call_{name}", "output": value}
+
+
+def reasoning(text: str) -> dict[str, Any]:
+    return {"type": "reasoning", "id": "rs_1", "summary": [],
+            "content": [{"type": "reasoning_text", "text": text}]}  # fmt: skip
+
+
+def said(text: str) -> dict[str, Any]:
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+    return {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
+            "content": [part]}  # fmt: skip
+
+
+# ---- input ---------------------------------------------------------------------------------
+
+
+def test_a_text_is_what_the_user_says() -> None:
+    assert chat("Hi").messages == (HI,)
+
+
+def test_messages_come_with_a_type_or_without() -> None:
+    parts = [{"type": "input_text", "text": "H"}, {"type": "input_text", "text": "i"}]
+    assert messages(
+        {"role": "developer", "content": "Be brief."},
+        {"type": "message", "role": "user", "content": parts},
+        {"role": "assistant", "content": "Hello"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}]},
+    ) == (
+        ChatMessage("system", "Be brief."),
+        HI,
+        ChatMessage("assistant", "Hello"),
+        ChatMessage("assistant", "No."),
+    )
+
+
+def test_what_the_assistant_thought_said_and_called_is_one_turn() -> None:
+    items = [reasoning("Hm. "), reasoning("So."), said("I look."), call("f", '{"a": 1}'), call("g")]
+    assert messages(HI_ITEM, *items, output("f", "7"), output("g", PARTS)) == (
+        HI,
+        ChatMessage("assistant", "I look.", None, "Hm. So.",
+                    (ToolCall("call_f", "f", '{"a": 1}'), ToolCall("call_g", "g", "{}"))),
+        ChatMessage("tool", "7", tool_call_id="call_f"),
+        ChatMessage("tool", "8 9", tool_call_id="call_g"),
+    )  # fmt: skip
+
+
+HI_ITEM = {"role": "user", "content": "Hi"}
+PARTS = [{"type": "input_text", "text": "8 "}, {"type": "input_text", "text": "9"}]
+
+
+def test_what_is_out_of_this_order_begins_the_next_turn() -> None:
+    assert messages(call("f"), said("A"), said("B"), reasoning("C"), call("g")) == (
+        ChatMessage("assistant", "", tool_calls=(ToolCall("call_f", "f", "{}"),)),
+        ChatMessage("assistant", "A"),
+        ChatMessage("assistant", "B"),
+        ChatMessage("assistant", "", reasoning="C", tool_calls=(ToolCall("call_g", "g", "{}"),)),
+    )
+
+
+def test_of_reasoning_that_is_not_shown_the_summary_counts() -> None:
+    summary = {"type": "reasoning", "id": "rs_1", "encrypted_content": "x",
+               "summary": [{"type": "summary_text", "text": "In short."}]}  # fmt: skip
+    assert messages(summary, said("A")) == (ChatMessage("assistant", "A", reasoning="In short."),)
+    assert messages(HI_ITEM, summary | {"summary": []}) == (HI,)
+
+
+def test_instructions_come_first_and_stay_out_of_the_conversation() -> None:
+    stored = StoredResponses()
+    stored.keep("resp_1", (ChatMessage("user", "A"), ChatMessage("assistant", "B")))
+    found = parse("Hi", stored, instructions="Be brief.", previous_response_id="resp_1")
+    assert found.conversation == (ChatMessage("user", "A"), ChatMessage("assistant", "B"), HI)
+    assert isinstance(found.request, Chat)
+    assert found.request.messages == (ChatMessage("system", "Be brief."), *found.conversation)
+
+
+# ---- everything else -----------------------------------------------------------------------
+
+
+def test_a_request_that_asks_for_nothing_gets_the_servers_defaults() -> None:
+    params = SamplingParams(temperature=0.25)
+    defaults = Defaults(params, {}, separate_reasoning=True)
+    found = parse_response(StoredResponses(), {"input": "Hi"}, defaults)
+    assert found.request == Chat(0, (HI,), params)
+    assert (found.model, found.stream, found.is_stored, found.ignored) == (None, False, True, ())
+
+
+def test_sampling_is_that_of_a_chat() -> None:
+    params = chat(max_output_tokens=9, temperature=0.5, top_p=0.25, top_k=3, min_p=0.125, seed=7,
+                  stop="x", repeat_penalty=1.5, presence_penalty=1, frequency_penalty=2,
+                  logit_bias={"5": 1}).params  # fmt: skip
+    assert params == SamplingParams(
+        0.5, 3, 0.25, 0.125, 1.5, 1.0, 2.0, ((5, 1.0),), 7, 9, ("x",), None
+    )
+
+
+def test_a_tool_is_that_of_a_chat_and_held_to_its_schema() -> None:
+    found = parse(tools=[TOOL], tool_choice="required", parallel_tool_calls=False)
+    assert isinstance(found.request, Chat)
+    options = found.request.options
+    function = {key: TOOL[key] for key in ("name", "description", "parameters")}
+    assert json.loads(options.tools or "") == [{"type": "function", "function": function}]
+    assert (options.tool_choice, options.parallel_tool_calls) == ("required", False)
+    assert found.settings["tools"] == [TOOL | {"strict": True}]
+    named = chat(tools=[TOOL], tool_choice={"type": "function", "name": "get_weather"}).options
+    assert (named.tool_choice, named.tool_name) == ("required", "get_weather")
+
+
+def test_the_form_of_the_text_is_a_schema() -> None:
+    def form(**form: Any) -> str | None:
+        return chat(text={"format": form, "verbosity": "low"}).options.json_schema
+
+    assert form(type="text") is None
+    assert form(type="json_object") == '{"type": "object"}'
+    named = form(type="json_schema", name="a", schema=SCHEMA, strict=True)
+    assert json.loads(named or "") == SCHEMA
+
+
+def test_effort_reaches_the_template() -> None:
+    assert not chat(reasoning={"effort": "none"}).options.thinks
+    high = chat(reasoning={"effort": "high", "summary": "auto"}).options.template_kwargs
+    assert json.loads(high or "") == {"reasoning_effort": "high"}
+
+
+@pytest.mark.parametrize(
+    ("body", "n"),
+    [
+        ({}, None),
+        ({"top_logprobs": 0}, None),
+        ({"include": ["reasoning.encrypted_content"]}, None),
+        ({"include": ["message.output_text.logprobs"]}, 0),
+        ({"top_logprobs": 3}, 3),
+        ({"include": ["message.output_text.logprobs"], "top_logprobs": 3}, 3),
+    ],
+)
+def test_logprobs_come_when_included_or_counted(body: dict[str, Any], n: int | None) -> None:
+    assert chat(**body).params.n_logprobs == n
+
+
+def test_what_nobody_here_knows_is_told() -> None:
+    known: dict[str, Any] = {
+        "user": "me", "metadata": {}, "prompt_cache_key": "a", "safety_identifier": "b",
+        "service_tier": "auto", "max_tool_calls": 3, "truncation": "disabled", "store": False,
+        "background": False, "stream_options": {"include_obfuscation": False},
+    }  # fmt: skip
+    found = parse(**known, n=2, messages=[], max_tokens=3, response_format={}, ttl=1)
+    assert found.ignored == ("max_tokens", "messages", "n", "response_format", "ttl")
+    assert not found.is_stored
+
+
+def test_nulls_are_as_if_they_were_not_there() -> None:
+    names = RESPONSE_FIELDS - {"input"}
+    assert parse(**dict.fromkeys(names)) == parse()
+
+
+# ---- what is refused -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("body", "param", "code", "message"),
+    [
+        ({"input": None}, "input", MISSING, "input is missing"),
+        ({"input": 5}, "input", None, "input is a string or a list of items"),
+        ({"input": []}, "input", None, "input is a list of at least one message"),
+        ({"input": ["Hi"]}, "input.[0]", None, "an item is an object"),
+        ({"input": [{"id": "msg_1"}]}, "input.[0].role", MISSING, "input.[0].role is missing"),
+        ({"input": [{"role": "tool", "content": "x"}]}, "input.[0].role", None,
+         "role is one of user, assistant, system, developer"),
+        ({"input": [HI_ITEM, {"role": "user"}]}, "input.[1].content", MISSING,
+         "input.[1].content is missing"),
+        ({"input": [HI_ITEM, {"role": "user", "content": 5}]}, "input.[1].content", None,
+         "content is a string or a list of parts"),
+        ({"input": [{"role": "user", "content": [PARTS[0], {"type": "input_image"}]}]},
+         "input.[0].content.[1].type", "unsupported_type",
+         "content parts are text only: this server takes no others"),
+        ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 5}]}]},
+         "input.[0].content.[0].text", None, "text is a string"),
+        ({"input": [reasoning("A"), said("B"), call("f"), call("g", "{")]}, "input.[3].arguments",
+         None, "arguments is not JSON"),
+        ({"input": [said("B"), call("no name")]}, "input.[1].name", None,
+         "a tool's name has 1 to 128 letters, digits, _ . : / or -"),
+        ({"input": [said("B"), call("f") | {"call_id": 5}]}, "input.[1].call_id", None,
+         "input.[1].call_id is not a string"),
+        ({"input": [said("B"), {"role": "assistant", "content": 5}]}, "input.[1].content", None,
+         "content is a string or a list of parts"),
+        ({"input": [output("f", None)]}, "input.[0].output", MISSING,
+         "the message has no content"),
+        ({"input": [output("f", "x") | {"call_id": 5}]}, "input.[0].call_id", None,
+         "input.[0].call_id is not a string"),
+        ({"input": [{"type": "reasoning", "content": [{}]}]}, "input.[0].content", None,
+         "each part of reasoning has a text"),
+        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.[0].type",
+         "unsupported_type", "items cannot be referred to: send the item itself"),
+        ({"input": [{"type": "web_search_call"}]}, "input.[0].type", "unsupported_type",
+         "items are messages, function calls, their outputs and reasoning: this server knows no "
+         "other type"),
+        ({"tools": [{"type": "web_search"}]}, "tools.[0].type", "unsupported_type",
+         "tools are functions: this server knows no other type"),
+        ({"tools": [TOOL, {"type": "function"}]}, "tools.[1].name", MISSING,
+         "tools.[1].name is missing"),
+        ({"tools": [TOOL | {"parameters": 5}]}, "tools.[0].parameters", None,
+         "tools.[0].parameters is not a JSON schema"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", None,
+         "tool_choice is auto, none, required, or a function by its name"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice", None,
+         "tool_choice names none of the tools"),
+        ({"text": "json"}, "text", None, "text is not an object"),
+        ({"text": {"format": "json"}}, "text.format", None, "text.format is not an object"),
+        ({"text": {"format": {"type": "xml"}}}, "text.format.type", None,
+         "text.format.type is text, json_object or json_schema"),
+        ({"text": {"format": {"type": "json_schema", "name": "a"}}}, "text.format.schema", MISSING,
+         "text.format.schema is missing"),
+        ({"reasoning": {"effort": "huge"}}, "reasoning.effort", None,
+         "reasoning.effort is one of none, minimal, low, medium, high, xhigh, max"),
+        ({"reasoning": {"effort": 5}}, "reasoning.effort", None,
+         "reasoning.effort is not a string"),
+        ({"max_output_tokens": -2}, "max_output_tokens", None,
+         "max_output_tokens must be from -1 to 2147483647"),
+        ({"top_logprobs": 21}, "top_logprobs", None, "top_logprobs must be from 0 to 20"),
+        ({"temperature": 3}, "temperature", None, "temperature must be from 0 to 2"),
+        ({"metadata": {"a": 1}}, "metadata", None, "metadata maps names to strings"),
+        ({"truncation": "auto"}, "truncation", "unsupported_truncation",
+         "input is never cut: truncation can only be disabled"),
+        ({"background": True}, "background", "unsupported_background",
+         "background is not supported: responses are sent at once"),
+        ({"conversation": "conv_1"}, "conversation", "unsupported_conversation",
+         "conversation is not supported: this server keeps none"),
+        ({"prompt": {"id": "p"}}, "prompt", "unsupported_prompt",
+         "prompt is not supported: this server keeps none"),
+        ({"store": "yes"}, "store", None, "store is not true or false"),
+        ({"previous_response_id": 5}, "previous_response_id", None,
+         "previous_response_id is not a string"),
+    ],
+)  # fmt: skip
+def test_an_error_names_the_field_of_this_api(
+    body: dict[str, Any], param: str, code: str | None, message: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        parse_response(StoredResponses(), {"input": "Hi", **body})
+    error = caught.value
+    assert error.status == 400
+    assert (error.param, error.code, error.message) == (param, code, message)
+
+
+@pytest.mark.parametrize(
+    ("param", "message", "renamed"),
+    [
+        ("messages", "the messages are too long", ("input", "the messages are too long")),
+        ("response_format", "no grammar can be made of response_format: x",
+         ("text.format", "no grammar can be made of text.format: x")),
+        ("tools", "no grammar can be made of tools: x",
+         ("tools", "no grammar can be made of tools: x")),
+        (None, "the server is stopping", (None, "the server is stopping")),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_worker_does_too(
+    param: str | None, message: str, renamed: tuple[str | None, str]
+) -> None:
+    with pytest.raises(ApiError) as caught, own_names():
+        raise ApiError(message, param=param)
+    assert (caught.value.param, caught.value.message) == renamed
