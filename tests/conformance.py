@@ -23,6 +23,13 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 
+from lmlite.errors import InternalError
+from lmlite.messages import Delta, ReplyEvent, Started
+from lmlite.server.responses_replies import ResponseReply
+from lmlite.server.responses_requests import parse_response
+from lmlite.server.stored_responses import StoredResponses
+from tests.response_events import folded as folded_events
+from tests.response_events import nameless
 from tests.server_process import Answer, RunningServer
 
 Json = dict[str, Any]
@@ -30,6 +37,7 @@ Keys = tuple[str | int, ...]
 
 SCHEMAS = Path(__file__).with_name("openai-schemas.json")  # openai/openai-openapi, MIT licence
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RESPONSES = "/v1/responses"
 TOLERANCE = 0.01  # of a log-probability: a prompt in memory was computed in another batch
 
 # ---- the schemas, and where replies differ from them ---------------------------------------
@@ -51,6 +59,34 @@ KINDS: dict[str, tuple[str, list[str]]] = {
     "base64": ("CreateEmbeddingResponse", []),
     "error": ("ErrorResponse", []),
 }
+RESPONSE = ["*background", "*max_output_tokens", "*previous_response_id", "*reasoning", "*effort",
+            "*summary", "*status", "*.text", "text", "*format", "*description", "*top_logprobs",
+            "*truncation", "*usage", "*incomplete_details.reason", "*output.id", "*item.id",
+            "*output.content", "*item.content", "*text.format.strict", "*metadata.*"]  # fmt: skip
+KINDS["response"] = ("Response", RESPONSE)
+KINDS |= {  # the events of a response, by their types
+    f"response.{kind}": (f"Response{name}Event", [*RESPONSE, "logprobs.top_logprobs*"])
+    for kind, name in {
+        "created": "Created",
+        "in_progress": "InProgress",
+        "output_item.added": "OutputItemAdded",
+        "content_part.added": "ContentPartAdded",
+        "output_text.delta": "TextDelta",
+        "output_text.done": "TextDone",
+        "reasoning_text.delta": "ReasoningTextDelta",
+        "reasoning_text.done": "ReasoningTextDone",
+        "function_call_arguments.delta": "FunctionCallArgumentsDelta",
+        "function_call_arguments.done": "FunctionCallArgumentsDone",
+        "content_part.done": "ContentPartDone",
+        "output_item.done": "OutputItemDone",
+        "completed": "Completed",
+        "incomplete": "Incomplete",
+        "failed": "Failed",
+    }.items()
+}
+KINDS["error event"] = ("ResponseErrorEvent", [])
+# Where a schema lets anything be: a client's own schemas.
+FREE = ["*tools.parameters*", "*text.format.schema*"]
 # Kinds, a place in the schemas, what else it may be, and why.
 CHOICE = "CreateCompletionResponse/properties/choices/items/properties"
 LOGPROBS = f"{CHOICE}/logprobs/anyOf/0/properties"
@@ -72,6 +108,19 @@ EXEMPTIONS = [
 ]  # fmt: skip
 
 
+def joined(schema: Json, document: Json) -> Json:
+    """A schema with all parts of its `allOf` in one, which can be closed as a whole."""
+    if "allOf" not in schema:
+        return schema
+    found: Json = {"type": "object", "properties": {}, "required": []}
+    for part in schema["allOf"]:
+        named = document[part["$ref"].rpartition("/")[2]] if "$ref" in part else part
+        one = joined(named, document)
+        found["properties"] |= one["properties"]
+        found["required"] += one.get("required", [])
+    return found
+
+
 def closed(schema: Any) -> Any:
     """A schema as JSON Schema has it: `nullable` spelt out, and no unknown keys."""
     if isinstance(schema, list):
@@ -90,7 +139,7 @@ def closed(schema: Any) -> Any:
 def validator(kind: str) -> Any:
     """What validates a kind of reply. To it 1.0 is no integer, as to strictly typed clients."""
     document = json.loads(SCHEMAS.read_text())["components"]["schemas"]
-    schemas = {name: closed(schema) for name, schema in document.items()}
+    schemas = {name: closed(joined(schema, document)) for name, schema in document.items()}
     for kinds, place, also, _ in EXEMPTIONS:
         if kind in kinds.split(", "):
             *keys, last = place.split("/")
@@ -177,6 +226,8 @@ class Pass:
         """Spoils every place that replies have had: what was spoilt must be refused."""
         for kind, samples in self._samples.items():
             for place, (reply, keys) in samples.items():
+                if any(fnmatch(place, name) for name in FREE):
+                    continue
                 for how, wrong in spoilt(reply, keys, KINDS[kind][1]):
                     is_refused = not validator(kind).is_valid(wrong)
                     self.expect(is_refused, f"a {kind} passes with {place} {how}", wrong)
@@ -273,6 +324,7 @@ RIGHT: dict[str, Json] = {
     CHAT: {"messages": [USER], "temperature": 0, "max_tokens": 16},
     COMPLETIONS: {"prompt": "Once upon a time", "temperature": 0, "max_tokens": 16},
     EMBEDDINGS: {"input": "Once"},
+    RESPONSES: {"input": "Introduce yourself.", "temperature": 0, "max_output_tokens": 60},
 }
 SAMPLING: dict[str, Any] = {
     "temperature": 1.5, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "repeat_penalty": 1.3, "seed": 7,
@@ -318,6 +370,45 @@ COMPLETION_CASES: dict[str, Json] = SHARED_CASES | {
     "echo with logprobs": {"echo": True, "logprobs": 5},
     "scored prompts": {"echo": True, "logprobs": 1, "max_tokens": 0, "prompt": TEXTS},
     "scored characters of many tokens": {"echo": True, "logprobs": 1, "prompt": "é🙂x Once"},
+}
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOL = {"type": "function", "name": "get_weather", "description": "", "parameters": CITY}
+WEATHER = {"input": "What is the weather in Oslo?", "tools": [TOOL]}
+CALL = {"type": "function_call", "call_id": "1", "name": "get_weather", "arguments": "{}"}
+THINK = {"input": "Think first: What is 12 + 9?"}
+FORM = {"type": "json_schema", "name": "place", "schema": CITY, "strict": True}
+RESPONSE_CASES: dict[str, Json] = {
+    "plain": {},
+    "messages": {"input": [*BRIEF, USER]},
+    "parts": {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}]},
+    "instructions": {"instructions": "Be brief."},
+    "cut short": {"max_output_tokens": 3},
+    "nothing": {"max_output_tokens": 0},
+    "no limit": {"max_output_tokens": -1, "stop": [".", "!"]},
+    "thoughts": THINK,
+    "thoughts cut short": {**THINK, "max_output_tokens": 5},
+    "effort": {**THINK, "reasoning": {"effort": "none"}},
+    "a call": WEATHER,
+    "a call cut short": {**WEATHER, "max_output_tokens": 18},
+    "a call that is required": {"tools": [TOOL], "tool_choice": "required"},
+    "a call by name": {"tools": [TOOL], "tool_choice": {"type": "function", "name": TOOL["name"]}},
+    "no call": {**WEATHER, "tool_choice": "none", "parallel_tool_calls": False},
+    "the output of a call": {
+        "input": [USER, CALL, {"type": "function_call_output", "call_id": "1", "output": "rain"}]
+    },
+    "JSON": {
+        "input": "Give me a JSON object with name Ben and age 7.",
+        "text": {"format": {"type": "json_object"}},
+    },
+    "a form": {"text": {"format": FORM, "verbosity": "low"}},
+    "logprobs": {"include": ["message.output_text.logprobs"]},
+    "top_logprobs": {**THINK, "top_logprobs": 3},
+    "fields that change nothing": {"user": "me", "store": False, "metadata": {"a": "b"}},
+    "every sampling parameter": SAMPLING,
+}
+FAILURES: dict[str, list[ReplyEvent]] = {
+    "before the response": [],
+    "in its middle": [Started(0, 0, 9, 0), Delta(0, 0, "Hel")],
 }
 INPUTS = {
     "text": "Once upon a time", "texts": TEXTS, "token ids": TOKENS,
@@ -365,6 +456,14 @@ WRONG = {
     "top_logprobs alone": Wrong(400, None, "top_logprobs", body={"top_logprobs": 1}),
     "dimensions": Wrong(400, None, "dimensions", EMBEDDINGS, {"dimensions": 10**6}),
     "format": Wrong(400, None, "encoding_format", EMBEDDINGS, {"encoding_format": "int8"}),
+    "no input of a response": Wrong(400, MISSING, "input", RESPONSES, {"input": None}),
+    "an item": Wrong(400, "unsupported_type", "input.[0].type", RESPONSES,
+                     {"input": [{"type": "item_reference", "id": "msg_1"}]}),
+    "a response that is not there": Wrong(400, "previous_response_not_found",
+                                          "previous_response_id", RESPONSES,
+                                          {"previous_response_id": "resp_1"}),
+    "a tool of another type": Wrong(400, "unsupported_type", "tools.[0].type", RESPONSES,
+                                    {"tools": [{"type": "web_search"}]}),
     "host": Wrong(403, headers={"Host": "example.com"}, type="permission_error"),
     "origin": Wrong(403, headers={"Origin": "https://example.com"}, type="permission_error"),
     "route": Wrong(404, path="/v1/nothing"),
@@ -394,10 +493,12 @@ def wrong_of_model(n_context: int, embeds_only: bool) -> dict[str, Wrong]:
     text, chat = "the " * n_context, Wrong(400, "unsupported_feature", "model")
     found = {"long input": Wrong(400, OVER, "input", EMBEDDINGS, {"input": text})}
     if embeds_only:
-        return found | {"chat": chat, "completion": chat._replace(path=COMPLETIONS)}
+        paths = {"chat": CHAT, "completion": COMPLETIONS, "response": RESPONSES}
+        return found | {name: chat._replace(path=path) for name, path in paths.items()}
     messages, ids = [{"role": "user", "content": text}], [10] * (n_context + 1)
     return found | {
         "long messages": Wrong(400, OVER, "messages", CHAT, {"messages": messages}),
+        "long items": Wrong(400, OVER, "input", RESPONSES, {"input": messages}),
         "long prompt": Wrong(400, OVER, "prompt", COMPLETIONS, {"prompt": text}),
         "long ids": Wrong(400, OVER, "prompt", COMPLETIONS, {"prompt": ids}),
         "no such id": Wrong(400, None, "prompt", COMPLETIONS, {"prompt": [2**31 - 1]}),
@@ -498,6 +599,32 @@ def check_embedding(run: Pass, name: str, value: Any) -> None:
         run.expect(math.isclose(math.hypot(*row), 1, abs_tol=1e-4), f"{name}: length", row)
 
 
+def check_response(run: Pass, name: str, case: Json) -> None:
+    """A response in one piece, and the events that build it."""
+    body = {**RIGHT[RESPONSES], "model": run.server.model, **case}
+    whole = run.ask("response", RESPONSES, body, name)
+    events = list(run.server.stream(RESPONSES, **body))
+    for event in events:
+        run.validate(event["type"], event, f"{name}, streamed")
+    streamed = nameless(folded_events(events))
+    run.expect(agree(streamed, nameless(whole)), f"{name}: streamed, another", [whole, events])
+    usage = whole["usage"]
+    total = usage["input_tokens"] + usage["output_tokens"]
+    run.expect(total == usage["total_tokens"], f"{name}: usage does not add up", usage)
+
+
+def check_failure(run: Pass, name: str, events: list[ReplyEvent]) -> None:
+    """The last event of a stream that fails after these events of the worker."""
+    stored = StoredResponses()
+    call = parse_response(stored, {"input": "Hi"})
+    reply = ResponseReply(stored, call, "resp_1", run.server.model, 0)
+    for event in events:
+        reply.add(event)
+    data = reply.sse_error(InternalError("the worker ended"))
+    shown = json.loads(data.partition(b"\ndata: ")[2])
+    run.validate(shown["type"] if events else "error event", shown, name)
+
+
 def check_error(run: Pass, name: str, wrong: Wrong) -> None:
     """A request that must be refused, also where a stream is asked for."""
     bodies = [wrong.body]
@@ -526,6 +653,8 @@ def main(arguments: list[str]) -> int:
             run.group("chat", CHAT_CASES, functools.partial(check_answer, CHAT))
             check_completion = functools.partial(check_answer, COMPLETIONS)
             run.group("completions", COMPLETION_CASES, check_completion)
+            run.group("responses", RESPONSE_CASES, check_response)
+            run.group("failures", FAILURES, check_failure)
         run.group("embeddings", INPUTS, check_embedding)
         wrong = WRONG | wrong_of_model(model["context_length"], embeds_only)
         run.group("errors", wrong, check_error)
