@@ -10,7 +10,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from openai import NotFoundError, OpenAI
+from openai import BadRequestError, NotFoundError, OpenAI
+from openai.types.responses import FunctionToolParam
 
 from tests.server_process import REPOSITORY, RunningServer
 
@@ -34,6 +35,12 @@ for await (const chunk of stream) {
   text += chunk.choices[0]?.delta?.content ?? '';
   usage = chunk.usage ?? usage;
 }
+const ask = { model, input: 'Introduce yourself.', temperature: 0 };
+const response = await client.responses.create(ask);
+let said = '';
+for await (const event of await client.responses.create({ ...ask, stream: true })) {
+  said += event.type === 'response.output_text.delta' ? event.delta : '';
+}
 const embedding = await client.embeddings.create({ model, input: ['Once upon a time.'] });
 const legacy = await client.completions.create({ model, prompt: 'Once', max_tokens: 3 });
 const models = await client.models.list();
@@ -47,6 +54,7 @@ console.log(JSON.stringify({
   content: whole.choices[0].message.content, text, usage: usage.total_tokens,
   whole_usage: whole.usage.total_tokens, n_embd: embedding.data[0].embedding.length,
   legacy: legacy.choices[0].finish_reason, models: models.data.map((m) => m.id), status,
+  response: response.output_text, said,
 }));
 """
 
@@ -107,6 +115,47 @@ def streamed(client: OpenAI, model: str) -> str:
     return text
 
 
+def responses(client: OpenAI, model: str) -> str:
+    """The Responses API: whole, streamed, with a tool, and one after another; the last answer."""
+    first = client.responses.create(model=model, input="My name is Alice.", temperature=0)
+    with client.responses.stream(model=model, input="My name is Alice.", temperature=0) as events:
+        said = "".join(
+            event.delta for event in events if event.type == "response.output_text.delta"
+        )
+        assert events.get_final_response().output_text == said == first.output_text
+    tool: FunctionToolParam = {
+        "type": "function",
+        "name": "get_weather",
+        "description": "Get the weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+        "strict": True,
+    }
+    asked = client.responses.create(
+        model=model, input="What is the weather in Paris?", tools=[tool], temperature=0
+    )
+    (call,) = asked.output
+    assert call.type == "function_call"
+    assert (call.name, json.loads(call.arguments)) == ("get_weather", {"city": "Paris"})
+    told = client.responses.create(
+        model=model,
+        input=[{"type": "function_call_output", "call_id": call.call_id, "output": "sun"}],
+        tools=[tool],
+        previous_response_id=asked.id,
+        temperature=0,
+    )
+    assert "sun" in told.output_text
+    last = client.responses.create(
+        model=model, input="What is my name?", previous_response_id=first.id, temperature=0
+    )
+    assert last.usage is not None
+    try:
+        client.responses.create(model=model, input="Hi", previous_response_id="resp_0")
+        raise AssertionError("an unknown response was accepted")
+    except BadRequestError as err:
+        assert err.code == "previous_response_not_found"
+    return str(last.output_text)
+
+
 def curl_example(server: RunningServer) -> str:
     """The curl lines of LM Studio's page."""
     body = {
@@ -137,6 +186,7 @@ def javascript_examples(server: RunningServer) -> str:
     )
     result = json.loads(done.stdout)
     assert result["content"] == result["text"]
+    assert result["response"] == result["said"] != ""
     assert result["usage"] == result["whole_usage"]
     assert (result["legacy"], result["models"], result["status"]) == ("length", [server.model], 404)
     assert result["n_embd"] > 0
@@ -146,7 +196,9 @@ def javascript_examples(server: RunningServer) -> str:
 def main(arguments: list[str]) -> None:
     """Runs every client against a server of its own; a model file may be named."""
     with RunningServer(*arguments) as server:
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="lm-studio")
         print(f"Python:     {python_examples(server)}")
+        print(f"responses:  {responses(client, server.model)}")
         if shutil.which("curl"):
             print(f"curl:       {curl_example(server)}")
         else:
