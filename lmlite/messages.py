@@ -295,6 +295,7 @@ class Finished:
     n_completion: int
     cause: Cause = "end_token"
     n_reasoning: int = 0  # those of them that are reasoning
+    stop_string: str | None = None  # the one that the text came to
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ EVENTS = [
     Delta(1, 0, "日本", (TokenLogprob(b"\xe6\x97", -0.25, ((b"a", -1.5),)),
                          TokenLogprob(b"", None, ()))),
     Delta(1, 0, "", (), "Hm.", (CallDelta(0, '{"a"', "call_1", "f"), CallDelta(0, ": 1}"))),
-    Finished(1, 0, "stop", 3, "stop_string"),
+    Finished(1, 0, "stop", 3, "stop_string", 0, "END"),
     Finished(1, 0, "tool_calls", 9, "end_token", 4),
     Embedded(2, 1, 4, b"\x00\x01\xff"),
     Failed(3, "BadRequest", "no", "prompt"),

@@ -56,7 +56,7 @@ def test_a_stop_string_split_over_two_tokens_is_not_emitted() -> None:
 def test_what_only_looked_like_a_stop_string_is_released() -> None:
     stream = TextStream(stops=("END",))
     assert pushed(stream, [b"aE", b"N", b"x"]) == ["a", "", "ENx"]
-    assert not stream.stopped
+    assert (stream.stopped, stream.stop_string) == (False, None)
 
 
 def test_what_is_held_back_is_released_at_the_end() -> None:
@@ -68,7 +68,13 @@ def test_what_is_held_back_is_released_at_the_end() -> None:
 def test_the_earliest_of_several_stop_strings_cuts() -> None:
     stream = TextStream(stops=("world", "lo w"))
     assert stream.push(b"hello world") == "hel"
-    assert stream.stopped
+    assert (stream.stopped, stream.stop_string) == (True, "lo w")
+
+
+def test_of_two_stop_strings_at_one_place_the_shorter_is_told() -> None:
+    stream = TextStream(stops=("END.", "END"))
+    assert stream.push(b"the END.") == "the "
+    assert stream.stop_string == "END"
 
 
 def test_a_stop_string_inside_one_piece_cuts_there() -> None:

@@ -154,7 +154,9 @@ class Sequence:
         ids = self.request_id, self.index
         if self.trace:
             events.append(Returned(*ids, "".join([*self._said, text])))
-        return [*events, Finished(*ids, reason, self.n_completion, cause, self.n_reasoning)]
+        stop = self._text.stop_string
+        end = Finished(*ids, reason, self.n_completion, cause, self.n_reasoning, stop)
+        return [*events, end]
 
     def close(self) -> None:
         """Frees what C holds for it."""

@@ -21,7 +21,7 @@ class TextStream:
     """
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
-        self.stopped = False  # a stop string is complete; what follows it is dropped
+        self.stop_string: str | None = None  # the one that is complete; what follows is dropped
         self._stops = stops
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # decoded, not released: may begin a stop string
@@ -32,15 +32,20 @@ class TextStream:
         self._held += self._decoder.decode(piece)
         if not may_stop:
             return self._release(len(self._held))
-        cut = self._first_stop()
-        if cut is not None:
-            self.stopped = True
+        found = self._first_stop()
+        if found is not None:
+            cut, self.stop_string = found
             return self._release(cut)
         return self._release(len(self._held) - self._n_may_stop())
 
     def finish(self) -> str:
         """What was held back, now that nothing follows. Half a character at the end is dropped."""
         return "" if self.stopped else self._release(len(self._held))
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string is complete."""
+        return self.stop_string is not None
 
     @property
     def n_released(self) -> int:
@@ -58,8 +63,9 @@ class TextStream:
         self._n_released += len(text)
         return text
 
-    def _first_stop(self) -> int | None:
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+    def _first_stop(self) -> tuple[int, str] | None:
+        """(where it begins, the stop string); of two at one place the shorter."""
+        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         return min(found, default=None)
 
     def _n_may_stop(self) -> int:
