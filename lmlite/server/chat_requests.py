@@ -95,10 +95,11 @@ def _tool_call(call: Any, path: str) -> ToolCall:
     except (ValueError, RecursionError):
         raise BadRequest("arguments is not JSON", param=path_of_arguments) from None
     call_id = string(call, "id", f"{path}.id") or ""
-    return ToolCall(call_id, _tool_name(function, f"{path}.function.name"), arguments)
+    return ToolCall(call_id, tool_name(function, f"{path}.function.name"), arguments)
 
 
-def _tool_name(function: Body, path: str) -> str:
+def tool_name(function: Body, path: str) -> str:
+    """The name of a tool or of a call to one, which stands at `path`. Raises BadRequest."""
     name = required(function, "name", path)
     if type(name) is not str or not _TOOL_NAME.fullmatch(name):
         raise BadRequest("a tool's name has 1 to 128 letters, digits, _ . : / or -", param=path)
@@ -146,7 +147,7 @@ def _tool(tool: Any, path: str) -> Body:
     return {
         "type": "function",
         "function": {
-            "name": _tool_name(function, f"{path}.function.name"),
+            "name": tool_name(function, f"{path}.function.name"),
             "description": string(function, "description", f"{path}.function.description") or "",
             "parameters": parameters or {"type": "object", "properties": {}},
         },

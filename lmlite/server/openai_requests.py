@@ -144,7 +144,7 @@ def _sampling_params(
         logit_bias=_logit_bias(body),
         seed=_seed(body),
         max_tokens=max_tokens,
-        stop=_stop(body),
+        stop=stop_strings(body, "stop"),
         n_logprobs=n_logprobs,
     )
 
@@ -160,17 +160,18 @@ def _seed(body: Body) -> int | None:
     return None if seed is None or seed == -1 else seed % 2**32
 
 
-def _stop(body: Body) -> tuple[str, ...]:
-    value = body.get("stop")
+def stop_strings(body: Body, field: str) -> tuple[str, ...]:
+    """A string, or a list of some. Raises BadRequest."""
+    value = body.get(field)
     if value is None:
         return ()
     stops = [value] if type(value) is str else value
     if type(stops) is not list or not all(type(stop) is str for stop in stops):
-        raise BadRequest("stop is a string or a list of strings", param="stop")
+        raise BadRequest(f"{field} is a string or a list of strings", param=field)
     if len(stops) > MAX_STOPS:
-        raise BadRequest(f"stop has more than {MAX_STOPS} strings", param="stop")
+        raise BadRequest(f"{field} has more than {MAX_STOPS} strings", param=field)
     if not all(1 <= len(stop) <= MAX_STOP_LENGTH for stop in stops):
-        raise BadRequest(f"a stop string has 1 to {MAX_STOP_LENGTH} characters", param="stop")
+        raise BadRequest(f"a stop string has 1 to {MAX_STOP_LENGTH} characters", param=field)
     return tuple(stops)
 
 
