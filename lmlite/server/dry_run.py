@@ -16,7 +16,8 @@ Json = dict[str, Any]
 
 # Where a request says what has another name here.
 _FIELDS = {"n_logprobs": ("logprobs", "top_logprobs"),
-           "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens")}  # fmt: skip
+           "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
+           "stop": ("stop", "stop_sequences")}  # fmt: skip
 
 
 def planned(call: Call) -> Call:

@@ -25,11 +25,13 @@ from lmlite.errors import (
     RequestTimeout,
 )
 from lmlite.messages import Chat, Complete, Embed, Queued, Reading, ReplyEvent
-from lmlite.server import metrics, openai_replies, wire
+from lmlite.server import error_bodies, metrics, openai_replies, wire
 from lmlite.server.answers import Answer, StreamedAnswer
 from lmlite.server.connection import Connection
 from lmlite.server.dry_run import DryRun, planned
 from lmlite.server.listener import Server
+from lmlite.server.messages_replies import MessageReply, TokenCount
+from lmlite.server.messages_requests import parse_count, parse_message
 from lmlite.server.openai_replies import ChatReply, CompletionReply, EmbeddingReply
 from lmlite.server.openai_requests import (
     Call,
@@ -141,6 +143,8 @@ class Handler(BaseHTTPRequestHandler):
             "/v1/completions": {"POST": self._completions},
             "/v1/responses": {"POST": self._responses},
             "/v1/embeddings": {"POST": self._embeddings},
+            "/v1/messages": {"POST": self._messages},
+            "/v1/messages/count_tokens": {"POST": self._count_tokens},
             "/health": {"GET": self._health},
             "/metrics": {"GET": self._metrics},
             "/log/stream": {"GET": self._log_stream},
@@ -190,11 +194,14 @@ class Handler(BaseHTTPRequestHandler):
         with own_names():
             self._generate(parse, f"resp_{self._token}", kind)
 
+    def _messages(self) -> None:
+        self._generate(parse_message, f"msg_{self._token}", MessageReply)
+
+    def _count_tokens(self) -> None:
+        self._generate(parse_count, f"count_{self._token}", TokenCount)
+
     def _generate(
-        self,
-        parse: Callable[[Any, Defaults], Call],
-        reply_id: str,
-        kind: AnswerKind,
+        self, parse: Callable[[Any, Defaults], Call], reply_id: str, kind: AnswerKind
     ) -> None:
         assert self._head is not None
         body, defaults = wire.parse_json(self._body), self.server.registry.models()[0].defaults
@@ -286,7 +293,8 @@ class Handler(BaseHTTPRequestHandler):
         except ApiError as err:
             if not self._is_begun:
                 raise
-            self._status, body = err.status, err.body()  # the client has had its 200
+            # The client has had its 200.
+            self._status, body = err.status, error_bodies.body_of(err, self._head, self._token)
         if not self._is_begun:
             self._send_json(200, body)
             return
@@ -377,7 +385,8 @@ class Handler(BaseHTTPRequestHandler):
             headers.append(("Allow", ", ".join(self._route(self._head.path))))
         self._is_refused = True
         try:
-            self._send(error.status, wire.to_json(error.body()), headers)
+            body = error_bodies.body_of(error, self._head, self._token)
+            self._send(error.status, wire.to_json(body), headers)
         except OSError:
             self.close_connection = True
 

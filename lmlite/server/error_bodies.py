@@ -1,0 +1,31 @@
+"""An error in the words of the API that was asked: OpenAI's, or Anthropic's on its own paths."""
+
+from typing import Any
+
+from lmlite.errors import ApiError
+from lmlite.server.wire import Head
+
+Json = dict[str, Any]
+
+MESSAGES_PATH = "/v1/messages"  # and what lies below it
+
+_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
+          503: "overloaded_error"}  # fmt: skip
+
+
+def body_of(error: ApiError, head: Head | None, token: str) -> Json:
+    """The JSON object of a reply; no head: none could be read. The request's id has the token."""
+    if head is None or not head.path.startswith(MESSAGES_PATH):
+        return error.body()
+    return message_error(error) | {"request_id": f"req-{token}"}
+
+
+def message_error(error: ApiError) -> Json:
+    """Anthropic's object. It has no place for the field at fault, so the message names it."""
+    kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
+    message = error.message
+    if error.param is not None and error.param not in message:
+        message = f"{error.param}: {message}"
+    # The worker knows the form of an answer by its name in a chat.
+    message = message.replace("response_format", "output_config.format")
+    return {"type": "error", "error": {"type": kind, "message": message}}

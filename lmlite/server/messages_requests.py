@@ -1,0 +1,258 @@
+"""Anthropic's request JSON -> that of a chat, which `openai_requests.py` reads.
+
+POST /v1/messages asks for what POST /v1/chat/completions does, in other words: each function
+here turns one of its fields into the chat's. What could be wrong in a field that has another
+name or form there is checked here first, so that every error names what the client wrote.
+Pure. The formats are those of the types in Anthropic's Python package.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+from lmlite.errors import BadRequest
+from lmlite.server.chat_requests import EFFORTS, tool_name
+from lmlite.server.dry_run import planned
+from lmlite.server.fields import Body, boolean, integer, required, string, typed, unsupported
+from lmlite.server.openai_requests import Call, ignored_fields, parse_chat, stop_strings
+from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults
+from lmlite.server.schemas import checked_schema
+
+_SAME = {"model", "stream", "seed", "logit_bias", *NAMES}  # mean what they mean in a chat
+_INERT = {"metadata", "cache_control"}  # every prompt is cached as far as memory goes
+MESSAGE_FIELDS = {*_SAME, *_INERT, "max_tokens", "messages", "system", "tools", "tool_choice",
+                  "stop_sequences", "thinking", "output_config"}  # fmt: skip
+
+_BLOCKS_OF = {"user": ("text", "tool_result"), "system": ("text",),
+              "assistant": ("text", "thinking", "redacted_thinking", "tool_use")}  # fmt: skip
+_CHOICES = {"auto": "auto", "any": "required", "none": "none"}
+
+_Block = tuple[Body, str]  # a content block and its path
+
+
+def parse_message(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
+    """A body of POST /v1/messages. Raises BadRequest."""
+    required(body, "max_tokens")
+    return _parse(body, defaults)
+
+
+def parse_count(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
+    """A body of POST /v1/messages/count_tokens, as a call that only plans. Raises BadRequest."""
+    return planned(_parse(body, defaults))
+
+
+def _parse(body: Body, defaults: Defaults) -> Call:
+    call = parse_chat(chat_body(body), defaults)
+    return replace(call, ignored=ignored_fields(body, MESSAGE_FIELDS))
+
+
+def chat_body(body: Body) -> Body:
+    """The body of POST /v1/chat/completions that asks for the same. Raises BadRequest."""
+    same = {name: value for name, value in body.items() if name in _SAME}
+    return {
+        **same,
+        "max_tokens": integer(body, "max_tokens", 0, MAX_INT),
+        "messages": _messages(body),
+        "tools": [_tool(tool, f"tools.{i}") for i, tool in enumerate(_list(body, "tools"))],
+        **_tool_choice(body),
+        "stop": list(stop_strings(body, "stop_sequences")),
+        "reasoning_effort": _effort(body),
+        "response_format": _response_format(body),
+    }
+
+
+# ---- messages ------------------------------------------------------------------------------
+
+
+def _messages(body: Body) -> list[Body]:
+    required(body, "messages")
+    messages = _list(body, "messages")
+    if not messages:
+        raise BadRequest("messages has no message", param="messages")
+    turns: list[Body] = []
+    if system := _text(body.get("system") or "", "system"):
+        turns.append({"role": "system", "content": system})
+    for i, message in enumerate(messages):
+        turns += _turns(message, f"messages.{i}")
+    if turns[-1].get("tool_calls"):
+        raise BadRequest("the last message calls tools: send their results", param="messages")
+    return turns
+
+
+def _turns(message: Any, path: str) -> list[Body]:
+    """A message as turns of a chat, where each result of a tool is one of its own."""
+    if type(message) is not dict:
+        raise BadRequest("a message is an object", param=path)
+    role = _required_string(message, "role", path)
+    if role not in _BLOCKS_OF:
+        raise BadRequest("role is user, assistant or system", param=f"{path}.role")
+    content = required(message, "content", f"{path}.content")
+    blocks = _blocks(content, f"{path}.content", _BLOCKS_OF[role])
+    if role == "assistant":
+        return [_assistant_turn(blocks)]
+    return _user_turns(blocks) if role == "user" else [_turn("system", blocks)]
+
+
+def _user_turns(blocks: list[_Block]) -> list[Body]:
+    """In their order; texts that follow each other are one turn."""
+    turns: list[Body] = []
+    for block, path in blocks:
+        if block["type"] == "tool_result":
+            turns.append(_result_turn(block, path))
+        elif turns and turns[-1]["role"] == "user":
+            turns[-1]["content"].append(_part(block, path))
+        else:
+            turns.append({"role": "user", "content": [_part(block, path)]})
+    return turns or [{"role": "user", "content": ""}]
+
+
+def _result_turn(block: Body, path: str) -> Body:
+    boolean(block, "is_error", f"{path}.is_error")  # templates have no place for it
+    return {
+        "role": "tool",
+        "tool_call_id": _required_string(block, "tool_use_id", path),
+        "content": _text(block.get("content") or "", f"{path}.content"),
+    }
+
+
+def _assistant_turn(blocks: list[_Block]) -> Body:
+    thoughts = [
+        _required_string(block, "thinking", path) for block, path in _of_kind(blocks, "thinking")
+    ]
+    calls = [_tool_call(block, path) for block, path in _of_kind(blocks, "tool_use")]
+    turn = _turn("assistant", _of_kind(blocks, "text"))
+    return {**turn, "reasoning_content": "".join(thoughts), "tool_calls": calls}
+
+
+def _turn(role: str, blocks: Iterable[_Block]) -> Body:
+    return {"role": role, "content": [_part(block, path) for block, path in blocks]}
+
+
+def _tool_call(block: Body, path: str) -> Body:
+    required(block, "input", f"{path}.input")
+    arguments = typed(block, "input", dict, "an object", f"{path}.input")
+    try:
+        text = json.dumps(arguments, ensure_ascii=False)
+    except RecursionError:  # a depth that reading just survived
+        raise BadRequest("input is nested too deeply", param=f"{path}.input") from None
+    function = {"name": tool_name(block, f"{path}.name"), "arguments": text}
+    return {"id": _required_string(block, "id", path), "function": function}
+
+
+# ---- content blocks ------------------------------------------------------------------------
+
+
+def _blocks(content: Any, path: str, kinds: tuple[str, ...]) -> list[_Block]:
+    """The blocks, each of a kind that may stand here; a text is a block of that text."""
+    if type(content) is str:
+        return [({"type": "text", "text": content}, path)]
+    if type(content) is not list:
+        raise BadRequest("content is a string or a list of blocks", param=path)
+    blocks = [(block, f"{path}.{i}") for i, block in enumerate(content)]
+    for block, where in blocks:
+        _check_kind(block, where, kinds)
+    return blocks
+
+
+def _check_kind(block: Any, path: str, kinds: tuple[str, ...]) -> None:
+    if type(block) is not dict:
+        raise BadRequest("a content block is an object", param=path)
+    kind = _required_string(block, "type", path)
+    if kind in ("image", "document"):
+        unsupported(f"{path}.type", f"this model does not see: {kind} blocks are not supported")
+    if kind not in kinds:
+        unsupported(f"{path}.type", f"a block here is of type {' or '.join(kinds)}")
+
+
+def _of_kind(blocks: list[_Block], kind: str) -> list[_Block]:
+    return [(block, path) for block, path in blocks if block["type"] == kind]
+
+
+def _part(block: Body, path: str) -> Body:
+    return {"type": "text", "text": _required_string(block, "text", path)}
+
+
+def _text(content: Any, path: str) -> str:
+    """The text of a content that is text alone; nothing is added between its blocks."""
+    blocks = _blocks(content, path, ("text",))
+    return "".join(_part(block, where)["text"] for block, where in blocks)
+
+
+# ---- tools, and what the answer may be -----------------------------------------------------
+
+
+def _tool(tool: Any, path: str) -> Body:
+    if type(tool) is not dict:
+        raise BadRequest("a tool is an object", param=path)
+    if tool.get("type") not in (None, "custom"):
+        unsupported(f"{path}.type", "this server runs no tools: only type custom is supported")
+    schema = required(tool, "input_schema", f"{path}.input_schema")
+    checked_schema(schema, f"{path}.input_schema")
+    function = {
+        "name": tool_name(tool, f"{path}.name"),
+        "description": string(tool, "description", f"{path}.description"),
+        "parameters": schema,
+    }
+    return {"type": "function", "function": function}
+
+
+def _tool_choice(body: Body) -> Body:
+    """The chat's `tool_choice` and `parallel_tool_calls`."""
+    choice = typed(body, "tool_choice", dict, "an object")
+    if choice is None:
+        return {}
+    kind = _required_string(choice, "type", "tool_choice")
+    path = "tool_choice.disable_parallel_tool_use"
+    # Allowed does not mean wanted: whether there are several is then the template's choice.
+    is_single = boolean(choice, "disable_parallel_tool_use", path)
+    parallel = {"parallel_tool_calls": False} if is_single else {}
+    if kind == "tool":
+        function = {"name": _required_string(choice, "name", "tool_choice")}
+        return {"tool_choice": {"type": "function", "function": function}, **parallel}
+    if kind not in _CHOICES:
+        raise BadRequest("type is auto, any, tool or none", param="tool_choice.type")
+    return {"tool_choice": _CHOICES[kind], **parallel}
+
+
+def _effort(body: Body) -> str | None:
+    """How much to think, as a chat's `reasoning_effort`; None: as much as the model does."""
+    thinking = typed(body, "thinking", dict, "an object") or {"type": "adaptive"}
+    kind = _required_string(thinking, "type", "thinking")
+    if kind not in ("enabled", "disabled", "adaptive"):
+        raise BadRequest("type is enabled, disabled or adaptive", param="thinking.type")
+    typed(thinking, "budget_tokens", int, "a whole number", "thinking.budget_tokens")
+    path = "output_config.effort"
+    effort = string(_output_config(body), "effort", path)
+    if effort is not None and effort not in EFFORTS:
+        raise BadRequest(f"effort is one of {', '.join(EFFORTS)}", param=path)
+    return "none" if kind == "disabled" else effort
+
+
+def _response_format(body: Body) -> Body | None:
+    path = "output_config.format"
+    wanted = typed(_output_config(body), "format", dict, "an object", path)
+    if wanted is None:
+        return None
+    if _required_string(wanted, "type", path) != "json_schema":
+        raise BadRequest("type is json_schema", param=f"{path}.type")
+    schema = required(wanted, "schema", f"{path}.schema")
+    checked_schema(schema, f"{path}.schema")
+    return {"type": "json_schema", "json_schema": {"schema": schema}}
+
+
+def _output_config(body: Body) -> Body:
+    return typed(body, "output_config", dict, "an object") or {}
+
+
+# ---- fields --------------------------------------------------------------------------------
+
+
+def _list(body: Body, field: str) -> list[Any]:
+    return typed(body, field, list, "a list") or []
+
+
+def _required_string(body: Body, field: str, path: str) -> str:
+    """`path` is that of the object."""
+    required(body, field, f"{path}.{field}")
+    return string(body, field, f"{path}.{field}") or ""
