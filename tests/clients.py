@@ -1,7 +1,8 @@
 """LM Studio's own examples with the real OpenAI clients: Python, JavaScript, curl. `make clients`
 
-Nothing of the examples is changed but the base URL and the model. The Python package is in the
-environment that `make clients` made; the JavaScript one is fetched beside it by npm.
+Nothing of the examples is changed but the base URL and the model. Anthropic's client asks the same
+server through its own API. The Python packages are in the environment that `make clients` made; the
+JavaScript one is fetched beside it by npm.
 """
 
 import json
@@ -9,7 +10,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import anthropic
 from openai import BadRequestError, NotFoundError, OpenAI
 from openai.types.responses import FunctionToolParam
 
@@ -42,7 +45,8 @@ for await (const event of await client.responses.create({ ...ask, stream: true }
   said += event.type === 'response.output_text.delta' ? event.delta : '';
 }
 const embedding = await client.embeddings.create({ model, input: ['Once upon a time.'] });
-const legacy = await client.completions.create({ model, prompt: 'Once', max_tokens: 3 });
+const begun = { model, prompt: 'Once upon a', max_tokens: 1, temperature: 0 };
+const legacy = await client.completions.create(begun);
 const models = await client.models.list();
 let status = 0;
 try {
@@ -193,12 +197,54 @@ def javascript_examples(server: RunningServer) -> str:
     return str(result["content"])
 
 
+def anthropic_examples(server: RunningServer) -> str:
+    """Plain, streamed, with a tool and its result, and counted; the answer."""
+    client = anthropic.Anthropic(base_url=server.url, api_key="lm-studio")
+    ask = {"model": server.model, "max_tokens": 100, "extra_body": {"temperature": 0}}
+    messages = [{"role": "user", "content": "Introduce yourself."}]
+    whole = client.messages.create(messages=messages, **ask)
+    with client.messages.stream(messages=messages, **ask) as stream:
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text == final.content[0].text == whole.content[0].text
+    assert final.stop_reason == whole.stop_reason == "end_turn"
+    assert final.usage.output_tokens == whole.usage.output_tokens
+    counted = client.messages.count_tokens(model=server.model, messages=messages)
+    assert counted.input_tokens == whole.usage.input_tokens + whole.usage.cache_read_input_tokens
+    use_a_tool(client, ask)
+    for wrong, error in (({"model": "no-such-model"}, anthropic.NotFoundError),
+                         ({"temperature": 3}, anthropic.BadRequestError)):  # fmt: skip
+        try:
+            client.messages.create(messages=messages, **ask | {"extra_body": wrong})
+            raise AssertionError(f"{wrong} was accepted")
+        except error as err:
+            assert err.body["type"] == "error"
+    return str(text)
+
+
+def use_a_tool(client: anthropic.Anthropic, ask: dict[str, Any]) -> None:
+    """A call on a stream, and its result in the next turn."""
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tools = [{"name": "get_weather", "description": "", "input_schema": schema}]
+    messages: list[Any] = [{"role": "user", "content": "What is the weather in Oslo?"}]
+    with client.messages.stream(messages=messages, tools=tools, **ask) as stream:
+        called = stream.get_final_message()
+    (call,) = called.content
+    assert (called.stop_reason, call.name, call.input) == ("tool_use", "get_weather",
+                                                           {"city": "Oslo"})  # fmt: skip
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "rain, 4 degrees"}
+    messages += [called.to_param(), {"role": "user", "content": [result]}]
+    answer = client.messages.create(messages=messages, tools=tools, **ask)
+    assert answer.content[0].text == "The result is rain, 4 degrees."
+
+
 def main(arguments: list[str]) -> None:
     """Runs every client against a server of its own; a model file may be named."""
     with RunningServer(*arguments) as server:
         client = OpenAI(base_url=f"{server.url}/v1", api_key="lm-studio")
         print(f"Python:     {python_examples(server)}")
         print(f"responses:  {responses(client, server.model)}")
+        print(f"Anthropic:  {anthropic_examples(server)}")
         if shutil.which("curl"):
             print(f"curl:       {curl_example(server)}")
         else:
