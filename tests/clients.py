@@ -45,7 +45,8 @@ for await (const event of await client.responses.create({ ...ask, stream: true }
   said += event.type === 'response.output_text.delta' ? event.delta : '';
 }
 const embedding = await client.embeddings.create({ model, input: ['Once upon a time.'] });
-const begun = { model, prompt: 'Once upon a', max_tokens: 1, temperature: 0 };
+const turn = '<|im_start|>user\\nCount from 1 to 9.<|im_end|>\\n<|im_start|>assistant\\n';
+const begun = { model, prompt: turn, max_tokens: 3, temperature: 0 };
 const legacy = await client.completions.create(begun);
 const models = await client.models.list();
 let status = 0;
