@@ -10,7 +10,7 @@ from typing import Any
 from lmlite.errors import BadRequest, MissingParameter
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
 from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
-from lmlite.server.schemas import checked_schema
+from lmlite.server.schemas import checked_schema, honoured_schema
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
          "tool": "tool"}  # fmt: skip
@@ -192,7 +192,7 @@ def _json_schema(body: Body) -> str | None:
     named = typed(wanted, "json_schema", dict, "an object", path)
     if named is None:
         raise MissingParameter(f"{path} is missing", param=path)
-    return checked_schema(required(named, "schema", f"{path}.schema"), f"{path}.schema")
+    return honoured_schema(required(named, "schema", f"{path}.schema"), f"{path}.schema")
 
 
 def _template_kwargs(body: Body) -> tuple[bool, str | None]:

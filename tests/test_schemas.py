@@ -1,0 +1,175 @@
+"""JSON schemas of answers: each is honoured, or refused by its part; none holds the others."""
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from lmlite.errors import BadRequest
+from lmlite.server.schemas import honoured_schema
+from tests.json_schema import faults
+from tests.schema_cases import NULL, REFUSED, VALID, named, obj, pattern
+from tests.server_process import Answer, RunningServer
+
+PATH = "response_format.json_schema.schema"
+MAX_TOKENS = 250
+MAX_UNENDED = len(VALID) // 10  # answers that a model of this size may fail to end
+HELD_S = 1.0  # for a request beside a hostile one
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with RunningServer() as running:
+        yield running
+
+
+def ask(server: RunningServer, schema: Any, **more: Any) -> Answer:
+    form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+    messages = [{"role": "user", "content": "Answer as JSON: Ben is 7."}]
+    body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS} | more
+    return server.request("POST", "/v1/chat/completions", body | {"response_format": form})
+
+
+def checked(server: RunningServer, name: str, **more: Any) -> str:
+    """What an answer ended with, if it is valid as far as that can be said; or what is wrong."""
+    answer = ask(server, VALID[name], **more)
+    if answer.status != 200:
+        return f"{answer.status} {answer.body!r}"
+    choice = answer.json["choices"][0]
+    if choice["finish_reason"] == "length":
+        return "length"
+    text = choice["message"]["content"]
+    try:
+        wrong = faults(json.loads(text), VALID[name], VALID[name])
+    except ValueError as err:
+        wrong = [str(err)]
+    return f"{wrong} in {text!r}" if wrong else str(choice["finish_reason"])
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"temperature": 2, "seed": 7, "min_p": 0, "top_k": 0}], ids=["greedy", "wild"]
+)
+def test_an_answer_that_ends_is_valid(server: RunningServer, how: dict[str, Any]) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        each = threads.map(lambda name: checked(server, name, **how), VALID)
+        found = dict(zip(VALID, each, strict=True))
+    assert {name: what for name, what in found.items() if what not in ("stop", "length")} == {}
+    assert sum(what == "length" for what in found.values()) <= MAX_UNENDED
+
+
+def test_there_are_enough_schemas_to_tell() -> None:
+    assert len(VALID) + len(REFUSED) >= 150
+
+
+def test_what_cannot_be_honoured_is_refused_by_its_part(server: RunningServer) -> None:
+    pid = server.worker_pid()
+    found = {name: ask(server, schema) for name, (schema, _) in REFUSED.items()}
+    assert {answer.status for answer in found.values()} == {400}
+    for name, (_, part) in REFUSED.items():
+        assert part in found[name].error["message"], name
+        assert found[name].error["param"] == PATH
+    assert server.worker_pid() == pid
+
+
+# The most that the bounds let through, of each kind.
+LARGEST = {
+    "optional properties": obj([], **{f"{i:09}": NULL for i in range(127)}),
+    "overlapping alternatives": {"anyOf": [pattern(f"^a{{{i}}}$") for i in range(1, 128)]},
+    "places in a pattern": pattern("^(a?){128}$"),
+    "values that share nothing": {"enum": [f"{chr(0x4E00 + i)}x" for i in range(128)]},
+    "values that share much": {"enum": [f"value {i:04}" for i in range(3900)]},
+    "properties": named(**{f"{i:x}": NULL for i in range(1300)}),
+    "characters": {"type": "string", "minLength": 999, "maxLength": 1000},
+    "arrays": named(**{f"p{i}": {"type": "array", "items": NULL, "maxItems": 999}
+                       for i in range(50)}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", LARGEST.values(), ids=LARGEST.keys())
+def test_the_largest_schemas_hold_nobody(server: RunningServer, schema: Any) -> None:
+    pid = server.worker_pid()
+    with ThreadPoolExecutor(2) as threads:
+        large = threads.submit(ask, server, schema, max_tokens=30)
+        begin = time.monotonic()
+        assert server.chat("Say hello", max_tokens=1)["usage"]["completion_tokens"] == 1
+        assert time.monotonic() - begin < HELD_S
+        assert large.result().status == 200
+    assert server.worker_pid() == pid
+
+
+@pytest.mark.parametrize("schema", [*LARGEST.values(), *(case[0] for case in REFUSED.values())])
+def test_a_schema_is_read_at_once(schema: Any) -> None:
+    begin = time.process_time()
+    try:
+        assert len(honoured_schema(schema, PATH)) < 400_000
+    except BadRequest as err:
+        assert err.message.startswith(PATH)
+    assert time.process_time() - begin < HELD_S
+
+
+# ---- what is rewritten ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("schema", "rewritten"), [
+    ({"type": ["string", "null"], "title": "A"}, {"anyOf": [{"type": "string"}, NULL]}),
+    ({"type": "integer", "enum": ["a", 1, 2.0, None]}, {"enum": [1, 2.0]}),
+    ({"allOf": [{"const": 1}], "description": "b"}, {"enum": [1]}),
+    ({"type": "integer", "minimum": 100},
+     {"type": "integer", "minimum": 100, "maximum": 2**53 - 1}),
+    ({"type": "integer", "exclusiveMinimum": 1.5, "exclusiveMaximum": 5, "maximum": 9},
+     {"type": "integer", "minimum": 2, "maximum": 4}),
+    ({"type": "object", "required": ["a"]},
+     {"type": "object", "properties": {"a": {"title": "anything"}}, "required": ["a"],
+      "additionalProperties": False}),
+    ({"$ref": "#/$defs/n", "default": 2, "$defs": {"n": {"type": "null"}}},
+     {"$ref": "#/$defs/zz0", "$defs": {"zz0": NULL}}),
+    (pattern(r"^a\d+?$"), pattern("^[a][0-9]+$")),
+    (pattern('^[x"]$'), pattern(r'^([x]|[\\]["])$')),
+    ({"enum": [f"no {n}" for n in range(17)]},
+     pattern("^[n][o][\\U00000020]([0]|[1](|[0]|[1]|[2]|[3]|[4]|[5]|[6])|[2]|[3]|[4]|[5]|[6]|[7]|[8]"
+             "|[9])$")),
+])  # fmt: skip
+def test_a_schema_is_rewritten_for_llama_cpp(schema: Any, rewritten: Any) -> None:
+    assert json.loads(honoured_schema(schema, PATH)) == rewritten
+
+
+# ---- tools ---------------------------------------------------------------------------------
+
+
+def call(server: RunningServer, parameters: Any) -> Answer:
+    tool = {"type": "function", "function": {"name": "f", "parameters": parameters}}
+    body = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "max_tokens": 40}
+    return server.request(
+        "POST", "/v1/chat/completions", body | {"tools": [tool], "tool_choice": "required"}
+    )
+
+
+def test_a_tool_may_say_what_no_grammar_holds(server: RunningServer) -> None:
+    parameters = obj(a={"type": "array", "items": NULL, "uniqueItems": True},
+                     b=pattern(r"^(?=x)(\w{1,5} ?){0,11}$"), c={"not": {"const": 1}},
+                     d={"type": "number", "minimum": 1, "anything": [2]})  # fmt: skip
+    assert call(server, parameters).status == 200
+
+
+TOO_MUCH = [
+    obj(a={"type": "array", "minItems": 10**6}),
+    obj(a={"type": "array", "minItems": 5, "maxItems": 2}),
+    obj(a={"enum": list(range(1000))}),
+    obj([], **{f"p{i}": NULL for i in range(300)}),
+    obj(a={"anyOf": [{"const": i} for i in range(300)]}),
+    obj(a=pattern("^(a{0,99}){0,99}$")),
+    {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"anyOf": [
+        {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1},
+        {"type": "array", "items": {"$ref": "#/$defs/a"}, "maxItems": 1}]}}},
+    named(**{"_" * 30_000: NULL}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("parameters", TOO_MUCH)
+def test_a_tool_that_is_too_much_is_refused(server: RunningServer, parameters: Any) -> None:
+    answer = call(server, parameters)
+    assert answer.status == 400
+    assert answer.error["param"] == "tools.[0].function.parameters"
