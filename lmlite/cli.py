@@ -191,6 +191,8 @@ SERVE_FLAGS = (
          "reasoning_content, none leaves them in the content"),
     Flag("--sampling", "NAME=VALUE,...", None, "for requests that say nothing (default: the model "
          "file's, else llama.cpp's)", _sampling),
+    Flag("--allow-grammar", "", None, "take grammars in GBNF from clients, who have to be trusted: "
+         "one may be slow for everybody"),
     Flag("--strict", "", None, "refuse requests with fields that nobody here knows"),
     Flag("--lib", "PATH", None, "folder of the native libraries (default: $LMLITE_LIB, else the "
          "package's own)"),
@@ -277,6 +279,7 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         options.sampling or {},
         lambda text: log.line("warning", text),
         separate_reasoning=options.reasoning_format == "auto",
+        allows_grammars=options.allow_grammar,
     )
     name = options.alias or Path(path).stem
     return ServedModel(name, file, Supervisor(load, log), defaults)

@@ -106,6 +106,7 @@ class Chat:
     trace: bool = False  # someone watches: send `Prompted` and `Returned` events
     options: ChatOptions = ChatOptions()
     dry_run: bool = False  # generate nothing: send a `Planned` for each prompt
+    grammar: str | None = None  # GBNF that the whole answer is held to, thoughts and all
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +120,7 @@ class Complete:
     echo: bool = False  # the prompt's text (and log-probabilities) come first
     trace: bool = False
     dry_run: bool = False
+    grammar: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -168,10 +168,8 @@ def test_a_grammar_that_waits_and_one_that_does_not(template: ChatTemplate) -> N
 
 
 def test_a_grammar_that_cannot_be_read_is_an_error(default_model: Model) -> None:
-    reply = {"grammar": "root ::= nothing", "grammar_lazy": False, "grammar_prefilled": True,
-             "generation_prompt": "", "triggers": []}  # fmt: skip
     with pytest.raises(LlamaError, match="cannot read the grammar"):
-        Grammar(default_model, json.dumps(reply).encode())
+        Grammar(default_model, "root ::= nothing")
 
 
 def test_a_tool_chosen_by_name_is_the_only_one_in_the_grammar(template: ChatTemplate) -> None:

@@ -24,7 +24,7 @@ FLOORS = [
     ["worker.capi", "worker.text", "worker.prefix", "worker.threads", "worker.breaker",
      "server.logs", "server.wire",
      "server.connection", "server.log_stream", "server.fields", "server.answers",
-     "server.stored_responses", "server.patterns", "server.schema_parts"],
+     "server.stored_responses", "server.gbnf", "server.patterns", "server.schema_parts"],
     ["worker.llama", "worker.checkpoints", "server.supervisor", "server.schema_bounds",
      "server.sampling", "server.error_bodies"],
     ["server.schemas"],

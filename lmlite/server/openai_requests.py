@@ -24,12 +24,14 @@ from lmlite.server.fields import (
     typed,
     unsupported,
 )
+from lmlite.server.gbnf import checked_grammar
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults, sampling_values
 
 MAX_N = 8
 MAX_STOPS, MAX_STOP_LENGTH = 16, 256
 MAX_BIASES = 1024
 MAX_PROMPTS = 256
+MAX_GRAMMARS = 64  # of one request: each choice has one of its own, 20 ms for the largest
 MAX_INPUTS = 2048
 MAX_NAMED = 20  # of the fields that are ignored
 
@@ -37,7 +39,7 @@ _EVERYWHERE = {"model", "user"}
 _INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
           "service_tier", "store"}  # fmt: skip
 _GENERATING = {*_EVERYWHERE, *NAMES, "stream", "stream_options", "n", "seed", "stop",
-               "logit_bias", "logprobs", "max_tokens"}  # fmt: skip
+               "logit_bias", "logprobs", "max_tokens", "grammar"}  # fmt: skip
 CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
                "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
                "chat_template_kwargs", "functions", "audio", "modalities"}  # fmt: skip
@@ -73,7 +75,12 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     n = integer(body, "n", 1, MAX_N) or 1
     messages = parse_messages(required(body, "messages"))
     options = replace(parse_options(body), separate_reasoning=defaults.separate_reasoning)
-    request = Chat(0, messages, params, n, options=options)
+    grammar = _grammar(body, defaults)
+    if grammar is not None:
+        if options.tools or options.json_schema:
+            raise BadRequest("grammar is not for tools, nor for a response_format", param="grammar")
+        options = replace(options, thinks=False)  # a grammar leaves no place for thoughts
+    request = Chat(0, messages, params, n, options=options, grammar=grammar)
     return _call(body, request, CHAT_FIELDS)
 
 
@@ -87,7 +94,10 @@ def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     n_logprobs = integer(body, "logprobs", 0, 5)
     params = _sampling_params(body, _max_tokens(body, "max_tokens"), n_logprobs, defaults)
     prompts = _prompts(body, "prompt", MAX_PROMPTS)
-    request = Complete(0, prompts, params, n, boolean(body, "echo"))
+    grammar = _grammar(body, defaults)
+    if grammar is not None and len(prompts) * n > MAX_GRAMMARS:
+        raise BadRequest(f"grammar is for at most {MAX_GRAMMARS} choices", param="grammar")
+    request = Complete(0, prompts, params, n, boolean(body, "echo"), grammar=grammar)
     return _call(body, request, COMPLETION_FIELDS)
 
 
@@ -187,6 +197,15 @@ def _logit_bias(body: Body) -> tuple[tuple[int, float], ...]:
         (int(token), number(biases, token, -100, 100, 0.0, f"logit_bias.{token}"))
         for token in biases
     )
+
+
+def _grammar(body: Body, defaults: Defaults) -> str | None:
+    text = string(body, "grammar")
+    if text is None:
+        return None
+    if not defaults.allows_grammars:
+        unsupported("grammar", "this server takes no grammars: it is started with --allow-grammar")
+    return checked_grammar(text)
 
 
 def _prompts(body: Body, field: str, most: int) -> tuple[Prompt, ...]:

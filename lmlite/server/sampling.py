@@ -25,6 +25,7 @@ class Defaults:
     params: SamplingParams
     origins: Mapping[str, str]  # by name; not there: llama.cpp's
     separate_reasoning: bool  # thoughts go to reasoning_content
+    allows_grammars: bool = False  # of clients, in GBNF
 
 
 NO_DEFAULTS = Defaults(SamplingParams(), {}, separate_reasoning=True)
@@ -53,6 +54,7 @@ def defaults(
     warn: Callable[[str], None],
     *,
     separate_reasoning: bool = True,
+    allows_grammars: bool = False,
 ) -> Defaults:
     """Both kinds of defaults in one. What a file has wrong is left out, with a line for it."""
     params, origins = SamplingParams(), {}
@@ -64,7 +66,7 @@ def defaults(
             warn(f"a sampling default of the model file is ignored: {err}")
     params = replace(params, **sampling_values(dict(of_command_line), params))
     origins |= dict.fromkeys(of_command_line, "command line")
-    return Defaults(params, origins, separate_reasoning)
+    return Defaults(params, origins, separate_reasoning, allows_grammars)
 
 
 def parse_defaults(text: str) -> dict[str, float]:

@@ -6,6 +6,8 @@ and SamplerChains belong to one thread; a Vocab's tokenizer may be used from any
 """
 
 import ctypes
+import functools
+import json
 import os
 from array import array
 from collections.abc import Callable, Iterable, Sequence
@@ -127,11 +129,15 @@ class Vocab:
 
     def control_texts(self) -> list[str]:
         """How each control token is spelled: the texts that only `parse_special` understands."""
+        pieces = {self.piece(token, special=True) for token in self.control_tokens}
+        return sorted({piece.decode("utf-8", "replace") for piece in pieces} - {""})
+
+    @functools.cached_property
+    def control_tokens(self) -> list[int]:
+        """The tokens that are no text."""
         wanted = capi.TOKEN_ATTR_CONTROL | capi.TOKEN_ATTR_UNKNOWN
         attribute, pointer = self._lib.llama_vocab_get_attr, self._pointer
-        tokens = [t for t in range(self.n_tokens) if attribute(pointer, t) & wanted]
-        texts = {self.piece(t, special=True).decode("utf-8", "replace") for t in tokens}
-        return sorted(texts - {""})
+        return [t for t in range(self.n_tokens) if attribute(pointer, t) & wanted]
 
 
 class Batch:
@@ -410,9 +416,16 @@ class SamplerChain:
 class Grammar:
     """What keeps a completion in a form; one for each completion, since it remembers."""
 
-    def __init__(self, model: Model, reply: bytes) -> None:
-        """`reply` is what lml_chat_render said. Raises LlamaError for a grammar it cannot read."""
-        self._lib = model.lib
+    def __init__(self, model: Model, text: str, reply: bytes | None = None) -> None:
+        """`text` is GBNF; `reply`, what lml_chat_render said, if the grammar is from there.
+
+        Without it, the completion is held to the grammar from its first token. Raises LlamaError
+        for a grammar that llama.cpp cannot read.
+        """
+        self._lib, self.text = model.lib, text
+        if reply is None:
+            own = {"grammar_lazy": False, "grammar_prefilled": False, "generation_prompt": ""}
+            reply = json.dumps({"grammar": text, **own}).encode()
         error = ctypes.c_void_p()
         self.pointer = self._lib.lml_grammar_init(model.vocab.pointer, reply, ctypes.byref(error))
         if not self.pointer:

@@ -5,8 +5,10 @@ has begun. Belongs to the reader's thread; knows no frames.
 """
 
 import functools
+import math
 import random
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from lmlite.errors import BadRequest, PromptTooLong, Unsupported
 from lmlite.messages import (
@@ -60,7 +62,10 @@ class Preparer:
         self._check_prompt(rendered.tokens, "messages")
         stops = request.params.stop + rendered.stops
         choices = self._choices(request, 0, rendered.tokens, stops, None)
-        self._give_form(choices, rendered.form, request.options)
+        if request.grammar is None:
+            self._give_form(choices, rendered.form, request.options)
+        else:
+            self._give_grammar(choices, request.grammar)
         self._trace(request, 0, rendered.tokens)
         return choices
 
@@ -70,12 +75,35 @@ class Preparer:
         for choice in choices:
             try:
                 if form.grammar:
-                    choice.grammar = Grammar(self._model, form.reply)
+                    choice.grammar = Grammar(self._model, form.grammar, form.reply)
                 choice.answer = Answer(self._model.lib, form)
+                if form.grammar and not form.grammar_waits:
+                    self._keep_to_text(choice, form.preserved)
             except (LlamaError, ValueError) as err:
                 for each in choices:
                     each.close()
                 raise BadRequest(f"no grammar can be made of {param}: {err}", param=param) from None
+
+    def _give_grammar(self, choices: list[Sequence], text: str) -> None:
+        """Each choice is held to a client's own grammar, and its text is sent as it is."""
+        for choice in choices:
+            try:
+                choice.grammar = Grammar(self._model, text)
+                self._keep_to_text(choice, frozenset())
+            except LlamaError as err:
+                for each in choices:
+                    each.close()
+                raise BadRequest(f"grammar: {err}", param="grammar") from None
+
+    def _keep_to_text(self, choice: Sequence, preserved: frozenset[int]) -> None:
+        """Forbids control tokens: a grammar takes one for the text that it is called."""
+        vocab = self._model.vocab
+        banned = tuple(
+            (token, -math.inf)
+            for token in vocab.control_tokens
+            if token not in preserved and not vocab.ends_generation(token)
+        )
+        choice.params = replace(choice.params, logit_bias=choice.params.logit_bias + banned)
 
     def _complete(self, request: Complete) -> list[Sequence]:
         if self._template is None:
@@ -90,6 +118,8 @@ class Preparer:
             sequences += self._choices(
                 request, number * request.n, tokens, request.params.stop, echo
             )
+        if request.grammar is not None:
+            self._give_grammar(sequences, request.grammar)
         return sequences
 
     def _embed(self, request: Embed) -> list[Input]:

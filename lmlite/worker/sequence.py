@@ -98,9 +98,9 @@ class Sequence:
     def planned(self, n_cached: int, vocab: Vocab) -> Planned:
         """In place of all others, for a dry run."""
         pieces = tuple(vocab.piece(token, special=True) for token in self.prompt)
-        grammar = self.answer.form.grammar if self.answer else None
+        grammar = self.grammar.text if self.grammar else None
         ids = self.request_id, self.index
-        return Planned(*ids, tuple(self.prompt), pieces, n_cached, grammar or None)
+        return Planned(*ids, tuple(self.prompt), pieces, n_cached, grammar)
 
     def started(self, cache: str = "") -> Started:
         """When it is admitted for the first time; `cache` tells what it began with, in words."""
