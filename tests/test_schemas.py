@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 
 from lmlite.errors import BadRequest
+from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.server.schemas import honoured_schema
+from lmlite.worker.chat_template import ChatTemplate
+from lmlite.worker.llama import Grammar, Model
 from tests.json_schema import faults
 from tests.schema_cases import NULL, REFUSED, VALID, named, obj, pattern
 from tests.server_process import Answer, RunningServer
+from tests.template_tree import FOLDER, NAMES, source_of
 
 PATH = "response_format.json_schema.schema"
 MAX_TOKENS = 250
@@ -134,6 +138,35 @@ def test_a_schema_is_read_at_once(schema: Any) -> None:
 ])  # fmt: skip
 def test_a_schema_is_rewritten_for_llama_cpp(schema: Any, rewritten: Any) -> None:
     assert json.loads(honoured_schema(schema, PATH)) == rewritten
+
+
+# ---- templates -----------------------------------------------------------------------------
+
+PERSON = obj(name={"type": "string"}, age={"type": "integer"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_template_holds_an_answer_or_refuses_to(default_model: Model, name: str) -> None:
+    template = ChatTemplate(default_model, source_of(name))
+    options = ChatOptions(json_schema=honoured_schema(PERSON, PATH))
+    try:
+        form = template.render([ChatMessage("user", "Hi")], options).form
+        assert "integral-part ::=" in form.grammar
+        assert not form.grammar_waits
+        Grammar(default_model, form.grammar, form.reply).close()
+    except BadRequest as err:
+        assert name in ("Kimi-K3", "inclusionai-ling-3.0-flash")
+        assert err.param == "response_format"
+    template.close()
+
+
+@pytest.mark.parametrize("name", ["Kimi-K2-Instruct", "meetkai-functionary-medium-v3.2"])
+@pytest.mark.usefixtures("llama_cpp")
+def test_a_template_without_a_grammar_of_its_own_is_held_too(name: str) -> None:
+    with RunningServer("--chat-template", str(FOLDER / f"{name}.jinja")) as server:
+        choice = ask(server, PERSON, temperature=1, seed=4).json["choices"][0]
+        assert choice["finish_reason"] == "stop"
+        assert faults(json.loads(choice["message"]["content"]), PERSON, PERSON) == []
 
 
 # ---- tools ---------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ from lmlite.worker.llama import Model, take_text
 
 Json = dict[str, Any]
 
+# For answers that begin with JSON, whatever the model's own template is.
+_BARE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
 
 
@@ -50,12 +52,14 @@ class ChatTemplate:
         if not self._pointer:
             fault = take_text(self._lib, error.value)
             raise TemplateError(f"the chat template cannot be read: {fault}")
+        self._bare = self._lib.lml_chat_init(model.pointer, _BARE.encode(), ctypes.byref(error))
         self._source: str = self._lib.lml_chat_source(self._pointer).decode("utf-8", "replace")
         self._breaker = Breaker(self._vocab.control_texts(), self._source)
 
     def close(self) -> None:
         """Frees the template."""
         self._lib.lml_chat_free(self._pointer)
+        self._lib.lml_chat_free(self._bare)
 
     def render(
         self, messages: Sequence[ChatMessage], options: ChatOptions | None = None
@@ -72,7 +76,22 @@ class ChatTemplate:
             # The prompt has marks in it and lists every tool; a grammar must know neither.
             reply = self._render(narrowed)
         parsed = json.loads(reply)
-        return Rendered(tokens, tuple(parsed["stops"]), self._form(parsed, reply))
+        stops = tuple(parsed["stops"])
+        if "json_schema" in request and not parsed["grammar"]:
+            reply = self._bare_reply(parsed, request["json_schema"])
+            parsed = json.loads(reply)
+        return Rendered(tokens, stops, self._form(parsed, reply))
+
+    def _bare_reply(self, parsed: Json, schema: Json) -> bytes:
+        """What holds an answer to a schema, where llama.cpp makes no grammar for the template."""
+        if parsed["thinking_start"] and parsed["thinking_start"] in parsed["generation_prompt"]:
+            raise BadRequest(
+                "the chat template of this model begins with thoughts, behind which llama.cpp "
+                "cannot hold it to a response_format",
+                param="response_format",
+            )
+        messages = [{"role": "user", "content": ""}]
+        return self._render({"messages": messages, "json_schema": schema}, self._bare)
 
     def prompt(self, request: Json) -> tuple[list[int], bytes | None]:
         """The tokens of a prompt; and the library's reply, unless there are marks in it."""
@@ -149,8 +168,9 @@ class ChatTemplate:
                 return mark
         raise BadRequest("the messages use every private-use character", param="messages")
 
-    def _render(self, request: Json) -> bytes:
-        pointer = self._lib.lml_chat_render(self._pointer, json.dumps(request).encode())
+    def _render(self, request: Json, template: int | None = None) -> bytes:
+        used = template or self._pointer
+        pointer = self._lib.lml_chat_render(used, json.dumps(request).encode())
         reply = take_text(self._lib, pointer)
         if reply.startswith('{"error":'):
             words = _own_words(str(json.loads(reply)["error"]))
