@@ -62,6 +62,9 @@ def checked_grammar(text: str) -> str:
         _check_counts(grammar)
     except ValueError as err:
         raise BadRequest(f"grammar {err}", param="grammar") from None
+    except RecursionError:
+        why = "leads through too many rules from one to another"
+        raise BadRequest(f"grammar {why}", param="grammar") from None
     return text
 
 

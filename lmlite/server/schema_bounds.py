@@ -151,7 +151,7 @@ class Ways:
         n_optional = max(properties - required, 0)
         inner = list(map(self._of, parts(node)))
         # What allOf names llama.cpp puts into one object.
-        most = sum(inner) if "allOf" in node else max(inner, default=1)
+        most = sum(inner) if "allOf" in node else max(inner, default=_of_digits(node))
         return (n_optional + most) * max(types, 1)
 
     def _of_reference(self, ref: str) -> int:
@@ -159,7 +159,7 @@ class Ways:
             target = target_of(self._root, steps_of(ref))
             self._n_open += 1
             if target is None or self._n_open > MAX_REFERENCES:
-                self._refuse(f"has a $ref to {ref}, which is not there or too far away")
+                self._refuse(f"has a $ref to {ref:.80}, which is not there or too far away")
             self._known[ref] = 1
             self._known[ref] = self._of(target)
             self._n_open -= 1
@@ -205,3 +205,10 @@ class Ways:
                 "cannot be honoured: in a schema that holds itself, those of anyOf have to begin "
                 "with different properties, or different values of one"
             )
+
+
+def _of_digits(node: Json) -> int:
+    """A number may end with each digit; bounds are alternatives for each number of digits."""
+    if "minimum" in node or "maximum" in node:
+        return 8
+    return 4 if node.get("type") in ("integer", "number") else 1

@@ -64,6 +64,7 @@ _FORMATS = {
     "uuid": "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
     "email": r"[A-Za-z0-9]+([.+_\-][A-Za-z0-9]+)*@[A-Za-z0-9]+(-[A-Za-z0-9]+)*(\.[a-z]{2,10}){1,3}",
 }
+_FORMAT_WAYS = 8
 
 
 def checked_schema(schema: Any, param: str) -> None:
@@ -71,10 +72,11 @@ def checked_schema(schema: Any, param: str) -> None:
 
     Raises BadRequest for one that is too large, and for what is no object.
     """
-    if type(schema) is not dict:
-        raise BadRequest(f"{param} is not a JSON schema", param=param)
-    check_size(schema, param)
-    Ways(schema, param).check(MAX_TOOL_WAYS)
+    _check_sizes(schema, param)
+    try:
+        Ways(schema, param).check(MAX_TOOL_WAYS)
+    except RecursionError:
+        raise _too_far(param) from None
 
 
 def honoured_schema(schema: Any, param: str) -> str:
@@ -83,16 +85,24 @@ def honoured_schema(schema: Any, param: str) -> str:
     Raises BadRequest for a schema that is too large, and for one with a part that no grammar
     holds; the message names the keyword and its path.
     """
-    if type(schema) is not dict:
-        raise BadRequest(f"{param} is not a JSON schema", param=param)
-    check_size(schema, param)
+    _check_sizes(schema, param)
     reader = _Reader(schema, param)
     try:
         honoured = reader.read()
+        Ways(honoured, param, reader.pattern_ways).check()
     except RecursionError:
-        raise BadRequest(f"{param} refers too far from one part to another", param=param) from None
-    Ways(honoured, param, reader.pattern_ways).check()
+        raise _too_far(param) from None
     return json.dumps(honoured)
+
+
+def _check_sizes(schema: Any, param: str) -> None:
+    if type(schema) is not dict:
+        raise BadRequest(f"{param} is not a JSON schema", param=param)
+    check_size(schema, param)
+
+
+def _too_far(param: str) -> BadRequest:
+    return BadRequest(f"{param} refers too far from one part to another", param=param)
 
 
 class _Reader:
@@ -169,7 +179,7 @@ class _Reader:
             name = self._names[ref] = f"{self._mark}{len(self._names)}"
             target = target_of(self._root, map(_unescaped, steps_of(ref)))
             if target is None:
-                self._refuse(path, f"refers to {ref}, which is not there")
+                self._refuse(path, f"refers to {ref:.80}, which is not there")
             node = self._schema(target, "".join(f".{step}" for step in steps_of(ref)))
             self._definitions[name] = node
             if f"#/$defs/{name}" in whole(node, self._defined)[1]:
@@ -229,11 +239,13 @@ class _Reader:
         properties = self._of_kind(said, "properties", dict, path)
         required = self._of_kind(said, "required", list, path)
         extra = said.get("additionalProperties", True)
-        if type(extra) is dict and extra and properties:
+        if type(extra) not in (bool, dict):
+            self._refuse(f"{path}.additionalProperties", "is not a schema")
+        if extra not in (True, False, {}) and properties:
             self._refuse(f"{path}.additionalProperties", "cannot be honoured beside properties")
         for name in required:
             if type(name) is not str or (name not in properties and extra is False):
-                self._refuse(f"{path}.required", f"names {name!r}, which properties lack")
+                self._refuse(f"{path}.required", f"names {name!r:.80}, which properties lack")
         if not properties and not required and extra is not False:
             inner = self._schema(extra, f"{path}.additionalProperties")
             return {"type": "object", "additionalProperties": inner}
@@ -276,10 +288,12 @@ class _Reader:
         if keys[0] == "pattern":
             return self._pattern(said["pattern"], f"{path}.pattern")
         if keys[0] == "format":
-            if said["format"] not in _FORMATS:
+            if type(said["format"]) is not str or said["format"] not in _FORMATS:
                 known = ", ".join(_FORMATS)
                 self._refuse(f"{path}.format", f"cannot be honoured: it is none of {known}")
-            return self._pattern(f"^{_FORMATS[said['format']]}$", f"{path}.format")
+            node = self._pattern(f"^{_FORMATS[said['format']]}$", f"{path}.format")
+            self.pattern_ways[node["pattern"]] = _FORMAT_WAYS  # known better than by rule
+            return node
         # Not left to llama.cpp, which counts one character twice that is spelled as two escapes.
         counts = self._counts(said, ("minLength", "maxLength"), path)
         low, high = counts.get("minLength", 0), counts.get("maxLength", "")
