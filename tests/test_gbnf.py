@@ -125,7 +125,10 @@ def test_a_stop_string_ends_it_before_its_end(server: RunningServer) -> None:
 
 
 def test_no_control_token_stands_for_its_name(server: RunningServer) -> None:
-    answer = chat(server, 'root ::= "<|im_start|>" "a"{3}', temperature=2, seed=5)
+    control = chat(server, None, {"X-Dry-Run": "1"}).json["prompts"][0]["tokens"][0]
+    assert control["text"] == "<|im_start|>"
+    likely = {str(control["id"]): 100}
+    answer = chat(server, 'root ::= "<|im_start|>" "a"{3}', logit_bias=likely)
     assert answer.json["choices"][0]["message"]["content"] == "<|im_start|>aaa"
 
 
