@@ -2,16 +2,19 @@
 
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterator
 
 import jinja2
 
-from tests.tiny_model import skills, tools
-from tests.tiny_model.conversation import TEMPLATE, Case, messages
+from tests.tiny_model import pictures, skills, tools
+from tests.tiny_model.conversation import PICTURE, TEMPLATE, Case, Turn, messages
 from tests.tiny_model.tokenizer import Tokenizer
 from tests.tiny_model.words import Source
 
 OPENING, END = "<|im_start|>assistant\n", "<|im_end|>"
+# What stands around the words of a picture; they are no tokens, and end where tokens are made.
+PICTURE_BEGIN, PICTURE_END = "\ue000", "\ue001"
 
 Skill = Callable[[Source], Case]
 Batch = list[tuple[list[int], list[bool]]]  # conversations: tokens, and which are to be predicted
@@ -37,6 +40,7 @@ MIXTURE: dict[Skill, tuple[float, float]] = {
     tools.two_results: (3, 0),
     tools.chain: (5, 0),
     tools.no_call: (5, 0),
+    pictures.looking: (8, 1),
 }
 SYSTEMS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "You are a friendly assistant.",
@@ -112,11 +116,46 @@ class Renderer:
 
     def text(self, case: Case) -> str:
         """The whole conversation, answers included."""
-        text = str(self._template.render(messages=messages(case), tools=case.tools))
+        listed = messages(case, in_words)
+        text = str(self._template.render(messages=listed, tools=case.tools))
         if not case.thinking:
             before, _, answer = text.rpartition(OPENING)
             return f"{before}{OPENING}<think>\n\n</think>\n\n{answer}"
         return text
+
+
+def in_words(turn: Turn) -> str:
+    """The content of a turn with words for its pictures."""
+    text = turn.content
+    for picture in turn.pictures:
+        text = text.replace(PICTURE, f"{PICTURE_BEGIN}{picture.words}{PICTURE_END}", 1)
+    return text
+
+
+def plain(text: str) -> str:
+    """A rendered text without its marks, for learning how to cut it."""
+    return re.sub(f"[{PICTURE_BEGIN}{PICTURE_END}]", "\n", text)
+
+
+def encoded(tokenizer: Tokenizer, text: str) -> list[int]:
+    """The tokens of a text; each picture is as many as the eye gives, whatever stands around it."""
+    ids: list[int] = []
+    for i, part in enumerate(re.split(f"[{PICTURE_BEGIN}{PICTURE_END}]", text)):
+        ids += tokenizer.encode(part) if i % 2 == 0 else picture_tokens(tokenizer, part)
+    return ids
+
+
+def picture_tokens(tokenizer: Tokenizer, words: str) -> list[int]:
+    """What the model reads in the places of a picture: each word, with full stops behind it.
+
+    A word always stands at the same places, so that the eye has one thing to find for each.
+    """
+    ids: list[int] = []
+    for word, n_places in zip([*words.split(), "", ""], pictures.PLACES, strict=False):
+        pieces = tokenizer.encode(f" {word}" if word else "")
+        assert len(pieces) <= n_places, f"{word} is cut into {len(pieces)} pieces"
+        ids += pieces + tokenizer.encode(".") * (n_places - len(pieces))
+    return ids
 
 
 def learned(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
@@ -130,7 +169,7 @@ def learned(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
         opening = OPENING if i < len(parts) - 1 else ""
         pieces = ((given, False), (answer[len(given) :] + end, True), (rest + opening, False))
         for piece, predicted in pieces:
-            new = tokenizer.encode(piece)
+            new = encoded(tokenizer, piece)
             ids += new
             mask += [predicted] * len(new)
     return ids, mask

@@ -239,7 +239,8 @@ def train(
 
 # ---- the command ---------------------------------------------------------------------------
 
-MODEL_PATH = Path(__file__).resolve().parents[2] / "lmlite" / "models" / "tiny.gguf"
+REPOSITORY = Path(__file__).resolve().parents[2]
+MODEL_PATH = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 CARD = {
     "general.name": "tiny",
     "general.author": "lmlite",
@@ -254,32 +255,61 @@ CARD = {
 
 def main() -> None:
     """Learns a vocabulary, trains in four courses, writes the file."""
+    options = parsed()
+    torch.manual_seed(options.seed)
+    vocabulary = learned_vocabulary(options.seed) if options.after == 0 else None
+    if vocabulary is None:
+        kept = torch.load(course_path(options.after))
+        vocabulary = Tokenizer([tuple(pair) for pair in kept["merges"]])
+    model = Llama(SHAPE, vocabulary)
+    if options.after:
+        model.load_state_dict(kept["weights"])
+    n_parameters = sum(parameter.numel() for parameter in model.parameters())
+    print(f"{n_parameters:,} parameters, {len(vocabulary.tokens):,} tokens", flush=True)
+    for i, (course, n_steps) in enumerate(zip(COURSES, options.steps, strict=True), 1):
+        if i > options.after:
+            print(f"course {i} of {len(COURSES)}", flush=True)
+            source = Source(options.seed + i, held_out=False, compounds=course.compounds)
+            data = corpus.batches(
+                source, vocabulary, TOKENS_PER_STEP, course.shares, course.n_alone
+            )
+            train(model, data, n_steps, course.rates)
+            keep(model, vocabulary, course_path(i))
+    export.export(options.output, model.state_dict(), SHAPE, vocabulary, CARD)
+    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="(default: 1)")
     parser.add_argument("--steps", type=int, nargs=len(COURSES), metavar="N",
                         default=[course.n_steps for course in COURSES],
                         help="of each course (default: %(default)s)")  # fmt: skip
+    parser.add_argument("--after", type=int, default=0, choices=range(len(COURSES)), metavar="N",
+                        help="go on behind course N of an earlier run")  # fmt: skip
     parser.add_argument("--output", type=Path, default=MODEL_PATH, metavar="FILE.gguf",
                         help="(default: its place in the package)")  # fmt: skip
-    options = parser.parse_args()
+    return parser.parse_args()
 
-    torch.manual_seed(options.seed)
+
+def learned_vocabulary(seed: int) -> Tokenizer:
+    """The tokens, from texts such as those of the training."""
     print("learning the vocabulary", flush=True)
-    source = Source(options.seed, held_out=False)
-    renderer = corpus.Renderer()
-    texts = [renderer.text(corpus.conversation(source)) for _ in range(N_TEXTS)]
-    vocabulary = tokenizer.learn(texts, N_LETTER_MERGES, N_SIGN_MERGES)
+    source, renderer = Source(seed, held_out=False), corpus.Renderer()
+    texts = [corpus.plain(renderer.text(corpus.conversation(source))) for _ in range(N_TEXTS)]
+    return tokenizer.learn(texts, N_LETTER_MERGES, N_SIGN_MERGES)
 
-    model = Llama(SHAPE, vocabulary)
-    n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{n_parameters:,} parameters, {len(vocabulary.tokens):,} tokens", flush=True)
-    for i, (course, n_steps) in enumerate(zip(COURSES, options.steps, strict=True), 1):
-        print(f"course {i} of {len(COURSES)}", flush=True)
-        source = Source(options.seed + i, held_out=False, compounds=course.compounds)
-        data = corpus.batches(source, vocabulary, TOKENS_PER_STEP, course.shares, course.n_alone)
-        train(model, data, n_steps, course.rates)
-    export.export(options.output, model.state_dict(), SHAPE, vocabulary, CARD)
-    print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+
+def course_path(number: int) -> Path:
+    """Where a course leaves what it made."""
+    return REPOSITORY / "native" / "build" / "tiny" / f"course-{number}.pt"
+
+
+def keep(model: Llama, vocabulary: Tokenizer, path: Path) -> None:
+    """A training takes hours; what ends it early costs one course."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"weights": model.state_dict(), "merges": vocabulary.merges}, path)
 
 
 if __name__ == "__main__":
