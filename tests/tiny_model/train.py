@@ -175,7 +175,7 @@ class Muon(torch.optim.Optimizer):
         self._momentum, self._weight_decay = momentum, weight_decay
 
     @torch.no_grad()
-    def step(self) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Moves every matrix."""
         for group in self.param_groups:
             for matrix in group["params"]:
