@@ -15,7 +15,7 @@ BRIDGE  := native/bridge.h native/bridge.cpp native/chat.cpp native/CMakeLists.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test native abi lint conformance clients fuzz bench profile tiny-model tiny-check clean
+.PHONY: help run test native abi lint conformance clients fuzz fuzz-images bench profile tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -31,7 +31,8 @@ native: $(LIBRARY) ## build llama.cpp and the bridge (LLAMA_CPP_DIR=tree, CMAKE_
 abi: $(BUILD)/llama.cpp.found ## let the C compiler check the ctypes declarations against the headers
 	@$(PYTHON) -c 'from lmlite.worker.capi import c_check; print(*c_check(), sep="\n")' \
 	  > $(BUILD)/abi.c
-	@cc -fsyntax-only -Inative -I$(SOURCE)/include -I$(SOURCE)/ggml/include $(BUILD)/abi.c
+	@cc -fsyntax-only -Inative -I$(SOURCE)/include -I$(SOURCE)/ggml/include \
+	  -I$(SOURCE)/tools/mtmd $(BUILD)/abi.c
 	@echo "the declarations agree with the headers"
 
 lint: .venv/lint/.complete ## check style and types (ruff, mypy)
@@ -47,6 +48,9 @@ clients: native .venv/clients/.complete ## run examples with the real OpenAI and
 
 fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
 	@$(PYTHON) -m tests.fuzz_gguf $(ARGS)
+
+fuzz-images: native ## send 40,000 damaged images (ARGS="--count 1000 --seed 2")
+	@$(PYTHON) -m tests.fuzz_images $(ARGS)
 
 bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="--only stream")
 	@LMLITE_LLAMA_CPP=$(SOURCE) $(PYTHON) -m tests.bench $(ARGS)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lmlite
-from lmlite import gguf
+from lmlite import gguf, gguf_projector
 from lmlite.errors import ModelFileError
 from lmlite.messages import Load
 from lmlite.server import log_stream, sampling
@@ -29,6 +29,7 @@ from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import Supervisor
 
 EMBEDDED_MODEL = Path(__file__).parent / "models" / "tiny.gguf"
+EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
 CACHE_TYPES = "f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl"
 DRAIN_S = 10.0  # how long running answers may take to end after a signal
 LAST_WORDS_S = 1.0  # and for the errors of those that did not
@@ -164,6 +165,8 @@ def _kinds(text: str) -> tuple[str, ...]:
 
 
 SERVE_FLAGS = (
+    Flag("--mmproj", "FILE", None, "the model's projector, with which it sees images (default: the "
+         "only mmproj*.gguf beside the model)"),
     Flag("--host", "ADDRESS", "127.0.0.1", "address to listen on"),
     Flag("--port", "N", 1234, "port to listen on, 0 for any free one", _port),
     Flag("--alias", "NAME", None, "the model's name for clients (default: its file's name)"),
@@ -185,6 +188,8 @@ SERVE_FLAGS = (
     Flag("--cache-size", "SIZE", "512M", "what that folder may hold", _size),
     Flag("--checkpoint-memory", "SIZE", "128M", "outside of the context, for conversations that "
          "nobody goes on with just now", _size),
+    Flag("--image-memory", "SIZE", "64M", "for images that were encoded, so that they are not "
+         "again", _size),
     Flag("--flash-attn", "auto|on|off", "auto", "flash attention"),
     Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
     Flag("--reasoning-format", "auto|none", "auto", "where thoughts go: auto puts them in "
@@ -247,6 +252,7 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
     path = options.model or options.model_flag or str(EMBEDDED_MODEL)
     try:
         file = gguf.read_model_file(path)
+        projector = projector_of(options, path)
         template = Path(options.chat_template).read_text() if options.chat_template else None
     except ModelFileError as err:
         raise StartError(str(err), 1) from None
@@ -272,6 +278,8 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         cache_dir=options.cache_dir and str(Path(options.cache_dir).resolve()),
         cache_size=options.cache_size,
         checkpoint_memory=options.checkpoint_memory,
+        mmproj_path=projector,
+        image_memory=options.image_memory,
         log_level="info" if options.log_level == "debug" else "error",
     )
     defaults = sampling.defaults(
@@ -280,9 +288,23 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         lambda text: log.line("warning", text),
         separate_reasoning=options.reasoning_format == "auto",
         allows_grammars=options.allow_grammar,
+        takes_images=projector is not None,
     )
     name = options.alias or Path(path).stem
     return ServedModel(name, file, Supervisor(load, log), defaults)
+
+
+def projector_of(options: argparse.Namespace, model_path: str) -> str | None:
+    """The projector that is named, or found, checked. Raises ModelFileError."""
+    path: str | None = options.mmproj
+    if path is None and Path(model_path) == EMBEDDED_MODEL and EMBEDDED_PROJECTOR.is_file():
+        path = str(EMBEDDED_PROJECTOR)
+    if path is None:
+        path = gguf_projector.projector_beside(model_path)
+    if path is None:
+        return None
+    gguf_projector.check_projector_file(path)
+    return str(Path(path).resolve())
 
 
 def _stop_event() -> threading.Event:

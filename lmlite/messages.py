@@ -57,6 +57,8 @@ class Load:
     cache_dir: str | None = None  # for checkpoints that survive a restart
     cache_size: int = 512 << 20  # bytes in that folder
     checkpoint_memory: int = 128 << 20  # bytes outside of the context, for prompts that were read
+    mmproj_path: str | None = None  # the file that lets the model see
+    image_memory: int = 64 << 20  # bytes for what pictures were encoded to
     log_level: Literal["debug", "info", "warning", "error"] = "error"  # of llama.cpp
 
 
@@ -70,6 +72,15 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Image:
+    """A picture in a message: a JPEG or PNG file whose head was found in order."""
+
+    data: bytes
+    at: int  # characters of the message's content that stand before it
+    path: str  # the content part that it was, for errors
+
+
+@dataclass(frozen=True, slots=True)
 class ChatMessage:
     """One turn of a conversation; content parts are joined already."""
 
@@ -79,6 +90,7 @@ class ChatMessage:
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None  # of a tool's result: the call that it answers
+    images: tuple[Image, ...] = ()  # in the order of their places
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +173,7 @@ class Ready:
     n_threads: int
     n_gpu_layers: int
     generates: bool  # False: an embedding model
+    sees: bool = False  # takes pictures
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,15 @@
 #include <vector>
 
 #include "log.h"
+#include "mtmd-helper.h"
 
 namespace {
 
 int log_level = GGML_LOG_LEVEL_WARN;
 
-void log_to_stderr(ggml_log_level level, const char * text, void *) {
+}  // namespace
+
+void lml_log(enum ggml_log_level level, const char * text, void *) {
     // CONT continues the line before it, whatever level that had.
     static bool shown = false;
     shown = level == GGML_LOG_LEVEL_CONT ? shown : level >= log_level;
@@ -24,11 +27,9 @@ void log_to_stderr(ggml_log_level level, const char * text, void *) {
     }
 }
 
-}  // namespace
-
 void lml_log_level(int32_t level) {
     log_level = level;
-    llama_log_set(log_to_stderr, nullptr);
+    llama_log_set(lml_log, nullptr);
     common_log_set_verbosity_thold(level <= GGML_LOG_LEVEL_DEBUG ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR);
 }
 
@@ -181,6 +182,34 @@ const char * lml_layout(void) {
         FIELD(llama_token_data_array, size);
         FIELD(llama_token_data_array, selected);
         FIELD(llama_token_data_array, sorted);
+        SIZE(mtmd_context_params);
+        FIELD(mtmd_context_params, use_gpu);
+        FIELD(mtmd_context_params, device);
+        FIELD(mtmd_context_params, print_timings);
+        FIELD(mtmd_context_params, n_threads);
+        FIELD(mtmd_context_params, image_marker);
+        FIELD(mtmd_context_params, media_marker);
+        FIELD(mtmd_context_params, flash_attn_type);
+        FIELD(mtmd_context_params, warmup);
+        FIELD(mtmd_context_params, image_min_tokens);
+        FIELD(mtmd_context_params, image_max_tokens);
+        FIELD(mtmd_context_params, cb_eval);
+        FIELD(mtmd_context_params, cb_eval_user_data);
+        FIELD(mtmd_context_params, batch_max_tokens);
+        FIELD(mtmd_context_params, progress_callback);
+        FIELD(mtmd_context_params, progress_callback_user_data);
+        SIZE(mtmd_input_part);
+        FIELD(mtmd_input_part, text);
+        FIELD(mtmd_input_part, bitmap);
+        SIZE(mtmd_helper_video_init_params);
+        FIELD(mtmd_helper_video_init_params, fps_target);
+        FIELD(mtmd_helper_video_init_params, ffmpeg_bin_dir);
+        FIELD(mtmd_helper_video_init_params, timestamp_interval_ms);
+        SIZE(mtmd_helper_init_opt);
+        FIELD(mtmd_helper_init_opt, video_params);
+        SIZE(mtmd_helper_bitmap_wrapper);
+        FIELD(mtmd_helper_bitmap_wrapper, bitmap);
+        FIELD(mtmd_helper_bitmap_wrapper, video_ctx);
         return out;
     }();
 #undef SIZE

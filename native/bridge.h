@@ -30,6 +30,9 @@ LML_API void lml_free(char * text);
 // Process-wide; call it once, before anything is loaded.
 LML_API void lml_log_level(int32_t level);
 
+// What does that; for libmtmd, which has a log of its own.
+LML_API void lml_log(enum ggml_log_level level, const char * text, void * data);
+
 // Lines of "struct.field offset size" (and "struct sizeof size") as this build lays them out.
 LML_API const char * lml_layout(void);
 

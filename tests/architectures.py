@@ -2,7 +2,8 @@
 
 A transformer keeps what it saw of every token, so its memory can be cut behind any of them. A
 recurrent model (Mamba) sums all tokens up in one state, a hybrid one (LFM2) has layers of both
-kinds, and a sliding window (Gemma 3) forgets what lies far behind.
+kinds, and a sliding window (Gemma 3) forgets what lies far behind. Qwen2-VL is here for its
+positions, of which a picture takes fewer than it has tokens.
 """
 
 import random
@@ -80,6 +81,25 @@ def gemma3(path: Path) -> None:
     }
     layer = norms | _ATTENTION | _FEED_FORWARD
     _write(path, "gemma3", keys, [layer, layer], "output_norm.weight")
+
+
+def qwen2vl(path: Path) -> None:
+    """Two layers whose positions have a time, a row and a column (M-RoPE)."""
+    keys: dict[str, Value] = {
+        "feed_forward_length": N_FF,
+        "attention.head_count": N_HEAD,
+        "attention.head_count_kv": N_HEAD_KV,
+        "rope.dimension_sections": [2, 3, 3, 0],
+    }
+    biases: Shapes = {
+        "attn_norm.weight": (N_EMBD,),
+        "attn_q.bias": (N_EMBD,),
+        "attn_k.bias": (HEAD * N_HEAD_KV,),
+        "attn_v.bias": (HEAD * N_HEAD_KV,),
+    }
+    attention = {name: dims for name, dims in _ATTENTION.items() if "norm" not in name}
+    layer = biases | attention | _FEED_FORWARD
+    _write(path, "qwen2vl", keys, [layer, layer], "output_norm.weight")
 
 
 _ATTENTION: Shapes = {

@@ -180,4 +180,4 @@ def test_a_tool_chosen_by_name_is_the_only_one_in_the_grammar(template: ChatTemp
     assert "get_time" in grammar
     assert "get_weather" not in grammar
     both = template.render(ASK, ChatOptions(tools=TOOLS))
-    assert rendered.tokens == both.tokens
+    assert rendered.prompt.ids == both.prompt.ids

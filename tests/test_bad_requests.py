@@ -1,5 +1,6 @@
 """Bad requests: each gets the right status, the four-key error, one log line, and no harm done."""
 
+import base64
 import json
 import socket
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.image_files import RED, png
 from tests.server_process import RunningServer
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
@@ -41,6 +43,7 @@ def text(name: str, param: str | None, code: str | None = None, **body: Any) -> 
 
 
 MISSING = "missing_required_parameter"
+RED_DOT = f"data:image/png;base64,{base64.b64encode(png(1, 1, RED)).decode()}"
 ROWS = [
     # ---- bodies that are no request
     Bad("an empty body", CHAT, b""),
@@ -89,9 +92,13 @@ ROWS = [
     turn("a part of an unknown type", ".content.[1].type",
          {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "smell"}]},
          "unsupported_type"),
-    turn("an image", ".content.[0].type",
-         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]},
-         "unsupported_type"),
+    turn("an image that is none", ".content.[0]",
+         {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}),
+    turn("an image of the assistant", ".content",
+         {"role": "assistant", "content": [{"type": "image_url", "image_url": RED_DOT}]},
+         "unsupported_content"),
+    turn("an image at a web address", ".content.[0]",
+         {"role": "user", "content": [{"type": "image_url", "image_url": "https://a.b/c.png"}]}),
     turn("a text part without text", ".content.[0].text",
          {"role": "user", "content": [{"type": "text"}]}, MISSING),
     turn("a text that is a list", ".content.[0].text",

@@ -28,7 +28,9 @@ def options(**body: Any) -> ChatOptions:
 def refused(body: dict[str, Any]) -> tuple[str | None, str]:
     """(param, message) of the error."""
     with pytest.raises(ApiError) as caught:
-        parse_messages(body["messages"]) if "messages" in body else parse_options(body)
+        parse_messages(
+            body["messages"], takes_images=False
+        ) if "messages" in body else parse_options(body)
     assert caught.value.status == 400
     return caught.value.param, caught.value.message
 
@@ -93,7 +95,8 @@ def test_calls_and_their_results_are_turns() -> None:
             "function": {"name": "f", "arguments": '{"a": 1}'}}  # fmt: skip
     empty = {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}}
     assert parse_messages(
-        [
+        takes_images=False,
+        messages=[
             {"role": "assistant", "content": None, "tool_calls": [call, empty]},
             {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "7"}]},
             {"role": "assistant", "content": "It is 7.", "reasoning_content": "Easy."},

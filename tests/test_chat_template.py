@@ -29,12 +29,12 @@ def template(default_model: Model) -> Any:
 
 
 def rendered(model: Model, template: ChatTemplate, *turns: tuple[str, str]) -> str:
-    tokens = template.render([ChatMessage(role, content) for role, content in turns]).tokens
+    tokens = template.render([ChatMessage(role, content) for role, content in turns]).prompt.ids
     return b"".join(model.vocab.piece(token, special=True) for token in tokens).decode()
 
 
 def control_tokens(model: Model, template: ChatTemplate, *turns: tuple[str, str]) -> list[int]:
-    tokens = template.render([ChatMessage(role, content) for role, content in turns]).tokens
+    tokens = template.render([ChatMessage(role, content) for role, content in turns]).prompt.ids
     return [token for token in tokens if model.vocab.piece(token) == b""]
 
 
@@ -108,7 +108,7 @@ def test_the_model_reads_exactly_what_was_written(
 
 def test_a_name_writes_no_control_token_either(default_model: Model, template: Any) -> None:
     made = template("{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}")
-    tokens = made.render([ChatMessage("user", "Hi", "<|im_end|>")]).tokens
+    tokens = made.render([ChatMessage("user", "Hi", "<|im_end|>")]).prompt.ids
     pieces = [default_model.vocab.piece(token) for token in tokens]
     assert b"".join(pieces) == b"<|im_end|>: Hi"
 
@@ -117,13 +117,13 @@ def test_a_control_token_cannot_be_put_together_from_two_messages(
     default_model: Model, template: Any
 ) -> None:
     made = template("{% for m in messages %}{{ m.content }}{% endfor %}")
-    tokens = made.render([ChatMessage("user", "<|im_"), ChatMessage("user", "end|>")]).tokens
+    tokens = made.render([ChatMessage("user", "<|im_"), ChatMessage("user", "end|>")]).prompt.ids
     assert b"".join(map(default_model.vocab.piece, tokens)) == b"<|im_end|>"
 
 
 def pieces(model: Model, template: ChatTemplate, message: ChatMessage, **options: Any) -> str:
     """The prompt as it would be if no token of it were a control token."""
-    tokens = template.render([message], ChatOptions(**options)).tokens
+    tokens = template.render([message], ChatOptions(**options)).prompt.ids
     return b"".join(map(model.vocab.piece, tokens)).decode()
 
 
@@ -139,7 +139,7 @@ def test_arguments_write_no_control_token_with_letters_written_as_numbers(
         "1", "f", '{"\\u003c|im_end|>": "<|im_\\u0065nd|>", "a": "<|im_", "end|>": "b"}'
     )
     message = ChatMessage("assistant", "", tool_calls=(call,))
-    tokens = made.render([message, ChatMessage("user", "x")]).tokens
+    tokens = made.render([message, ChatMessage("user", "x")]).prompt.ids
     text = b"".join(map(default_model.vocab.piece, tokens)).decode()
     assert text == "<|im_end|>=<|im_end|>;a=<|im_;end|>=b;"
 
@@ -198,7 +198,7 @@ def test_a_refusal_that_quotes_half_a_letter_is_still_told(special_model: Model)
 
 
 def test_text_that_spells_nothing_is_tokenized_as_ever(default_model: Model, template: Any) -> None:
-    tokens = template().render([ChatMessage("user", "Hello there")]).tokens
+    tokens = template().render([ChatMessage("user", "Hello there")]).prompt.ids
     prompt = "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n"
     vocab = default_model.vocab
     assert tokens == vocab.tokenize(prompt, add_special=True, parse_special=True)

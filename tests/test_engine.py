@@ -29,6 +29,7 @@ from lmlite.worker import capi
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.media import Eye
 from lmlite.worker.prefix import MIN_SHARED, n_cells
 from lmlite.worker.sequence import Sequence
 
@@ -39,7 +40,9 @@ DEADLINE_S = 60.0
 class Run:
     """An engine in its thread, and what it emitted."""
 
-    def __init__(self, model: Model, n_ctx: int = 1024, n_parallel: int = 4) -> None:
+    def __init__(
+        self, model: Model, n_ctx: int = 1024, n_parallel: int = 4, eye: Eye | None = None
+    ) -> None:
         self.model = model
         self.context = Context(
             model, n_ctx=n_ctx, n_batch=64, n_seq_max=4 * n_parallel, n_threads=1
@@ -48,7 +51,7 @@ class Run:
         self.embedder = Embedder(self._embedding_context)
         self.engine = Engine(
             model, self.context, self.embedder, n_parallel=n_parallel, prefill_budget_s=0.15,
-            emit=self._emit,
+            emit=self._emit, eye=eye,
         )  # fmt: skip
         assert self.engine._memory is not None
         self.memory = self.engine._memory

@@ -152,10 +152,10 @@ def controls(special_model: Model) -> dict[int, str]:
 def written(template: ChatTemplate, chat: Chat, controls: dict[int, str]) -> list[str] | None:
     """The control tokens of the prompt; None when the template refuses."""
     try:
-        tokens, _ = template.prompt(request_of(*chat))
+        prompt, _ = template.prompt(request_of(*chat))
     except BadRequest:
         return None
-    return [controls[token] for token in tokens if token in controls]
+    return [controls[token] for token in prompt.ids if token in controls]
 
 
 @pytest.mark.parametrize("name", NAMES)

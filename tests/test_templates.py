@@ -263,11 +263,11 @@ def rendered(template: ChatTemplate, conversation: Conversation) -> tuple[str, l
     """lmlite's text, before it becomes tokens, and the tokens; or its refusal, and none."""
     request = request_of(conversation.messages, options_of(conversation))
     try:
-        tokens, reply = template.prompt(request)
+        prompt, reply = template.prompt(request)
         text = json.loads(reply or template._render(request))["prompt"]
     except BadRequest as refusal:
         return refusal.message.replace("the chat template refuses the messages", "refused"), []
-    return text, tokens
+    return text, prompt.ids
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,8 +8,9 @@ import re
 from typing import Any
 
 from lmlite.errors import BadRequest, MissingParameter
-from lmlite.messages import ChatMessage, ChatOptions, ToolCall
+from lmlite.messages import ChatMessage, ChatOptions, Image, ToolCall
 from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
+from lmlite.server.images import ImageReader
 from lmlite.server.schemas import checked_schema, honoured_schema
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
@@ -25,14 +26,15 @@ _TOOL_NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 # ---- messages ------------------------------------------------------------------------------
 
 
-def parse_messages(messages: Any) -> tuple[ChatMessage, ...]:
+def parse_messages(messages: Any, takes_images: bool) -> tuple[ChatMessage, ...]:
     """The turns of a conversation. Raises BadRequest."""
     if type(messages) is not list or not messages:
         raise BadRequest("messages is a list of at least one message", param="messages")
-    return tuple(_message(message, f"messages.[{i}]") for i, message in enumerate(messages))
+    reader = ImageReader(takes_images)
+    return tuple(_message(message, f"messages.[{i}]", reader) for i, message in enumerate(messages))
 
 
-def _message(message: Any, path: str) -> ChatMessage:
+def _message(message: Any, path: str, reader: ImageReader) -> ChatMessage:
     if type(message) is not dict:
         raise BadRequest("a message is an object", param=path)
     role = required(message, "role", f"{path}.role")
@@ -45,32 +47,43 @@ def _message(message: Any, path: str) -> ChatMessage:
     content = message.get("content")
     if content is None and role != "assistant":
         raise MissingParameter("the message has no content", param=f"{path}.content")
+    text, images = _content(content, f"{path}.content", reader)
+    if images and role == "assistant":
+        unsupported(f"{path}.content", "a message of the assistant has no images")
     reasoning = string(message, "reasoning_content", f"{path}.reasoning_content")
     return ChatMessage(
         ROLES[role],
-        _content(content, f"{path}.content"),
+        text,
         string(message, "name", f"{path}.name"),
         reasoning if reasoning and role == "assistant" else None,
         _tool_calls(message, path) if role == "assistant" else (),
         string(message, "tool_call_id", f"{path}.tool_call_id") if role == "tool" else None,
+        images,
     )
 
 
-def _content(content: Any, path: str) -> str:
-    """A message's text. Parts follow each other with nothing in between: none is added to them."""
+def _content(content: Any, path: str, reader: ImageReader) -> tuple[str, tuple[Image, ...]]:
+    """A message's text and images. Parts follow each other, with nothing added in between."""
     if content is None or type(content) is str:
-        return content or ""
+        return content or "", ()
     if type(content) is not list:
         raise BadRequest("content is a string or a list of parts", param=path)
-    return "".join(_text_part(part, f"{path}.[{i}]") for i, part in enumerate(content))
+    text, images = "", []
+    for i, part in enumerate(content):
+        part_path = f"{path}.[{i}]"
+        if type(part) is not dict:
+            raise BadRequest("a content part is an object", param=part_path)
+        if required(part, "type", f"{part_path}.type") == "image_url":
+            images.append(Image(reader.read(part, part_path), len(text), part_path))
+        else:
+            text += _text_part(part, part_path)
+    return text, tuple(images)
 
 
-def _text_part(part: Any, path: str) -> str:
-    if type(part) is not dict:
-        raise BadRequest("a content part is an object", param=path)
-    kind = required(part, "type", f"{path}.type")
+def _text_part(part: Body, path: str) -> str:
+    kind = part["type"]
     if kind not in ("text", "refusal"):
-        unsupported(f"{path}.type", "content parts are text only: this server takes no others")
+        unsupported(f"{path}.type", "content parts are of type text or image_url")
     text = required(part, kind, f"{path}.{kind}")
     if type(text) is not str:
         raise BadRequest(f"{kind} is a string", param=f"{path}.{kind}")

@@ -412,12 +412,15 @@ class Handler(BaseHTTPRequestHandler):
 def model_object(model: ServedModel) -> dict[str, Any]:
     """A model as GET /v1/models shows it."""
     ready = model.supervisor.ready
+    kind = "vlm" if model.sees else "llm"  # LM Studio's words
+    if model.file.embeds_only:
+        kind = "embeddings"
     return openai_replies.model_object(
         name=model.name,
         created=model.file.mtime,
         context_length=ready.n_ctx if ready else None,
         max_context_length=model.file.n_ctx_train,
-        type="embeddings" if model.file.embeds_only else "llm",
+        type=kind,
         arch=model.file.architecture,
         quantization=model.file.quantisation,
     )

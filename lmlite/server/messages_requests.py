@@ -16,6 +16,7 @@ from lmlite.server.chat_requests import EFFORTS, tool_name
 from lmlite.server.dry_run import planned
 from lmlite.server.fields import Body, boolean, integer, required, string, typed, unsupported
 from lmlite.server.openai_requests import Call, ignored_fields, parse_chat, stop_strings
+from lmlite.server.responses_requests import own_names
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults
 from lmlite.server.schemas import checked_schema
 
@@ -24,8 +25,9 @@ _INERT = {"metadata", "cache_control"}  # every prompt is cached as far as memor
 MESSAGE_FIELDS = {*_SAME, *_INERT, "max_tokens", "messages", "system", "tools", "tool_choice",
                   "stop_sequences", "thinking", "output_config"}  # fmt: skip
 
-_BLOCKS_OF = {"user": ("text", "tool_result"), "system": ("text",),
+_BLOCKS_OF = {"user": ("text", "image", "tool_result"), "system": ("text",),
               "assistant": ("text", "thinking", "redacted_thinking", "tool_use")}  # fmt: skip
+_RESULT_BLOCKS = ("text", "image")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 _Block = tuple[Body, str]  # a content block and its path
@@ -43,7 +45,9 @@ def parse_count(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
 
 
 def _parse(body: Body, defaults: Defaults) -> Call:
-    call = parse_chat(chat_body(body), defaults)
+    chat = chat_body(body)
+    with own_names(_names_of_images(chat["messages"])):
+        call = parse_chat(chat, defaults)
     return replace(call, ignored=ignored_fields(body, MESSAGE_FIELDS))
 
 
@@ -59,6 +63,16 @@ def chat_body(body: Body) -> Body:
         "stop": list(stop_strings(body, "stop_sequences")),
         "reasoning_effort": _effort(body),
         "response_format": _response_format(body),
+    }
+
+
+def _names_of_images(turns: list[Body]) -> dict[str, str]:
+    """What those parts are called here that a chat's parser reads: by their names there."""
+    return {
+        f"messages.[{i}].content.[{j}]": part["path"]
+        for i, turn in enumerate(turns)
+        for j, part in enumerate(turn["content"])
+        if type(part) is dict and "path" in part
     }
 
 
@@ -112,7 +126,7 @@ def _result_turn(block: Body, path: str) -> Body:
     return {
         "role": "tool",
         "tool_call_id": _required_string(block, "tool_use_id", path),
-        "content": _text(block.get("content") or "", f"{path}.content"),
+        "content": _parts(_blocks(block.get("content") or "", f"{path}.content", _RESULT_BLOCKS)),
     }
 
 
@@ -126,7 +140,7 @@ def _assistant_turn(blocks: list[_Block]) -> Body:
 
 
 def _turn(role: str, blocks: Iterable[_Block]) -> Body:
-    return {"role": role, "content": [_part(block, path) for block, path in blocks]}
+    return {"role": role, "content": _parts(blocks)}
 
 
 def _tool_call(block: Body, path: str) -> Body:
@@ -159,8 +173,8 @@ def _check_kind(block: Any, path: str, kinds: tuple[str, ...]) -> None:
     if type(block) is not dict:
         raise BadRequest("a content block is an object", param=path)
     kind = _required_string(block, "type", path)
-    if kind in ("image", "document"):
-        unsupported(f"{path}.type", f"this model does not see: {kind} blocks are not supported")
+    if kind == "document":
+        unsupported(f"{path}.type", "document blocks are not supported")
     if kind not in kinds:
         unsupported(f"{path}.type", f"a block here is of type {' or '.join(kinds)}")
 
@@ -169,8 +183,18 @@ def _of_kind(blocks: list[_Block], kind: str) -> list[_Block]:
     return [(block, path) for block, path in blocks if block["type"] == kind]
 
 
+def _parts(blocks: Iterable[_Block]) -> list[Body]:
+    return [_part(block, path) for block, path in blocks]
+
+
 def _part(block: Body, path: str) -> Body:
-    return {"type": "text", "text": _required_string(block, "text", path)}
+    """A content part of a chat, which reads images; an image's tells what it is called here."""
+    if block["type"] == "text":
+        return {"type": "text", "text": _required_string(block, "text", path)}
+    source = typed(block, "source", dict, "an object", f"{path}.source") or {}
+    field = "url" if source.get("type") == "url" else "data"
+    data = _required_string(source, field, f"{path}.source")
+    return {"type": "image_url", "image_url": {"url": data}, "path": path}
 
 
 def _text(content: Any, path: str) -> str:

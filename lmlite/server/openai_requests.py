@@ -73,7 +73,7 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
         max_tokens = _max_tokens(body, "max_tokens")
     params = _sampling_params(body, max_tokens, n_logprobs, defaults)
     n = integer(body, "n", 1, MAX_N) or 1
-    messages = parse_messages(required(body, "messages"))
+    messages = parse_messages(required(body, "messages"), defaults.takes_images)
     options = replace(parse_options(body), separate_reasoning=defaults.separate_reasoning)
     grammar = _grammar(body, defaults)
     if grammar is not None:

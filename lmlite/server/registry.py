@@ -20,6 +20,11 @@ class ServedModel:
     supervisor: Supervisor
     defaults: Defaults = NO_DEFAULTS
 
+    @property
+    def sees(self) -> bool:
+        """Whether it takes images."""
+        return self.defaults.takes_images
+
 
 class Registry:
     """The models that this server answers for."""

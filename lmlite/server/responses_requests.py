@@ -180,15 +180,21 @@ class _Turns:
 
 
 def _parts(content: Any) -> Any:
-    """Content parts as a chat has them; what is no text goes there as it is, to be refused."""
-    if type(content) is not list:
-        return content
-    return [
-        {"type": "text", "text": part.get("text")}
-        if type(part) is dict and part.get("type") in ("input_text", "output_text")
-        else part
-        for part in content
-    ]
+    """Content parts as a chat has them; what is none goes there as it is, to be refused."""
+    return [_part(part) for part in content] if type(content) is list else content
+
+
+def _part(part: Any) -> Any:
+    if type(part) is not dict:
+        return part
+    if part.get("type") in ("input_text", "output_text"):
+        return {"type": "text", "text": part.get("text")}
+    if part.get("type") == "input_image":
+        if part.get("file_id") is not None:
+            unsupported("input", "files are not kept here: send the image as image_url")
+        image = {"url": part.get("image_url"), "detail": part.get("detail")}
+        return {"type": "image_url", "image_url": image}
+    return part
 
 
 def _reasoning_text(item: Body, path: str) -> str:

@@ -26,6 +26,7 @@ class Defaults:
     origins: Mapping[str, str]  # by name; not there: llama.cpp's
     separate_reasoning: bool  # thoughts go to reasoning_content
     allows_grammars: bool = False  # of clients, in GBNF
+    takes_images: bool = False  # the model sees
 
 
 NO_DEFAULTS = Defaults(SamplingParams(), {}, separate_reasoning=True)
@@ -55,6 +56,7 @@ def defaults(
     *,
     separate_reasoning: bool = True,
     allows_grammars: bool = False,
+    takes_images: bool = False,
 ) -> Defaults:
     """Both kinds of defaults in one. What a file has wrong is left out, with a line for it."""
     params, origins = SamplingParams(), {}
@@ -66,7 +68,7 @@ def defaults(
             warn(f"a sampling default of the model file is ignored: {err}")
     params = replace(params, **sampling_values(dict(of_command_line), params))
     origins |= dict.fromkeys(of_command_line, "command line")
-    return Defaults(params, origins, separate_reasoning, allows_grammars)
+    return Defaults(params, origins, separate_reasoning, allows_grammars, takes_images)
 
 
 def parse_defaults(text: str) -> dict[str, float]:

@@ -56,10 +56,11 @@ class StoredResponses:
 
 def size_of(conversation: Conversation) -> int:
     """Bytes of memory, about; texts that conversations share are counted in each of them."""
-    texts: list[str | None] = []
+    texts: list[str | bytes | None] = []
     n_objects = len(conversation)
     for message in conversation:
         texts += [message.content, message.reasoning, message.tool_call_id]
+        texts += [image.data for image in message.images]
         for call in message.tool_calls:
             texts += [call.id, call.name, call.arguments]
         n_objects += len(message.tool_calls)

@@ -42,6 +42,7 @@ from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes,
 from lmlite.worker.embedder import N_SEQ_MAX, Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.media import Eye
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.threads import ThreadGovernor
 
@@ -88,7 +89,11 @@ class Worker:
             context = self._make_context(stack) if load.generates else None
             template = self._make_template(stack) if load.generates else None
             self._n_ctx_seq = min(self._n_ctx, self._model.n_ctx_train)
-            self._preparer = Preparer(self._model, template, self._n_ctx_seq, outbox.send)
+            eye = self._make_eye(stack)
+            n_batch = context.n_batch if context else 0
+            self._preparer = Preparer(
+                self._model, template, self._n_ctx_seq, outbox.send, eye, n_batch
+            )
             embedder = Embedder(self._make_embedding_context)
             stack.callback(embedder.close)
             self._engine = Engine(
@@ -101,6 +106,7 @@ class Worker:
                 checkpoints=self._make_checkpoints(stack) if context else (),
                 parked=self._make_parked(),
                 governor=self._make_governor(),
+                eye=eye,
             )
             self._thread = threading.Thread(target=self._run_engine, name="engine", daemon=True)
             self._thread.start()
@@ -118,6 +124,7 @@ class Worker:
             n_threads=self._n_threads,
             n_gpu_layers=self._model.n_gpu_layers,
             generates=self._load.generates,
+            sees=self._load.mmproj_path is not None,
         )
 
     def handle(self, request: Request) -> None:
@@ -177,6 +184,20 @@ class Worker:
         self._n_ctx = context.n_ctx
         return context
 
+    def _make_eye(self, stack: ExitStack) -> Eye | None:
+        load = self._load
+        if load.mmproj_path is None:
+            return None
+        eye = Eye(
+            self._model,
+            load.mmproj_path,
+            n_threads=self._n_threads,
+            max_bytes=load.image_memory,
+            lib_path=load.lib_path,
+        )
+        stack.callback(eye.close)
+        return eye
+
     def _make_governor(self) -> ThreadGovernor | None:
         """None: the number of threads was asked for, or a GPU does the work."""
         if self._load.n_threads is not None or self._model.n_gpu_layers:
@@ -212,7 +233,7 @@ class Worker:
             library = str(capi.library_folder(load.lib_path) / capi.LLAMA_NAME)
             try:
                 identity = identity_of(
-                    [load.model_path, library],
+                    [*filter(None, (load.model_path, load.mmproj_path)), library],
                     self._n_ctx, load.cache_type_k, load.cache_type_v, load.flash_attn,
                 )  # fmt: skip
                 files = CheckpointFiles(Path(load.cache_dir), load.cache_size, identity, self._warn)

@@ -1,4 +1,4 @@
-"""llama.h and bridge.h as seen from ctypes: the prototypes, the structs, and the check of both.
+"""llama.h, mtmd.h and bridge.h as seen from ctypes: prototypes, structs, and the check of both.
 
 The prototypes are the headers' own lines. Python derives `argtypes` and `restype` from
 them, and `make abi` hands the same text to a C compiler behind the real headers, so neither
@@ -27,6 +27,8 @@ from ctypes import (
 from pathlib import Path
 from typing import Any
 
+from lmlite.worker import mtmd
+
 PROTOTYPES = """
 void llama_backend_init(void);
 bool llama_supports_gpu_offload(void);
@@ -39,6 +41,7 @@ void llama_model_free(struct llama_model * model);
 const struct llama_vocab * llama_model_get_vocab(const struct llama_model * model);
 int32_t llama_model_n_ctx_train(const struct llama_model * model);
 int32_t llama_model_n_layer(const struct llama_model * model);
+int32_t llama_model_n_embd_inp(const struct llama_model * model);
 int32_t llama_model_n_embd_out(const struct llama_model * model);
 bool llama_model_has_encoder(const struct llama_model * model);
 bool llama_model_is_recurrent(const struct llama_model * model);
@@ -92,6 +95,7 @@ struct llama_sampler * llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_
 
 void lml_free(char * text);
 void lml_log_level(int32_t level);
+void lml_log(enum ggml_log_level level, const char * text, void * data);
 const char * lml_layout(void);
 struct lml_chat * lml_chat_init(const struct llama_model * model, const char * override, char ** error);
 void lml_chat_free(struct lml_chat * chat);
@@ -227,6 +231,7 @@ STRUCTS: tuple[Any, ...] = (
     llama_logit_bias,
     llama_token_data,
     llama_token_data_array,
+    *mtmd.STRUCTS,
 )
 
 # ---- enum values that Python names ---------------------------------------------------------
@@ -257,6 +262,7 @@ CONSTANTS = {
     "LLAMA_FLASH_ATTN_TYPE_AUTO": FLASH_ATTN_TYPES["auto"],
     "LLAMA_FLASH_ATTN_TYPE_DISABLED": FLASH_ATTN_TYPES["off"],
     "LLAMA_FLASH_ATTN_TYPE_ENABLED": FLASH_ATTN_TYPES["on"],
+    **mtmd.CONSTANTS,
 } | {f"GGML_TYPE_{name.upper()}": value for name, value in CACHE_TYPES.items()}
 
 progress_callback = ctypes.CFUNCTYPE(c_bool, c_float, c_void_p)
@@ -274,6 +280,8 @@ _SCALARS: dict[str, Any] = {
     "llama_token": c_int32,
     "llama_pos": c_int32,
     "llama_seq_id": c_int32,
+    "ggml_log_callback": c_void_p,
+    "mtmd_helper_post_decode_callback": c_void_p,
 }
 _STRUCTS_BY_NAME = {struct.__name__: struct for struct in STRUCTS}
 _PROTOTYPE = re.compile(r"(?P<result>.+?)(?P<name>\w+)\((?P<arguments>.*)\);")
@@ -281,7 +289,7 @@ _PROTOTYPE = re.compile(r"(?P<result>.+?)(?P<name>\w+)\((?P<arguments>.*)\);")
 
 def _ctype(declaration: str) -> Any:
     """The ctypes type of a C type, as `const struct llama_vocab *`, or None for void."""
-    words = re.sub(r"\b(const|struct)\b", "", declaration).replace("*", " * ").split()
+    words = re.sub(r"\b(const|struct|unsigned)\b", "", declaration).replace("*", " * ").split()
     base, n_stars = words[0], words.count("*")
     if base == "enum":
         return c_int32
@@ -289,13 +297,15 @@ def _ctype(declaration: str) -> Any:
         return _handle(base)
     if n_stars == 0:
         return _STRUCTS_BY_NAME[base] if base in _STRUCTS_BY_NAME else _SCALARS[base]
-    if base == "char":
+    if base == "char" and "unsigned" not in declaration:
         # A string to be freed must stay a pointer; ctypes turns c_char_p into bytes.
         text = c_char_p if "const" in declaration else c_void_p
         return text if n_stars == 1 else POINTER(c_void_p)
     if base == "void":
         return c_void_p
     pointee = _SCALARS.get(base) or _STRUCTS_BY_NAME.get(base)
+    if pointee and n_stars == 2:
+        pointee = POINTER(pointee)
     return POINTER(pointee) if pointee else _handle(base)
 
 
@@ -305,9 +315,9 @@ def _handle(name: str) -> Any:
     return type(name, (c_void_p,), {})
 
 
-def signatures() -> Iterator[tuple[str, Any, list[Any]]]:
+def signatures(prototypes: str = PROTOTYPES) -> Iterator[tuple[str, Any, list[Any]]]:
     """(name, restype, argtypes) of each prototype."""
-    for line in PROTOTYPES.strip().splitlines():
+    for line in prototypes.strip().splitlines():
         match = _PROTOTYPE.fullmatch(line)
         if match is None:
             continue
@@ -319,7 +329,8 @@ def signatures() -> Iterator[tuple[str, Any, list[Any]]]:
 def c_check() -> Iterator[str]:
     """Lines of C that compile only when all of the above agrees with the headers (`make abi`)."""
     yield '#include "bridge.h"'
-    yield from PROTOTYPES.strip().splitlines()
+    yield '#include "mtmd-helper.h"'
+    yield from (PROTOTYPES + mtmd.PROTOTYPES).strip().splitlines()
     for struct in STRUCTS:
         c_name = struct.__name__ if struct.__name__ in _TYPEDEFS else f"struct {struct.__name__}"
         yield f'_Static_assert(sizeof({c_name}) == {ctypes.sizeof(struct)}, "{c_name}");'
@@ -335,6 +346,7 @@ _TYPEDEFS = {"llama_logit_bias", "llama_token_data", "llama_token_data_array", "
 # ---- loading -------------------------------------------------------------------------------
 
 LIBRARY_NAME = "liblmlite_bridge.so"
+MTMD_NAME = "libmtmd.so"
 LLAMA_NAME = "libllama.so"  # which it pulls in; what it writes, another build may not read
 
 
@@ -358,17 +370,30 @@ def load(lib_path: str | None = None) -> Any:
     if not path.is_file():
         raise LibraryError(f"no {LIBRARY_NAME} in {path.parent}: run `make`, or name its folder "
                            "with --lib or LMLITE_LIB")  # fmt: skip
-    try:
-        lib = ctypes.CDLL(str(path))
-        for name, restype, argtypes in signatures():
-            function = getattr(lib, name)
-            function.restype, function.argtypes = restype, argtypes
-    except (OSError, AttributeError) as err:
-        raise LibraryError(f"{path} cannot be used: {err}") from None
+    lib = _declared(path, PROTOTYPES)
     difference = layout_difference(lib.lml_layout().decode())
     if difference:
         raise LibraryError(f"{path} was built from another llama.cpp than this lmlite is made for "
                            f"({difference}): run `make` again")  # fmt: skip
+    return lib
+
+
+def load_mtmd(lib_path: str | None = None) -> Any:
+    """libmtmd with every prototype declared, behind `load`, which has checked its structs.
+
+    Raises LibraryError.
+    """
+    return _declared(library_folder(lib_path) / MTMD_NAME, mtmd.PROTOTYPES)
+
+
+def _declared(path: Path, prototypes: str) -> Any:
+    try:
+        lib = ctypes.CDLL(str(path))
+        for name, restype, argtypes in signatures(prototypes):
+            function = getattr(lib, name)
+            function.restype, function.argtypes = restype, argtypes
+    except (OSError, AttributeError) as err:
+        raise LibraryError(f"{path} cannot be used: {err}") from None
     return lib
 
 

@@ -5,13 +5,16 @@ be tokenized with control tokens parsed; but then a user who types `<|im_end|>` 
 the turn. So each control token that a message spells is broken with a character that occurs
 nowhere else (`breaker.py`), the template renders the broken text, and the prompt is split at
 those characters and tokenized part by part. No part spells a control token that a user wrote.
+A picture stands in a text as its number between two other such characters.
 Runs in the worker's reader thread.
 """
 
 import ctypes
+import itertools
 import json
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lmlite.errors import BadRequest
@@ -19,6 +22,7 @@ from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker.answer import Form
 from lmlite.worker.breaker import Breaker
 from lmlite.worker.llama import Model, take_text
+from lmlite.worker.media import InputChunk, Picture
 
 Json = dict[str, Any]
 
@@ -35,9 +39,36 @@ class TemplateError(Exception):
 class Rendered:
     """A prompt, and what is known of the answer to it."""
 
-    tokens: list[int]
+    prompt: "Tokens"
     stops: tuple[str, ...]  # strings at which this template's answers end
     form: Form
+
+
+@dataclass(slots=True)
+class Tokens:
+    """The tokens of a prompt, and what is to be seen in place of some."""
+
+    ids: list[int] = field(default_factory=list)
+    chunks: dict[int, InputChunk] = field(default_factory=dict)  # by the index of their first id
+
+    @property
+    def n_tokens(self) -> int:
+        """Cells of memory that they take."""
+        extra = (chunk.n_tokens - chunk.n_positions for chunk in self.chunks.values())
+        return len(self.ids) + sum(extra)
+
+    def show(self, picture: Picture) -> None:
+        """Appends a picture."""
+        self.chunks |= {len(self.ids) + begin: chunk for begin, chunk in picture.chunks}
+        self.ids += picture.ids
+
+
+@dataclass(frozen=True, slots=True)
+class Marks:
+    """Characters that stand for something, and occur in no text of a request."""
+
+    breaks: str  # a control token
+    picture: str  # before and behind the number of a picture
 
 
 class ChatTemplate:
@@ -62,15 +93,18 @@ class ChatTemplate:
         self._lib.lml_chat_free(self._bare)
 
     def render(
-        self, messages: Sequence[ChatMessage], options: ChatOptions | None = None
+        self,
+        messages: Sequence[ChatMessage],
+        options: ChatOptions | None = None,
+        pictures: Sequence[Picture] = (),
     ) -> Rendered:
-        """The prompt for these messages.
+        """The prompt for these messages; `pictures` are their images, read.
 
         Raises BadRequest with the template's own words when it refuses them, and for a tool or
         a schema of which llama.cpp can make no grammar.
         """
         request = request_of(messages, options or ChatOptions())
-        tokens, reply = self.prompt(request)
+        prompt, reply = self.prompt(request, messages, pictures)
         narrowed = _narrowed(request, options)
         if narrowed is not request or reply is None:
             # The prompt has marks in it and lists every tool; a grammar must know neither.
@@ -80,7 +114,7 @@ class ChatTemplate:
         if "json_schema" in request and not parsed["grammar"]:
             reply = self._bare_reply(parsed, request["json_schema"])
             parsed = json.loads(reply)
-        return Rendered(tokens, stops, self._form(parsed, reply))
+        return Rendered(prompt, stops, self._form(parsed, reply))
 
     def _bare_reply(self, parsed: Json, schema: Json) -> bytes:
         """What holds an answer to a schema, where llama.cpp makes no grammar for the template."""
@@ -93,14 +127,19 @@ class ChatTemplate:
         messages = [{"role": "user", "content": ""}]
         return self._render({"messages": messages, "json_schema": schema}, self._bare)
 
-    def prompt(self, request: Json) -> tuple[list[int], bytes | None]:
+    def prompt(
+        self, request: Json, messages: Sequence[ChatMessage] = (), pictures: Sequence[Picture] = ()
+    ) -> tuple[Tokens, bytes | None]:
         """The tokens of a prompt; and the library's reply, unless there are marks in it."""
-        mark = self._unused_character(request)
-        broken = self._broken(request, mark)
+        marks = self._unused_characters(request)
+        shown = _with_pictures(request, messages, marks.picture)
+        broken = self._broken(shown, marks.breaks)
         reply = self._render(broken)
-        # A template that writes JSON in ASCII has written the mark so.
-        prompt = json.loads(reply)["prompt"].replace(_escaped(mark), mark)
-        tokens = self._tokenize(self._breaker.parts(prompt, mark))
+        text = json.loads(reply)["prompt"]
+        for mark in (marks.breaks, marks.picture):
+            # A template that writes JSON in ASCII has written the mark so.
+            text = text.replace(_escaped(mark), mark)
+        tokens = self._tokens(text, marks, pictures)
         return tokens, reply if broken == request else None
 
     def _form(self, parsed: Json, reply: bytes) -> Form:
@@ -118,13 +157,26 @@ class ChatTemplate:
             preserved=frozenset(preserved),
         )
 
-    def _tokenize(self, parts: Sequence[str]) -> list[int]:
-        tokens: list[int] = []
-        for i, part in enumerate(part for part in parts if part):
-            tokens += self._vocab.tokenize(
-                part, add_special=i == 0, parse_special=True, continues=i > 0
-            )
+    def _tokens(self, text: str, marks: Marks, pictures: Sequence[Picture]) -> Tokens:
+        """The tokens of a rendered prompt. Raises BadRequest when a picture got lost in it."""
+        tokens = Tokens()
+        seen = set()
+        for i, part in enumerate(re.split(f"{marks.picture}([0-9]+){marks.picture}", text)):
+            if i % 2 == 0:
+                self._tokenize(self._breaker.parts(part, marks.breaks), tokens.ids)
+            else:
+                seen.add(int(part))
+                tokens.show(pictures[int(part)])
+        if len(seen) < len(pictures):
+            raise BadRequest("the chat template leaves out an image", param="messages")
         return tokens
+
+    def _tokenize(self, parts: Sequence[str], ids: list[int]) -> None:
+        """Appends what the parts are cut into."""
+        for part in filter(None, parts):
+            ids += self._vocab.tokenize(
+                part, add_special=not ids, parse_special=True, continues=bool(ids)
+            )
 
     def _broken(self, request: Json, mark: str) -> Json:
         """The request with every text in it broken, save the words that the API itself knows."""
@@ -160,13 +212,14 @@ class ChatTemplate:
             return self._breaker.broken_json(value, mark)
         return self._break_all(value, mark, _keys_below(key, keys))
 
-    def _unused_character(self, request: Json) -> str:
+    def _unused_characters(self, request: Json) -> Marks:
         # One search instead of one for each text: what json.dumps leaves as it is, is there.
         used = self._source + json.dumps(request, ensure_ascii=False).lower()
-        for mark in map(chr, _PRIVATE_USE):
-            if mark not in used and _escaped(mark) not in used:
-                return mark
-        raise BadRequest("the messages use every private-use character", param="messages")
+        marks = (m for m in map(chr, _PRIVATE_USE) if m not in used and _escaped(m) not in used)
+        free = tuple(itertools.islice(marks, 2))
+        if len(free) < 2:
+            raise BadRequest("the messages use every private-use character", param="messages")
+        return Marks(*free)
 
     def _render(self, request: Json, template: int | None = None) -> bytes:
         used = template or self._pointer
@@ -230,6 +283,20 @@ def request_of(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
     if options.template_kwargs is not None:
         request["kwargs"] = json.loads(options.template_kwargs)
     return request
+
+
+def _with_pictures(request: Json, messages: Sequence[ChatMessage], mark: str) -> Json:
+    """The request with a mark and a number in its contents for each picture; itself without."""
+    if not any(message.images for message in messages):
+        return request
+    shown, number = [], 0
+    for message, body in zip(messages, request["messages"], strict=True):
+        parts, end = [], 0
+        for image in message.images:
+            parts += [message.content[end : image.at], f"{mark}{number}{mark}"]
+            number, end = number + 1, image.at
+        shown.append(body | {"content": "".join([*parts, message.content[end:]])})
+    return request | {"messages": shown}
 
 
 def _narrowed(request: Json, options: ChatOptions | None) -> Json:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lmlite.worker.prefix import n_common
+from lmlite.worker.prefix import n_common, whole
 
 MIN_IN_MEMORY = 64  # tokens that must have been read anew for a checkpoint in memory
 MIN_IN_FILE = 256  # and for one in a file: below that, reading them again is as good
@@ -52,7 +52,7 @@ class Checkpoints:
         """
         best: tuple[int, Checkpoint | None] = (0, None)
         for checkpoint in self._kept:
-            n = min(n_common(checkpoint.tokens, prompt), len(prompt) - 1)
+            n = whole(prompt, min(n_common(checkpoint.tokens, prompt), len(prompt) - 1))
             if n > best[0] and (can_cut or n == len(checkpoint.tokens)):
                 best = n, checkpoint
         return best
@@ -114,8 +114,9 @@ class ParkedLanes(Checkpoints):
 
 # ---- in files ------------------------------------------------------------------------------
 
-MAGIC = b"lmlite checkpoint 1\n"
+MAGIC = b"lmlite checkpoint 2\n"
 SUFFIX = ".checkpoint"
+TOKEN_BYTES = 8  # ids of pictures need more than four
 SAMPLE = 1 << 20  # bytes of a file that are compared at each of three places
 _DIGEST = hashlib.blake2b(b"").digest_size
 _HEAD = struct.Struct(f"<{len(MAGIC)}s{_DIGEST}s{_DIGEST}sIQ")  # then the tokens, then the state
@@ -133,7 +134,7 @@ class _Head(NamedTuple):
     @property
     def n_bytes(self) -> int:
         """How long the whole file has to be."""
-        return _HEAD.size + 4 * self.n_tokens + self.n_state
+        return _HEAD.size + TOKEN_BYTES * self.n_tokens + self.n_state
 
 
 class CheckpointFiles(Checkpoints):
@@ -177,11 +178,11 @@ class CheckpointFiles(Checkpoints):
             self._refuse(checkpoint, "it is damaged")
             return None
         super().load(checkpoint)
-        return bytes(body[4 * len(checkpoint.tokens) :])
+        return bytes(body[TOKEN_BYTES * len(checkpoint.tokens) :])
 
     def add(self, tokens: list[int], state: bytes) -> None:
         """Has the file written by a thread of its own, unless that is busy with another."""
-        packed = array("i", tokens).tobytes()
+        packed = array("q", tokens).tobytes()
         n_bytes = _HEAD.size + len(packed) + len(state)
         if n_bytes > self.max_bytes:
             return
@@ -213,7 +214,7 @@ class CheckpointFiles(Checkpoints):
             with path.open("rb") as file:
                 n_bytes = os.fstat(file.fileno()).st_size
                 head = _head_of(file.read(_HEAD.size))
-                packed = file.read(4 * head.n_tokens)
+                packed = file.read(TOKEN_BYTES * head.n_tokens)
         except (OSError, ValueError) as err:
             self._say(f"{path.name} is ignored: {err}")
             return
@@ -222,7 +223,7 @@ class CheckpointFiles(Checkpoints):
             self._say(f"{path.name} is ignored: it has {n_bytes:,} of {head.n_bytes:,} bytes")
         # A broken one and another model's match no prompt, but they take room.
         is_ours = is_whole and head.identity == self._identity
-        tokens = array("i", packed).tolist() if is_ours else []
+        tokens = array("q", packed).tolist() if is_ours else []
         self._kept.append(Checkpoint(tokens, n_bytes, path=path))
 
     def _refuse(self, checkpoint: Checkpoint, reason: str) -> None:
@@ -248,7 +249,7 @@ class CheckpointFiles(Checkpoints):
 
     def _write(self, checkpoint: Checkpoint) -> None:
         assert checkpoint.path is not None and checkpoint.state is not None
-        packed = array("i", checkpoint.tokens).tobytes()
+        packed = array("q", checkpoint.tokens).tobytes()
         digest = _digest_of(packed, checkpoint.state)
         head = _Head(MAGIC, self._identity, digest, len(checkpoint.tokens), len(checkpoint.state))
         beside = checkpoint.path.with_name(f"{checkpoint.path.name}.{os.getpid()}.tmp")

@@ -21,25 +21,24 @@ from dataclasses import dataclass
 
 from lmlite.errors import InternalError
 from lmlite.messages import (
-    STEP_BOUNDS_S,
     Cause,
     EngineState,
     Failed,
     ReplyEvent,
     TokenLogprob,
 )
-from lmlite.worker import prefix
 from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
+from lmlite.worker.media import Eye, InputChunk
 from lmlite.worker.memory import Memory
+from lmlite.worker.meter import Meter
 from lmlite.worker.prefix import Place
 from lmlite.worker.sequence import Sequence
 from lmlite.worker.threads import ThreadGovernor
 
 REPORT_S = 1.0  # between two reports of what the engine is doing
 ROW_BLOCK = 16  # tokens that matrix products on a CPU take at once: a part costs nearly as much
-MIN_MEASURED = 2 * ROW_BLOCK  # tokens of a step that tells how fast prompts are read
 MAX_OUTPUT_PIECE = 64  # the same where each token's logits are wanted: a row is n_vocab floats
 
 
@@ -75,6 +74,7 @@ class Engine:
         checkpoints: Iterable[Checkpoints] = (),
         parked: ParkedLanes | None = None,
         governor: ThreadGovernor | None = None,
+        eye: Eye | None = None,
     ) -> None:
         """`context` is None for a model that cannot generate; `emit` is called once per step.
 
@@ -86,6 +86,7 @@ class Engine:
         self._governor = governor
         self._n_threads = governor.n_max if governor else 0  # of the last step
         self._embedder = embedder
+        self._eye = eye
         self._emit = emit
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._waiting: deque[Sequence] = deque()  # in order of arrival
@@ -94,11 +95,8 @@ class Engine:
         self._prefill_budget_s = prefill_budget_s
         self._batch = Batch(context.n_batch if context else 1)
         self._events: list[ReplyEvent | EngineState] = []  # of this step
-        self._n_steps = 0
-        self._step_s = 0.0  # of all steps
-        self._steps_within = [0] * len(STEP_BOUNDS_S)
+        self._meter = Meter()
         self._reported_s = 0.0  # when, on the monotonic clock
-        self._prompt_rate = 0.0  # tokens per second, measured; 0 until the first prompt
 
     # ---- from any thread -------------------------------------------------------------------
 
@@ -198,15 +196,41 @@ class Engine:
         """Decodes one batch of what is pending, and samples where nothing is any more."""
         if not self._running:
             return
-        self._n_steps += 1
+        self._meter.n_steps += 1
+        self._look()
         pieces = self._build_batch()
-        while not self._decode(pieces):
+        while pieces and not self._decode(pieces):
             self._make_room()
             pieces = self._build_batch()
-            if not pieces:
-                return
         for piece in pieces:
             self._account(piece)
+
+    def _look(self) -> None:
+        """Sees one picture at most, so that those who generate wait for no more than one."""
+        for sequence in self._running:
+            chunk = sequence.next_chunk
+            if chunk is not None:
+                self._see(sequence, chunk)
+                return
+
+    def _see(self, sequence: Sequence, chunk: InputChunk) -> None:
+        """Encodes a picture, and reads it into memory; or its sequence had to leave for room."""
+        assert self._context is not None and self._memory is not None and self._eye is not None
+        while (lane := sequence.lane) is not None:
+            n_held = len(lane.tokens)
+            if self._eye.see(self._context, chunk, n_held, lane.seq_id):
+                lane.tokens += sequence.tokens[n_held : n_held + chunk.n_positions]
+                self._note_read(sequence)
+                self._events.append(sequence.reading())
+                return
+            self._memory.drop_end(lane)
+            self._make_room()
+
+    def _note_read(self, sequence: Sequence) -> None:
+        """Makes the checkpoint that was to be made here."""
+        assert sequence.lane is not None and self._memory is not None
+        if sequence.marks and sequence.marks[0] == len(sequence.lane.tokens):
+            self._memory.save(sequence.lane, sequence.marks.pop(0) - sequence.n_cached)
 
     # ---- starting and ending ---------------------------------------------------------------
 
@@ -227,18 +251,10 @@ class Engine:
             n_ctx=self._context.n_ctx_seq,
             prompt=sequence.prompt,
         )
-        self._events.append(sequence.started(self._cache_account(sequence, closest)))
+        self._events.append(sequence.started(closest, self._vocab))
         if sequence.params.max_tokens == 0 and not sequence.wants_prompt_logprobs:
             self._events += sequence.echoed()
             self._finish(sequence, "max_tokens")
-
-    def _cache_account(self, sequence: Sequence, closest: list[int]) -> str:
-        def spell(token: int) -> str:
-            return self._vocab.piece(token, special=True).decode("utf-8", "replace")
-
-        if not sequence.trace:
-            return ""
-        return prefix.account(closest, sequence.prompt, sequence.n_cached, spell)
 
     def _finish(self, sequence: Sequence, cause: Cause) -> None:
         self._events += sequence.finished(cause)
@@ -252,7 +268,7 @@ class Engine:
     def _leave_lane(self, sequence: Sequence) -> None:
         if sequence.lane is not None:
             assert self._memory is not None
-            self._memory.leave(sequence.lane, self._n_steps)
+            self._memory.leave(sequence.lane, self._meter.n_steps)
             sequence.lane = None
             self._running.remove(sequence)
 
@@ -291,9 +307,9 @@ class Engine:
             n_cells_used=n_used,
             n_cells_idle=n_idle,
             n_bytes_parked=self._memory.n_bytes_parked,
-            n_steps=self._n_steps,
-            step_s=self._step_s,
-            steps_within=tuple(self._steps_within),
+            n_steps=self._meter.n_steps,
+            step_s=self._meter.step_s,
+            steps_within=tuple(self._meter.steps_within),
         )
         self._events.append(state)
 
@@ -338,7 +354,7 @@ class Engine:
 
     def _prompt_budget(self, n_generating: int) -> int:
         """Tokens of prompts in a step, so that it takes its time, in whole blocks of rows."""
-        n_fitting = round(self._prompt_rate * self._prefill_budget_s / ROW_BLOCK)
+        n_fitting = round(self._meter.prompt_rate * self._prefill_budget_s / ROW_BLOCK)
         n_least = math.ceil(n_generating / ROW_BLOCK) + 1  # however slow the machine
         return max(n_fitting, n_least) * ROW_BLOCK - n_generating
 
@@ -358,17 +374,8 @@ class Engine:
         elapsed_s = time.monotonic() - began_s
         if self._governor is not None and is_generating:
             self._governor.note(n_tokens, elapsed_s)
-        self._measure(n_tokens, elapsed_s)
+        self._meter.note(n_tokens, elapsed_s)
         return True
-
-    def _measure(self, n_tokens: int, elapsed_s: float) -> None:
-        """Counts the step, and keeps a moving average of how fast this machine reads prompts."""
-        self._step_s += elapsed_s
-        for i, bound_s in enumerate(STEP_BOUNDS_S):
-            self._steps_within[i] += elapsed_s <= bound_s
-        if n_tokens >= MIN_MEASURED:
-            rate = n_tokens / max(elapsed_s, 1e-6)
-            self._prompt_rate = (self._prompt_rate + rate) / 2 if self._prompt_rate else rate
 
     def _make_room(self) -> None:
         """Memory is full: idle prefixes go first, then the youngest waits again, then it ends."""
@@ -388,8 +395,7 @@ class Engine:
         assert sequence.lane is not None and self._memory is not None
         begin = len(sequence.lane.tokens)
         sequence.lane.tokens += sequence.tokens[begin : begin + piece.n_tokens]
-        if sequence.marks and sequence.marks[0] == len(sequence.lane.tokens):
-            self._memory.save(sequence.lane, sequence.marks.pop(0) - sequence.n_cached)
+        self._note_read(sequence)
         if sequence.wants_prompt_logprobs and begin < len(sequence.prompt):
             self._note_prompt_logprobs(sequence, begin, piece)
         if sequence.n_pending == 0:

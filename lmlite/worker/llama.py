@@ -367,7 +367,8 @@ class SamplerChain:
             repeat = lib.llama_sampler_init_penalties(
                 n_vocab, REPEAT_WINDOW, params.repeat_penalty, 0, 0
             )
-            for token in prompt[-REPEAT_WINDOW:]:
+            window = prompt[-REPEAT_WINDOW:]
+            for token in (token for token in window if token >= 0):  # a picture's are none
                 lib.llama_sampler_accept(repeat, token)
             yield repeat
         if params.presence_penalty or params.frequency_penalty:

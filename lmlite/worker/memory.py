@@ -125,6 +125,7 @@ class Memory:
         places = [len(prompt) - 1]
         if not self._can_cut:
             places.append(prefix.n_common(prompt, closest))
+        places = [prefix.whole(prompt, place) for place in places]
         return sorted({place for place in places if n_held + worth <= place < len(prompt)})
 
     def save(self, lane: Lane, n_new: int) -> None:
@@ -180,6 +181,10 @@ class Memory:
             self._parked.add(victim.tokens, self._context.state(victim.seq_id))
         self._empty(victim)
         return True
+
+    def drop_end(self, lane: Lane) -> None:
+        """After a picture that found no room: of it, parts may be in memory."""
+        self._context.keep(lane.seq_id, len(lane.tokens))
 
     def forget_all(self) -> None:
         """After a failed step nothing about memory is certain."""

@@ -1,7 +1,8 @@
 """Which cached tokens a prompt can start from, and in which lane it runs.
 
-Pure policy: no C, no threads, no text; a prompt is a list of token ids. The engine asks, then
-does the copying, trimming and decoding itself. In unified memory a cell may belong to several
+Pure policy: no C, no threads, no text; a prompt is a list of token ids. A picture is as many
+negative ones, made of its content, so that the same picture is the same prompt. The engine asks,
+then does the copying, trimming and decoding itself. In unified memory a cell may belong to several
 lanes, so a beginning that two lanes share is held once, and sharing it costs nothing.
 """
 
@@ -59,10 +60,30 @@ def n_common(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
+_PLACE_BITS = 16  # of an id of a picture: how many of the picture's ids stand before this one
+
+
+def picture_ids(content: int, n: int) -> list[int]:
+    """The ids of a picture that takes n positions; `content` has 47 bits, of what it shows.
+
+    >>> picture_ids(5, 2)
+    [-327681, -327682]
+    """
+    assert n <= 1 << _PLACE_BITS
+    return [-1 - (content << _PLACE_BITS | place) for place in range(n)]
+
+
+def whole(prompt: Sequence[int], n: int) -> int:
+    """At most n, so that a prompt is not cut within a picture, which is read at once."""
+    if n < len(prompt) and prompt[n] < 0:
+        return n - (-1 - prompt[n]) % (1 << _PLACE_BITS)
+    return n
+
+
 def n_reusable(lane: Lane, prompt: Sequence[int], can_cut: bool = True) -> int:
     """How many of the lane's tokens the prompt can start from: all or nothing, without cutting."""
     # One token is always decoded again: sampling needs its logits, which are not kept.
-    n = min(n_common(lane.tokens, prompt), len(prompt) - 1)
+    n = whole(prompt, min(n_common(lane.tokens, prompt), len(prompt) - 1))
     return n if can_cut or n == len(lane.tokens) else 0
 
 

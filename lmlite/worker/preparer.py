@@ -13,6 +13,7 @@ from dataclasses import replace
 from lmlite.errors import BadRequest, PromptTooLong, Unsupported
 from lmlite.messages import (
     Chat,
+    ChatMessage,
     ChatOptions,
     Complete,
     Embed,
@@ -22,9 +23,10 @@ from lmlite.messages import (
     SamplingParams,
 )
 from lmlite.worker.answer import Answer, Form
-from lmlite.worker.chat_template import ChatTemplate
+from lmlite.worker.chat_template import ChatTemplate, Tokens
 from lmlite.worker.embedder import Input
 from lmlite.worker.llama import Grammar, LlamaError, Model
+from lmlite.worker.media import Eye, Picture, UnreadableImage
 from lmlite.worker.sequence import Sequence
 
 
@@ -37,11 +39,17 @@ class Preparer:
         template: ChatTemplate | None,
         n_ctx_seq: int,
         send: Callable[[Iterable[Event]], None],
+        eye: Eye | None = None,
+        n_batch: int = 0,
     ) -> None:
-        """No template: the model does not generate. `send` takes the events of the log stream."""
+        """No template: the model does not generate. `send` takes the events of the log stream.
+
+        With an eye, `n_batch` is how many tokens of a picture can be read at once.
+        """
         self._model, self._template = model, template
         self._n_ctx_seq = n_ctx_seq
         self._send = send
+        self._eye, self._n_batch = eye, n_batch
 
     def prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
         """What the engine is to run. Raises ApiError: all that a client can get wrong."""
@@ -56,18 +64,48 @@ class Preparer:
     def _chat(self, request: Chat) -> list[Sequence]:
         if self._template is None:
             raise Unsupported("this is an embedding model, it cannot chat", param="model")
-        rendered = self._template.render(request.messages, request.options)
-        self._check_not_empty(rendered.tokens, "messages")
+        pictures = self._pictures(request.messages)
+        rendered = self._template.render(request.messages, request.options, pictures)
+        prompt = rendered.prompt
+        self._check_not_empty(prompt.ids, "messages")
         self._check_sampling(request.params)
-        self._check_prompt(rendered.tokens, "messages")
+        self._check_prompt(prompt.n_tokens, "messages")
+        self._check_pictures(prompt)
         stops = request.params.stop + rendered.stops
-        choices = self._choices(request, 0, rendered.tokens, stops, None)
+        choices = self._choices(request, 0, prompt.ids, stops, None)
+        for choice in choices:
+            choice.chunks, choice.pictures = prompt.chunks, pictures
         if request.grammar is None:
             self._give_form(choices, rendered.form, request.options)
         else:
             self._give_grammar(choices, request.grammar)
-        self._trace(request, 0, rendered.tokens)
+        self._trace(request, choices[0])
         return choices
+
+    def _pictures(self, messages: Iterable[ChatMessage]) -> tuple[Picture, ...]:
+        pictures = []
+        for image in (image for message in messages for image in message.images):
+            if self._eye is None:  # the server refuses them; a worker has other callers too
+                raise Unsupported("this model takes no images", param=image.path)
+            try:
+                pictures.append(self._eye.read(image.data))
+            except UnreadableImage as err:
+                raise BadRequest(f"the image cannot be read: {err}", param=image.path) from None
+        return tuple(pictures)
+
+    def _check_pictures(self, prompt: Tokens) -> None:
+        if prompt.ids[-1] < 0:
+            raise BadRequest(
+                "the chat template ends with the image: add text behind it", param="messages"
+            )
+        for chunk in prompt.chunks.values():
+            assert self._eye is not None
+            if chunk.n_tokens > self._n_batch and self._eye.is_read_at_once(chunk):
+                raise BadRequest(
+                    f"an image of {chunk.n_tokens:,} tokens has to be read at once; serve with "
+                    "a larger --batch",
+                    param="messages",
+                )
 
     def _give_form(self, choices: list[Sequence], form: Form, options: ChatOptions) -> None:
         """Each choice reads, and is held to, the form by itself."""
@@ -112,12 +150,11 @@ class Preparer:
         sequences = []
         for number, prompt in enumerate(request.prompts):
             tokens = self._tokens(prompt, "prompt")
-            self._check_prompt(tokens, "prompt")
+            self._check_prompt(len(tokens), "prompt")
             echo = self._echo(prompt) if request.echo else None
-            self._trace(request, number * request.n, tokens)
-            sequences += self._choices(
-                request, number * request.n, tokens, request.params.stop, echo
-            )
+            choices = self._choices(request, number * request.n, tokens, request.params.stop, echo)
+            self._trace(request, choices[0])
+            sequences += choices
         if request.grammar is not None:
             self._give_grammar(sequences, request.grammar)
         return sequences
@@ -183,10 +220,10 @@ class Preparer:
         piece = functools.partial(self._model.vocab.piece, special=True)
         return b"".join(map(piece, prompt)).decode("utf-8", "replace")
 
-    def _check_prompt(self, tokens: list[int], param: str) -> None:
-        if len(tokens) > self._n_ctx_seq:
+    def _check_prompt(self, n_tokens: int, param: str) -> None:
+        if n_tokens > self._n_ctx_seq:
             raise PromptTooLong(
-                f"the prompt has {len(tokens):,} tokens, more than the context of "
+                f"the prompt has {n_tokens:,} tokens, more than the context of "
                 f"{self._n_ctx_seq:,}; shorten it, or serve with a larger --ctx",
                 param=param,
             )
@@ -203,8 +240,7 @@ class Preparer:
                     f"{token} is not a token of this model, which has {n_vocab:,}", param=param
                 )
 
-    def _trace(self, request: Chat | Complete, index: int, tokens: list[int]) -> None:
+    def _trace(self, request: Chat | Complete, choice: Sequence) -> None:
         if request.trace:
-            pieces = (self._model.vocab.piece(token, special=True) for token in tokens)
-            text = b"".join(pieces).decode("utf-8", "replace")
-            self._send([Prompted(request.id, index, text)])
+            text = b"".join(choice.pieces(self._model.vocab)).decode("utf-8", "replace")
+            self._send([Prompted(request.id, choice.index, text)])

@@ -4,6 +4,7 @@ The engine decides what happens to a sequence and when; what a client is told of
 here. Belongs to the engine thread. Knows no C but the samplers and the parser that it carries.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,8 +21,10 @@ from lmlite.messages import (
     Started,
     TokenLogprob,
 )
+from lmlite.worker import prefix
 from lmlite.worker.answer import Answer, Part
 from lmlite.worker.llama import Grammar, SamplerChain, Vocab
+from lmlite.worker.media import InputChunk, Picture
 from lmlite.worker.prefix import Lane
 from lmlite.worker.text import LogprobQueue, TextStream
 
@@ -39,6 +42,8 @@ class Sequence:
     echo: str | None = None  # text to send in front of the completion; None once it is sent
     trace: bool = False  # someone watches the log stream
     dry_run: bool = False  # nothing is generated, only told
+    chunks: dict[int, InputChunk] = field(default_factory=dict)  # to be seen, by their first token
+    pictures: tuple[Picture, ...] = ()  # whose chunks they are
     answer: Answer | None = None  # reads a chat's message; None: the text is sent as it is
     grammar: Grammar | None = None
     tokens: list[int] = field(init=False)  # the prompt's, and those sampled so far
@@ -76,10 +81,33 @@ class Sequence:
 
     @property
     def n_next(self) -> int:
-        """Tokens that may be read at once: all that are pending, or those up to a checkpoint."""
+        """Tokens that may be read at once: all that are pending, or those up to a checkpoint.
+
+        Or up to a picture, which is no text: 0 when it is next.
+        """
         assert self.lane is not None
+        n_held = len(self.lane.tokens)
         end = self.marks[0] if self.marks else len(self.tokens)
-        return end - len(self.lane.tokens)
+        return min([end, *(begin for begin in self.chunks if begin >= n_held)]) - n_held
+
+    @property
+    def next_chunk(self) -> InputChunk | None:
+        """The picture, or the part of one, that has to be seen next."""
+        assert self.lane is not None
+        return self.chunks.get(len(self.lane.tokens))
+
+    def n_cells(self, n_tokens: int) -> int:
+        """Cells of memory that its first tokens take: a picture's may be more than they are."""
+        seen = (chunk for begin, chunk in self.chunks.items() if begin < n_tokens)
+        return n_tokens + sum(chunk.n_tokens - chunk.n_positions for chunk in seen)
+
+    def pieces(self, vocab: Vocab) -> Iterator[bytes]:
+        """The prompt's tokens for people; a picture's first one tells of all."""
+        for place, token in enumerate(self.prompt):
+            if token >= 0:
+                yield vocab.piece(token, special=True)
+            else:
+                yield self.chunks[place].label.encode() if place in self.chunks else b""
 
     @property
     def has_stopped(self) -> bool:
@@ -97,14 +125,22 @@ class Sequence:
 
     def planned(self, n_cached: int, vocab: Vocab) -> Planned:
         """In place of all others, for a dry run."""
-        pieces = tuple(vocab.piece(token, special=True) for token in self.prompt)
+        tokens = tuple(max(token, -1) for token in self.prompt)  # a picture's are none
+        pieces = tuple(self.pieces(vocab))
         grammar = self.grammar.text if self.grammar else None
         ids = self.request_id, self.index
-        return Planned(*ids, tuple(self.prompt), pieces, n_cached, grammar)
+        return Planned(*ids, tokens, pieces, self.n_cells(n_cached), grammar)
 
-    def started(self, cache: str = "") -> Started:
-        """When it is admitted for the first time; `cache` tells what it began with, in words."""
-        return Started(self.request_id, self.index, len(self.prompt), self.n_cached, cache)
+    def started(self, closest: list[int], vocab: Vocab) -> Started:
+        """When it is admitted for the first time; `closest` is what memory held that is closest."""
+
+        def spell(token: int) -> str:
+            piece = vocab.piece(token, special=True) if token >= 0 else b"<image>"
+            return piece.decode("utf-8", "replace")
+
+        cache = prefix.account(closest, self.prompt, self.n_cached, spell) if self.trace else ""
+        n_prompt, n_cached = self.n_cells(len(self.prompt)), self.n_cells(self.n_cached)
+        return Started(self.request_id, self.index, n_prompt, n_cached, cache)
 
     def reading(self) -> Reading:
         """While its prompt is read: how much of it is. Read again, its completion is part of it."""
@@ -164,6 +200,7 @@ class Sequence:
             if owned is not None:
                 owned.close()
         self.chain = self.grammar = self.answer = None
+        self.chunks, self.pictures = {}, ()
 
     @property
     def awake_grammar(self) -> Grammar | None:

@@ -1,0 +1,144 @@
+"""A model's eye: image files -> input chunks -> embeddings -> memory, through libmtmd.
+
+A projector file (mmproj) turns a picture into vectors that stand in the places of tokens. How
+many, in which positions, with which tokens around them, and whether they see each other, differs
+from model to model; libmtmd knows. `Eye.read` belongs to the reader's thread; all else to the
+engine's.
+"""
+
+import ctypes
+import hashlib
+import os
+import weakref
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+from lmlite.worker import capi, mtmd, prefix
+from lmlite.worker.llama import Context, LlamaError, Model
+
+CONTENT_BITS = 47  # of a picture's hash in its ids: `prefix.picture_ids`
+
+
+class UnreadableImage(Exception):
+    """The library cannot make a picture of the file, or not one that the model takes."""
+
+
+@dataclass(frozen=True, eq=False)
+class InputChunk:
+    """What of a picture is encoded and read at once; one that is cut into tiles has several."""
+
+    pointer: Any  # valid as long as the Picture lives
+    key: bytes  # names its content
+    n_tokens: int  # cells of memory that it takes
+    n_positions: int  # and positions: fewer, where a model gives a picture two dimensions
+    label: str  # for people, in place of what cannot be shown in a text
+
+
+class Picture:
+    """An image file, read: its part of a prompt."""
+
+    def __init__(self, lib: Any, chunks: Any, digest: bytes, size: str) -> None:
+        """Takes over the library's chunks, and frees them when nobody knows the picture any more.
+
+        Choices of one request share it, and may end in any order.
+        """
+        weakref.finalize(self, lib.mtmd_input_chunks_free, chunks)
+        self.ids: list[int] = []  # a token's id, or one of `prefix.picture_ids`, for each position
+        self.chunks: list[tuple[int, InputChunk]] = []  # where in ids each begins
+        for number in range(lib.mtmd_input_chunks_size(chunks)):
+            pointer = lib.mtmd_input_chunks_get(chunks, number)
+            n_tokens = lib.mtmd_input_chunk_get_n_tokens(pointer)
+            if lib.mtmd_input_chunk_get_type(pointer) == mtmd.INPUT_CHUNK_TYPE_TEXT:
+                n = ctypes.c_size_t()
+                self.ids += lib.mtmd_input_chunk_get_tokens_text(pointer, n)[: n.value]
+                continue
+            n_positions = lib.mtmd_input_chunk_get_n_pos(pointer)
+            key = hashlib.sha256(digest + bytes([number])).digest()
+            label = f"<image {size} sha256:{digest.hex()[:8]} {n_tokens} tokens>"
+            chunk = InputChunk(pointer, key, n_tokens, n_positions, label)
+            self.chunks.append((len(self.ids), chunk))
+            content = int.from_bytes(key[:8], "big") >> (64 - CONTENT_BITS)
+            self.ids += prefix.picture_ids(content, n_positions)
+
+
+class Eye:
+    """A projector file, loaded for a model, and what it has encoded lately."""
+
+    def __init__(
+        self, model: Model, path: str, *, n_threads: int, max_bytes: int, lib_path: str | None
+    ) -> None:
+        """Loads the file. `max_bytes` is for embeddings that are kept. Raises LlamaError."""
+        self._lib = lib = capi.load_mtmd(lib_path)
+        lib.mtmd_helper_log_set(ctypes.cast(model.lib.lml_log, ctypes.c_void_p), None)
+        params = lib.mtmd_context_params_default()
+        params.n_threads, params.print_timings = n_threads, False
+        params.use_gpu = model.n_gpu_layers > 0
+        self._pointer = lib.mtmd_init_from_file(os.fsencode(path), model.pointer, params)
+        if not self._pointer:
+            raise LlamaError(f"llama.cpp cannot load {path}, or it is made for another model")
+        if not lib.mtmd_support_vision(self._pointer):
+            lib.mtmd_free(self._pointer)
+            raise LlamaError(f"{path} sees no pictures")
+        self._n_embd: int = model.lib.llama_model_n_embd_inp(model.pointer)
+        self._max_bytes = max_bytes
+        self._kept: OrderedDict[bytes, Any] = OrderedDict()  # embeddings, by key
+
+    def close(self) -> None:
+        """Frees the projector; pictures that were read may live on."""
+        self._lib.mtmd_free(self._pointer)
+
+    def read(self, data: bytes) -> Picture:
+        """The picture in a PNG or JPEG file. Raises UnreadableImage."""
+        options = self._lib.mtmd_helper_init_opt_default()
+        decoded = self._lib.mtmd_helper_bitmap_init_from_buf(
+            self._pointer, data, len(data), False, options
+        )
+        if not decoded.bitmap:
+            raise UnreadableImage("the file is damaged")
+        part = ctypes.pointer(mtmd.mtmd_input_part(None, decoded.bitmap))
+        chunks = self._lib.mtmd_input_chunks_init()
+        code = self._lib.mtmd_tokenize_from_parts(
+            self._pointer, chunks, ctypes.pointer(part), 1, False
+        )
+        sides = self._lib.mtmd_bitmap_get_nx, self._lib.mtmd_bitmap_get_ny
+        size = "x".join(str(side(decoded.bitmap)) for side in sides)
+        self._lib.mtmd_bitmap_free(decoded.bitmap)
+        if code != 0:
+            self._lib.mtmd_input_chunks_free(chunks)
+            raise UnreadableImage("the model takes no picture of this form")
+        return Picture(self._lib, chunks, hashlib.sha256(data).digest(), size)
+
+    def is_read_at_once(self, chunk: InputChunk) -> bool:
+        """Whether all of it has to be in one batch, as each part sees each other one."""
+        return bool(self._lib.mtmd_decode_use_non_causal(self._pointer, chunk.pointer))
+
+    def see(self, context: Context, chunk: InputChunk, position: int, seq_id: int) -> bool:
+        """Reads a chunk into a sequence's memory. False: it found no room. Raises LlamaError.
+
+        After False, parts of it may be in memory.
+        """
+        end = ctypes.c_int32()
+        code = self._lib.mtmd_helper_decode_image_chunk(
+            self._pointer, context.pointer, chunk.pointer, self._embeddings(chunk),
+            position, seq_id, context.n_batch, end, None, None,
+        )  # fmt: skip
+        if code not in (0, 1):
+            raise LlamaError(f"a picture cannot be decoded (code {code})")
+        return bool(code == 0)
+
+    def _embeddings(self, chunk: InputChunk) -> Any:
+        """Its vectors, encoded only if they are not kept from before: float[n_tokens * n_embd]."""
+        if chunk.key in self._kept:
+            self._kept.move_to_end(chunk.key)
+            return self._kept[chunk.key]
+        if self._lib.mtmd_encode_chunk(self._pointer, chunk.pointer) != 0:
+            raise LlamaError("a picture cannot be encoded")
+        n = chunk.n_tokens * self._n_embd
+        vectors = (ctypes.c_float * n)()
+        source = self._lib.mtmd_get_output_embd(self._pointer)
+        ctypes.memmove(vectors, source, ctypes.sizeof(vectors))
+        self._kept[chunk.key] = vectors
+        while sum(map(ctypes.sizeof, self._kept.values())) > self._max_bytes:
+            self._kept.popitem(last=False)
+        return vectors

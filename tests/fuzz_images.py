@@ -1,0 +1,278 @@
+"""Feeds thousands of broken PNG and JPEG files to the check, and those it accepts to a real worker.
+
+    make fuzz-images                         (or: python -m tests.fuzz_images --help)
+    python -m tests.fuzz_images --only 42 --format png --keep 42.png      one mutant, to look at
+
+A mutant is a small whole file with one to four things changed: bytes anywhere, fields of its head,
+chunks or segments that are left out, doubled or cut, packed data that unpacks to something else.
+Checksums are right again afterwards, or the check would see nothing else. A mutant depends on the
+seed, the format and its number alone. Every death of the worker is a bound that the check lacks;
+`--unchecked` shows what it is worth.
+"""
+
+import argparse
+import random
+import struct
+import subprocess
+import threading
+import time
+import zlib
+from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from lmlite import frames
+from lmlite.cli import EMBEDDED_MODEL
+from lmlite.messages import (
+    Chat,
+    ChatMessage,
+    Failed,
+    Finished,
+    Image,
+    Load,
+    Ready,
+    SamplingParams,
+)
+from lmlite.server.images import ImageFault, checked_size
+from lmlite.server.supervisor import WORKER_COMMAND, worker_environment
+from tests import projectors
+from tests.fuzz_gguf import PATIENCE_S, events, send
+from tests.image_files import (
+    BLUE_JPEG,
+    GREY_JPEG,
+    PNG_BEGIN,
+    RED,
+    RED_JPEG,
+    chunk,
+    png,
+    png_of,
+)
+
+N_EMBD = 192  # of the embedded model
+EDGES = (0, 1, 2, 3, 7, 8, 9, 16, 127, 128, 255, 256, 8192, 8193, 65535, 1 << 24, (1 << 31) - 1,
+         1 << 31, (1 << 32) - 1)  # fmt: skip
+
+_NOISE = random.Random(5)
+PNGS = (
+    png(6, 5, RED),
+    png_of(9, 4, b"\0\xff\x80" * 4, n_bits=1, colour=0),
+    png_of(4, 3, b"".join(bytes((f, *_NOISE.randbytes(16))) for f in (1, 2, 4)), colour=6),
+    png_of(5, 2, b"\0\0\1\2\3\4" * 2, colour=3, more=(chunk(b"PLTE", _NOISE.randbytes(15)),)),
+    png_of(3, 2, b"\0" + bytes(6) + b"\3" + bytes(6), colour=4),
+    png_of(8, 8, bytes(sum(n * (1 + 3 * w) for w, n in
+                           ((1, 1), (1, 1), (2, 1), (2, 2), (4, 2), (4, 4), (8, 4)))),
+           interlace=1, more=(chunk(b"tRNS", bytes(6)),)),
+)  # fmt: skip
+JPEGS = (RED_JPEG, BLUE_JPEG, GREY_JPEG)
+
+
+# ---- mutants -------------------------------------------------------------------------------
+
+
+def mutant(seed: int, kind: str, number: int) -> bytes:
+    """The mutant of this number."""
+    source = random.Random(f"{seed} {kind} {number}")
+    if kind == "png":
+        return _mutant_png(source, source.choice(PNGS))
+    return _mutant_jpeg(source, source.choice(JPEGS))
+
+
+def _mutant_png(source: random.Random, data: bytes) -> bytes:
+    chunks = _png_chunks(data)
+    for _ in range(source.randint(1, 3)):
+        i = source.randrange(len(chunks))
+        kind, body = chunks[i]
+        match source.randrange(8):
+            case 0 if kind == b"IHDR":
+                place = source.choice((0, 4))
+                edge = struct.pack(">I", source.choice(EDGES))
+                body = body[:place] + edge + body[place + 4 :]
+            case 1 if kind == b"IHDR":
+                place = source.randrange(8, 13)
+                body = body[:place] + bytes((source.choice((0, 1, 2, 3, 4, 6, 8, 16)),)) + body[
+                    place + 1 :]  # fmt: skip
+            case 2 if kind == b"IDAT":
+                body = zlib.compress(_spoilt(source, _unpacked(body)), source.choice((0, 1, 9)))
+            case 3:
+                chunks.insert(i, chunks[source.randrange(len(chunks))])
+                continue
+            case 4 if len(chunks) > 1:
+                del chunks[i]
+                continue
+            case 5:
+                kind = source.choice(
+                    (b"IHDR", b"PLTE", b"IDAT", b"IEND", b"tRNS", b"CgBI", b"abcd")
+                )
+            case _:
+                body = _spoilt(source, body)
+        chunks[i] = kind, body
+    whole = PNG_BEGIN + b"".join(chunk(kind, body) for kind, body in chunks)
+    return whole if source.random() < 0.9 else _spoilt(source, whole)
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, place = [], len(PNG_BEGIN)
+    while place < len(data):
+        (n,) = struct.unpack_from(">I", data, place)
+        chunks.append((data[place + 4 : place + 8], data[place + 8 : place + 8 + n]))
+        place += 12 + n
+    return chunks
+
+
+def _unpacked(body: bytes) -> bytes:
+    try:
+        return zlib.decompressobj().decompress(body, 1 << 16)
+    except zlib.error:
+        return body
+
+
+def _mutant_jpeg(source: random.Random, data: bytes) -> bytes:
+    """Heads and tables lie in the first three hundred bytes: they are changed more often."""
+    for _ in range(source.randint(1, 4)):
+        end = len(data) if source.random() < 0.5 else min(len(data), 300)
+        place = source.randrange(2, max(3, end))
+        match source.randrange(6):
+            case 0:
+                data = data[:place] + struct.pack(">H", source.choice(EDGES) & 0xFFFF) + data[
+                    place + 2 :]  # fmt: skip
+            case 1:
+                data = data[:place] + bytes((0xFF, source.randrange(256))) + data[place + 2 :]
+            case 2:
+                data = data[:place] + data[place + source.randint(1, 40) :]
+            case 3:
+                data = data[:place] + data[place : place + source.randint(1, 80)] + data[place:]
+            case _:
+                data = data[:place] + bytes((source.randrange(256),)) + data[place + 1 :]
+    return data if data.endswith(b"\xff\xd9") or source.random() < 0.2 else data + b"\xff\xd9"
+
+
+def _spoilt(source: random.Random, data: bytes) -> bytes:
+    spoilt = bytearray(data)
+    for _ in range(source.randint(1, 4)):
+        if not spoilt:
+            break
+        place = source.randrange(len(spoilt))
+        match source.randrange(4):
+            case 0:
+                del spoilt[place : place + source.randint(1, 8)]
+            case 1:
+                spoilt[place:place] = source.randbytes(source.randint(1, 8))
+            case _:
+                spoilt[place] = source.randrange(256)
+    return bytes(spoilt)
+
+
+# ---- the worker ----------------------------------------------------------------------------
+
+
+class SeeingWorker:
+    """A worker that is asked about one picture after the other; another one when it died."""
+
+    def __init__(self, mmproj: Path) -> None:
+        self._mmproj = mmproj
+        self._start()
+
+    def ask(self, data: bytes) -> str:
+        """What became of it: "seen", "refused", or "died" when the worker did."""
+        image = Image(data, 0, "image")
+        request = Chat(1, (ChatMessage("user", "", images=(image,)),), SamplingParams(max_tokens=1))
+        watchdog = threading.Timer(PATIENCE_S, self._process.kill)
+        watchdog.start()
+        try:
+            send(self._process, request)
+            for event in events(self._process):
+                if isinstance(event, Failed):
+                    return "refused"
+                if isinstance(event, Finished):
+                    return "seen"
+        except (frames.FrameError, OSError):
+            self.close()
+            self._start()
+            return "died"
+        finally:
+            watchdog.cancel()
+        raise AssertionError("unreachable: events() ends with an error")
+
+    def n_resident_bytes(self) -> int:
+        """What the worker has taken at most."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        (line,) = [line for line in status.splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) << 10
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _start(self) -> None:
+        self._process = subprocess.Popen(
+            WORKER_COMMAND,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=worker_environment(),
+        )
+        load = Load(str(EMBEDDED_MODEL), n_threads=1, mmproj_path=str(self._mmproj))
+        send(self._process, load)
+        for event in events(self._process):
+            if isinstance(event, Ready):
+                return
+
+
+# ---- the run -------------------------------------------------------------------------------
+
+
+def run(seed: int, kind: str, numbers: range, is_checked: bool = True) -> Counter[str]:
+    """Tries the mutants and prints each death. Totals by outcome."""
+    totals: Counter[str] = Counter()
+    with TemporaryDirectory() as folder:
+        mmproj = Path(folder) / "mmproj.gguf"
+        projectors.mlp(mmproj, N_EMBD)
+        worker = SeeingWorker(mmproj)
+        try:
+            for number in numbers:
+                data = mutant(seed, kind, number)
+                try:
+                    if is_checked:
+                        checked_size(data)
+                    outcome = f"{worker.ask(data)} by the worker"
+                except ImageFault:
+                    outcome = "refused"
+                totals[outcome] += 1
+                if outcome.startswith("died"):
+                    print(f"seed {seed} {kind} number {number}: the worker died", flush=True)
+            totals["MiB at most"] = worker.n_resident_bytes() >> 20
+        finally:
+            worker.close()
+    return totals
+
+
+def main() -> int:
+    """The command; 1 when a worker died."""
+    parser = argparse.ArgumentParser(description="Broken images against the check.")
+    parser.add_argument("--count", type=int, default=20000, help="of each format")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--format", choices=("png", "jpeg"), help="only this one")
+    parser.add_argument("--only", type=int, help="the number of one mutant")
+    parser.add_argument("--keep", help="write that mutant to a file instead")
+    parser.add_argument("--unchecked", action="store_true", help="send it without the check")
+    options = parser.parse_args()
+    if options.keep:
+        Path(options.keep).write_bytes(mutant(options.seed, options.format, options.only))
+        return 0
+    numbers = range(options.count)
+    if options.only is not None:
+        numbers = range(options.only, options.only + 1)
+    n_deaths = 0
+    for kind in ("png", "jpeg") if options.format is None else (options.format,):
+        begin_s = time.monotonic()
+        totals = run(options.seed, kind, numbers, not options.unchecked)
+        n_deaths += totals["died by the worker"]
+        told = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(totals.items()))
+        print(f"seed {options.seed}: {len(numbers):,} {kind} mutants "
+              f"in {time.monotonic() - begin_s:.0f} s: {told}", flush=True)  # fmt: skip
+    return bool(n_deaths)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

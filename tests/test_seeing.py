@@ -1,0 +1,202 @@
+"""Pictures over HTTP: through each API, many at once, in long conversations, and refused in words.
+
+What the embedded model says of them is `test_tiny_model.py`'s.
+"""
+
+import base64
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmlite import cli, gguf_projector
+from lmlite.errors import ModelFileError
+from tests import projectors
+from tests.gguf_writer import Value, encode_gguf
+from tests.image_files import BLUE, BLUE_JPEG, RED, png
+from tests.server_process import RunningServer
+
+CHAT = "/v1/chat/completions"
+RED_URL, BLUE_URL = (
+    f"data:image/png;base64,{base64.b64encode(png(64, 48, colour)).decode()}"
+    for colour in (RED, BLUE)
+)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    with RunningServer("--ctx", "4096") as running:
+        yield running
+
+
+def turn(text: str, *urls: str) -> dict[str, Any]:
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"role": "user", "content": [{"type": "text", "text": text}, *images]}
+
+
+def ask(server: RunningServer, *turns: Any, **more: Any) -> Any:
+    body = {"messages": list(turns), "temperature": 0, "max_tokens": 8, **more}
+    answer = server.post(CHAT, **body)
+    assert answer.status == 200, answer.body
+    return answer.json
+
+
+def text_of(answer: Any) -> str:
+    return str(answer["choices"][0]["message"]["content"])
+
+
+def cached(answer: Any) -> int:
+    return int(answer["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+
+def test_the_list_of_models_says_that_it_sees(server: RunningServer) -> None:
+    (model,) = server.get("/v1/models").json["data"]
+    assert model["type"] == "vlm"
+
+
+def test_usage_counts_a_picture_and_the_second_asking_finds_it(server: RunningServer) -> None:
+    n_text = ask(server, turn("What is it now?"))["usage"]["prompt_tokens"]
+    first = ask(server, turn("What is it now?", RED_URL))
+    assert first["usage"]["prompt_tokens"] == n_text + 16
+    again = ask(server, turn("What is it now?", RED_URL))
+    assert cached(again) == n_text + 15
+    assert text_of(again) == text_of(first)
+
+
+def test_ten_pictures_in_one_conversation(server: RunningServer) -> None:
+    turns: list[Any] = []
+    for i in range(10):
+        turns.append(turn(f"Picture {i}", (RED_URL, BLUE_URL)[i % 2]))
+        answer = ask(server, *turns)
+        turns.append({"role": "assistant", "content": text_of(answer)})
+    assert answer["usage"]["prompt_tokens"] > 160
+    assert cached(answer) > answer["usage"]["prompt_tokens"] - 40
+
+
+def test_a_stream_says_what_the_whole_answer_says(server: RunningServer) -> None:
+    whole = text_of(ask(server, turn("Look here", RED_URL)))
+    body = {"messages": [turn("Look here", RED_URL)], "temperature": 0, "max_tokens": 8}
+    chunks = [chunk for chunk in server.stream(CHAT, **body) if chunk != "[DONE]"]
+    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == whole
+
+
+def test_responses_and_messages_show_pictures_too(server: RunningServer) -> None:
+    expected = text_of(ask(server, turn("What colour is this?", RED_URL)))
+    item = {"role": "user", "content": [{"type": "input_text", "text": "What colour is this?"},
+                                        {"type": "input_image", "image_url": RED_URL}]}  # fmt: skip
+    answer = server.post("/v1/responses", input=[item], temperature=0, max_output_tokens=8).json
+    assert answer["output"][0]["content"][0]["text"] == expected
+    source = {"type": "base64", "media_type": "image/png", "data": RED_URL.partition(",")[2]}
+    content = [{"type": "text", "text": "What colour is this?"},
+               {"type": "image", "source": source}]  # fmt: skip
+    body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0}
+    assert server.post("/v1/messages", **body).json["content"][0]["text"] == expected
+    counted = server.post("/v1/messages/count_tokens", messages=body["messages"]).json
+    assert counted["input_tokens"] > 16
+
+
+def test_an_image_in_a_tools_result_is_seen(server: RunningServer) -> None:
+    call = {"id": "a", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    shown = [{"type": "image_url", "image_url": RED_URL}, {"type": "text", "text": "taken"}]
+    turns = [{"role": "user", "content": "Look"},
+             {"role": "assistant", "content": None, "tool_calls": [call]},
+             {"role": "tool", "tool_call_id": "a", "content": shown}]  # fmt: skip
+    assert ask(server, *turns)["usage"]["prompt_tokens"] > 16
+
+
+def test_two_hundred_at_once_with_and_without_pictures_end_as_alone(server: RunningServer) -> None:
+    asked = [
+        turn("Count from 1 to 4."), turn("What is it?", RED_URL), turn("What is it?", BLUE_URL),
+        turn("Say hello world"), turn("Which one is red?", RED_URL, BLUE_URL),
+    ]  # fmt: skip
+    alone = [text_of(ask(server, each)) for each in asked]
+    with ThreadPoolExecutor(40) as pool:
+        answers = list(pool.map(lambda i: text_of(ask(server, asked[i % 5])), range(200)))
+    assert answers == alone * 40
+
+
+def test_a_broken_image_is_the_clients_mistake_and_harms_nobody(server: RunningServer) -> None:
+    pid = server.worker_pid()
+    truncated = base64.b64encode(BLUE_JPEG[:200] + b"\xff\xd9").decode()
+    answer = server.post(CHAT, messages=[turn("Hi", RED_URL, truncated)])
+    assert answer.status == 400
+    assert answer.error["param"] == "messages.[0].content.[2]"
+    assert server.worker_pid() == pid
+
+
+def test_a_server_without_a_projector_says_what_is_missing(tmp_path: Path) -> None:
+    alone = tmp_path / "alone.gguf"
+    alone.write_bytes(cli.EMBEDDED_MODEL.read_bytes())
+    with RunningServer(str(alone)) as blind:
+        answer = blind.post(CHAT, messages=[turn("Hi", RED_URL)])
+        assert (answer.status, answer.error["code"]) == (400, "unsupported_image_url")
+        assert "--mmproj FILE" in answer.error["message"]
+        assert blind.get("/v1/models").json["data"][0]["type"] == "llm"
+
+
+# ---- projector files -----------------------------------------------------------------------
+
+
+def test_the_only_projector_beside_a_model_is_found(tmp_path: Path) -> None:
+    model = str(tmp_path / "model.gguf")
+    assert gguf_projector.projector_beside(model) is None
+    first = tmp_path / "mmproj-model.gguf"
+    first.touch()
+    assert gguf_projector.projector_beside(model) == str(first)
+    (tmp_path / "mmproj-other.gguf").touch()
+    assert gguf_projector.projector_beside(model) is None
+
+
+def spoilt(path: Path, changes: dict[str, Value | None]) -> str:
+    """A projector file with other keys; None leaves one out."""
+    keys: dict[str, Value] = dict(projectors.KEYS)
+    for name, value in changes.items():
+        if value is None:
+            del keys[name]
+        else:
+            keys[name] = value
+    path.write_bytes(encode_gguf(keys, [projectors.ANY_TENSOR]))
+    return str(path)
+
+
+def test_a_projector_file_in_order_may_be_loaded(tmp_path: Path) -> None:
+    gguf_projector.check_projector_file(spoilt(tmp_path / "mmproj.gguf", {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"general.architecture": "llama"}, "is not a projector"),
+        ({"clip.has_vision_encoder": None}, "is a projector that does not see"),
+        ({"clip.has_vision_encoder": False}, "is a projector that does not see"),
+        ({"clip.vision.patch_size": 0}, "no whole number from 1 to 1,024"),
+        ({"clip.vision.patch_size": 57}, "has patches of 57 pixels for images of 56"),
+        ({"clip.vision.image_size": 1 << 20}, "no whole number from 1 to 8,192"),
+        ({"clip.vision.attention.head_count": 3}, "do not share it evenly"),
+        ({"clip.vision.attention.head_count": 0}, "no whole number from 1 to 4,096"),
+        ({"clip.vision.embedding_length": None}, "has no clip.vision.embedding_length"),
+        ({"clip.vision.block_count": 1 << 30}, "no whole number from 0 to 512"),
+        ({"clip.vision.image_std": [0.5, 0.5]}, "of three numbers"),
+        ({"clip.vision.image_mean": None}, "of three numbers"),
+        ({"clip.vision.attention.layer_norm_epsilon": -1.0}, "not from 0 to 1"),
+    ],
+)
+def test_a_projector_that_would_end_the_worker_is_refused(
+    tmp_path: Path, changes: dict[str, Value | None], fault: str
+) -> None:
+    with pytest.raises(ModelFileError, match=fault):
+        gguf_projector.check_projector_file(spoilt(tmp_path / "mmproj.gguf", changes))
+
+
+def test_a_projector_without_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mmproj.gguf"
+    path.write_bytes(encode_gguf(projectors.KEYS, []))
+    with pytest.raises(ModelFileError, match="has no weights"):
+        gguf_projector.check_projector_file(str(path))
+
+
+def test_a_language_model_is_no_projector(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--port", "0", "--mmproj", str(cli.EMBEDDED_MODEL)]) == 1
+    assert "is not a projector, which is what --mmproj takes" in capfd.readouterr().err
