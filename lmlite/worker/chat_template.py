@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lmlite.errors import BadRequest
@@ -23,6 +24,7 @@ from lmlite.worker.answer import Form
 from lmlite.worker.breaker import Breaker
 from lmlite.worker.llama import Model, take_text
 from lmlite.worker.media import InputChunk, Picture
+from lmlite.worker.tool_words import EMPTY, PROBE, PROBE_NAME, form_template, has_tools, in_words
 
 Json = dict[str, Any]
 
@@ -76,14 +78,9 @@ class ChatTemplate:
 
     def __init__(self, model: Model, override: str | None = None) -> None:
         """Reads the template; ChatML for a model without one. Raises TemplateError."""
-        self._lib, self._vocab = model.lib, model.vocab
-        error = ctypes.c_void_p()
-        source = override.encode() if override else None
-        self._pointer = self._lib.lml_chat_init(model.pointer, source, ctypes.byref(error))
-        if not self._pointer:
-            fault = take_text(self._lib, error.value)
-            raise TemplateError(f"the chat template cannot be read: {fault}")
-        self._bare = self._lib.lml_chat_init(model.pointer, _BARE.encode(), ctypes.byref(error))
+        self._lib, self._vocab, self._model = model.lib, model.vocab, model
+        self._pointer = self._read(override)
+        self._bare = self._read(_BARE)
         self._source: str = self._lib.lml_chat_source(self._pointer).decode("utf-8", "replace")
         self._breaker = Breaker(self._vocab.control_texts(), self._source)
 
@@ -104,17 +101,58 @@ class ChatTemplate:
         a schema of which llama.cpp can make no grammar.
         """
         request = request_of(messages, options or ChatOptions())
-        prompt, reply = self.prompt(request, messages, pictures)
+        marks = self._unused_characters(request)
+        request = _with_pictures(request, messages, marks.picture)
+        told = self.told(request)
+        prompt, reply = self.prompt(told, marks, pictures)
         narrowed = _narrowed(request, options)
-        if narrowed is not request or reply is None:
+        if reply is None or (told is request and narrowed is not request):
             # The prompt has marks in it and lists every tool; a grammar must know neither.
-            reply = self._render(narrowed)
+            reply = self._render(narrowed if told is request else told)
         parsed = json.loads(reply)
         stops = tuple(parsed["stops"])
-        if "json_schema" in request and not parsed["grammar"]:
+        if "tools" in request and told is not request:
+            reply = self._reply_in_words(narrowed, told, parsed)
+        elif "json_schema" in request and not parsed["grammar"]:
             reply = self._bare_reply(parsed, request["json_schema"])
-            parsed = json.loads(reply)
-        return Rendered(prompt, stops, self._form(parsed, reply))
+        return Rendered(prompt, stops, self._form(json.loads(reply), reply))
+
+    def told(self, request: Json) -> Json:
+        """The same request, with tools in plain words where the template knows none."""
+        return in_words(request) if has_tools(request) and not self._knows_tools else request
+
+    @cached_property
+    def _knows_tools(self) -> bool:
+        """Whether the template tells its model of tools, and llama.cpp knows its form of a call."""
+        try:
+            reply = json.loads(self._render(PROBE))
+        except BadRequest:
+            return False
+        return PROBE_NAME in reply["prompt"] and bool(reply["grammar"])
+
+    def _reply_in_words(self, request: Json, told: Json, parsed: Json) -> bytes:
+        """What holds an answer to calls in plain words, behind the template's own opening."""
+        *others, last = told["messages"]
+        form_messages = [EMPTY]
+        if last["role"] == "assistant":  # it is continued, and part of the opening
+            parsed = json.loads(self._render(told | {"messages": others or [EMPTY]}))
+            form_messages.append(last)
+        opening = parsed["generation_prompt"], parsed["thinking_start"], parsed["thinking_ends"]
+        template = self._read(form_template(*opening))
+        try:
+            return self._render(request | {"messages": form_messages}, template)
+        finally:
+            self._lib.lml_chat_free(template)
+
+    def _read(self, source: str | None) -> int:
+        """A template for the library, the model's own where there is no source."""
+        error = ctypes.c_void_p()
+        data = source.encode() if source else None
+        pointer: int = self._lib.lml_chat_init(self._model.pointer, data, ctypes.byref(error))
+        if not pointer:
+            fault = take_text(self._lib, error.value)
+            raise TemplateError(f"the chat template cannot be read: {fault}")
+        return pointer
 
     def _bare_reply(self, parsed: Json, schema: Json) -> bytes:
         """What holds an answer to a schema, where llama.cpp makes no grammar for the template."""
@@ -128,12 +166,14 @@ class ChatTemplate:
         return self._render({"messages": messages, "json_schema": schema}, self._bare)
 
     def prompt(
-        self, request: Json, messages: Sequence[ChatMessage] = (), pictures: Sequence[Picture] = ()
+        self, request: Json, marks: Marks | None = None, pictures: Sequence[Picture] = ()
     ) -> tuple[Tokens, bytes | None]:
-        """The tokens of a prompt; and the library's reply, unless there are marks in it."""
-        marks = self._unused_characters(request)
-        shown = _with_pictures(request, messages, marks.picture)
-        broken = self._broken(shown, marks.breaks)
+        """The tokens of a prompt; and the library's reply, unless control tokens are broken in it.
+
+        `marks` are those that stand for the pictures in it.
+        """
+        marks = marks or self._unused_characters(request)
+        broken = self._broken(request, marks.breaks)
         reply = self._render(broken)
         text = json.loads(reply)["prompt"]
         for mark in (marks.breaks, marks.picture):
