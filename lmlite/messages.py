@@ -105,6 +105,7 @@ class ChatOptions:
     thinks: bool = True  # False: without reasoning, where the template can
     template_kwargs: str | None = None  # a JSON object of further variables for the template
     separate_reasoning: bool = True  # False: reasoning stays in the content, tags and all
+    stop_in_reasoning: bool = False  # the client's stop strings end thoughts, too
 
 
 @dataclass(frozen=True, slots=True)

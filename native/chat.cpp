@@ -1,10 +1,8 @@
 #include "chat.h"
 
-#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 #include <exception>
-#include <regex>
 #include <string>
 #include <vector>
 
@@ -80,20 +78,6 @@ common_chat_templates_inputs inputs_of(const lml_chat & chat, const common_json 
     return inputs;
 }
 
-// llama.cpp lets a required call come after any amount of text, and a model that would rather
-// talk does so until its context is full. Thoughts may still come first.
-std::string without_small_talk(std::string grammar) {
-    static const std::regex talk("until-[0-9]+\\? (tool-calls?)$");
-    const std::string       mark  = "root ::= ";
-    const size_t            begin = grammar.rfind(mark, 0) == 0 ? 0 : grammar.find("\n" + mark);
-    if (begin == std::string::npos) {
-        return grammar;
-    }
-    const size_t      end  = std::min(grammar.find('\n', begin + 1), grammar.size());
-    const std::string root = std::regex_replace(grammar.substr(begin, end - begin), talk, "$1");
-    return grammar.replace(begin, end - begin, root);
-}
-
 std::string render(const lml_chat & chat, const std::string & request) {
     const common_chat_templates_inputs inputs = inputs_of(chat, common_json::parse(request));
     const common_chat_params params = common_chat_templates_apply(chat.templates.get(), inputs);
@@ -110,8 +94,7 @@ std::string render(const lml_chat & chat, const std::string & request) {
     reply["prompt"]            = params.prompt;
     reply["stops"]             = list(params.additional_stops);
     reply["preserved"]         = list(params.preserved_tokens);
-    const bool is_required     = inputs.tool_choice == COMMON_CHAT_TOOL_CHOICE_REQUIRED;
-    reply["grammar"]           = is_required ? without_small_talk(params.grammar) : params.grammar;
+    reply["grammar"]           = params.grammar;
     reply["grammar_lazy"]      = params.grammar_lazy;
     reply["grammar_prefilled"] = inputs.grammar.empty();  // the caller's own knows nothing of the prompt
     reply["triggers"]          = triggers;

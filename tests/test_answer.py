@@ -122,6 +122,22 @@ def test_a_call_cut_off_by_max_tokens_keeps_what_there_is(
     assert read.calls == [("get_weather", '{"city": "O')]
 
 
+def test_a_second_call_is_none_where_one_is_wanted(
+    default_model: Model, template: ChatTemplate
+) -> None:
+    form = form_of(template, tools=TOOLS, parallel_tool_calls=False)
+    answer = Answer(default_model.lib, form)
+    parts = [answer.push(letter) for letter in CALL]
+    assert not answer.is_full
+    parts += [answer.push(letter) for letter in f"\n{OTHER_CALL}"]
+    assert answer.is_full
+    parts.append(answer.finish(is_whole=True))
+    answer.close()
+    found = [call for part in parts if part for call in part.calls]
+    assert "".join(call.arguments for call in found) == OSLO[1]
+    assert {call.number for call in found} == {0}
+
+
 def test_without_tools_a_call_is_content(default_model: Model, template: ChatTemplate) -> None:
     read = Read(default_model, form_of(template), list(CALL))
     assert (read.content, read.calls) == (CALL, [])

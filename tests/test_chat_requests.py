@@ -160,6 +160,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "a pattern that repeats too often": (form({"type": "string", "pattern": "^a{5000}$"}), PATH),
     "a pattern that repeats backwards": (form({"type": "string", "pattern": "^a{5,2}$"}), PATH),
     "a pattern that is too long": (form({"type": "string", "pattern": "a" * 257}), PATH),
+    "a stop in words": ({"stop_in_reasoning": "yes"}, "stop_in_reasoning"),
     "an effort that nobody knows": ({"reasoning_effort": "heroic"}, "reasoning_effort"),
     "variables in a list": ({"chat_template_kwargs": []}, "chat_template_kwargs"),
     "thinking in words": ({"chat_template_kwargs": {"enable_thinking": "no"}},

@@ -8,7 +8,7 @@ import pytest
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
-from lmlite.worker.chat_template import ChatTemplate, TemplateError
+from lmlite.worker.chat_template import ChatTemplate, TemplateError, request_of
 from lmlite.worker.llama import Model
 from tests.gguf_writer import CHATML
 from tests.template_tree import source_of
@@ -123,7 +123,8 @@ def test_a_control_token_cannot_be_put_together_from_two_messages(
 
 def pieces(model: Model, template: ChatTemplate, message: ChatMessage, **options: Any) -> str:
     """The prompt as it would be if no token of it were a control token."""
-    tokens = template.render([message], ChatOptions(**options)).prompt.ids
+    prompt, _ = template.prompt(request_of([message], ChatOptions(**options)))
+    tokens = prompt.ids
     return b"".join(map(model.vocab.piece, tokens)).decode()
 
 
@@ -139,7 +140,8 @@ def test_arguments_write_no_control_token_with_letters_written_as_numbers(
         "1", "f", '{"\\u003c|im_end|>": "<|im_\\u0065nd|>", "a": "<|im_", "end|>": "b"}'
     )
     message = ChatMessage("assistant", "", tool_calls=(call,))
-    tokens = made.render([message, ChatMessage("user", "x")]).prompt.ids
+    prompt, _ = made.prompt(request_of([message, ChatMessage("user", "x")], ChatOptions()))
+    tokens = prompt.ids
     text = b"".join(map(default_model.vocab.piece, tokens)).decode()
     assert text == "<|im_end|>=<|im_end|>;a=<|im_;end|>=b;"
 

@@ -70,7 +70,7 @@ class Run:
 
     def sequence(self, request_id: int, prompt: str, params: SamplingParams) -> Sequence:
         tokens = self.model.vocab.tokenize(prompt, add_special=True, parse_special=True)
-        return Sequence(request_id, 0, tokens, params, params.seed or 0, params.stop)
+        return Sequence(request_id, 0, tokens, params, params.seed or 0, ())
 
     def until_finished(self, n: int) -> dict[int, list[ReplyEvent]]:
         """Events by request, until n requests have ended."""

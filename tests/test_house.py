@@ -22,7 +22,7 @@ FLOORS = [
     ["messages", "gguf_header"],
     ["frames", "gguf", "gguf_projector", "worker.mtmd"],
     ["worker.capi", "worker.text", "worker.prefix", "worker.threads", "worker.breaker",
-     "worker.meter", "worker.tool_words", "server.logs", "server.wire",
+     "worker.meter", "worker.tool_words", "worker.call_grammar", "server.logs", "server.wire",
      "server.connection", "server.log_stream", "server.fields", "server.answers",
      "server.stored_responses", "server.gbnf", "server.patterns", "server.schema_parts"],
     ["worker.llama", "worker.checkpoints", "server.supervisor", "server.schema_bounds",

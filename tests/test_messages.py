@@ -50,7 +50,8 @@ def chat(**body: Any) -> Chat:
 
 
 def test_values_mean_what_they_mean_in_a_chat() -> None:
-    same = {"temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": 7, "min_p": 0.1}
+    same = {"temperature": 0.5, "top_p": 0.25, "top_k": 3, "seed": 7, "min_p": 0.1,
+            "stop_in_reasoning": True}  # fmt: skip
     assert request(**same, stop_sequences=["x"]) == chat(**same, stop=["x"])
     assert request(max_tokens=0) == chat(max_tokens=0)
     call = parse_message({"messages": HI, "max_tokens": 9, "model": "m", "stream": True})

@@ -13,7 +13,7 @@ import argparse
 import random
 import time
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -92,7 +92,7 @@ def alone(sequence: Sequence, n_ctx_seq: int) -> Outcome:
         tokens.append(token)
         n_completion += 1
         said += piece(token).decode()
-        cuts = [said.index(stop) for stop in sequence.stops if stop in said]
+        cuts = [said.index(stop) for stop in sequence.params.stop if stop in said]
         if token == END:
             cause = "end_token"
         elif cuts:
@@ -422,12 +422,13 @@ class World(Stage):
             max_tokens=rng.choice((None, None, 0, 1, 2, rng.randrange(1, 60))),
             n_logprobs=rng.choice((None, None, None, 0, 2)),
         )
-        stops = tuple("".join(rng.choices(LETTERS, k=2)) for _ in range(rng.choice((0, 0, 2))))
+        stop = tuple("".join(rng.choices(LETTERS, k=2)) for _ in range(rng.choice((0, 0, 2))))
+        params = replace(params, stop=stop)
         echo = spelled(prompt) if rng.random() < 0.2 else None
         trace = rng.random() < 0.2
         for index in range(rng.choice((1, 1, 1, 2, 4))):
             ids, seed = (self.n_requests, index), self.n_requests + index
-            self.submit(Sequence(*ids, prompt, params, seed, stops, echo, trace))
+            self.submit(Sequence(*ids, prompt, params, seed, (), echo, trace))
         self.n_requests += 1
 
     def _prompt(self) -> list[int]:

@@ -53,6 +53,15 @@ def test_a_stop_string_split_over_two_tokens_is_not_emitted() -> None:
     assert stream.finish() == ""
 
 
+def test_a_stop_string_is_text_where_it_may_not_stop_and_an_end_never_is() -> None:
+    stream = TextStream(stops=("END",), ends=("</s>",))
+    assert [stream.push(b"END</", may_stop=False), stream.push(b"x", may_stop=False)] == [
+        "END", "</x"]  # fmt: skip
+    assert [stream.push(b"EN"), stream.push(b"D.", may_stop=False)] == ["", "END."]
+    assert stream.push(b"ok</s>", may_stop=False) == "ok"
+    assert stream.stop_string == "</s>"
+
+
 def test_what_only_looked_like_a_stop_string_is_released() -> None:
     stream = TextStream(stops=("END",))
     assert pushed(stream, [b"aE", b"N", b"x"]) == ["a", "", "ENx"]

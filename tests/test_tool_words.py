@@ -64,7 +64,9 @@ def render(template: ChatTemplate, *messages: ChatMessage, **options: Any) -> Re
 
 
 def text_of(model: Model, rendered: Rendered) -> str:
-    return b"".join(model.vocab.piece(token, special=True) for token in rendered.prompt.ids).decode()
+    return b"".join(
+        model.vocab.piece(token, special=True) for token in rendered.prompt.ids
+    ).decode()
 
 
 def test_these_templates_know_no_tools(special_model: Model) -> None:

@@ -135,6 +135,7 @@ def parse_options(body: Body) -> ChatOptions:
         json_schema=_json_schema(body),
         thinks=thinks,
         template_kwargs=kwargs,
+        stop_in_reasoning=boolean(body, "stop_in_reasoning"),
     )
 
 

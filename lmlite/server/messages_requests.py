@@ -20,7 +20,14 @@ from lmlite.server.responses_requests import own_names
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults
 from lmlite.server.schemas import checked_schema
 
-_SAME = {"model", "stream", "seed", "logit_bias", *NAMES}  # mean what they mean in a chat
+_SAME = {
+    "model",
+    "stream",
+    "seed",
+    "logit_bias",
+    "stop_in_reasoning",
+    *NAMES,
+}  # mean what they mean in a chat
 _INERT = {"metadata", "cache_control"}  # every prompt is cached as far as memory goes
 MESSAGE_FIELDS = {*_SAME, *_INERT, "max_tokens", "messages", "system", "tools", "tool_choice",
                   "stop_sequences", "thinking", "output_config"}  # fmt: skip

@@ -42,7 +42,8 @@ _GENERATING = {*_EVERYWHERE, *NAMES, "stream", "stream_options", "n", "seed", "s
                "logit_bias", "logprobs", "max_tokens", "grammar"}  # fmt: skip
 CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
                "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
-               "chat_template_kwargs", "functions", "audio", "modalities"}  # fmt: skip
+               "chat_template_kwargs", "stop_in_reasoning", "functions", "audio",
+               "modalities"}  # fmt: skip
 COMPLETION_FIELDS = {*_GENERATING, "prompt", "best_of", "suffix", "echo"}
 EMBEDDING_FIELDS = {*_EVERYWHERE, "input", "encoding_format", "dimensions"}
 

@@ -26,6 +26,7 @@ class Form:
     thinking_start: str  # "" for a template that has no thoughts
     thinking_ends: tuple[str, ...]
     preserved: frozenset[int]  # control tokens that are text here
+    one_call: bool  # a second call is none
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Answer:
         self.text = ""  # all of it, as the model wrote it
         self._content = ""  # what was given away of it
         self._call_ids: list[str] = []
+        self.is_full = False  # what follows is none of it
         self.is_thinking = False
         self._note_thinking(form.opening, 0)
 
@@ -87,11 +89,15 @@ class Answer:
         pointer = self._lib.lml_answer_push(self._pointer, data, len(data), is_whole)
         return json.loads(take_text(self._lib, pointer)) if pointer else None
 
-    def _part(self, found: dict[str, Any]) -> Part:
+    def _part(self, found: dict[str, Any]) -> Part | None:
         content = found.get("content", "")
         self._content += content
-        calls = tuple(map(self._call, found.get("calls", ())))
-        return Part(content, found.get("reasoning", ""), calls)
+        calls = found.get("calls", [])
+        if self.form.one_call:
+            self.is_full |= any(call["index"] > 0 for call in calls)
+            calls = [call for call in calls if call["index"] == 0]
+        part = Part(content, found.get("reasoning", ""), tuple(map(self._call, calls)))
+        return None if part == Part() else part
 
     def _call(self, found: dict[str, Any]) -> CallDelta:
         number = found["index"]

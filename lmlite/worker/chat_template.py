@@ -15,13 +15,14 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker.answer import Form
 from lmlite.worker.breaker import Breaker
+from lmlite.worker.call_grammar import call_or_form, without_small_talk
 from lmlite.worker.llama import Model, take_text
 from lmlite.worker.media import InputChunk, Picture
 from lmlite.worker.tool_words import EMPTY, PROBE, PROBE_NAME, form_template, has_tools, in_words
@@ -105,17 +106,15 @@ class ChatTemplate:
         request = _with_pictures(request, messages, marks.picture)
         told = self.told(request)
         prompt, reply = self.prompt(told, marks, pictures)
-        narrowed = _narrowed(request, options)
-        if reply is None or (told is request and narrowed is not request):
-            # The prompt has marks in it and lists every tool; a grammar must know neither.
-            reply = self._render(narrowed if told is request else told)
-        parsed = json.loads(reply)
-        stops = tuple(parsed["stops"])
-        if "tools" in request and told is not request:
-            reply = self._reply_in_words(narrowed, told, parsed)
-        elif "json_schema" in request and not parsed["grammar"]:
-            reply = self._bare_reply(parsed, request["json_schema"])
-        return Rendered(prompt, stops, self._form(json.loads(reply), reply))
+        # With marks in it, a reply is of no use but for its prompt.
+        plain = json.loads(reply or self._render(told))
+        found = plain
+        if "tools" in request and request["tool_choice"] != "none":
+            found = self._calling(_narrowed(request, options), told, plain)
+        if "json_schema" in request and not found["grammar"]:
+            found = self._bare_reply(found, request["json_schema"])
+        one_call = request.get("parallel_tool_calls") is False
+        return Rendered(prompt, tuple(plain["stops"]), self._form(found, one_call))
 
     def told(self, request: Json) -> Json:
         """The same request, with tools in plain words where the template knows none."""
@@ -130,17 +129,41 @@ class ChatTemplate:
             return False
         return PROBE_NAME in reply["prompt"] and bool(reply["grammar"])
 
-    def _reply_in_words(self, request: Json, told: Json, parsed: Json) -> bytes:
+    def _calling(self, request: Json, told: Json, plain: Json) -> Json:
+        """What the library says of an answer that may call tools, or must.
+
+        `told` is the request as the template gets it, and `plain` what the library says of that.
+        """
+        is_native = "tools" in told
+        ask = self._reply if is_native else partial(self._reply_in_words, told, plain)
+        formless = {key: request[key] for key in request if key != "json_schema"}
+        if request["tool_choice"] == "auto" and "json_schema" not in request:
+            return plain if is_native else ask(request)
+        called = ask(formless | {"tool_choice": "required"})
+        called["grammar"] = without_small_talk(called["grammar"])
+        if request["tool_choice"] == "required":
+            return called
+        form = self._reply({key: told[key] for key in told if key != "tools"})
+        grammar = call_or_form(called["grammar"], form["grammar"])
+        if grammar is None:
+            return form
+        return ask(formless) | {"grammar": grammar, "grammar_lazy": False, "triggers": []}
+
+    def _reply(self, request: Json, template: int | None = None) -> Json:
+        reply: Json = json.loads(self._render(request, template))
+        return reply
+
+    def _reply_in_words(self, told: Json, plain: Json, request: Json) -> Json:
         """What holds an answer to calls in plain words, behind the template's own opening."""
         *others, last = told["messages"]
-        form_messages = [EMPTY]
+        messages = [EMPTY]
         if last["role"] == "assistant":  # it is continued, and part of the opening
-            parsed = json.loads(self._render(told | {"messages": others or [EMPTY]}))
-            form_messages.append(last)
-        opening = parsed["generation_prompt"], parsed["thinking_start"], parsed["thinking_ends"]
+            plain = self._reply(told | {"messages": others or [EMPTY]})
+            messages.append(last)
+        opening = plain["generation_prompt"], plain["thinking_start"], plain["thinking_ends"]
         template = self._read(form_template(*opening))
         try:
-            return self._render(request | {"messages": form_messages}, template)
+            return self._reply(request | {"messages": messages}, template)
         finally:
             self._lib.lml_chat_free(template)
 
@@ -154,16 +177,15 @@ class ChatTemplate:
             raise TemplateError(f"the chat template cannot be read: {fault}")
         return pointer
 
-    def _bare_reply(self, parsed: Json, schema: Json) -> bytes:
+    def _bare_reply(self, plain: Json, schema: Json) -> Json:
         """What holds an answer to a schema, where llama.cpp makes no grammar for the template."""
-        if parsed["thinking_start"] and parsed["thinking_start"] in parsed["generation_prompt"]:
+        if plain["thinking_start"] and plain["thinking_start"] in plain["generation_prompt"]:
             raise BadRequest(
                 "the chat template of this model begins with thoughts, behind which llama.cpp "
                 "cannot hold it to a response_format",
                 param="response_format",
             )
-        messages = [{"role": "user", "content": ""}]
-        return self._render({"messages": messages, "json_schema": schema}, self._bare)
+        return self._reply({"messages": [EMPTY], "json_schema": schema}, self._bare)
 
     def prompt(
         self, request: Json, marks: Marks | None = None, pictures: Sequence[Picture] = ()
@@ -182,19 +204,20 @@ class ChatTemplate:
         tokens = self._tokens(text, marks, pictures)
         return tokens, reply if broken == request else None
 
-    def _form(self, parsed: Json, reply: bytes) -> Form:
+    def _form(self, reply: Json, one_call: bool) -> Form:
         preserved: set[int] = set()
-        for text in parsed["preserved"]:
+        for text in reply["preserved"]:
             tokens = self._vocab.tokenize(text, add_special=False, parse_special=True)
             preserved.update(tokens if len(tokens) == 1 else ())
         return Form(
-            reply,
-            grammar=parsed["grammar"],
-            grammar_waits=parsed["grammar_lazy"],
-            opening=parsed["generation_prompt"],
-            thinking_start=parsed["thinking_start"],
-            thinking_ends=tuple(parsed["thinking_ends"]),
+            json.dumps(reply).encode(),
+            grammar=reply["grammar"],
+            grammar_waits=reply["grammar_lazy"],
+            opening=reply["generation_prompt"],
+            thinking_start=reply["thinking_start"],
+            thinking_ends=tuple(reply["thinking_ends"]),
             preserved=frozenset(preserved),
+            one_call=one_call,
         )
 
     def _tokens(self, text: str, marks: Marks, pictures: Sequence[Picture]) -> Tokens:

@@ -30,7 +30,7 @@ from lmlite.messages import (
 from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
-from lmlite.worker.media import Eye, InputChunk
+from lmlite.worker.media import Eye
 from lmlite.worker.memory import Memory
 from lmlite.worker.meter import Meter
 from lmlite.worker.prefix import Place
@@ -207,17 +207,15 @@ class Engine:
 
     def _look(self) -> None:
         """Sees one picture at most, so that those who generate wait for no more than one."""
-        for sequence in self._running:
-            chunk = sequence.next_chunk
-            if chunk is not None:
-                self._see(sequence, chunk)
-                return
+        if (sequence := next((s for s in self._running if s.next_chunk), None)) is not None:
+            self._see(sequence)
 
-    def _see(self, sequence: Sequence, chunk: InputChunk) -> None:
+    def _see(self, sequence: Sequence) -> None:
         """Encodes a picture, and reads it into memory; or its sequence had to leave for room."""
         assert self._context is not None and self._memory is not None and self._eye is not None
         while (lane := sequence.lane) is not None:
-            n_held = len(lane.tokens)
+            n_held, chunk = len(lane.tokens), sequence.next_chunk
+            assert chunk is not None
             if self._eye.see(self._context, chunk, n_held, lane.seq_id):
                 lane.tokens += sequence.tokens[n_held : n_held + chunk.n_positions]
                 self._note_read(sequence)
@@ -423,6 +421,8 @@ class Engine:
         self._events += sequence.extended(piece, logprob)
         if sequence.has_stopped:
             self._finish(sequence, "stop_string")
+        elif sequence.has_called:
+            self._finish(sequence, "end_token")  # as if the model had ended in time
         elif sequence.n_completion == sequence.params.max_tokens:
             self._finish(sequence, "max_tokens")
         elif len(sequence.tokens) >= self._context.n_ctx_seq:

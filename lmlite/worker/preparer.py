@@ -71,8 +71,7 @@ class Preparer:
         self._check_sampling(request.params)
         self._check_prompt(prompt.n_tokens, "messages")
         self._check_pictures(prompt)
-        stops = request.params.stop + rendered.stops
-        choices = self._choices(request, 0, prompt.ids, stops, None)
+        choices = self._choices(request, 0, prompt.ids, rendered.stops, None)
         for choice in choices:
             choice.chunks, choice.pictures = prompt.chunks, pictures
         if request.grammar is None:
@@ -111,6 +110,7 @@ class Preparer:
         """Each choice reads, and is held to, the form by itself."""
         param = "tools" if options.json_schema is None else "response_format"
         for choice in choices:
+            choice.stops_thoughts = options.stop_in_reasoning
             try:
                 if form.grammar:
                     choice.grammar = Grammar(self._model, form.grammar, form.reply)
@@ -152,7 +152,7 @@ class Preparer:
             tokens = self._tokens(prompt, "prompt")
             self._check_prompt(len(tokens), "prompt")
             echo = self._echo(prompt) if request.echo else None
-            choices = self._choices(request, number * request.n, tokens, request.params.stop, echo)
+            choices = self._choices(request, number * request.n, tokens, (), echo)
             self._trace(request, choices[0])
             sequences += choices
         if request.grammar is not None:
@@ -177,7 +177,7 @@ class Preparer:
         request: Chat | Complete,
         first_index: int,
         tokens: list[int],
-        stops: tuple[str, ...],
+        ends: tuple[str, ...],
         echo: str | None,
     ) -> list[Sequence]:
         seed = request.params.seed
@@ -191,7 +191,7 @@ class Preparer:
                 tokens,
                 request.params,
                 (seed + i) % 2**32,
-                stops,
+                ends,
                 echo,
                 request.trace,
                 request.dry_run,

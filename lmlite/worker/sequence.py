@@ -38,7 +38,7 @@ class Sequence:
     prompt: list[int]
     params: SamplingParams
     seed: int
-    stops: tuple[str, ...]
+    ends: tuple[str, ...]  # strings that end it beside the client's, those of its template
     echo: str | None = None  # text to send in front of the completion; None once it is sent
     trace: bool = False  # someone watches the log stream
     dry_run: bool = False  # nothing is generated, only told
@@ -46,6 +46,7 @@ class Sequence:
     pictures: tuple[Picture, ...] = ()  # whose chunks they are
     answer: Answer | None = None  # reads a chat's message; None: the text is sent as it is
     grammar: Grammar | None = None
+    stops_thoughts: bool = False  # the client's stop strings end thoughts, too
     tokens: list[int] = field(init=False)  # the prompt's, and those sampled so far
     lane: Lane | None = None  # None while it waits
     n_cached: int = 0  # tokens that it last started from
@@ -58,7 +59,7 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
-        self._text = TextStream(self.stops)
+        self._text = TextStream(self.params.stop, self.ends)
         self._logprobs = LogprobQueue()
         self._entries: tuple[TokenLogprob, ...] = ()  # released, but no event carried them yet
         self._said: list[str] = []  # all of its text, while someone watches
@@ -114,6 +115,11 @@ class Sequence:
         """Whether the text has come to a stop string."""
         return self._text.stopped
 
+    @property
+    def has_called(self) -> bool:
+        """Whether it has made the one call that it may make, and would make another."""
+        return self.answer is not None and self.answer.is_full
+
     # ---- events ----------------------------------------------------------------------------
 
     def queued(self, n_ahead: int) -> list[ReplyEvent]:
@@ -160,7 +166,7 @@ class Sequence:
         thinks = self.answer is not None and self.answer.is_thinking
         self.n_reasoning += thinks
         begin = self._text.n_decoded
-        text = self._text.push(piece, may_stop=not thinks)
+        text = self._text.push(piece, may_stop=self._may_stop(thinks))
         if logprob is not None:
             self._logprobs.push(begin, self._text.n_decoded, logprob)
         self._entries += self._logprobs.released(self._text.n_released)
@@ -201,6 +207,11 @@ class Sequence:
                 owned.close()
         self.chain = self.grammar = self.answer = None
         self.chunks, self.pictures = {}, ()
+
+    def _may_stop(self, thinks: bool) -> bool:
+        """Whether the client's stop strings hold here: arguments of calls have to stay whole."""
+        is_calling = self.answer is not None and self.answer.has_calls
+        return not is_calling and (self.stops_thoughts or not thinks)
 
     @property
     def awake_grammar(self) -> Grammar | None:

@@ -15,14 +15,16 @@ from lmlite.messages import TokenLogprob
 class TextStream:
     """The text of one completion, released piece by piece.
 
+    `stops` end it only where the caller lets them, `ends` everywhere.
+
     >>> stream = TextStream(stops=("END",))
     >>> [stream.push(b"abcE"), stream.push(b"NDx"), stream.stopped]
     ['abc', '', True]
     """
 
-    def __init__(self, stops: tuple[str, ...] = ()) -> None:
+    def __init__(self, stops: tuple[str, ...] = (), ends: tuple[str, ...] = ()) -> None:
         self.stop_string: str | None = None  # the one that is complete; what follows is dropped
-        self._stops = stops
+        self._ends, self._all = ends, stops + ends
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # decoded, not released: may begin a stop string
         self._n_released = 0  # characters
@@ -30,13 +32,12 @@ class TextStream:
     def push(self, piece: bytes, *, may_stop: bool = True) -> str:
         """The text that this piece makes safe to send; "" while all of it must wait."""
         self._held += self._decoder.decode(piece)
-        if not may_stop:
-            return self._release(len(self._held))
-        found = self._first_stop()
+        stops = self._all if may_stop else self._ends
+        found = self._first(stops)
         if found is not None:
             cut, self.stop_string = found
             return self._release(cut)
-        return self._release(len(self._held) - self._n_may_stop())
+        return self._release(len(self._held) - self._n_begun(stops))
 
     def finish(self) -> str:
         """What was held back, now that nothing follows. Half a character at the end is dropped."""
@@ -63,17 +64,17 @@ class TextStream:
         self._n_released += len(text)
         return text
 
-    def _first_stop(self) -> tuple[int, str] | None:
+    def _first(self, stops: tuple[str, ...]) -> tuple[int, str] | None:
         """(where it begins, the stop string); of two at one place the shorter."""
-        found = [(at, stop) for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in stops if (at := self._held.find(stop)) >= 0]
         return min(found, default=None)
 
-    def _n_may_stop(self) -> int:
+    def _n_begun(self, stops: tuple[str, ...]) -> int:
         """Length of the longest end of the held text that begins a stop string."""
-        longest = max(map(len, self._stops), default=0)
+        longest = max(map(len, stops), default=0)
         for n in range(min(longest - 1, len(self._held)), 0, -1):
             tail = self._held[-n:]
-            if any(stop.startswith(tail) for stop in self._stops):
+            if any(stop.startswith(tail) for stop in stops):
                 return n
         return 0
 

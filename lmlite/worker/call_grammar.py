@@ -1,0 +1,43 @@
+"""Grammars of answers that call tools, put right: llama.cpp's GBNF in, GBNF out.
+
+llama.cpp lets a call that must be made come after any amount of text, and knows no answer that
+may be a call or be in a form. Pure: looks at the rules that the library writes, by their names.
+"""
+
+import re
+
+# A literal, a class of characters, a count, or the name of a rule.
+_PART = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\{[^}]*\}|[A-Za-z][\w-]*')
+_ROOT = re.compile(r"^root ::= (.*)$", re.MULTILINE)
+# Any text, up to a call or to what may stand in front of one; and a message of its own.
+_TALK = re.compile(
+    r'until-\d+\?? (?=(?:space |"[^"]*"\? )*[\w-]*tool-)|"all\\n" until-\d+ (?:tools|\(.*?\)) \| '
+)
+_FENCED = '("```json" space response-format space "```" | space response-format space)'
+
+
+def without_small_talk(grammar: str) -> str:
+    """The grammar of calls that must be made, without a place for talk; thoughts may come first.
+
+    >>> without_small_talk('root ::= ("<think>" until-1 "</think>")? until-7 tool-calls')
+    'root ::= ("<think>" until-1 "</think>")? tool-calls'
+    """
+    return _ROOT.sub(lambda root: f"root ::= {_TALK.sub('', root[1])}", grammar)
+
+
+def call_or_form(calls: str, form: str) -> str | None:
+    """A grammar of answers that call tools, or else are in a form; None where none can be made."""
+    form = form.replace(_FENCED, "(space response-format space)")
+    if not form or "```" in form:
+        return None  # a parser of calls would take a fence for content
+    either = "root ::= calls-root | form-root"
+    return "\n".join([either, _renamed(calls, "calls-"), _renamed(form, "form-")])
+
+
+def _renamed(grammar: str, prefix: str) -> str:
+    """The same rules, each with a name that no other grammar has."""
+
+    def rename(part: re.Match[str]) -> str:
+        return prefix + part[0] if part[0][0].isalpha() else part[0]
+
+    return _PART.sub(rename, grammar)
