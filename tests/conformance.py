@@ -31,6 +31,7 @@ from lmlite.server.stored_responses import StoredResponses
 from tests.response_events import folded as folded_events
 from tests.response_events import nameless
 from tests.server_process import Answer, RunningServer
+from tests.streams import agree, folded_chunks, unnamed
 
 Json = dict[str, Any]
 Keys = tuple[str | int, ...]
@@ -38,7 +39,6 @@ Keys = tuple[str | int, ...]
 SCHEMAS = Path(__file__).with_name("openai-schemas.json")  # openai/openai-openapi, MIT licence
 CHAT, COMPLETIONS, EMBEDDINGS = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 RESPONSES = "/v1/responses"
-TOLERANCE = 0.01  # of a log-probability: a prompt in memory was computed in another batch
 
 # ---- the schemas, and where replies differ from them ---------------------------------------
 
@@ -49,7 +49,7 @@ FACTS = ["*context_length", "*type", "*arch", "*quantization"]
 KINDS: dict[str, tuple[str, list[str]]] = {
     "models": ("ListModelsResponse", FACTS),
     "model": ("Model", FACTS),
-    "chat": ("CreateChatCompletionResponse", COMMON),
+    "chat": ("CreateChatCompletionResponse", [*COMMON, "*.tool_calls", "*.reasoning_content"]),
     "chat chunk": ("CreateChatCompletionStreamResponse", [*COMMON, "*.delta.*", "*.logprobs"]),
     "completion": LEGACY,
     "completion chunk": LEGACY,
@@ -95,6 +95,10 @@ EXEMPTIONS = [
      "the spec has no schema of a streamed completion; as in chats, only the last chunk ends"),
     ("completion chunk, echo chunk", "CreateCompletionResponse/properties/usage", "null",
      "with include_usage, as the spec's text says, and its schema of chat chunks"),
+    ("chat", "ChatCompletionResponseMessage/properties/reasoning_content", "string",
+     "the spec has no thoughts in chats; this is what DeepSeek, and servers since, call them"),
+    ("chat chunk", "ChatCompletionStreamResponseDelta/properties/reasoning_content", "string",
+     "likewise"),
     ("echo, echo chunk", f"{LOGPROBS}/token_logprobs/items", "null",
      "nothing precedes the first token of a prompt, so it has no probability"),
     ("echo, echo chunk", f"{LOGPROBS}/top_logprobs/items", "null",
@@ -146,7 +150,7 @@ def validator(kind: str) -> Any:
             parent: Any = schemas
             for key in keys:
                 parent = parent[int(key) if isinstance(parent, list) else key]
-            parent[last] = {"anyOf": [parent[last], {"type": also}]}
+            parent[last] = {"anyOf": [parent.get(last, False), {"type": also}]}
     root = {"$ref": f"#/components/schemas/{KINDS[kind][0]}", "components": {"schemas": schemas}}
     types = Draft202012Validator.TYPE_CHECKER
     types = types.redefine("integer", lambda _, value: type(value) is int)
@@ -277,40 +281,14 @@ class Pass:
             return
         first, *middle, last = [choice["delta"] for choice in life]
         self.expect(first == {"role": "assistant", "content": ""}, f"{what}: role chunk", life)
-        is_text = all(delta.keys() == {"content"} for delta in middle)
-        self.expect(is_text and last == {}, f"{what}: deltas", life)
-        says = all(one["delta"]["content"] or one["logprobs"] for one in life[1:-1])
+        fields = {"content", "reasoning_content", "tool_calls"}
+        is_said = all(delta and delta.keys() <= fields for delta in middle)
+        self.expect(is_said and last == {}, f"{what}: deltas", life)
+        says = all(any(one["delta"].values()) or one["logprobs"] for one in life[1:-1])
         self.expect(says, f"{what}: a chunk says nothing", life)
 
 
 Check = Callable[[Pass, str, Any], None]
-
-
-def folded(chunks: list[Json]) -> dict[int, Json]:
-    """Choices by index, put together; a reply in one piece counts as one chunk."""
-    found: dict[int, Json] = {}
-    for choice in [choice for chunk in chunks for choice in chunk["choices"]]:
-        whole = found.setdefault(choice["index"], {"text": "", "end": None, "logprobs": {}})
-        message = choice.get("message") or choice.get("delta") or {}
-        whole["text"] += choice.get("text") or message.get("content") or ""
-        whole["end"] = choice["finish_reason"] or whole["end"]
-        for name, entries in (choice["logprobs"] or {}).items():
-            if entries:
-                whole["logprobs"].setdefault(name, []).extend(entries)
-    return found
-
-
-def agree(a: Any, b: Any) -> bool:
-    """Equality, but for the last digits of numbers, and which unlikely tokens are in a list."""
-    if isinstance(a, float) and isinstance(b, float):
-        return math.isclose(a, b, abs_tol=TOLERANCE)
-    if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(
-            agree(a[key], b[key]) for key in a if key != "top_logprobs"
-        )
-    if isinstance(a, list) and isinstance(b, list):
-        return len(a) == len(b) and all(map(agree, a, b))
-    return bool(a == b)
 
 
 # ---- what is asked -------------------------------------------------------------------------
@@ -344,6 +322,17 @@ SHARED_CASES: dict[str, Json] = {
     "every sampling parameter": SAMPLING,
     **{name: {"temperature": 1, "seed": 3, name: value} for name, value in SAMPLING.items()},
 }
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+FUNCTION = {"name": "get_weather", "description": "", "parameters": CITY}
+CALLED = {"id": "1", "type": "function",
+          "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}  # fmt: skip
+CALLABLE: Json = {"tools": [{"type": "function", "function": FUNCTION}], "max_tokens": 60}
+OSLO: Json = {**CALLABLE, "messages": [{"role": "user", "content": "What is the weather in Oslo?"}]}
+TWO_CITIES: Json = {**CALLABLE, "messages": [
+    {"role": "user", "content": "What is the weather in Oslo and in Rome?"}]}  # fmt: skip
+CHAT_THINK: Json = {"messages": [{"role": "user", "content": "Think first: What is 12 + 9?"}],
+                    "max_tokens": 60}  # fmt: skip
+SCHEMA = {"type": "json_schema", "json_schema": {"name": "place", "schema": CITY}}
 CHAT_CASES: dict[str, Json] = SHARED_CASES | {
     "system and developer": {"messages": [*BRIEF, USER]},
     "content parts": {"messages": [{"role": "user", "content": PARTS}]},
@@ -356,6 +345,34 @@ CHAT_CASES: dict[str, Json] = SHARED_CASES | {
     "logprobs of nothing": {"logprobs": True, "max_tokens": 0},
     "logprobs and stop": {"logprobs": True, "stop": ["m a", "an ", "e"]},
     "no tools": {"tools": [], "tool_choice": "none", "response_format": {"type": "text"}},
+    "a call": OSLO,
+    "a call with logprobs": {**OSLO, "logprobs": True, "top_logprobs": 2},
+    "a call cut short": {**OSLO, "max_tokens": 18},
+    "calls": {**TWO_CITIES, "n": 2},
+    "one call of two": {**TWO_CITIES, "parallel_tool_calls": False},
+    "a call that is required": {**CALLABLE, "tool_choice": "required"},
+    "a call by name": {
+        **CALLABLE,
+        "tool_choice": {"type": "function", "function": {"name": "get_weather"}},
+    },
+    "no call": {**OSLO, "tool_choice": "none"},
+    "the result of a call": {
+        **OSLO,
+        "messages": [
+            USER,
+            {"role": "assistant", "content": None, "tool_calls": [CALLED]},
+            {"role": "tool", "tool_call_id": "1", "content": [{"type": "text", "text": "rain"}]},
+        ],
+    },
+    "a form": {"response_format": SCHEMA},
+    "a form with logprobs": {"response_format": SCHEMA, "logprobs": True},
+    "a call or a form": {**OSLO, "response_format": SCHEMA},
+    "any JSON": {"response_format": {"type": "json_object"}},
+    "thoughts": CHAT_THINK,
+    "thoughts with logprobs": {**CHAT_THINK, "logprobs": True, "top_logprobs": 1},
+    "thoughts cut short": {**CHAT_THINK, "max_tokens": 5},
+    "a stop in thoughts": {**CHAT_THINK, "stop": ["="], "stop_in_reasoning": True},
+    "effort": {**CHAT_THINK, "reasoning_effort": "none"},
 }
 COMPLETION_CASES: dict[str, Json] = SHARED_CASES | {
     "texts": {"prompt": TEXTS},
@@ -371,8 +388,7 @@ COMPLETION_CASES: dict[str, Json] = SHARED_CASES | {
     "scored prompts": {"echo": True, "logprobs": 1, "max_tokens": 0, "prompt": TEXTS},
     "scored characters of many tokens": {"echo": True, "logprobs": 1, "prompt": "é🙂x Once"},
 }
-CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-TOOL = {"type": "function", "name": "get_weather", "description": "", "parameters": CITY}
+TOOL = {"type": "function", **FUNCTION}
 WEATHER = {"input": "What is the weather in Oslo?", "tools": [TOOL]}
 CALL = {"type": "function_call", "call_id": "1", "name": "get_weather", "arguments": "{}"}
 THINK = {"input": "Think first: What is 12 + 9?"}
@@ -450,9 +466,15 @@ WRONG = {
     "unknown role": Wrong(400, None, "messages.[0].role", body={"messages": [{"role": "x"}]}),
     "an image": Wrong(400, "unsupported_type", "messages.[0].content.[0].type",
                       body={"messages": [{"role": "user", "content": [IMAGE]}]}),
-    "tools": Wrong(400, "unsupported_tools", "tools", body={"tools": [{"type": "function"}]}),
-    "JSON asked": Wrong(400, "unsupported_response_format", "response_format",
-                        body={"response_format": {"type": "json_object"}}),
+    "a tool that is none": Wrong(400, MISSING, "tools.[0].function",
+                                 body={"tools": [{"type": "function"}]}),
+    "a choice without tools": Wrong(400, None, "tool_choice", body={"tool_choice": "required"}),
+    "a form that is none": Wrong(400, None, "response_format.type",
+                                 body={"response_format": {"type": "xml"}}),
+    "a form that cannot be held": Wrong(
+        400, None, "response_format.json_schema.schema", body={"response_format": {
+            "type": "json_schema", "json_schema": {"schema": {"not": {}}}}}),
+    "a grammar": Wrong(400, "unsupported_grammar", "grammar", body={"grammar": 'root ::= "a"'}),
     "top_logprobs alone": Wrong(400, None, "top_logprobs", body={"top_logprobs": 1}),
     "dimensions": Wrong(400, None, "dimensions", EMBEDDINGS, {"dimensions": 10**6}),
     "format": Wrong(400, None, "encoding_format", EMBEDDINGS, {"encoding_format": "int8"}),
@@ -523,43 +545,50 @@ def check_answer(path: str, run: Pass, name: str, case: Json) -> None:
     is_scored = body.get("echo") and "logprobs" in body
     kind = "chat" if path == CHAT else "echo" if is_scored else "completion"
     whole = run.ask(kind, path, body, name)
-    choices = folded([whole])
+    found = unnamed(whole)
     plain = run.stream(f"{kind} chunk", path, body, f"{name}, streamed")
-    run.expect(agree(folded(plain), choices), f"{name}: streamed, it is another", [whole, plain])
+    choices = unnamed(folded_chunks(plain))["choices"]
+    run.expect(agree(choices, found["choices"]), f"{name}: streamed, another", [whole, plain])
     body["stream_options"] = {"include_usage": True}
     counted = run.stream(f"{kind} chunk", path, body, f"{name}, streamed with usage")
-    run.expect(agree(folded(counted), choices), f"{name}: with usage, another", [whole, counted])
+    same = agree(unnamed(folded_chunks(counted)), found)
+    run.expect(same, f"{name}: with usage, another", [whole, counted])
     prompt = body.get("prompt")
     n_prompts = len(prompt) if isinstance(prompt, list) and prompt != TOKENS else 1
     n_choices = n_prompts * (body.get("n") or 1)
     indexes = [choice["index"] for choice in whole["choices"]]
     run.expect(indexes == list(range(n_choices)), f"{name}: choices", whole)
-    names = ("prompt_tokens", "completion_tokens", "total_tokens")
-    usage, streamed = [[one["usage"][key] for key in names] for one in (whole, counted[-1])]
-    run.expect(usage == streamed, f"{name}: usage differs when streamed", [usage, streamed])
-    run.expect(usage[0] + usage[1] == usage[2], f"{name}: usage does not add up", usage)
+    usage = whole["usage"]
+    n_completion = usage["completion_tokens"]
+    is_sum = usage["prompt_tokens"] + n_completion == usage["total_tokens"]
+    run.expect(is_sum, f"{name}: usage does not add up", usage)
     limit: Any = body.get("max_completion_tokens", body["max_tokens"])
-    run.expect(limit < 0 or usage[1] <= limit * n_choices, f"{name}: too many tokens", whole)
-    for choice in choices.values():
+    run.expect(limit < 0 or n_completion <= limit * n_choices, f"{name}: too many tokens", whole)
+    for choice in found["choices"]:
         check_choice(run, name, body, choice)
 
 
 def check_choice(run: Pass, name: str, body: Json, choice: Json) -> None:
     """What the parameters ask of one choice."""
-    text, logprobs = choice["text"], choice["logprobs"]
+    message = choice.get("message", choice)
+    text, logprobs = message.get("text") or message.get("content") or "", choice["logprobs"] or {}
+    # Tokens that are no content: tags, calls, thoughts, and spaces in front of a form.
+    has_others = not message.keys().isdisjoint({"tool_calls", "reasoning_content"})
+    has_others |= "response_format" in body
     is_clean = not any(stop in text for stop in body.get("stop") or [])
     run.expect(is_clean, f"{name}: the text has a stop string", choice)
     if body["max_tokens"] == 0:
-        run.expect(choice["end"] == "length", f"{name}: finish_reason", choice)
+        run.expect(choice["finish_reason"] == "length", f"{name}: finish_reason", choice)
         run.expect(text == "" or body.get("echo", False), f"{name}: text", choice)
     if body.get("echo") and isinstance(body["prompt"], str):
         run.expect(text.startswith(body["prompt"]), f"{name}: no echo", choice)
-    is_asked = body.get("logprobs") is not None and text != ""
+    is_asked = body.get("logprobs") is not None and (text != "" or has_others)
     run.expect(bool(logprobs) == is_asked, f"{name}: logprobs", choice)
     if "content" in logprobs:
         pieces = b"".join(bytes(entry["bytes"]) for entry in logprobs["content"])
         said = pieces.decode("utf-8", "replace")  # a stop string may end within a token
         is_said = said.startswith(text) if body.get("stop") else said == text
+        is_said = text in said if has_others else is_said
         run.expect(is_said, f"{name}: bytes", choice)
         for entry in logprobs["content"]:
             tops = [top["logprob"] for top in entry["top_logprobs"]]

@@ -13,6 +13,7 @@ from lmlite.server.messages_replies import MessageReply
 from lmlite.server.messages_requests import parse_count, parse_message
 from lmlite.server.openai_requests import parse_chat
 from tests.server_process import Answer, RunningServer
+from tests.streams import folded_message
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HI = [{"role": "user", "content": "Hi"}]
@@ -298,30 +299,6 @@ def parsed(data: bytes) -> list[Any]:
     return found
 
 
-def folded(events: list[Any]) -> Any:
-    """The message that a client makes of a stream."""
-    (message,) = [event["message"] for event in events if event["type"] == "message_start"]
-    arguments: dict[int, str] = {}
-    for event in events:
-        match event:
-            case {"type": "content_block_start"}:
-                assert event["index"] == len(message["content"])
-                message["content"].append(event["content_block"])
-            case {"type": "content_block_delta", "delta": {"type": "input_json_delta"} as delta}:
-                index = event["index"]
-                arguments[index] = arguments.get(index, "") + delta["partial_json"]
-                message["content"][index]["input"] = None  # known at the end
-            case {"type": "content_block_delta", "delta": delta}:
-                field = delta["type"].removesuffix("_delta")
-                message["content"][event["index"]][field] += delta[field]
-            case {"type": "message_delta"}:
-                message |= event["delta"]
-                message["usage"] |= event["usage"]
-    for index, pieces in arguments.items():
-        message["content"][index]["input"] = json.loads(pieces)
-    return message
-
-
 EVENTS: list[ReplyEvent] = [
     Started(0, 0, n_prompt=9, n_cached=4),
     Delta(0, 0, "", reasoning="h"),
@@ -351,7 +328,7 @@ MESSAGE = {
 
 
 def test_events_become_a_message() -> None:
-    assert whole(EVENTS) == folded(streamed(EVENTS)) == MESSAGE
+    assert whole(EVENTS) == folded_message(streamed(EVENTS)) == MESSAGE
 
 
 def test_events_become_typed_events() -> None:
@@ -489,7 +466,7 @@ def test_a_stream_folds_to_the_message(
     answer = post(server, question, **more, stream=True)
     assert answer.headers["content-type"] == "text/event-stream"
     events = parsed(answer.body)
-    assert without_ids(folded(events)) == without_ids(message)
+    assert without_ids(folded_message(events)) == without_ids(message)
     kinds = [event["type"] for event in events]
     assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
 

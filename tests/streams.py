@@ -1,0 +1,128 @@
+"""What the pieces of a stream add up to, each checked against the rules, and whether answers agree.
+
+Of chats and completions: chunks; of Anthropic's messages: events. response_events.py has responses.
+"""
+
+import json
+import math
+from typing import Any
+
+Json = dict[str, Any]
+
+TOLERANCE = 0.05  # of a log-probability: a prompt in memory was computed in another batch
+
+
+def folded_chunks(chunks: list[Json]) -> Json:
+    """The choices, and the usage if there is one, in the shape that an answer in one piece has."""
+    found: dict[int, Json] = {}
+    whole: Json = {}
+    for chunk in chunks:
+        if not chunk["choices"]:
+            whole["usage"] = chunk["usage"]
+        for piece in chunk["choices"]:
+            index = piece["index"]
+            if index not in found:
+                found[index] = _begun(piece)
+            _lengthen(found[index], piece)
+    assert [choice["finish_reason"] is not None for choice in found.values()] == [True] * len(found)
+    return whole | {"choices": [found[index] for index in sorted(found)]}
+
+
+def _begun(piece: Json) -> Json:
+    choice: Json = {"index": piece["index"], "finish_reason": None, "logprobs": None}
+    if "text" in piece:
+        return choice | {"text": ""}
+    assert piece["delta"] == {"role": "assistant", "content": ""}
+    return choice | {"message": {"role": "assistant", "content": None, "refusal": None}}
+
+
+def _lengthen(choice: Json, piece: Json) -> None:
+    assert choice["finish_reason"] is None, "nothing follows the end of a choice"
+    choice["finish_reason"] = piece["finish_reason"]
+    if piece["logprobs"] is not None:
+        _lengthen_logprobs(choice, piece["logprobs"])
+    if "text" in piece:
+        choice["text"] += piece["text"]
+        return
+    delta, message = piece["delta"], choice["message"]
+    for field in ("content", "reasoning_content"):
+        if field in delta:
+            message[field] = (message.get(field) or "") + delta[field]
+    for call in delta.get("tool_calls", []):
+        _lengthen_call(message.setdefault("tool_calls", []), call)
+
+
+def _lengthen_call(calls: list[Json], piece: Json) -> None:
+    """Id, type and name come once, in the first piece; the index in every one."""
+    if piece["index"] == len(calls):
+        assert set(piece) == {"index", "id", "type", "function"}
+        assert set(piece["function"]) == {"name", "arguments"}
+        calls.append({"id": piece["id"], "type": piece["type"],
+                      "function": dict(piece["function"])})  # fmt: skip
+        return
+    assert (set(piece), set(piece["function"])) == ({"index", "function"}, {"arguments"})
+    calls[piece["index"]]["function"]["arguments"] += piece["function"]["arguments"]
+
+
+def _lengthen_logprobs(choice: Json, logprobs: Json) -> None:
+    if choice["logprobs"] is None:
+        choice["logprobs"] = {}
+    for name, entries in logprobs.items():
+        held = choice["logprobs"].setdefault(name, None if entries is None else [])
+        if entries:
+            held.extend(entries)
+
+
+def unnamed(answer: Json) -> Json:
+    """What two answers to the same chat or completion have in common: no ids, no time, no cache."""
+    choices = [dict(choice) for choice in answer["choices"]]
+    for choice in choices:
+        if not any((choice["logprobs"] or {}).values()):
+            choice["logprobs"] = None  # as on a stream, which has no place for those of nothing
+        message = choice.get("message", {})
+        if "tool_calls" in message:
+            # A call has no content beside it, or the text that came before.
+            assert all(call["id"].startswith("call_") for call in message["tool_calls"])
+            calls = [{**call, "id": ""} for call in message["tool_calls"]]
+            content = message["content"] or None
+            choice["message"] = message | {"tool_calls": calls, "content": content}
+    usage = {key: value for key, value in answer.get("usage", {}).items()
+             if key != "prompt_tokens_details"}  # fmt: skip
+    return {"choices": choices, "usage": usage}
+
+
+def folded_message(events: list[Json]) -> Json:
+    """Anthropic's message, as a client makes it of a stream."""
+    (message,) = [event["message"] for event in events if event["type"] == "message_start"]
+    arguments: dict[int, str] = {}
+    for event in events:
+        match event:
+            case {"type": "content_block_start"}:
+                assert event["index"] == len(message["content"])
+                message["content"].append(event["content_block"])
+            case {"type": "content_block_delta", "delta": {"type": "input_json_delta"} as delta}:
+                index = event["index"]
+                arguments[index] = arguments.get(index, "") + delta["partial_json"]
+                message["content"][index]["input"] = None  # known at the end
+            case {"type": "content_block_delta", "delta": delta}:
+                field = delta["type"].removesuffix("_delta")
+                message["content"][event["index"]][field] += delta[field]
+            case {"type": "message_delta"}:
+                message |= event["delta"]
+                message["usage"] |= event["usage"]
+    for index, pieces in arguments.items():
+        message["content"][index]["input"] = json.loads(pieces)
+    return message  # type: ignore[no-any-return]
+
+
+def agree(a: Any, b: Any) -> bool:
+    """Equality, but for the last digits of numbers, and which unlikely tokens are in a list."""
+    if isinstance(a, float) and isinstance(b, float):
+        return math.isclose(a, b, abs_tol=TOLERANCE)
+    if isinstance(a, dict) and isinstance(b, dict):
+        return a.keys() == b.keys() and all(
+            agree(a[key], b[key]) for key in a if key != "top_logprobs"
+        )
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(agree, a, b))
+    return bool(a == b)
