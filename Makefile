@@ -43,8 +43,8 @@ lint: .venv/lint/.complete ## check style and types (ruff, mypy)
 conformance: native .venv/conformance/.complete ## validate every reply against OpenAI's schemas
 	@.venv/conformance/bin/python -m tests.conformance $(ARGS)
 
-clients: native .venv/clients/.complete ## run examples with the real OpenAI and Anthropic clients
-	@.venv/clients/bin/python -m tests.clients $(ARGS)
+clients: native .venv/clients/.complete .venv/instructor/.complete ## run the real clients: OpenAI, Anthropic, agents
+	@.venv/clients/bin/python -m tests.clients
 
 fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
 	@$(PYTHON) -m tests.fuzz_gguf $(ARGS)
@@ -126,7 +126,8 @@ PACKAGES_build       := pip $(TOOLS)
 PACKAGES_test        := pytest==8.4.2 jinja2==3.1.6
 PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2
 PACKAGES_conformance := jsonschema==4.26.0
-PACKAGES_clients     := openai==3.54.0 anthropic==2.12.0
+PACKAGES_clients     := openai==3.54.0 anthropic==2.12.0 pydantic-ai-slim[openai]==2.68.0
+PACKAGES_instructor  := instructor==1.17.0 openai==3.3.0
 PACKAGES_tiny        := torch==2.13.0 numpy==2.4.6 jinja2==3.1.6
 
 .venv/%/.complete: Makefile

@@ -1,0 +1,1 @@
+"""The real clients and agents against a real server: `make clients`."""

@@ -1,0 +1,59 @@
+"""Runs every client against a server of its own, and checks its answers. `make clients`"""
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+
+from tests.clients import agents, anthropic_client, javascript, openai_client
+from tests.server_process import REPOSITORY, RunningServer
+
+INSTRUCTOR = REPOSITORY / ".venv" / "instructor" / "bin" / "python"
+
+
+def curl(server: RunningServer) -> str:
+    """The curl lines of LM Studio's page."""
+    body = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": "Say this is a test!"}],
+        "temperature": 0.7,
+    }
+    command = ["curl", "--silent", "--fail", f"{server.url}/v1/chat/completions",
+               "-H", "Content-Type: application/json", "-d", json.dumps(body)]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, check=True)
+    models = subprocess.run(
+        ["curl", "--silent", "--fail", f"{server.url}/v1/models"], capture_output=True, check=True
+    )
+    assert json.loads(models.stdout)["data"][0]["id"] == server.model
+    return str(json.loads(done.stdout)["choices"][0]["message"]["content"])
+
+
+def instructor(server: RunningServer) -> str:
+    """In an environment of its own."""
+    module = "tests.clients.instructor_client"
+    command = [str(INSTRUCTOR), "-m", module, server.url, server.model]
+    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True, text=True)
+    return done.stdout.strip()
+
+
+Examples = Callable[[RunningServer], str]
+CLIENTS: dict[str, tuple[Examples, bool]] = {  # and whether this machine has what it needs
+    "OpenAI's Python": (openai_client.examples, True),
+    "OpenAI's JavaScript": (javascript.examples, javascript.is_there()),
+    "Anthropic's Python": (anthropic_client.examples, True),
+    "pydantic-ai": (agents.examples, True),
+    "instructor": (instructor, True),
+    "curl": (curl, shutil.which("curl") is not None),
+}
+
+
+def main() -> None:
+    """Runs all of them, with the embedded model."""
+    with RunningServer() as server:
+        for name, (examples, has_all) in CLIENTS.items():
+            print(f"{name}: {examples(server) if has_all else 'not installed, left out'}")
+    print("all clients got their answers")
+
+
+if __name__ == "__main__":
+    main()
