@@ -190,6 +190,8 @@ SERVE_FLAGS = (
          "nobody goes on with just now", _size),
     Flag("--image-memory", "SIZE", "64M", "for images that were encoded, so that they are not "
          "again", _size),
+    Flag("--watchdog", "SECONDS", 30.0, "that the worker may owe an answer without a sign of life; "
+         "then another one takes its place", _seconds),
     Flag("--flash-attn", "auto|on|off", "auto", "flash attention"),
     Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
     Flag("--reasoning-format", "auto|none", "auto", "where thoughts go: auto puts them in "
@@ -291,7 +293,8 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         takes_images=projector is not None,
     )
     name = options.alias or Path(path).stem
-    return ServedModel(name, file, Supervisor(load, log), defaults)
+    supervisor = Supervisor(load, log, watchdog_s=options.watchdog)
+    return ServedModel(name, file, supervisor, defaults)
 
 
 def projector_of(options: argparse.Namespace, model_path: str) -> str | None:

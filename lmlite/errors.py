@@ -123,6 +123,13 @@ class ExpectationFailed(BadRequest):
     status = 417
 
 
+class HarmfulRequest(BadRequest):
+    """It ended the model's worker, and would do so again."""
+
+    status = 422
+    code = "request_ended_worker"
+
+
 class HeadTooLarge(BadRequest):
     """A request line or header block over the limits."""
 

@@ -1,10 +1,11 @@
 """A worker without a model: speaks the frames, and does what the last message says.
 
-"echo TEXT" answers in one delta per word, "die SIGNAL" ends by that signal, "garbage" breaks
-the format, "hang" answers nothing, "refuse" is a BadRequest,
+"echo TEXT" answers in one delta per word, "die SIGNAL ..." ends by that signal, "bytes HEX" writes
+something that may be no frame, "hang" answers nothing, "queue" says so, "refuse" is a BadRequest,
 "wait PATH" and "fail PATH" go on when somebody writes to that pipe. Started with the argument
 "crash" it ends before it is ready, with "broken" it says that the model cannot be loaded, with
-"wait" it is half loaded until somebody writes to the pipe that the Load names.
+"wait" it is half loaded until somebody writes to the pipe that the Load names, with "stop" it
+stops itself while it loads.
 """
 
 import os
@@ -45,12 +46,14 @@ def answer(chat: Chat) -> None:
             echo(chat, rest)
         case "refuse":
             send(Failed(chat.id, "BadRequest", "refused", "messages"))
-        case "garbage":
-            os.write(1, b"\x00\x00\x00\x05hello")
+        case "bytes":
+            os.write(1, bytes.fromhex(rest))
+        case "queue":
+            send(Queued(chat.id, 0, 2))
         case "die":
             send(Started(chat.id, 0, 3, 0))
             send(Delta(chat.id, 0, "dying"))
-            os.kill(os.getpid(), getattr(signal, rest))
+            os.kill(os.getpid(), getattr(signal, rest.split()[0]))
         case "wait":
             wait(chat, rest)
             echo(chat, "done")
@@ -89,6 +92,8 @@ def main(mode: str) -> None:
     if mode == "crash":
         print("GGML_ASSERT(nothing works) failed", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGABRT)
+    if mode == "stop":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if mode == "broken":
         send(LoadFailed(f"llama.cpp cannot load {load.model_path}"))
         return

@@ -41,7 +41,7 @@ from lmlite.messages import (
     Request,
     SamplingParams,
 )
-from lmlite.server.supervisor import WORKER_COMMAND, worker_environment
+from lmlite.server.worker_process import WORKER_COMMAND, worker_environment
 from tests import gguf_writer as writer
 from tests.gguf_writer import Shape, Tensor, Typed, Value
 

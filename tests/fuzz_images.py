@@ -34,7 +34,7 @@ from lmlite.messages import (
     SamplingParams,
 )
 from lmlite.server.images import ImageFault, checked_size
-from lmlite.server.supervisor import WORKER_COMMAND, worker_environment
+from lmlite.server.worker_process import WORKER_COMMAND, worker_environment
 from tests import projectors
 from tests.fuzz_gguf import PATIENCE_S, events, send
 from tests.image_files import (

@@ -2,6 +2,7 @@
 
 import io
 import os
+import resource
 import sys
 import threading
 from collections.abc import Iterator
@@ -10,11 +11,23 @@ from typing import Any
 
 import pytest
 
-from lmlite.errors import BadRequest, Unavailable
-from lmlite.messages import Chat, ChatMessage, Delta, Finished, Load, SamplingParams, Started
+from lmlite.errors import BadRequest, HarmfulRequest, Unavailable
+from lmlite.messages import (
+    Chat,
+    ChatMessage,
+    Delta,
+    Finished,
+    Load,
+    Queued,
+    SamplingParams,
+    Started,
+)
 from lmlite.server import supervisor as module
+from lmlite.server import worker_process
 from lmlite.server.logs import Log
 from lmlite.server.supervisor import Reply, Supervisor
+from lmlite.server.watchdog import LOOKS, Watchdog
+from lmlite.server.worker_process import WorkerProcess
 
 FAKE = (sys.executable, "-m", "tests.fake_worker")
 WAIT_S = 20.0
@@ -36,8 +49,8 @@ def supervise(log: Log, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
     made: list[Supervisor] = []
 
-    def start(mode: str = "") -> Supervisor:
-        made.append(Supervisor(Load("model.gguf"), log, (*FAKE, mode)))
+    def start(mode: str = "", watchdog_s: float = WAIT_S) -> Supervisor:
+        made.append(Supervisor(Load("model.gguf"), log, (*FAKE, mode), watchdog_s))
         made[-1].start()
         made[-1].wait_until_settled(WAIT_S)
         return made[-1]
@@ -114,12 +127,138 @@ def test_a_worker_that_dies_fails_its_requests_and_is_replaced(
     assert f"was ended by {name}" in lines(log)
 
 
-def test_a_worker_that_breaks_the_format_is_replaced(supervise: Any, log: Log) -> None:
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("00000005" + b"hello".hex(), "a frame is malformed: Expecting value"),
+        ("00000000", "a frame is malformed: Expecting value"),
+        ("00000002" + b"[]".hex(), "a frame is malformed: 'str' object"),
+        ("00000002" + b"\xff\xfe".hex(), "a frame is malformed: "),
+        (b"Traceback (most recent call last)".hex(), "length is cut short or too large"),
+        ("ffffffff", "length is cut short or too large"),
+    ],
+    ids=["no JSON", "nothing", "no object", "no text", "a line", "too long"],
+)
+def test_a_worker_that_breaks_the_format_is_replaced(
+    supervise: Any, log: Log, written: str, why: str
+) -> None:
     supervisor = supervise()
     with pytest.raises(Unavailable):
-        events(supervisor.submit(chat("garbage")))
+        events(supervisor.submit(chat(f"bytes {written}")))
     assert events(supervisor.submit(chat("echo back")))[1] == Delta(2, 0, "back")
-    assert "a frame is malformed" in lines(log)
+    assert "cannot be trusted any more: " in lines(log)
+    assert why in lines(log)
+
+
+def test_half_a_frame_and_then_silence_is_the_end_of_the_worker(supervise: Any, log: Log) -> None:
+    supervisor = supervise(watchdog_s=0.2)
+    with pytest.raises(Unavailable):
+        events(supervisor.submit(chat("bytes 00000040" + b'{"type":"Delta"'.hex())))
+    assert events(supervisor.submit(chat("echo back")))[1] == Delta(2, 0, "back")
+    assert "gave no sign of life for 0.2 s" in lines(log)
+
+
+def test_a_frame_that_claims_32_mib_takes_no_memory_of_ours(supervise: Any) -> None:
+    supervisor = supervise(watchdog_s=0.2)
+    before = peak_rss_bytes()
+    with pytest.raises(Unavailable):
+        events(supervisor.submit(chat("bytes 02000000" + "00" * 1024)))
+    assert peak_rss_bytes() - before < 2 << 20
+
+
+def peak_rss_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+# ---- one that shows no sign of life ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", ["hang", "die SIGSTOP", "queue"])
+def test_a_worker_that_goes_silent_over_a_request_is_replaced(
+    supervise: Any, log: Log, content: str
+) -> None:
+    supervisor = supervise(watchdog_s=0.2)
+    first_pid = supervisor.pid
+    with pytest.raises(Unavailable) as caught:
+        events(supervisor.submit(chat(content)))
+    assert caught.value.retry_after_s == 1
+    assert events(supervisor.submit(chat("echo back")))[1] == Delta(2, 0, "back")
+    assert supervisor.pid != first_pid
+    assert f"worker {first_pid} gave no sign of life for 0.2 s" in lines(log)
+
+
+def test_a_worker_that_goes_silent_while_it_loads_is_given_up(supervise: Any) -> None:
+    supervisor = supervise("stop", watchdog_s=0.1)
+    assert supervisor.n_started == 5
+    assert supervisor.fault == (
+        "its worker ended 5 times within a minute (it gave no sign of life for 0.1 s)"
+    )
+
+
+def test_a_silent_worker_that_owes_nothing_is_left_alone(
+    supervise: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n_rests, rest = threading.Semaphore(0), Watchdog.rest
+
+    def counted(watchdog: Any) -> None:
+        rest(watchdog)
+        n_rests.release()
+
+    monkeypatch.setattr(Watchdog, "rest", counted)
+    supervisor = supervise(watchdog_s=0.2)
+    first_pid = supervisor.pid
+    for _ in range(3 * LOOKS):
+        assert n_rests.acquire(timeout=WAIT_S)
+    assert events(supervisor.submit(chat("echo here")))[1] == Delta(1, 0, "here")
+    assert supervisor.pid == first_pid
+
+
+# ---- a request that workers die of -----------------------------------------------------------
+
+
+def fails(supervisor: Supervisor, content: str) -> None:
+    with pytest.raises(Unavailable):
+        events(supervisor.submit(chat(content)))
+
+
+def test_a_request_that_ended_two_workers_is_refused(supervise: Any) -> None:
+    supervisor = supervise()
+    fails(supervisor, "die SIGSEGV")
+    fails(supervisor, "die SIGSEGV")
+    with pytest.raises(HarmfulRequest, match="died 2 times while it ran this request"):
+        supervisor.submit(chat("die SIGSEGV"))
+    assert supervisor.n_open() == 0
+    fails(supervisor, "die SIGABRT")
+    assert events(supervisor.submit(chat("echo back")))[1] == Delta(5, 0, "back")
+
+
+def test_a_request_that_only_waited_when_workers_died_is_not_refused(supervise: Any) -> None:
+    supervisor = supervise()
+    for name in ("SIGSEGV", "SIGABRT"):
+        waiting = supervisor.submit(chat("queue"))
+        assert isinstance(waiting.next(WAIT_S), Queued)
+        fails(supervisor, f"die {name}")
+    assert isinstance(supervisor.submit(chat("queue")).next(WAIT_S), Queued)
+
+
+def test_a_worker_that_has_answered_does_not_count_as_hopeless(supervise: Any) -> None:
+    supervisor = supervise()
+    for number in range(2 * module.MAX_DEATHS):
+        assert len(events(supervisor.submit(chat("echo x")))) == 3
+        fails(supervisor, f"die SIGKILL {number}")
+    assert supervisor.fault is None
+    assert supervisor.has_recovered_lately
+
+
+def test_workers_that_die_of_every_request_are_given_up(supervise: Any) -> None:
+    supervisor = supervise()
+    for number in range(module.MAX_DEATHS):
+        fails(supervisor, f"die SIGKILL {number}")
+    supervisor._thread.join(WAIT_S)
+    assert supervisor.fault == "its worker ended 5 times within a minute (it was ended by SIGKILL)"
+
+
+# ---- one that cannot live --------------------------------------------------------------------
 
 
 def test_a_worker_that_dies_five_times_within_a_minute_is_given_up(supervise: Any) -> None:
@@ -147,8 +286,8 @@ def test_a_worker_that_cannot_be_started_is_given_up_too(
 
 @pytest.mark.parametrize(("code", "cause"), [(3, "ended with code 3"), (-9, "was ended by SIGKILL"),
                                              (-40, "was ended by signal 40")])  # fmt: skip
-def test_the_cause_of_a_death_is_named(log: Log, code: int, cause: str) -> None:
-    assert Supervisor(Load("model.gguf"), log)._cause_of_death(code) == cause
+def test_the_cause_of_a_death_is_named(code: int, cause: str) -> None:
+    assert worker_process.cause_of_death(code, ["all is well"]) == cause
 
 
 def test_a_model_that_cannot_be_loaded_is_not_tried_again(supervise: Any) -> None:
@@ -187,10 +326,35 @@ def test_stopping_fails_what_is_open_and_ends_the_worker(supervise: Any) -> None
         os.kill(pid, 0)
 
 
+def test_stopping_while_another_worker_is_started_ends_that_one_too(
+    supervise: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor, started, go_on = supervise(), threading.Event(), threading.Event()
+    made: list[WorkerProcess] = []
+
+    def slowly(*arguments: Any) -> WorkerProcess:
+        made.append(WorkerProcess(*arguments))
+        started.set()
+        go_on.wait(WAIT_S)
+        return made[-1]
+
+    monkeypatch.setattr(module, "WorkerProcess", slowly)
+    fails(supervisor, "die SIGKILL")
+    started.wait(WAIT_S)
+    stopping = threading.Thread(target=supervisor.stop)
+    stopping.start()
+    supervisor._stopping.wait(WAIT_S)
+    go_on.set()
+    stopping.join()
+    assert not supervisor._thread.is_alive()
+    with pytest.raises(ProcessLookupError):
+        os.kill(made[0].pid, 0)
+
+
 def test_a_worker_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "secret")
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    environment = module.worker_environment()
+    environment = worker_process.worker_environment()
     assert "OPENAI_API_KEY" not in environment
     assert environment["GOMP_SPINCOUNT"] == "7"
     assert environment["GGML_NO_BACKTRACE"] == "1"
