@@ -251,7 +251,7 @@ def run_serve(options: argparse.Namespace) -> int:
 
 def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
     """The model that the command line names, checked, with a supervisor that is not started."""
-    path = options.model or options.model_flag or str(EMBEDDED_MODEL)
+    path = os.path.abspath(options.model or options.model_flag or EMBEDDED_MODEL)
     try:
         file = gguf.read_model_file(path)
         projector = projector_of(options, path)
@@ -263,7 +263,8 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
     if file.pooling == "rank":
         raise StartError(f"{Path(path).name} is a reranking model, which has no endpoint here", 1)
     load = Load(
-        model_path=str(Path(path).resolve()),
+        model_path=path,
+        parts=file.parts,
         generates=not file.embeds_only,
         lib_path=options.lib,
         n_ctx=options.ctx,
@@ -293,7 +294,7 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         takes_images=projector is not None,
     )
     name = options.alias or Path(path).stem
-    supervisor = Supervisor(load, log, watchdog_s=options.watchdog)
+    supervisor = Supervisor(load, log, watchdog_s=options.watchdog, file=file)
     return ServedModel(name, file, supervisor, defaults)
 
 

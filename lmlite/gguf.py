@@ -25,6 +25,7 @@ from lmlite.gguf_header import (
     read_header,
     refusal,
 )
+from lmlite.messages import ModelPart
 
 MAX_PARTS = 1000
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -105,8 +106,7 @@ class ModelFile:
     n_parameters: int
     n_bytes: int  # of all parts
     mtime: int  # whole seconds
-    identity: tuple[int, int, int, int]  # (dev, ino, size, mtime_ns) of `path`
-    splits: tuple[str, ...]  # the paths of all parts, in order; empty when there is one
+    parts: tuple[ModelPart, ...]  # in order; one, unless the model is split
 
 
 def read_model_file(path: str | os.PathLike[str], *, vocab_only: bool = False) -> ModelFile:
@@ -197,8 +197,7 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         n_parameters=sum(tensor.n_weights for tensor in tensors),
         n_bytes=sum(part.status.st_size for part in parts),
         mtime=int(first.status.st_mtime),
-        identity=identity(first.status),
-        splits=tuple(part.path for part in parts) if len(parts) > 1 else (),
+        parts=tuple(ModelPart(part.path, *identity(part.status)) for part in parts),
     )
 
 

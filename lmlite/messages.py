@@ -37,10 +37,22 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelPart:
+    """A file of a model, as it was when it was checked: what changes when the file does."""
+
+    path: str
+    dev: int
+    ino: int
+    n_bytes: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """The first message, once: which model to serve and how. None leaves it to the worker."""
 
     model_path: str
+    parts: tuple[ModelPart, ...] = ()  # all of its files
     generates: bool = True  # False: an embedding model
     lib_path: str | None = None
     n_ctx: int | None = None  # tokens of the context, shared by all sequences
@@ -211,6 +223,11 @@ class LoadFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Outdated:
+    """A file of the model was written to: what is loaded is worth nothing, and the worker ends."""
+
+
+@dataclass(frozen=True, slots=True)
 class Prompted:
     """The exact text that the model receives, for those who watch the log stream."""
 
@@ -347,4 +364,4 @@ ReplyEvent = (
     | Embedded
     | Failed
 )
-Event = Loading | Ready | EngineState | Note | LoadFailed | ReplyEvent
+Event = Loading | Ready | EngineState | Note | LoadFailed | Outdated | ReplyEvent

@@ -1,7 +1,7 @@
 """What several test files need: the library, models, and the pinned source tree."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,15 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 REPOSITORY = Path(__file__).parent.parent
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
+# How often to do what should be done many times: once in `make test`.
+TIMES = int(os.environ.get("LMLITE_TIMES", "1"))
 LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
+
+
+@pytest.fixture
+def figure(record_property: Any) -> Callable[[str, str], None]:
+    """Notes what was measured for a goal, by its number, for `make reliability`."""
+    return lambda number, text: record_property(number, text)
 
 
 @pytest.fixture(scope="session")

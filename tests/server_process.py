@@ -82,10 +82,13 @@ class RunningServer:
 
     def worker_pid(self) -> int:
         """The process id of the worker that runs now."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        pids = [int(pid) for path in children for pid in path.read_text().split()]
-        (pid,) = pids
+        (pid,) = self.worker_pids()
         return pid
+
+    def worker_pids(self) -> list[int]:
+        """Usually one; none, or two, while another one takes its place."""
+        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(pid) for path in children for pid in path.read_text().split()]
 
     # ---- requests --------------------------------------------------------------------------
 

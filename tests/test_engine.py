@@ -7,7 +7,7 @@ import random
 import threading
 from array import array
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,10 +28,11 @@ from lmlite.messages import (
 from lmlite.worker import capi
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.engine import Engine
-from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.llama import Context, Model
 from lmlite.worker.media import Eye
 from lmlite.worker.prefix import MIN_SHARED, n_cells
 from lmlite.worker.sequence import Sequence
+from tests.conftest import TIMES
 
 GREEDY = SamplingParams(temperature=0)
 DEADLINE_S = 60.0
@@ -276,6 +277,32 @@ def test_a_context_that_fills_ends_with_length(small: Run) -> None:
     assert events[0].n_prompt + end.n_completion == small.context.n_ctx_seq == 256
 
 
+def test_a_context_that_fills_at_any_token_ends_with_length_and_leaves_its_lane_to_the_next(
+    default_model: Model, figure: Callable[[str, str], None]
+) -> None:
+    """With a prompt of k tokens, for each k (a few of them in `make test`)."""
+    run = Run(default_model, n_ctx=256)
+    vocab = default_model.vocab
+    ends = [token for token in range(vocab.n_tokens) if vocab.ends_generation(token)]
+    endless = SamplingParams(temperature=0, logit_bias=tuple((token, -100.0) for token in ends))
+    expected = run.text(PROMPTS[0])
+    few = (1, 2, 3, 63, 64, 65, 128, 254, 255, 256)
+    n_prompts = range(1, 257) if TIMES > 1 else few
+    for n_prompt in n_prompts:
+        sequence = run.sequence(n_prompt, LONG * 2, endless)
+        tokens = sequence.prompt[:n_prompt]
+        run.engine.submit([replace(sequence, prompt=tokens)])
+        events = run.until_finished(1)[n_prompt]
+        assert started(events).n_prompt == n_prompt
+        end = finish(events)
+        assert (end.reason, end.cause) == ("length", "context_full")
+        assert end.n_completion == max(1, 256 - n_prompt)
+    assert run.text(PROMPTS[0]) == expected
+    assert not any(lane.busy for lane in run.memory.lanes)
+    run.close()
+    figure("F16", f"{len(n_prompts)} of 256 places")
+
+
 def test_who_waits_is_told_how_many_are_in_front(run: Run) -> None:
     slow = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)), max_tokens=30)
     quick = replace(slow, max_tokens=10)
@@ -357,19 +384,30 @@ def test_random_arrivals_and_cancellations_end_every_request_once_with_its_own_t
     assert not any(lane.busy for lane in tight.memory.lanes)
 
 
+@pytest.mark.parametrize("code", [-1, -2, -3, 2])
 def test_a_failing_step_fails_its_requests_and_the_loop_lives_on(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     expected = run.text(PROMPTS[0])
-
-    def broken(_batch: Any) -> bool:
-        monkeypatch.undo()
-        raise LlamaError("llama_decode failed with code -3")
-
-    monkeypatch.setattr(run.context, "decode", broken)
+    endless = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)))
+    for request_id in range(1, 5):  # four run, and one waits
+        run.submit(request_id, PROMPTS[request_id], endless)
     run.submit(5, PROMPTS[0])
-    failed = run.until_finished(1)[5][-1]
-    assert failed == Failed(5, "InternalError", "llama_decode failed with code -3")
+    n_begun = 0
+    while n_begun < 4:
+        n_begun += isinstance(run.events.get(timeout=DEADLINE_S), Started)
+
+    def broken(_pointer: Any, _batch: Any) -> int:
+        monkeypatch.undo()
+        return code
+
+    lib = Overridden(run.context._lib, llama_decode=broken)
+    monkeypatch.setattr(run.context, "_lib", lib)
+    by_request = run.until_finished(5)
+    message = f"llama_decode failed with code {code}"
+    for request_id in range(1, 5):
+        assert by_request[request_id][-1] == Failed(request_id, "InternalError", message)
+    assert joined(by_request[5]) == expected
     assert run.text(PROMPTS[0]) == expected
 
 
@@ -378,7 +416,8 @@ def test_logits_that_are_no_numbers_fail_the_request_and_no_other(
 ) -> None:
     row = (ctypes.c_float * 1)(float("nan"))
     with monkeypatch.context() as patched:
-        patched.setattr(run.context, "_lib", Overridden(run.context._lib, row))
+        lib = Overridden(run.context._lib, llama_get_logits_ith=lambda _context, _index: row)
+        patched.setattr(run.context, "_lib", lib)
         run.submit(5, PROMPTS[0])
         failed = run.until_finished(1)[5][-1]
     assert failed == Failed(5, "InternalError", "the model produced invalid numbers")
@@ -400,11 +439,11 @@ def test_an_embedding_that_is_no_numbers_fails_its_request(
 
 
 class Overridden:
-    """The library, but for its logits."""
+    """The library, but for some of its functions."""
 
-    def __init__(self, lib: Any, row: Any) -> None:
+    def __init__(self, lib: Any, **functions: Any) -> None:
         self._lib = lib
-        self.llama_get_logits_ith = lambda _context, _index: row
+        self.__dict__ |= functions
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._lib, name)

@@ -1,4 +1,4 @@
-"""What ends a worker, a client or the server itself, and what everybody else sees of it."""
+"""What ends a client or the server itself, and what everybody else sees of it."""
 
 import http.client
 import json
@@ -19,6 +19,7 @@ from tests.gguf_writer import tiny_llama_parts, write_gguf
 from tests.server_process import REPOSITORY, START_S, RunningServer
 
 CHAT = "/v1/chat/completions"
+SLACK = 3  # times the goal, on a machine that has other work
 ASK = {"messages": [{"role": "user", "content": "Hi"}]}
 
 
@@ -46,62 +47,6 @@ def open_stream(server: RunningServer, **body: Any) -> http.client.HTTPResponse:
     while b'"content":"' not in (line := reply.readline()) or b'"content":""' in line:
         assert line, "the stream ended"
     return reply
-
-
-# ---- a worker that dies ----------------------------------------------------------------------
-
-
-def test_killing_the_worker_ends_four_streams_with_an_error_and_nothing_else(
-    server: RunningServer, endless: dict[str, Any]
-) -> None:
-    streams = [open_stream(server, **endless) for _ in range(4)]
-    server_pid, worker_pid = server.process.pid, server.worker_pid()
-    os.kill(worker_pid, signal.SIGKILL)
-    for stream in streams:
-        events = [line for line in stream.read().split(b"\n") if line.startswith(b"data: ")]
-        error = json.loads(events[-1][len(b"data: ") :])["error"]
-        assert error["type"] == "server_error"
-        assert error["message"] == "the model's worker ended; the request was not finished"
-        assert b"data: [DONE]" not in events
-    assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
-    assert server.process.poll() is None
-    assert server.process.pid == server_pid
-    assert server.worker_pid() != worker_pid
-
-
-def test_a_request_that_waits_whole_gets_a_503_that_may_be_asked_again(
-    server: RunningServer, endless: dict[str, Any]
-) -> None:
-    answers: list[Any] = []
-    thread = threading.Thread(
-        target=lambda: answers.append(server.post(CHAT, **ASK, **endless, n=3))
-    )
-    watch = open_stream(server, **endless)
-    thread.start()
-    until(lambda: b"lmlite_sequences_running 4\n" in server.get("/metrics").body)
-    os.kill(server.worker_pid(), signal.SIGKILL)
-    thread.join()
-    watch.read()
-    (answer,) = answers
-    assert (answer.status, answer.headers["retry-after"]) == (503, "1")
-    assert answer.error["type"] == "server_error"
-
-
-def test_the_worker_dies_with_its_server(server: RunningServer, endless: dict[str, Any]) -> None:
-    worker_pid = server.worker_pid()
-    stream = open_stream(server, **endless)
-    server.process.kill()
-    server.process.wait()
-
-    def is_gone() -> bool:
-        try:
-            state = Path(f"/proc/{worker_pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return True
-        return state == "Z"
-
-    until(is_gone)
-    stream.close()
 
 
 # ---- a client that goes away -----------------------------------------------------------------
@@ -227,6 +172,29 @@ def test_a_file_that_is_no_model_is_one_sentence_and_code_1(tmp_path: Path, cont
     assert done.returncode == 1
     assert len(done.stderr.splitlines()) == 1
     assert "bad.gguf" in done.stderr
+
+
+def make_socket(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(path))  # the name of a socket must be short
+
+
+@pytest.mark.parametrize(
+    "make",
+    [os.mkfifo, Path.mkdir, make_socket, lambda path: path.symlink_to("/dev/zero"), Path.touch,
+     lambda path: path.write_bytes(b"G"), lambda path: path.symlink_to(path)],
+    ids=["pipe", "folder", "socket", "device", "empty", "one byte", "circle"],
+)  # fmt: skip
+def test_a_path_that_is_no_model_file_is_refused_within_a_second(
+    tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "odd.gguf"
+    make(path)
+    began_s = time.monotonic()
+    done = serve(str(path), "--port", "0")
+    assert time.monotonic() - began_s <= 1 * SLACK
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert done.stderr.startswith("lmlite: odd.gguf cannot be loaded: it ")
 
 
 def test_a_model_that_is_missing_is_one_sentence_and_code_1(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import pytest
 from lmlite.errors import ModelFileError
 from lmlite.gguf import read_model_file
 from lmlite.gguf_header import TENSOR_TYPES
+from lmlite.messages import ModelPart
 from tests import gguf_writer as writer
 from tests.conftest import shared_model
 from tests.gguf_writer import Shape, Tensor, Typed, Value
@@ -61,8 +62,8 @@ def test_every_field_of_a_small_llama(tmp_path: Path) -> None:
     assert file.n_tensor_bytes == 4 * 110_272
     assert file.n_bytes == status.st_size
     assert file.mtime == int(status.st_mtime)
-    assert file.identity == (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-    assert file.splits == ()
+    identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    assert file.parts == (ModelPart(str(path), *identity),)
 
 
 def test_a_file_without_a_name_has_that_of_the_file(tmp_path: Path) -> None:
@@ -594,19 +595,19 @@ def rewrite(path: Path, **changes: Value) -> None:
 def test_a_split_model_is_one_model(tmp_path: Path) -> None:
     paths = write_parts(tmp_path)
     file = read_model_file(paths[0])
-    assert file.splits == tuple(map(str, paths))
+    assert [part.path for part in file.parts] == list(map(str, paths))
     assert file.n_bytes == sum(path.stat().st_size for path in paths)
     whole = tmp_path / "whole.gguf"
     writer.write_gguf(whole, *small_llama())
     assert file.n_parameters == read_model_file(whole).n_parameters
-    assert file.identity[1] == paths[0].stat().st_ino
+    assert [part.ino for part in file.parts] == [path.stat().st_ino for path in paths]
 
 
 def test_a_count_of_one_is_no_split(tmp_path: Path) -> None:
     metadata, tensors = small_llama()
     path = tmp_path / "a.gguf"
     writer.write_gguf(path, metadata | part_keys(0, 1, len(tensors)), tensors)
-    assert read_model_file(path).splits == ()
+    assert len(read_model_file(path).parts) == 1
 
 
 def test_a_later_part_names_the_one_to_load(tmp_path: Path) -> None:

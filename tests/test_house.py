@@ -24,7 +24,7 @@ FLOORS = [
     ["worker.capi", "worker.text", "worker.prefix", "worker.threads", "worker.breaker",
      "worker.meter", "worker.tool_words", "worker.call_grammar", "server.logs", "server.wire",
      "server.connection", "server.log_stream", "server.fields", "server.answers",
-     "server.watchdog", "server.suspects",
+     "server.watchdog", "server.suspects", "server.model_check", "worker.model_files",
      "server.stored_responses", "server.gbnf", "server.patterns", "server.schema_parts"],
     ["worker.llama", "worker.checkpoints", "server.worker_process", "server.schema_bounds",
      "server.sampling", "server.error_bodies"],
@@ -100,6 +100,19 @@ def test_nothing_is_imported_but_the_standard_library() -> None:
         if module.split(".")[0] not in allowed
     }
     assert foreign == set()
+
+
+def test_no_timeout_asks_the_clock_that_people_set() -> None:
+    """It may jump by an hour. Only what is shown to people is told by it."""
+    shown = {"server.http", "server.logs"}
+    asking = {
+        name_of(path)
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node) in ("time.time", "time.time_ns", "datetime.datetime.now")
+    }
+    assert asking == shown
 
 
 def test_the_command_line_loads_no_library() -> None:

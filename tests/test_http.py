@@ -99,7 +99,7 @@ def open_house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             path=model_path, architecture="llama", name="Fake", quantisation="F16",
             n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
             embeds_only=False, n_tensor_bytes=1, n_parameters=1, n_bytes=1, mtime=1234567890,
-            identity=(0, 0, 0, 0), splits=(),
+            parts=(),
         )  # fmt: skip
         server = Server(
             ("127.0.0.1", 0), Handler, Registry([ServedModel("fake", file, supervisor)]), log

@@ -5,7 +5,7 @@ import os
 import resource
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -273,6 +273,18 @@ def test_a_worker_that_dies_five_times_within_a_minute_is_given_up(supervise: An
     assert caught.value.retry_after_s is None
 
 
+def test_it_is_started_again_after_ever_longer_pauses(
+    log: Log, figure: Callable[[str, str], None]
+) -> None:
+    pauses: list[float] = []
+    supervisor = Supervisor(Load("model.gguf"), log, (*FAKE, "crash"))
+    supervisor._stopping.wait = pauses.append  # type: ignore[assignment, method-assign]
+    supervisor._run()
+    assert pauses == [0.0, 0.1, 0.5, 1.0]
+    assert supervisor.n_started == 5
+    figure("F4", "given up after 5 starts")
+
+
 def test_a_worker_that_cannot_be_started_is_given_up_too(
     log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +300,22 @@ def test_a_worker_that_cannot_be_started_is_given_up_too(
                                              (-40, "was ended by signal 40")])  # fmt: skip
 def test_the_cause_of_a_death_is_named(code: int, cause: str) -> None:
     assert worker_process.cause_of_death(code, ["all is well"]) == cause
+
+
+@pytest.mark.parametrize(
+    ("last_words", "reason"),
+    [
+        (["ggml.c:1: GGML_ASSERT(buffer) failed", "Fatal Python error: Aborted", "  File errors"],
+         "ggml.c:1: GGML_ASSERT(buffer) failed"),
+        (["Traceback (most recent call last):", "    raise error", "MemoryError"], "MemoryError"),
+        (["all is well", "", "libgomp: Thread creation failed: no"],
+         "libgomp: Thread creation failed: no"),
+        (["terminate called", "  what():  std::bad_alloc", "std::bad_alloc"], "std::bad_alloc"),
+    ],
+)  # fmt: skip
+def test_the_cause_of_a_death_quotes_the_last_error(last_words: list[str], reason: str) -> None:
+    cause = worker_process.cause_of_death(-6, last_words)
+    assert cause == f"was ended by SIGABRT: {reason}"
 
 
 def test_a_model_that_cannot_be_loaded_is_not_tried_again(supervise: Any) -> None:

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from lmlite import frames
-from lmlite.errors import KINDS, ApiError, Unavailable
+from lmlite.errors import KINDS, ApiError, ModelFileError, Unavailable
+from lmlite.gguf import ModelFile
 from lmlite.messages import (
     Cancel,
     Chat,
@@ -31,6 +32,7 @@ from lmlite.messages import (
     LoadFailed,
     Loading,
     Note,
+    Outdated,
     Planned,
     Queued,
     Ready,
@@ -38,6 +40,7 @@ from lmlite.messages import (
     Request,
 )
 from lmlite.server.logs import Log
+from lmlite.server.model_check import checked_again, has_changed
 from lmlite.server.suspects import Suspects
 from lmlite.server.watchdog import Watchdog
 from lmlite.server.worker_process import STOP_WAIT_S, WORKER_COMMAND, WorkerProcess, close
@@ -110,8 +113,11 @@ class Supervisor:
         log: Log,
         command: Sequence[str] = WORKER_COMMAND,
         watchdog_s: float = WATCHDOG_S,
+        file: ModelFile | None = None,
     ) -> None:
+        """`file` is what was checked; None for a command that loads none."""
         self.load = load
+        self._file = file
         self._command = command
         self._watchdog_s = watchdog_s
         self.ready: Ready | None = None  # of the worker that runs now
@@ -125,6 +131,7 @@ class Supervisor:
         self._process: WorkerProcess | None = None  # that of the worker that runs now
         self._n_events = 0  # of all workers
         self._has_answered = False  # the worker that runs now
+        self._is_outdated = False  # the file that it has loaded
         self._died_s: float | None = None  # when the last one did
         self._deaths: list[float] = []  # of those that had answered nothing
         self._suspects = Suspects()
@@ -229,21 +236,37 @@ class Supervisor:
     def _run(self) -> None:
         while not self._stopping.is_set() and self.fault is None:
             try:
+                self._check_file()
                 process = self._spawn()
             except OSError as err:  # no memory, no descriptors: as if it had died at once
                 self._count_death(f"could not be started: {err}")
                 continue
+            except ModelFileError as err:
+                self._give_up(str(err))
+                break
             try:
                 self._read_events(process)
             finally:
                 self._bury(process)
         self._fail_open("the server is stopping")
 
+    def _check_file(self) -> None:
+        """Checks the model again if it is not what was checked. Raises ModelFileError."""
+        if self._file is None or not self._has_new_file():
+            return
+        self._file = file = checked_again(self._file, self._stopping.wait)
+        if file.embeds_only == self.load.generates:
+            raise ModelFileError(f"{file.path} has become a model of another kind")
+        self.load = dataclasses.replace(self.load, parts=file.parts)
+
+    def _has_new_file(self) -> bool:
+        return self._file is not None and has_changed(self._file)
+
     def _spawn(self) -> WorkerProcess:
         process = WorkerProcess(self._command, self._log)
         with self._changed:
             self._process = process
-            self._has_answered = False
+            self._has_answered = self._is_outdated = False
             self.n_started += 1
             self.fraction_loaded = 0.0
         if self._stopping.is_set():  # `stop` may have come too early to see this process
@@ -268,6 +291,10 @@ class Supervisor:
                 self.state = event
             case Note(level, text):
                 self._log.line(level, text)
+            case Outdated():
+                self._is_outdated = True
+            case LoadFailed() if self._has_new_file():
+                self._is_outdated = True
             case Ready() | LoadFailed():
                 with self._changed:
                     if isinstance(event, Ready):
@@ -288,6 +315,11 @@ class Supervisor:
         why = process.bury()
         if self._stopping.is_set() or self.fault is not None:
             return
+        # Cut short, a mapped file ends the worker before it can say so.
+        if self._is_outdated or self._has_new_file():
+            self._log.line("warning", "the model's file was changed; it is loaded again")
+            self._fail_open("the model's file was changed; it is being loaded again")
+            return
         self._log.line("error", f"worker {process.pid} {why}")
         with self._changed:
             for reply in self._replies.values():
@@ -302,12 +334,15 @@ class Supervisor:
         recent = [at for at in self._deaths if now - at < DEATHS_WINDOW_S]
         self._deaths = [] if self._has_answered else [*recent, now]
         if len(self._deaths) >= MAX_DEATHS:
-            with self._changed:
-                self.fault = f"its worker ended {MAX_DEATHS} times within a minute (it {why})"
-                self._changed.notify_all()
-            self._log.line("error", f"giving up: {self.fault}")
+            self._give_up(f"its worker ended {MAX_DEATHS} times within a minute (it {why})")
         elif self._deaths:
             self._stopping.wait(BACKOFF_S[min(len(self._deaths), len(BACKOFF_S)) - 1])
+
+    def _give_up(self, fault: str) -> None:
+        with self._changed:
+            self.fault = fault
+            self._changed.notify_all()
+        self._log.line("error", f"giving up: {fault}")
 
     def _fail_open(self, message: str) -> None:
         with self._changed:

@@ -86,15 +86,21 @@ class WorkerProcess:
 def cause_of_death(code: int, last_words: Iterable[str]) -> str:
     """What an exit code means, with the last line that names an error.
 
-    >>> cause_of_death(-6, ["loading", "GGML_ASSERT(n > 0) failed", ""])
+    >>> cause_of_death(-6, ["loading", "GGML_ASSERT(n > 0) failed", "Fatal Python error: Aborted"])
     'was ended by SIGABRT: GGML_ASSERT(n > 0) failed'
     """
     cause = f"ended with code {code}"
     if code < 0:
         known = {number.value: number.name for number in signal.Signals}
         cause = f"was ended by {known.get(-code, f'signal {-code}')}"
-    errors = [line for line in last_words if "GGML_ASSERT" in line or "error" in line]
+    errors = [line for line in last_words if _names_an_error(line)]
     return f"{cause}: {errors[-1]}" if errors else cause
+
+
+def _names_an_error(line: str) -> bool:
+    """Not so what Python adds to a signal, nor the lines of a traceback."""
+    words = ("GGML_ASSERT", "rror", "failed", "bad_alloc")
+    return any(word in line for word in words) and not line.startswith(("Fatal Python", " "))
 
 
 def worker_environment() -> dict[str, str]:

@@ -33,6 +33,7 @@ from lmlite.messages import (
     LoadFailed,
     Loading,
     Note,
+    Outdated,
     Ready,
     Request,
 )
@@ -43,6 +44,7 @@ from lmlite.worker.embedder import N_SEQ_MAX, Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
 from lmlite.worker.media import Eye
+from lmlite.worker.model_files import FilesChanged, ModelFiles
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.threads import ThreadGovernor
 
@@ -78,10 +80,13 @@ class Worker:
         lib.lml_log_level(capi.LOG_LEVELS[load.log_level])
         lib.llama_backend_init()
         with ExitStack() as stack:  # closes in reverse order, also when a later step fails
+            self._files = ModelFiles(load.parts)
+            stack.callback(self._files.close)
             self._model = Model(
                 lib, load.model_path, n_gpu_layers=load.n_gpu_layers, on_progress=self._progress
             )
             stack.callback(self._model.close)
+            self._files.check_names()
             if self._model.has_encoder:
                 raise LlamaError("models with an encoder and a decoder are not supported")
             self._n_threads = load.n_threads or default_n_threads()
@@ -92,7 +97,7 @@ class Worker:
             eye = self._make_eye(stack)
             n_batch = context.n_batch if context else 0
             self._preparer = Preparer(
-                self._model, template, self._n_ctx_seq, outbox.send, eye, n_batch
+                self._model, template, self._n_ctx_seq, self._send, eye, n_batch
             )
             embedder = Embedder(self._make_embedding_context)
             stack.callback(embedder.close)
@@ -102,7 +107,7 @@ class Worker:
                 embedder,
                 n_parallel=load.n_parallel,
                 prefill_budget_s=load.prefill_budget_s,
-                emit=outbox.send,
+                emit=self._send,
                 checkpoints=self._make_checkpoints(stack) if context else (),
                 parked=self._make_parked(),
                 governor=self._make_governor(),
@@ -133,6 +138,7 @@ class Worker:
             case Cancel(request_id):
                 self._engine.cancel(request_id)
             case Chat() | Complete() | Embed():
+                self._check_files()
                 try:
                     self._engine.submit(self._preparer.prepare(request))
                 except ApiError as err:
@@ -148,6 +154,17 @@ class Worker:
     def _fail(self, request_id: int, error: ApiError) -> None:
         kind = type(error).__name__
         self._outbox.send([Failed(request_id, kind, error.message, error.param)])
+
+    def _send(self, events: Iterable[Event]) -> None:
+        """What the model said. From any thread."""
+        self._check_files()
+        self._outbox.send(events)
+
+    def _check_files(self) -> None:
+        """Ends the process when its weights are no longer those that were loaded."""
+        if self._files.have_changed():
+            self._outbox.send([Outdated()])
+            os._exit(0)
 
     def _run_engine(self) -> None:
         """The engine's thread. Without it the process is of no use: a new one is better."""
@@ -321,6 +338,9 @@ def main() -> int:
         return 1
     try:
         worker = Worker(load, outbox)
+    except FilesChanged:
+        outbox.send([Outdated()])
+        return 0
     except LOAD_FAULTS as err:
         outbox.send([LoadFailed(str(err))])
         return 1

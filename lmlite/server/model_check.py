@@ -1,0 +1,50 @@
+"""The files of a model between two of its workers: whether they are those that were checked.
+
+A worker may only load what `gguf.py` has passed. Who replaces a model does so while it is
+served: the file grows for minutes, and only once nobody writes to it can it be judged.
+"""
+
+import os
+from collections.abc import Callable
+
+from lmlite import gguf
+from lmlite.errors import ModelFileError
+from lmlite.gguf import ModelFile
+from lmlite.gguf_header import identity
+
+LOOK_S = 0.5  # between two looks at a file that somebody may be writing to
+N_LOOKS = 6  # at a file that stays as it is, until a fault of it is believed
+
+
+def has_changed(file: ModelFile) -> bool:
+    """Whether a name of its parts stands for another file, or for other contents."""
+    known = [(part.dev, part.ino, part.n_bytes, part.mtime_ns) for part in file.parts]
+    return _identities(file) != known
+
+
+def checked_again(file: ModelFile, wait: Callable[[float], object]) -> ModelFile:
+    """The file as it is now, once it stays so. Raises ModelFileError if it may not be loaded."""
+    seen, n_looks = _identities(file), 0
+    while True:
+        wait(LOOK_S)
+        now = _identities(file)
+        n_looks = n_looks + 1 if now == seen else 0
+        seen = now
+        if n_looks == 0:
+            continue
+        try:
+            return gguf.read_model_file(file.path)
+        except ModelFileError:
+            if n_looks >= N_LOOKS:
+                raise
+
+
+def _identities(file: ModelFile) -> list[tuple[int, int, int, int] | None]:
+    return [_identity(part.path) for part in file.parts]
+
+
+def _identity(path: str) -> tuple[int, int, int, int] | None:
+    try:
+        return identity(os.stat(path))
+    except OSError:
+        return None
