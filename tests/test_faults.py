@@ -15,11 +15,13 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import TIMES
 from tests.gguf_writer import tiny_llama_parts, write_gguf
 from tests.server_process import REPOSITORY, START_S, RunningServer
 
 CHAT = "/v1/chat/completions"
-SLACK = 3  # times the goal, on a machine that has other work
+# Times the goal. Times are held to it by `make reliability`; in `make test` nothing hangs, no more.
+SLACK = 3 if TIMES > 1 else 100
 ASK = {"messages": [{"role": "user", "content": "Hi"}]}
 
 

@@ -374,6 +374,7 @@ def test_stopping_while_another_worker_is_started_ends_that_one_too(
     supervisor._stopping.wait(WAIT_S)
     go_on.set()
     stopping.join()
+    supervisor._thread.join(WAIT_S)
     assert not supervisor._thread.is_alive()
     with pytest.raises(ProcessLookupError):
         os.kill(made[0].pid, 0)
