@@ -82,6 +82,18 @@ LAST: dict[Skill, float] = {
     tools.two_calls: 12,
     pictures.looking: 20,
 }
+# The fifth: what the others had been learned at the cost of, beside what is still hard.
+EVEN: dict[Skill, float] = {
+    skills.echo: 32,
+    skills.sums: 14,
+    skills.addition: 8,
+    skills.recall: 36,
+    skills.json_object: 12,
+    tools.call: 18,
+    tools.many_calls: 24,
+    tools.two_calls: 12,
+    pictures.looking: 14,
+}
 
 
 def conversation(

@@ -46,6 +46,7 @@ COURSES = (
     Course(1150, (0.012, 0.0024), corpus.HARDER, 0.2),
     Course(1300, (0.012, 0.0024), corpus.HARDEST, 0.3),
     Course(900, (0.012, 0.0024), corpus.LAST, 0.35),
+    Course(480, (0.008, 0.0016), corpus.EVEN, 0.3),
 )
 
 
@@ -218,10 +219,10 @@ class Optimizers:
             optimizer.zero_grad(set_to_none=True)
 
 
-def optimizers_of(model: Llama, muon_rate: float, adam_rate: float) -> Optimizers:
+def optimizers_of(
+    matrices: list[nn.Parameter], others: list[nn.Parameter], muon_rate: float, adam_rate: float
+) -> Optimizers:
     """The two optimizers with their full speeds."""
-    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
-    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
     muon = Muon(matrices, lr=muon_rate, momentum=0.95, weight_decay=0.05)
     adam = torch.optim.AdamW(others, lr=adam_rate, betas=(0.9, 0.95), weight_decay=0.0)
     for optimizer, full in ((muon, muon_rate), (adam, adam_rate)):
@@ -262,7 +263,9 @@ def train(
     rates: tuple[float, float],
 ) -> None:
     """Shows the model batch after batch and moves its weights towards the answers."""
-    optimizers = optimizers_of(model, *rates)
+    matrices = [p for p in model.layers.parameters() if p.dim() == 2]
+    others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
+    optimizers = optimizers_of(matrices, others, *rates)
     begin, n_tokens, recent = time.monotonic(), 0, 0.0
     for step in range(n_steps):
         tokens, mask = padded(next(data))
@@ -296,7 +299,7 @@ CARD = {
 
 
 def main() -> None:
-    """Learns a vocabulary, trains in four courses, writes the file."""
+    """Learns a vocabulary, trains in several courses, writes the file."""
     options = parsed()
     torch.manual_seed(options.seed)
     vocabulary = learned_vocabulary(options.seed) if options.after == 0 else None
