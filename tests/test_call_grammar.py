@@ -1,5 +1,6 @@
 """Calls that must be made are made, and answers may be calls or in a form, for every template."""
 
+import ctypes
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import pytest
 
 from lmlite.messages import Chat, ChatMessage, ChatOptions, Delta, Finished, SamplingParams
-from lmlite.worker.call_grammar import call_or_form, without_small_talk
+from lmlite.worker import capi
+from lmlite.worker.answer import Form
+from lmlite.worker.call_grammar import call_or_form, without_small_talk, woken_by_name
 from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.llama import Grammar, Model
 from lmlite.worker.preparer import Preparer
@@ -58,6 +61,20 @@ def test_a_form_that_a_parser_of_calls_would_not_find_is_not_joined(form: str) -
     assert call_or_form(CALLS, form) is None
 
 
+def test_a_call_in_bare_json_is_held_from_its_name_on() -> None:
+    rules = 'space ::= " "\ntool-call ::= "{}"'
+    assert woken_by_name(f'root ::= "<a>\\n" space tool-call\n{rules}', ["get", "a.b"]) == {
+        "grammar": f"root ::= tool-call\n{rules}",
+        "grammar_lazy": True,
+        "triggers": [{
+            "type": 2,
+            "value": r'^\s*(\{\s*(?:"type"\s*:\s*"function"\s*,\s*)?"name"\s*:\s*"(?:get|a\.b)")',
+            "token": -1,
+        }],
+    }  # fmt: skip
+    assert woken_by_name(f"root ::= space tool-calls\n{rules}", ["get"]) == {}
+
+
 # ---- with every template ---------------------------------------------------------------------
 
 
@@ -95,6 +112,44 @@ def test_a_model_that_would_rather_talk_calls_what_it_must(
     assert set(names) <= {"get_time"}
     # It may still be thinking, or be lost in a form of calls that it has never seen.
     assert (reason == "tool_calls" and names) or reason == "length"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_that_may_be_made_are_held_to_the_tools(special_model: Model, name: str) -> None:
+    template = ChatTemplate(special_model, source_of(name))
+    form = template.render([HELLO], ChatOptions(tools=TOOLS)).form
+    template.close()
+    assert form.grammar_waits
+    assert "get_time" in form.grammar
+    Grammar(special_model, form.grammar, form.reply).close()
+
+
+LLAMAS = [name for name in NAMES if name.startswith("meta-llama-Llama-3")]
+
+
+@pytest.mark.parametrize("name", LLAMAS)
+def test_bare_json_is_a_call_from_the_name_of_a_tool_on(default_model: Model, name: str) -> None:
+    template = ChatTemplate(default_model, source_of(name))
+    form = template.render([HELLO], ChatOptions(tools=TOOLS)).form
+    template.close()
+    begun = '{"name": "get_time", "parameters": {"'
+    for said, right, wrong in ((begun, True, False), ('{"name": "Anna", "is": "', True, True),
+                               (f"Say {begun}", True, True)):  # fmt: skip
+        assert is_allowed(default_model, form, said, "city") == right
+        assert is_allowed(default_model, form, said, "town") == wrong
+
+
+def is_allowed(model: Model, form: Form, said: str, more: str) -> bool:
+    """Whether the form lets an answer that begins with `said` go on with this text."""
+    grammar, lib = Grammar(model, form.grammar, form.reply), model.lib
+    for token in model.vocab.tokenize(said, add_special=False, parse_special=False):
+        lib.llama_sampler_accept(grammar.pointer, token)
+    token = model.vocab.tokenize(more, add_special=False, parse_special=False)[0]
+    candidate = (capi.llama_token_data * 1)(capi.llama_token_data(token, 1.0, 0.0))
+    candidates = capi.llama_token_data_array(candidate, 1, -1, False)
+    lib.llama_sampler_apply(grammar.pointer, ctypes.byref(candidates))
+    grammar.close()
+    return bool(candidate[0].logit == 1.0)
 
 
 # Templates whose answers in a form stand behind marks of their own, or begin with thoughts: there

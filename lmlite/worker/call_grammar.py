@@ -1,10 +1,15 @@
 """Grammars of answers that call tools, put right: llama.cpp's GBNF in, GBNF out.
 
-llama.cpp lets a call that must be made come after any amount of text, and knows no answer that
-may be a call or be in a form. Pure: looks at the rules that the library writes, by their names.
+llama.cpp lets a call that must be made come after any amount of text, knows no answer that may be
+a call or be in a form, and holds no call that may be made where a call is bare JSON. Pure: looks at
+the rules that the library writes, by their names.
 """
 
 import re
+from collections.abc import Sequence
+from typing import Any
+
+_PATTERN = 2  # COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN
 
 # A literal, a class of characters, a count, or the name of a rule.
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\{[^}]*\}|[A-Za-z][\w-]*')
@@ -13,6 +18,7 @@ _ROOT = re.compile(r"^root ::= (.*)$", re.MULTILINE)
 _TALK = re.compile(
     r'until-\d+\?? (?=(?:space |"[^"]*"\? )*[\w-]*tool-)|"all\\n" until-\d+ (?:tools|\(.*?\)) \| '
 )
+_BARE_CALL = re.compile(r'root ::= "(?:[^"\\]|\\.)*" space (tool-call)$', re.MULTILINE)
 _FENCED = '("```json" space response-format space "```" | space response-format space)'
 
 
@@ -23,6 +29,22 @@ def without_small_talk(grammar: str) -> str:
     'root ::= ("<think>" until-1 "</think>")? tool-calls'
     """
     return _ROOT.sub(lambda root: f"root ::= {_TALK.sub('', root[1])}", grammar)
+
+
+def woken_by_name(grammar: str, names: Sequence[str]) -> dict[str, Any]:
+    """What a reply of the library has to say, for calls in bare JSON to be held from their name on.
+
+    `grammar` is that of calls that must be made; {} where a call begins otherwise.
+    """
+    root = _BARE_CALL.search(grammar)
+    if root is None:
+        return {}
+    waiting = _BARE_CALL.sub(r"root ::= \1", grammar)
+    of_type = r'(?:"type"\s*:\s*"function"\s*,\s*)?'
+    name = "|".join(map(re.escape, names))
+    begun = rf'^\s*(\{{\s*{of_type}"name"\s*:\s*"(?:{name})")'
+    trigger = {"type": _PATTERN, "value": begun, "token": -1}
+    return {"grammar": waiting, "grammar_lazy": True, "triggers": [trigger]}
 
 
 def call_or_form(calls: str, form: str) -> str | None:

@@ -22,7 +22,7 @@ from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker.answer import Form
 from lmlite.worker.breaker import Breaker
-from lmlite.worker.call_grammar import call_or_form, without_small_talk
+from lmlite.worker.call_grammar import call_or_form, without_small_talk, woken_by_name
 from lmlite.worker.llama import Model, take_text
 from lmlite.worker.media import InputChunk, Picture
 from lmlite.worker.tool_words import EMPTY, PROBE, PROBE_NAME, form_template, has_tools, in_words
@@ -134,20 +134,26 @@ class ChatTemplate:
 
         `told` is the request as the template gets it, and `plain` what the library says of that.
         """
-        is_native = "tools" in told
+        is_native, has_form = "tools" in told, "json_schema" in request
         ask = self._reply if is_native else partial(self._reply_in_words, told, plain)
         formless = {key: request[key] for key in request if key != "json_schema"}
-        if request["tool_choice"] == "auto" and "json_schema" not in request:
-            return plain if is_native else ask(request)
-        called = ask(formless | {"tool_choice": "required"})
-        called["grammar"] = without_small_talk(called["grammar"])
-        if request["tool_choice"] == "required":
-            return called
+        may_call = None
+        if request["tool_choice"] == "auto":
+            may_call = plain if is_native and not has_form else ask(formless)
+            if may_call["grammar"] and not has_form:
+                return may_call
+        must_call = ask(formless | {"tool_choice": "required"})
+        forced = without_small_talk(must_call["grammar"])
+        if may_call is None:
+            return must_call | {"grammar": forced}
+        if not has_form:
+            names = [tool["function"]["name"] for tool in request["tools"]]
+            return may_call | woken_by_name(forced, names)
         form = self._reply({key: told[key] for key in told if key != "tools"})
-        grammar = call_or_form(called["grammar"], form["grammar"])
+        grammar = call_or_form(forced, form["grammar"])
         if grammar is None:
             return form
-        return ask(formless) | {"grammar": grammar, "grammar_lazy": False, "triggers": []}
+        return may_call | {"grammar": grammar, "grammar_lazy": False, "triggers": []}
 
     def _reply(self, request: Json, template: int | None = None) -> Json:
         reply: Json = json.loads(self._render(request, template))
