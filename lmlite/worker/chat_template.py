@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 from lmlite.errors import BadRequest
@@ -134,12 +134,16 @@ class ChatTemplate:
 
         `told` is the request as the template gets it, and `plain` what the library says of that.
         """
-        is_native, has_form = "tools" in told, "json_schema" in request
-        ask = self._reply if is_native else partial(self._reply_in_words, told, plain)
+
+        def ask(asked: Json) -> Json:
+            if "tools" not in told:
+                return self._reply_in_words(told, plain, asked)
+            return plain if asked == told else self._reply(asked)
+
         formless = {key: request[key] for key in request if key != "json_schema"}
-        may_call = None
+        may_call, has_form = None, "json_schema" in request
         if request["tool_choice"] == "auto":
-            may_call = plain if is_native and not has_form else ask(formless)
+            may_call = ask(formless)
             if may_call["grammar"] and not has_form:
                 return may_call
         must_call = ask(formless | {"tool_choice": "required"})
