@@ -18,10 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lmlite
-from lmlite import gguf, gguf_projector
+from lmlite import gguf, gguf_projector, memory_estimate
 from lmlite.errors import ModelFileError
+from lmlite.gguf import ModelFile
+from lmlite.library import drives_a_gpu
+from lmlite.memory_estimate import Plan
 from lmlite.messages import Load
-from lmlite.server import log_stream, sampling
+from lmlite.server import log_stream, machine_memory, sampling
 from lmlite.server.http import Handler
 from lmlite.server.listener import Server
 from lmlite.server.logs import LEVELS, Log
@@ -190,6 +193,8 @@ SERVE_FLAGS = (
          "nobody goes on with just now", _size),
     Flag("--image-memory", "SIZE", "64M", "for images that were encoded, so that they are not "
          "again", _size),
+    Flag("--memory", "SIZE", None, "that the worker may take; checkpoints and then the context "
+         "give way to it (default: what the machine has left)", _size),
     Flag("--watchdog", "SECONDS", 30.0, "that the worker may owe an answer without a sign of life; "
          "then another one takes its place", _seconds),
     Flag("--flash-attn", "auto|on|off", "auto", "flash attention"),
@@ -285,6 +290,7 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         image_memory=options.image_memory,
         log_level="info" if options.log_level == "debug" else "error",
     )
+    plan = _planned(options, file, load, log)
     defaults = sampling.defaults(
         file.sampling,
         options.sampling or {},
@@ -294,8 +300,23 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         takes_images=projector is not None,
     )
     name = options.alias or Path(path).stem
-    supervisor = Supervisor(load, log, watchdog_s=options.watchdog, file=file)
-    return ServedModel(name, file, supervisor, defaults)
+    supervisor = Supervisor(plan.load, log, watchdog_s=options.watchdog, file=file)
+    return ServedModel(name, file, supervisor, defaults, plan)
+
+
+def _planned(options: argparse.Namespace, file: ModelFile, load: Load, log: Log) -> Plan:
+    """What of the Load there is memory for. Raises StartError."""
+    bound = machine_memory.least_bound(options.memory)
+    # What goes to a GPU's own memory is not known here.
+    if bound is None or (options.gpu_layers and drives_a_gpu(options.lib)):
+        return memory_estimate.plan(file, load, None)
+    try:
+        plan = memory_estimate.plan(file, load, bound.n_bytes, bound.because)
+    except memory_estimate.DoesNotFit as err:
+        raise StartError(str(err), 1) from None
+    for note in plan.notes:
+        log.line("warning", note)
+    return plan
 
 
 def projector_of(options: argparse.Namespace, model_path: str) -> str | None:

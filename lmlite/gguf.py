@@ -25,6 +25,7 @@ from lmlite.gguf_header import (
     read_header,
     refusal,
 )
+from lmlite.gguf_shape import Shape, shape_of
 from lmlite.messages import ModelPart
 
 MAX_PARTS = 1000
@@ -107,6 +108,7 @@ class ModelFile:
     n_bytes: int  # of all parts
     mtime: int  # whole seconds
     parts: tuple[ModelPart, ...]  # in order; one, unless the model is split
+    shape: Shape
 
 
 def read_model_file(path: str | os.PathLike[str], *, vocab_only: bool = False) -> ModelFile:
@@ -198,6 +200,7 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         n_bytes=sum(part.status.st_size for part in parts),
         mtime=int(first.status.st_mtime),
         parts=tuple(ModelPart(part.path, *identity(part.status)) for part in parts),
+        shape=shape_of(architecture, metadata, tensors),
     )
 
 

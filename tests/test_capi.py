@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lmlite import library
 from lmlite.worker import capi
 
 REPOSITORY = Path(__file__).parent.parent
@@ -99,7 +100,16 @@ def test_the_library_is_looked_for_where_the_flag_then_the_variable_says(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LMLITE_LIB", "/from/variable")
-    assert capi.library_folder("/from/flag") == Path("/from/flag")
-    assert capi.library_folder(None) == Path("/from/variable")
+    assert library.library_folder("/from/flag") == Path("/from/flag")
+    assert library.library_folder(None) == Path("/from/variable")
     monkeypatch.delenv("LMLITE_LIB")
-    assert capi.library_folder(None) == Path(capi.__file__).parent.parent / "lib"
+    assert library.library_folder(None) == Path(library.__file__).parent / "lib"
+
+
+@pytest.mark.parametrize(("part", "is_gpu"), [("cpu", False), ("cuda", True), ("vulkan", True)])
+def test_a_part_of_ggml_tells_whether_there_is_a_gpu(
+    tmp_path: Path, part: str, is_gpu: bool
+) -> None:
+    for name in ("base", part):
+        (tmp_path / f"libggml-{name}.so").touch()
+    assert library.drives_a_gpu(str(tmp_path)) == is_gpu

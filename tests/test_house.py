@@ -18,13 +18,16 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower floors only.
 FLOORS = [
-    ["errors"],
+    ["errors", "library"],
     ["messages", "gguf_header"],
-    ["frames", "gguf", "gguf_projector", "worker.mtmd"],
+    ["frames", "gguf_shape", "gguf_projector", "worker.mtmd"],
+    ["gguf"],
+    ["memory_estimate"],
     ["worker.capi", "worker.text", "worker.prefix", "worker.threads", "worker.breaker",
      "worker.meter", "worker.tool_words", "worker.call_grammar", "server.logs", "server.wire",
      "server.connection", "server.log_stream", "server.fields", "server.answers",
      "server.watchdog", "server.suspects", "server.model_check", "worker.model_files",
+     "server.machine_memory",
      "server.stored_responses", "server.gbnf", "server.patterns", "server.schema_parts"],
     ["worker.llama", "worker.checkpoints", "server.worker_process", "server.schema_bounds",
      "server.sampling", "server.error_bodies"],

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from lmlite.gguf import ModelFile
+from lmlite.gguf_shape import Shape
 from lmlite.messages import Load
 from lmlite.server import connection as connection_module
 from lmlite.server import http as http_module
@@ -99,7 +100,7 @@ def open_house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             path=model_path, architecture="llama", name="Fake", quantisation="F16",
             n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
             embeds_only=False, n_tensor_bytes=1, n_parameters=1, n_bytes=1, mtime=1234567890,
-            parts=(),
+            parts=(), shape=Shape(64, 4, 512, ((32, 32),), 0, 0, 1, 0, False),
         )  # fmt: skip
         server = Server(
             ("127.0.0.1", 0), Handler, Registry([ServedModel("fake", file, supervisor)]), log

@@ -167,11 +167,13 @@ class Handler(BaseHTTPRequestHandler):
         self._send_json(200, model_object(self.server.registry.find(name)))
 
     def _health(self) -> None:
-        supervisor = self.server.registry.models()[0].supervisor
+        model = self.server.registry.models()[0]
+        supervisor = model.supervisor
         if supervisor.ready:
             # It serves, but what ended its last worker may come again.
-            degraded = supervisor.has_recovered_lately
-            self._send_json(200, {"status": "degraded" if degraded else "ready"})
+            status = "degraded" if supervisor.has_recovered_lately else "ready"
+            memory = {"memory": model.memory()} if model.plan is not None else {}
+            self._send_json(200, {"status": status, **memory})
         elif supervisor.fault:
             self._send_json(503, {"status": "failed", "reason": supervisor.fault})
         else:

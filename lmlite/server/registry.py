@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from lmlite.errors import ModelNotFound
 from lmlite.gguf import ModelFile
+from lmlite.memory_estimate import Plan
+from lmlite.server.machine_memory import resident_bytes
 from lmlite.server.sampling import NO_DEFAULTS, Defaults
 from lmlite.server.supervisor import Supervisor
 
@@ -19,6 +21,17 @@ class ServedModel:
     file: ModelFile
     supervisor: Supervisor
     defaults: Defaults = NO_DEFAULTS
+    plan: Plan | None = None
+
+    def memory(self) -> dict[str, object]:
+        """Bytes that the worker was estimated to take, may take, and holds; None: not known."""
+        assert self.plan is not None
+        estimate, pid = self.plan.estimate, self.supervisor.pid
+        return {
+            "estimated": asdict(estimate) | {"total": estimate.total},
+            "allowed": self.plan.n_allowed,
+            "resident": resident_bytes(pid) if pid is not None else None,
+        }
 
     @property
     def sees(self) -> bool:

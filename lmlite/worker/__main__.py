@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from lmlite import frames
-from lmlite.errors import ApiError, InternalError
+from lmlite.errors import ApiError, InternalError, Unsupported
+from lmlite.library import library_folder
+from lmlite.memory_estimate import EMBEDDING_BATCH, EMBEDDING_LANES, context_size, n_lanes
 from lmlite.messages import (
     Cancel,
     Chat,
@@ -40,7 +42,7 @@ from lmlite.messages import (
 from lmlite.worker import capi
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
-from lmlite.worker.embedder import N_SEQ_MAX, Embedder
+from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
 from lmlite.worker.media import Eye
@@ -48,8 +50,7 @@ from lmlite.worker.model_files import FilesChanged, ModelFiles
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.threads import ThreadGovernor
 
-DEFAULT_N_CTX = 4096  # tokens, where neither the model nor --ctx asks for less
-EMBEDDING_BATCH = 512  # tokens, for a model that can read a long input in pieces
+NO_MEMORY_TO_EMBED = "this model's embeddings would need more memory than there is"
 
 
 class Outbox:
@@ -90,7 +91,7 @@ class Worker:
             if self._model.has_encoder:
                 raise LlamaError("models with an encoder and a decoder are not supported")
             self._n_threads = load.n_threads or default_n_threads()
-            self._n_ctx = self._context_size()
+            self._n_ctx = context_size(load, self._model.n_ctx_train)
             context = self._make_context(stack) if load.generates else None
             template = self._make_template(stack) if load.generates else None
             self._n_ctx_seq = min(self._n_ctx, self._model.n_ctx_train)
@@ -137,6 +138,8 @@ class Worker:
         match request:
             case Cancel(request_id):
                 self._engine.cancel(request_id)
+            case Embed() if not self._load.embeds:
+                self._fail(request.id, Unsupported(NO_MEMORY_TO_EMBED, param="model"))
             case Chat() | Complete() | Embed():
                 self._check_files()
                 try:
@@ -179,12 +182,6 @@ class Worker:
     def _progress(self, fraction: float) -> None:
         self._outbox.send([Loading(fraction)])
 
-    def _context_size(self) -> int:
-        load, n_train = self._load, self._model.n_ctx_train
-        if not load.generates:
-            return min(load.n_ctx or DEFAULT_N_CTX, n_train)
-        return load.n_ctx or min(DEFAULT_N_CTX, n_train * load.n_parallel)
-
     def _make_context(self, stack: ExitStack) -> Context:
         load = self._load
         context = Context(
@@ -226,15 +223,10 @@ class Worker:
         self._outbox.send([Note("info", text)])
 
     def _n_lanes(self) -> int:
-        """More lanes than sequences that run, so that finished ones stay to begin from.
-
-        A lane costs nothing but its cells, save where each has a state of its own.
-        """
         n_parallel = self._load.n_parallel
         if n_parallel > capi.MAX_SEQUENCES:
             raise LlamaError(f"at most {capi.MAX_SEQUENCES} sequences can run at the same time")
-        n_lanes = 4 * n_parallel if self._model.can_cut_memory else n_parallel
-        return min(n_lanes, capi.MAX_SEQUENCES)
+        return min(n_lanes(n_parallel, self._model.can_cut_memory), capi.MAX_SEQUENCES)
 
     def _make_parked(self) -> ParkedLanes | None:
         n_bytes = self._load.checkpoint_memory
@@ -247,7 +239,7 @@ class Worker:
         if not self._model.can_cut_memory and load.checkpoint_memory:
             stores.append(Checkpoints(load.checkpoint_memory))
         if load.cache_dir is not None:
-            library = str(capi.library_folder(load.lib_path) / capi.LLAMA_NAME)
+            library = str(library_folder(load.lib_path) / capi.LLAMA_NAME)
             try:
                 identity = identity_of(
                     [*filter(None, (load.model_path, load.mmproj_path)), library],
@@ -274,13 +266,13 @@ class Worker:
         if self._load.generates:
             n_batch = min(EMBEDDING_BATCH, n_batch)
         # llama.cpp plans its buffers for a batch that all sequences share evenly.
-        n_batch = math.ceil(n_batch / N_SEQ_MAX) * N_SEQ_MAX
+        n_batch = math.ceil(n_batch / EMBEDDING_LANES) * EMBEDDING_LANES
         make = functools.partial(
             Context,
             self._model,
             n_ctx=max(self._n_ctx_seq, n_batch),
             n_batch=n_batch,
-            n_seq_max=N_SEQ_MAX,
+            n_seq_max=EMBEDDING_LANES,
             n_threads=self._n_threads,
             flash_attn=self._load.flash_attn,
         )

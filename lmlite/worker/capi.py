@@ -8,7 +8,6 @@ reports is compared with the structs below. Nothing is loaded at import.
 
 import ctypes
 import functools
-import os
 import re
 from collections.abc import Iterator
 from ctypes import (
@@ -27,6 +26,7 @@ from ctypes import (
 from pathlib import Path
 from typing import Any
 
+from lmlite.library import library_folder
 from lmlite.worker import mtmd
 
 PROTOTYPES = """
@@ -352,12 +352,6 @@ LLAMA_NAME = "libllama.so"  # which it pulls in; what it writes, another build m
 
 class LibraryError(Exception):
     """The native library is missing, incomplete or of another build; one sentence says so."""
-
-
-def library_folder(lib_path: str | None) -> Path:
-    """Where the libraries lie: `lib_path`, else $LMLITE_LIB, else beside the package."""
-    chosen = lib_path or os.environ.get("LMLITE_LIB")
-    return Path(chosen) if chosen else Path(__file__).resolve().parent.parent / "lib"
 
 
 def load(lib_path: str | None = None) -> Any:

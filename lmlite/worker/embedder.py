@@ -13,11 +13,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lmlite.memory_estimate import EMBEDDING_LANES
 from lmlite.messages import Embedded, ReplyEvent
 from lmlite.worker import capi
 from lmlite.worker.llama import INVALID_NUMBERS, Batch, Context, LlamaError
-
-N_SEQ_MAX = 64  # inputs of one decode
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ class Embedder:
         n_tokens = 0
         for item in self._waiting:
             n_tokens += len(item.tokens)
-            if items and (n_tokens > n_batch or len(items) == N_SEQ_MAX):
+            if items and (n_tokens > n_batch or len(items) == EMBEDDING_LANES):
                 break
             items.append(item)
         return items

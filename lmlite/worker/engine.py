@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from lmlite.errors import InternalError
+from lmlite.memory_estimate import MAX_OUTPUT_PIECE
 from lmlite.messages import (
     Cause,
     EngineState,
@@ -39,7 +40,6 @@ from lmlite.worker.threads import ThreadGovernor
 
 REPORT_S = 1.0  # between two reports of what the engine is doing
 ROW_BLOCK = 16  # tokens that matrix products on a CPU take at once: a part costs nearly as much
-MAX_OUTPUT_PIECE = 64  # the same where each token's logits are wanted: a row is n_vocab floats
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,82 @@
+"""How much memory the machine has left for a worker, and the control group that it runs in."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+CGROUPS = Path("/sys/fs/cgroup")
+PROC = Path("/proc")
+MAX_LIMIT = 1 << 60  # what version 1 says where there is no limit is about that
+
+
+class Bound(NamedTuple):
+    """Bytes that may be taken, and a beginning of a sentence that ends in them."""
+
+    because: str
+    n_bytes: int
+
+
+def least_bound(n_asked: int | None) -> Bound | None:
+    """What holds: `n_asked` in place of what the machine has, but never more than the group's.
+
+    None where nothing is known.
+    """
+    machine = machine_bytes()
+    bounds = [Bound("the control group has", n_bytes) for n_bytes in group_bytes()]
+    if n_asked is not None:
+        bounds.append(Bound("--memory allows", n_asked))
+    elif machine is not None:
+        bounds.append(Bound("the machine has", machine))
+    return min(bounds, key=lambda bound: bound.n_bytes, default=None)
+
+
+def machine_bytes() -> int | None:
+    """What can be had without swapping: free memory, and caches that would make room."""
+    found = re.search(r"^MemAvailable: +(\d+) kB$", _text(PROC / "meminfo"), re.MULTILINE)
+    return int(found[1]) << 10 if found else None
+
+
+def group_bytes() -> Iterator[int]:
+    """What is left to each control group that this process is in, of either version."""
+    for line in _text(PROC / "self" / "cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, limit, usage, cache = CGROUPS, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root, limit = CGROUPS / "memory", "memory.limit_in_bytes"
+            usage, cache = "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        folder = root / path.lstrip("/")
+        # In a container the path may be the host's, which is not to be seen from inside.
+        for group in (folder, *folder.parents) if folder.is_dir() else (root,):
+            n_limit = _number(group / limit)
+            if n_limit is not None and n_limit < MAX_LIMIT:
+                n_used = (_number(group / usage) or 0) - _statistic(group / "memory.stat", cache)
+                yield max(0, n_limit - n_used)
+            if group == root:
+                break
+
+
+def resident_bytes(pid: int) -> int | None:
+    """What a process holds in memory now, its mapped files included; None when it is gone."""
+    found = re.search(r"^VmRSS:\s+(\d+) kB$", _text(PROC / str(pid) / "status"), re.MULTILINE)
+    return int(found[1]) << 10 if found else None
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else None  # "max": no limit
+
+
+def _statistic(path: Path, name: str) -> int:
+    found = re.search(rf"^{name} (\d+)$", _text(path), re.MULTILINE)
+    return int(found[1]) if found else 0
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
