@@ -89,9 +89,10 @@ def test_the_limit_of_version_1_that_means_none_is_none(root: Path) -> None:
 def test_a_system_that_tells_nothing_bounds_nothing(root: Path) -> None:
     (root / "proc/meminfo").unlink()
     assert least_bound(None) is None
-    assert module.resident_bytes(1) is None
+    assert module.held_by(1) is None
 
 
 def test_this_process_holds_memory() -> None:
-    held = module.resident_bytes(os.getpid())
-    assert held is not None and held > 10 * MIB
+    held = module.held_by(os.getpid())
+    assert held is not None
+    assert held.own > 5 * MIB and held.of_files > 5 * MIB

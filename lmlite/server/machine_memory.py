@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+_HELD = "RssAnon", "RssFile"
 MAX_LIMIT = 1 << 60  # what version 1 says where there is no limit is about that
 
 
@@ -59,10 +60,19 @@ def group_bytes() -> Iterator[int]:
                 break
 
 
-def resident_bytes(pid: int) -> int | None:
-    """What a process holds in memory now, its mapped files included; None when it is gone."""
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", _text(PROC / str(pid) / "status"), re.MULTILINE)
-    return int(found[1]) << 10 if found else None
+class Held(NamedTuple):
+    """Bytes that a process holds in memory now."""
+
+    own: int
+    of_files: int  # which the system takes back where it needs them, unless they are used
+
+
+def held_by(pid: int) -> Held | None:
+    """None when it is gone."""
+    text = _text(PROC / str(pid) / "status")
+    found = [re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE) for name in _HELD]
+    own, of_files = (int(match[1]) << 10 if match else None for match in found)
+    return None if own is None or of_files is None else Held(own, of_files)
 
 
 def _number(path: Path) -> int | None:

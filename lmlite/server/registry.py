@@ -8,7 +8,7 @@ from pathlib import Path
 from lmlite.errors import ModelNotFound
 from lmlite.gguf import ModelFile
 from lmlite.memory_estimate import Plan
-from lmlite.server.machine_memory import resident_bytes
+from lmlite.server.machine_memory import held_by
 from lmlite.server.sampling import NO_DEFAULTS, Defaults
 from lmlite.server.supervisor import Supervisor
 
@@ -27,10 +27,11 @@ class ServedModel:
         """Bytes that the worker was estimated to take, may take, and holds; None: not known."""
         assert self.plan is not None
         estimate, pid = self.plan.estimate, self.supervisor.pid
+        held = held_by(pid) if pid is not None else None
         return {
             "estimated": asdict(estimate) | {"total": estimate.total},
             "allowed": self.plan.n_allowed,
-            "resident": resident_bytes(pid) if pid is not None else None,
+            "held": held._asdict() if held else None,
         }
 
     @property
