@@ -76,6 +76,8 @@ def test_parallel_calls_are_the_templates_choice_unless_said(parallel: bool | No
 def test_the_form_of_an_answer_is_a_schema() -> None:
     assert options(response_format={"type": "text"}).json_schema is None
     assert options(response_format={"type": "json_object"}).json_schema == '{"type": "object"}'
+    beside = options(response_format={"type": "json_object", "schema": {"const": 1}})
+    assert beside.json_schema == '{"enum": [1]}'
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}}
     closed = SCHEMA | {"required": [], "additionalProperties": False}
     assert json.loads(options(response_format=wanted).json_schema or "") == closed
@@ -84,6 +86,7 @@ def test_the_form_of_an_answer_is_a_schema() -> None:
 def test_thinking_is_turned_off_by_effort_or_by_the_templates_own_variable() -> None:
     assert not options(reasoning_effort="none").thinks
     assert not options(chat_template_kwargs={"enable_thinking": False}).thinks
+    assert options(chat_template_kwargs={"enable_thinking": None}) == options()
     high = options(reasoning_effort="high", chat_template_kwargs={"a": [1]})
     assert (high.thinks, json.loads(high.template_kwargs or "")) == (
         True, {"a": [1], "reasoning_effort": "high"}

@@ -196,8 +196,10 @@ def _json_schema(body: Body) -> str | None:
     kind = wanted.get("type", "text")
     if kind == "text":
         return None
-    if kind == "json_object":
+    if kind == "json_object" and wanted.get("schema") is None:
         return '{"type": "object"}'
+    if kind == "json_object":  # as llama.cpp's own server takes a schema
+        return honoured_schema(wanted["schema"], "response_format.schema")
     if kind != "json_schema":
         raise BadRequest(
             "response_format.type is text, json_object or json_schema", param="response_format.type"
@@ -212,7 +214,9 @@ def _json_schema(body: Body) -> str | None:
 def _template_kwargs(body: Body) -> tuple[bool, str | None]:
     """(whether the model may think, further variables of the template as JSON)."""
     kwargs = dict(typed(body, "chat_template_kwargs", dict, "an object") or {})
-    thinks = kwargs.pop("enable_thinking", True)
+    thinks = kwargs.pop("enable_thinking", None)
+    if thinks is None:
+        thinks = True
     if type(thinks) is not bool:
         raise BadRequest("enable_thinking is true or false", param="chat_template_kwargs")
     effort = string(body, "reasoning_effort")

@@ -1,5 +1,6 @@
 """An error in the words of the API that was asked: OpenAI's, or Anthropic's on its own paths."""
 
+import re
 from typing import Any
 
 from lmlite.errors import ApiError
@@ -26,6 +27,6 @@ def message_error(error: ApiError) -> Json:
     message = error.message
     if error.param is not None and error.param not in message:
         message = f"{error.param}: {message}"
-    # The worker knows the form of an answer by its name in a chat.
-    message = message.replace("response_format", "output_config.format")
+    # The worker, and what reads schemas, know the form of an answer by its name in a chat.
+    message = re.sub(r"response_format(\.json_schema)?", "output_config.format", message)
     return {"type": "error", "error": {"type": kind, "message": message}}

@@ -16,7 +16,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
@@ -299,8 +299,7 @@ class ChatTemplate:
         pointer = self._lib.lml_chat_render(used, json.dumps(request).encode())
         reply = take_text(self._lib, pointer)
         if reply.startswith('{"error":'):
-            words = _own_words(str(json.loads(reply)["error"]))
-            raise BadRequest(f"the chat template refuses the messages: {words}", param="messages")
+            _refuse(str(json.loads(reply)["error"]), request)
         return reply.encode()
 
 
@@ -395,6 +394,16 @@ def _as_json(message: ChatMessage) -> Json:
             for call in message.tool_calls
         ]  # fmt: skip
     return body
+
+
+def _refuse(fault: str, request: Json) -> NoReturn:
+    """Raises BadRequest, for what llama.cpp or the template has found."""
+    _, is_of_schema, words = fault.partition("JSON schema error ")
+    if is_of_schema:
+        param = "tools" if "tools" in request else "response_format"
+        raise BadRequest(f"no grammar can be made of {param}: {words}", param=param)
+    words = _own_words(fault)
+    raise BadRequest(f"the chat template refuses the messages: {words}", param="messages")
 
 
 def _own_words(error: str) -> str:
