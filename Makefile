@@ -58,11 +58,12 @@ bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="-
 profile: native ## measure Python's own share of a step (ARGS="--functions 20")
 	@$(PYTHON) -m tests.profile_step $(ARGS)
 
-tiny-model: .venv/tiny/.complete ## train the embedded model again, about an hour (ARGS="--seed 2")
+tiny-model: native .venv/tiny/.complete ## train the embedded model and its eye again, hours (ARGS="--seed 2")
 	@.venv/tiny/bin/python -m tests.tiny_model.train $(ARGS)
+	@.venv/tiny/bin/python -m tests.tiny_model.eye
 
-tiny-check: native ## measure the skills of the embedded model (ARGS="--n 20 --show 3")
-	@$(PYTHON) -m tests.tiny_model.check $(ARGS)
+tiny-check: native .venv/check/.complete ## measure the skills of the embedded model (ARGS="--n 20 --show 3")
+	@.venv/check/bin/python -m tests.tiny_model.check $(ARGS)
 
 clean: ## remove everything that was fetched or built
 	rm -rf .venv $(BUILD) lmlite/lib
@@ -128,7 +129,8 @@ PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2
 PACKAGES_conformance := jsonschema==4.26.0
 PACKAGES_clients     := openai==3.54.0 anthropic==2.12.0 pydantic-ai-slim[openai]==2.68.0
 PACKAGES_instructor  := instructor==1.17.0 openai==3.3.0
-PACKAGES_tiny        := torch==2.13.0 numpy==2.4.6 jinja2==3.1.6
+PACKAGES_tiny        := torch==2.13.0 numpy==2.4.6 jinja2==3.1.6 pillow==13.0.0
+PACKAGES_check       := pillow==13.0.0
 
 .venv/%/.complete: Makefile
 	@echo "making the environment .venv/$*"

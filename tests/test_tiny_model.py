@@ -1,22 +1,25 @@
 """The embedded model: what it is, what it was taught, and that it answers so over HTTP."""
 
+import random
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from lmlite import gguf
+from lmlite import gguf, gguf_projector
+from lmlite.server.images import checked_size
 from lmlite.worker.llama import Model
 from tests.gguf_writer import Shape, Tensor, layer_shapes, llama_metadata, tensor, write_gguf
 from tests.server_process import REPOSITORY, RunningServer
-from tests.tiny_model import skills, tools
+from tests.tiny_model import drawing, pictures, skills, tools
 from tests.tiny_model.check import ROWS, Client, Row, says
-from tests.tiny_model.conversation import Case, Turn, exchange, messages
+from tests.tiny_model.conversation import Case, Picture, Turn, exchange, messages
 from tests.tiny_model.tokenizer import Tokenizer, learn, tokenizer_metadata
 from tests.tiny_model.words import Source, is_held_out
 
 EMBEDDED = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
+PROJECTOR = EMBEDDED.with_name("tiny-mmproj.gguf")
 README = (REPOSITORY / "README.md").read_text()
 
 
@@ -41,6 +44,35 @@ def test_the_embedded_model_is_small_and_says_what_it_is() -> None:
 # ---- what it was taught --------------------------------------------------------------------
 
 
+def test_its_eye_is_smaller_than_two_megabytes_and_says_what_it_is() -> None:
+    assert PROJECTOR.stat().st_size <= 2_000_000
+    gguf_projector.check_projector_file(str(PROJECTOR))
+    assert b"Trained from nothing on drawings." in PROJECTOR.read_bytes()[:1000]
+
+
+def test_the_same_seed_draws_the_same_image() -> None:
+    picture = Picture("red", "square", 3)
+    first, again = (drawing.paint(picture, random.Random(4)) for _ in range(2))
+    assert first == again
+    assert len(first.rgb) == 3 * first.width * first.height
+    assert len(first.places) == 3
+    assert checked_size(drawing.png(first)) == (first.width, first.height)
+
+
+def test_a_shape_has_its_colour_and_lies_on_another() -> None:
+    image = drawing.paint(Picture("blue", "circle", 1), random.Random(2))
+    ((x, y, half),) = image.places
+
+    def pixel(column: float, row: float) -> tuple[int, ...]:
+        begin = 3 * (round(row) * image.width + round(column))
+        return tuple(image.rgb[begin : begin + 3])
+
+    red, green, blue = pixel(x, y)
+    assert blue > max(red, green)
+    assert pixel(x, y) == pixel(x + 0.6 * half, y) == pixel(x, y - 0.6 * half)
+    assert pixel(0, 0) == pixel(image.width - 1, image.height - 1) != pixel(x, y)
+
+
 def test_training_never_draws_a_word_that_was_held_out() -> None:
     training, checking = Source(5, held_out=False), Source(5, held_out=True)
     for draw in (Source.name, Source.city, Source.noun, Source.known_word, Source.invented):
@@ -59,7 +91,13 @@ def test_a_pair_of_numbers_is_held_out_in_both_orders() -> None:
 
 
 def test_the_same_seed_draws_the_same_conversations() -> None:
-    for skill in (skills.recall, skills.json_object, tools.two_results, tools.no_call):
+    for skill in (
+        skills.recall,
+        skills.json_object,
+        tools.two_results,
+        tools.no_call,
+        pictures.looking,
+    ):
         first, again = Source(7, held_out=False), Source(7, held_out=False)
         assert [skill(first) for _ in range(20)] == [skill(again) for _ in range(20)]
 

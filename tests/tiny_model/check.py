@@ -7,7 +7,9 @@ when the answer is exactly the expected one: text, JSON, or calls with their arg
 """
 
 import argparse
+import base64
 import json
+import random
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +19,8 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from tests.server_process import RunningServer
-from tests.tiny_model import skills, tools
-from tests.tiny_model.conversation import Case, Turn, exchange, messages
+from tests.tiny_model import drawing, pictures, skills, tools
+from tests.tiny_model.conversation import PICTURE, Case, Turn, exchange, messages
 from tests.tiny_model.words import Source
 
 Message = dict[str, Any]
@@ -100,7 +102,35 @@ ROWS = (
     Row("no call when no tool fits", drawn(tools.no_call), says, 0.80),
     Row("think first", drawn(skills.thinking), thinks_and_says, 0.95),
     Row("say what it does not know", drawn(skills.unknown), says, 0.80),
+    Row("the colour of a picture", drawn(pictures.colour), says, 0.90),
+    Row("the shape in a picture", drawn(pictures.shape), says, 0.90),
+    Row("how many shapes, up to 4", drawn(pictures.count), says, 0.90),
+    Row("which of two pictures", drawn(pictures.compared), says, 0.90),
 )
+
+
+def shown(turn: Turn) -> list[Message]:
+    """The content parts of a turn with pictures, each drawn as nobody has drawn it before."""
+    rng = random.Random(f"{turn.content} {turn.pictures}")
+    parts: list[Message] = []
+    for i, text in enumerate(turn.content.split(PICTURE)):
+        if text:
+            parts.append({"type": "text", "text": text})
+        if i < len(turn.pictures):
+            kind, data = image_file(drawing.paint(turn.pictures[i], rng), rng)
+            url = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+            parts.append({"type": "image_url", "image_url": {"url": url}})
+    return parts
+
+
+def image_file(image: drawing.Image, rng: random.Random) -> tuple[str, bytes]:
+    """Kind and bytes of a file: a PNG or, where Pillow is there, as often a JPEG."""
+    if rng.random() < 0.5:
+        try:
+            return "jpeg", drawing.jpeg(image, rng.randint(40, 95))
+        except ImportError:
+            pass
+    return "png", drawing.png(image)
 
 
 class Client:
@@ -112,7 +142,8 @@ class Client:
     def ask(self, case: Case, **more: Any) -> Message:
         """The message that answers the case, whose own last turn is not sent."""
         turns = case.turns[:-1]
-        body: dict[str, Any] = {"messages": messages(Case(turns, case.system)), "temperature": 0}
+        listed = messages(Case(turns, case.system), shown)
+        body: dict[str, Any] = {"messages": listed, "temperature": 0}
         if case.tools:
             body["tools"] = case.tools
         connection = HTTPConnection(self._address, timeout=120)

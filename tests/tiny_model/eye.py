@@ -28,6 +28,8 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
+from lmlite.worker import capi, media
+from lmlite.worker.llama import Model
 from tests.gguf_writer import TENSOR_F16, TENSOR_F32, Value, write_gguf
 from tests.gguf_writer import Tensor as Stored
 from tests.tiny_model import corpus, drawing, export, pictures, train
@@ -352,6 +354,30 @@ def _stored(name: str, weights: Tensor, kind: int = TENSOR_F32) -> Stored:
     return Stored(name, list(weights.shape)[::-1], numbers.contiguous().numpy().tobytes(), kind)
 
 
+@torch.no_grad()
+def difference(path: Path, eye: Eye, goals: Goals, embeddings: Tensor) -> float:
+    """How far libmtmd's vectors, of the file, are from those of PyTorch, at most, in 20 images."""
+    lib = capi.load()
+    lib.lml_log_level(capi.LOG_LEVELS["error"])
+    lib.llama_backend_init()
+    model = Model(lib, str(train.MODEL_PATH))
+    theirs = media.Eye(model, str(path), n_threads=1, max_bytes=0, lib_path=None)
+    furthest = 0.0
+    for seed in range(20):
+        source = Source(seed, held_out=True)
+        image = drawing.paint(pictures.drawn(source), source.rng)
+        ((_, chunk),) = theirs.read(drawing.png(image)).chunks
+        found = torch.tensor(list(theirs._embeddings(chunk))).view(N_PLACE, -1)
+        seen = square(Pillow.frombytes("RGB", (image.width, image.height), image.rgb))
+        flat = torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8)
+        shares, _ = eye(normalized(flat.view(1, SIDE, SIDE, 3).permute(0, 3, 1, 2)))
+        expected = shares[0] @ embeddings[goals.tokens]
+        furthest = max(furthest, (found - expected).abs().max().item())
+    theirs.close()
+    model.close()
+    return furthest
+
+
 # ---- the command ---------------------------------------------------------------------------
 
 
@@ -376,8 +402,11 @@ def main() -> None:
     unseen = views(options.seed * 1_000_000 + N_PICTURES, 2000)
     print(f"on pictures that it never saw: "
           f"{measured(eye, unseen, goals_of(unseen.shown, vocabulary))}")  # fmt: skip
-    export_eye(options.output, eye, goals.tokens, model["weights"]["embedding.weight"])
+    embeddings = model["weights"]["embedding.weight"]
+    export_eye(options.output, eye, goals.tokens, embeddings)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+    furthest = difference(options.output, eye, goals, embeddings)
+    print(f"in libmtmd no number is further off than {furthest:.3f}")
 
 
 if __name__ == "__main__":
