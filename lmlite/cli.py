@@ -1,4 +1,4 @@
-"""The command line: arguments, signals, exit codes.
+"""The command line: commands, signals, exit codes.
 
 Exit codes: 0 after a stop that was asked for, 1 when the model or the library cannot be
 used, 2 for a wrong command line or an address that cannot be bound. Importing this module,
@@ -6,36 +6,37 @@ and `lmlite --help`, load no library and start nothing.
 """
 
 import argparse
+import contextlib
 import os
-import re
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import lmlite
 from lmlite import gguf, gguf_projector, memory_estimate
 from lmlite.errors import ModelFileError
+from lmlite.flags import LOG_STREAM_FLAGS, SERVE_FLAGS, limit_flags
 from lmlite.gguf import ModelFile
 from lmlite.library import drives_a_gpu
 from lmlite.memory_estimate import Plan
 from lmlite.messages import Load
-from lmlite.server import log_stream, machine_memory, sampling
+from lmlite.server import listener, log_stream, machine_memory, sampling, systemd
+from lmlite.server.gate import LOOPBACK_HOSTS, Gate, is_host
 from lmlite.server.http import Handler
-from lmlite.server.listener import Server
-from lmlite.server.logs import LEVELS, Log
+from lmlite.server.keys import VARIABLE, read_keys
+from lmlite.server.limits import Limits
+from lmlite.server.logs import Log
 from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import Supervisor
 
 EMBEDDED_MODEL = Path(__file__).parent / "models" / "tiny.gguf"
 EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
-CACHE_TYPES = "f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl"
-DRAIN_S = 10.0  # how long running answers may take to end after a signal
-LAST_WORDS_S = 1.0  # and for the errors of those that did not
+LAST_WORDS_S = 1.0  # for the errors of answers that did not end in time
 
 
 class StartError(Exception):
@@ -48,12 +49,25 @@ class StartError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The `lmlite` command; returns its exit code."""
+    _fill_closed_streams()
     options = parser().parse_args(arguments)
     try:
         return int(options.run(options))
     except StartError as err:
-        print(f"lmlite: {err}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # nobody can be told
+            print(f"lmlite: {err}", file=sys.stderr)
         return err.code
+
+
+def _fill_closed_streams() -> None:
+    """Where who started us has closed one, the next file or socket would take its number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
 
 
 # ---- arguments -----------------------------------------------------------------------------
@@ -72,34 +86,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-@dataclass(frozen=True)
-class Flag:
-    """One option of a command, as `--help` shows it."""
-
-    name: str
-    values: str  # the placeholder, or the choices with "|" between them, or "" for a switch
-    default: str | int | float | None
-    help: str
-    parse: Callable[[str], object] = str
-
-    def add_to(self, command: argparse.ArgumentParser) -> None:
-        """Declares the option; the default is part of its help."""
-        text = self.help if self.default is None else f"{self.help} (default: %(default)s)"
-        if not self.values:
-            command.add_argument(self.name, action="store_true", help=self.help)
-        elif "|" in self.values:
-            choices = self.values.split("|")
-            command.add_argument(self.name, choices=choices, default=self.default, help=text)
-        else:
-            command.add_argument(
-                self.name, metavar=self.values, type=self.parse, default=self.default, help=text
-            )
-
-
 def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     serve = commands.add_parser(
         "serve",
         help="serve a model",
+        usage="%(prog)s [MODEL.gguf] [FLAG ...]",
         description="Serve a model at http://HOST:PORT/v1 until a signal comes.",
     )
     serve.set_defaults(run=run_serve)
@@ -110,6 +101,9 @@ def _add_serve(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     named.add_argument("-m", "--model", dest="model_flag", metavar="FILE", help="the same")
     for flag in SERVE_FLAGS:
         flag.add_to(serve)
+    limits = serve.add_argument_group("limits", "Each can be raised, none removed.")
+    for flag in limit_flags():
+        flag.add_to(limits)
 
 
 def _add_log(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -125,136 +119,80 @@ def _add_log(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         flag.add_to(stream)
 
 
-def _count(text: str) -> int:
-    number = int(text)  # a ValueError is argparse's to report
-    if not 1 <= number < 2**31:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
-
-
-def _size(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,9})([KMG]?)", text.upper())
-    if match is None:
-        raise argparse.ArgumentTypeError("must be a number of bytes, such as 300M or 2G")
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0.001 <= number <= 3600:
-        raise argparse.ArgumentTypeError("must be from 0.001 to 3600")
-    return number
-
-
-def _sampling(text: str) -> dict[str, float]:
-    try:
-        return sampling.parse_defaults(text)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(str(err)) from None
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**16:
-        raise argparse.ArgumentTypeError("must be from 0 to 65535")
-    return number
-
-
-def _kinds(text: str) -> tuple[str, ...]:
-    kinds = tuple(text.split(","))
-    if not set(kinds) <= {"input", "output"}:
-        raise argparse.ArgumentTypeError("must be input, output or input,output")
-    return kinds
-
-
-SERVE_FLAGS = (
-    Flag("--mmproj", "FILE", None, "the model's projector, with which it sees images (default: the "
-         "only mmproj*.gguf beside the model)"),
-    Flag("--host", "ADDRESS", "127.0.0.1", "address to listen on"),
-    Flag("--port", "N", 1234, "port to listen on, 0 for any free one", _port),
-    Flag("--alias", "NAME", None, "the model's name for clients (default: its file's name)"),
-    Flag("--ctx", "N", None, "tokens of memory, shared by all sequences (default: what the model "
-         "was trained for, at most 4096)", _count),
-    Flag("--parallel", "N", 4, "sequences that generate at the same time", _count),
-    Flag("--queue", "N", 64, "requests that may wait for them; further ones get a 503", _count),
-    Flag("--threads", "N", None, "threads of the worker (default: one for each core, "
-         "fewer while other processes keep the machine busy)", _count),
-    Flag("--batch", "N", 512, "tokens of one step at most", _count),
-    Flag("--prefill-budget", "SECONDS", 0.2, "that a step may take which reads a prompt while "
-         "somebody is being answered", _seconds),
-    Flag("--gpu-layers", "N", -1, "layers that go to the GPU, -1 for all", int),
-    Flag("--cache-type-k", CACHE_TYPES, "f16", "how memory keeps keys"),
-    Flag("--cache-type-v", CACHE_TYPES, "f16", "how memory keeps values; all but the first three "
-         "need flash attention"),
-    Flag("--cache-dir", "DIR", None, "folder that keeps long prompts which were read, so that "
-         "they are not read again after a restart (default: none)"),
-    Flag("--cache-size", "SIZE", "512M", "what that folder may hold", _size),
-    Flag("--checkpoint-memory", "SIZE", "128M", "outside of the context, for conversations that "
-         "nobody goes on with just now", _size),
-    Flag("--image-memory", "SIZE", "64M", "for images that were encoded, so that they are not "
-         "again", _size),
-    Flag("--memory", "SIZE", None, "that the worker may take; checkpoints and then the context "
-         "give way to it (default: what the machine has left)", _size),
-    Flag("--watchdog", "SECONDS", 30.0, "that the worker may owe an answer without a sign of life; "
-         "then another one takes its place", _seconds),
-    Flag("--flash-attn", "auto|on|off", "auto", "flash attention"),
-    Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
-    Flag("--reasoning-format", "auto|none", "auto", "where thoughts go: auto puts them in "
-         "reasoning_content, none leaves them in the content"),
-    Flag("--sampling", "NAME=VALUE,...", None, "for requests that say nothing (default: the model "
-         "file's, else llama.cpp's)", _sampling),
-    Flag("--allow-grammar", "", None, "take grammars in GBNF from clients, who have to be trusted: "
-         "one may be slow for everybody"),
-    Flag("--strict", "", None, "refuse requests with fields that nobody here knows"),
-    Flag("--lib", "PATH", None, "folder of the native libraries (default: $LMLITE_LIB, else the "
-         "package's own)"),
-    Flag("--log-level", "|".join(LEVELS), "info", "what standard error shows"),
-)  # fmt: skip
-LOG_STREAM_FLAGS = (
-    Flag("--source", "model|server", "model", "what to watch"),
-    Flag("--filter", "KINDS", "input,output", "input, output or both, of the source model", _kinds),
-    Flag("--json", "", None, "one JSON object per line"),
-    Flag("--stats", "", None, "with each output its tokens, its speed and why it ended"),
-    Flag("--url", "URL", "http://127.0.0.1:1234", "the server"),
-)
-
-
 # ---- lmlite serve --------------------------------------------------------------------------
 
 
 def run_serve(options: argparse.Namespace) -> int:
     """Serves until a signal comes. Raises StartError."""
     log = Log(options.log_level)
-    model = served_model(options, log)
-    registry = Registry([model])
-    try:
-        address = options.host, options.port
-        server = Server(address, Handler, registry, log, is_strict=options.strict)
-    except OSError as err:
-        where = f"{options.host}:{options.port}"
-        raise StartError(f"cannot listen on {where}: {err.strerror}", 2) from None
+    notifier = systemd.Notifier()
+    limits = limits_of(options)
+    model = served_model(options, limits, log)
+    server = _server(options, limits, Registry([model]), log)
+    threading.stack_size(limits.thread_stack)
     stop = _stop_event()
-    if server.is_open:
-        log.line("warning", f"whoever reaches {server.url} can use this server: it asks for no key")
     model.supervisor.start()
-    threading.Thread(target=server.serve_forever, name="accept", daemon=True).start()
+    server.start()
     try:
         _show_loading(model, stop)
         if model.supervisor.fault is not None:
             raise StartError(model.supervisor.fault, 1)
         if not stop.is_set():
             log.line("info", f"{model.name} is ready at {server.url}/v1")
+            notifier.tell("READY=1")
         stop.wait()
-        server.drain(DRAIN_S)
+        notifier.tell("STOPPING=1")
+        server.drain(limits.drain_seconds)
     finally:
-        registry.close()
+        server.registry.close()
         server.drain(LAST_WORDS_S)
-        server.close()
     log.line("info", "stopped")
     return 0
 
 
-def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
+def limits_of(options: argparse.Namespace) -> Limits:
+    """What the flags of `limit_flags` say."""
+    return Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
+
+
+def _server(
+    options: argparse.Namespace, limits: Limits, registry: Registry, log: Log
+) -> listener.Server:
+    """A server that listens, and accepts nothing yet. Raises StartError."""
+    keys = _keys(options)
+    try:
+        sockets = systemd.take_sockets()
+        sockets = sockets or listener.listen(options.host, options.port, limits.backlog)
+    except ValueError as err:
+        raise StartError(str(err), 2) from None
+    except OSError as err:
+        where = f"{options.host}:{options.port}"
+        raise StartError(f"cannot listen on {where}: {err.strerror}", 2) from None
+    is_open = listener.is_open(sockets)
+    if is_open and not keys:
+        raise StartError("other machines would reach this server, so it has to ask for a key: "
+                         f"name a file with --api-key-file, or set {VARIABLE}", 2)  # fmt: skip
+    names = [options.host.lower(), *map(listener.host_of, sockets), *(options.allow_host or ())]
+    gate = Gate(
+        LOOPBACK_HOSTS.union(filter(is_host, names)),
+        any_address=is_open,
+        origins=frozenset(options.cors_origin or ()),
+        keys=keys,
+    )
+    return listener.Server(
+        sockets, Handler, registry, log, gate=gate, limits=limits, is_strict=options.strict
+    )
+
+
+def _keys(options: argparse.Namespace) -> tuple[bytes, ...]:
+    """Those that the command line and the environment name. Raises StartError."""
+    try:
+        return read_keys(options.api_key_file)
+    except ValueError as err:
+        raise StartError(str(err), 2) from None
+
+
+def served_model(options: argparse.Namespace, limits: Limits, log: Log) -> ServedModel:
     """The model that the command line names, checked, with a supervisor that is not started."""
     path = os.path.abspath(options.model or options.model_flag or EMBEDDED_MODEL)
     try:
@@ -275,6 +213,7 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         n_ctx=options.ctx,
         n_parallel=options.parallel,
         n_queue=options.queue,
+        max_s=limits.max_seconds,
         n_threads=options.threads,
         n_batch=max(options.batch, options.parallel),
         prefill_budget_s=options.prefill_budget,
@@ -298,6 +237,7 @@ def served_model(options: argparse.Namespace, log: Log) -> ServedModel:
         separate_reasoning=options.reasoning_format == "auto",
         allows_grammars=options.allow_grammar,
         takes_images=projector is not None,
+        limits=limits,
     )
     name = options.alias or Path(path).stem
     supervisor = Supervisor(plan.load, log, watchdog_s=options.watchdog, file=file)
@@ -378,8 +318,9 @@ def _show_loading(model: ServedModel, stop: threading.Event) -> None:
 def run_log_stream(options: argparse.Namespace) -> int:
     """Prints records until the server ends or the user has seen enough. Raises StartError."""
     show = log_stream.json_lines if options.json else log_stream.text_lines
+    keys = _keys(options)
     try:
-        records = log_stream.attach(options.url, options.source)
+        records = log_stream.attach(options.url, options.source, keys[0] if keys else None)
         print(f"watching {options.url}", file=sys.stderr, flush=True)
         for record in records:
             if log_stream.is_wanted(record, options.filter):

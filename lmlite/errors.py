@@ -67,6 +67,13 @@ class Unsupported(BadRequest):
     code = "unsupported_feature"
 
 
+class Unauthorized(BadRequest):
+    """The request has no key, or a wrong one."""
+
+    status = 401
+    code = "invalid_api_key"
+
+
 class Forbidden(BadRequest):
     """The request comes from where none may come: a foreign host name or web page."""
 
@@ -87,10 +94,11 @@ class ModelNotFound(NotFound):
 
 
 class MethodNotAllowed(BadRequest):
-    """A known route asked with another method; the reply lists the right ones in `Allow`."""
+    """A method that is not among those `allowed`, which the reply lists."""
 
     status = 405
     code = "method_not_supported"
+    allowed: tuple[str, ...] = ()
 
 
 class RequestTimeout(BadRequest):

@@ -12,7 +12,7 @@ Prompt = str | tuple[int, ...]  # text, or token ids that the client chose
 
 
 # Why a completion ended; the first two are OpenAI's "stop", the others its "length".
-Cause = Literal["end_token", "stop_string", "max_tokens", "context_full"]
+Cause = Literal["end_token", "stop_string", "max_tokens", "context_full", "time_limit"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,7 @@ class Load:
     n_ctx: int | None = None  # tokens of the context, shared by all sequences
     n_parallel: int = 4  # sequences that generate at the same time
     n_queue: int = 64  # requests that may wait for them
+    max_s: float = 600.0  # for one answer, from its first token
     n_threads: int | None = None
     n_batch: int = 512  # tokens of one decode
     prefill_budget_s: float = 0.2  # of a step that reads prompts while somebody is being answered

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from lmlite.worker import capi
 from lmlite.worker.llama import Model
+from tests.house import House, opened
 
 # As the server does for its workers: threads that spin make a busy machine crawl.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -101,3 +103,17 @@ def endless(default_model: Model) -> dict[str, Any]:
     vocab = default_model.vocab
     ends = [token for token in range(vocab.n_tokens) if vocab.ends_generation(token)]
     return {"temperature": 0, "logit_bias": {str(token): -100 for token in ends}}
+
+
+@pytest.fixture
+def open_house() -> Iterator[Any]:
+    """Opens servers in front of workers without models, and closes them after the test."""
+    with ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(opened(*args, **kwargs))
+
+
+@pytest.fixture
+def house(open_house: Any) -> House:
+    """Such a server."""
+    made: House = open_house()
+    return made

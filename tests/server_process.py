@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import queue
 import re
 import signal
@@ -39,8 +40,9 @@ class Answer:
 class RunningServer:
     """Started by `with`; stopped, by its process id, at the end."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, **environment: str) -> None:
         self._arguments = arguments
+        self._environment = environment  # beside that of the tests
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
 
@@ -48,6 +50,7 @@ class RunningServer:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lmlite", "serve", *self._arguments, "--port", "0"],
             cwd=REPOSITORY,
+            env={**os.environ, **self._environment},
             stderr=subprocess.PIPE,
             text=True,
         )

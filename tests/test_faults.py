@@ -159,9 +159,15 @@ def serve(*arguments: str) -> "subprocess.CompletedProcess[str]":
 def test_a_port_in_use_is_one_sentence_and_code_2(server: RunningServer) -> None:
     done = serve("--port", str(server.port))
     assert done.returncode == 2
-    assert (
-        done.stderr == f"lmlite: cannot listen on 127.0.0.1:{server.port}: Address already in use\n"
-    )
+    where = f"localhost:{server.port}"
+    assert done.stderr == f"lmlite: cannot listen on {where}: Address already in use\n"
+
+
+@pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", "192.0.2.1", "a" * 70, "."])
+def test_an_address_that_is_not_ours_is_one_sentence_and_code_2(host: str) -> None:
+    done = serve("--port", "0", "--host", host)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert done.stderr.startswith("lmlite: ")
 
 
 @pytest.mark.parametrize(

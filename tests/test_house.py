@@ -19,7 +19,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from lower floors only.
 FLOORS = [
     ["errors", "library"],
-    ["messages", "gguf_header"],
+    ["messages", "gguf_header", "server.limits", "server.keys", "server.systemd"],
     ["frames", "gguf_shape", "gguf_projector", "worker.mtmd"],
     ["gguf"],
     ["memory_estimate"],
@@ -30,7 +30,7 @@ FLOORS = [
      "server.machine_memory",
      "server.stored_responses", "server.gbnf", "server.patterns", "server.schema_parts"],
     ["worker.llama", "worker.checkpoints", "server.worker_process", "server.schema_bounds",
-     "server.sampling", "server.error_bodies"],
+     "server.sampling", "server.error_bodies", "server.gate", "server.sender"],
     ["server.schemas", "server.images", "server.supervisor"],
     ["worker.answer", "worker.embedder", "worker.media", "server.registry", "server.chat_requests"],
     ["worker.chat_template", "worker.memory", "worker.sequence", "server.openai_requests"],
@@ -40,6 +40,7 @@ FLOORS = [
      "server.messages_replies"],
     ["server.listener"],
     ["worker.__main__", "server.http"],
+    ["flags"],
     ["cli"],
     ["__main__"],
 ]  # fmt: skip

@@ -1,127 +1,19 @@
 """The real server in front of a worker without a model: exact bytes, and who waits for what."""
 
 import http.client
-import io
 import json
 import os
 import re
-import socket
-import sys
 import threading
-from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmlite.gguf import ModelFile
-from lmlite.gguf_shape import Shape
-from lmlite.messages import Load
-from lmlite.server import connection as connection_module
 from lmlite.server import http as http_module
-from lmlite.server import listener as module
-from lmlite.server.http import Handler
-from lmlite.server.listener import Server
-from lmlite.server.logs import Log
-from lmlite.server.registry import Registry, ServedModel
-from lmlite.server.supervisor import Supervisor
-
-CHAT = "/v1/chat/completions"
-WAIT_S = 20.0
-
-
-@dataclass
-class House:
-    """A server in this process, and what it logged."""
-
-    server: Server
-    supervisor: Supervisor
-    lines: io.StringIO
-
-    @property
-    def port(self) -> int:
-        return int(self.server.server_address[1])
-
-    def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
-
-    def ask(self, content: str, **body: Any) -> tuple[int, bytes]:
-        with closing(self.connect()) as connection:
-            return self.ask_on(connection, content, **body)
-
-    def ask_on(
-        self, connection: http.client.HTTPConnection, content: str, **body: Any
-    ) -> tuple[int, bytes]:
-        reply = self.begin(connection, content, **body)
-        return reply.status, reply.read()
-
-    def begin(
-        self, connection: http.client.HTTPConnection, content: str, **body: Any
-    ) -> http.client.HTTPResponse:
-        """Asks, and returns when the answer begins."""
-        self.send(connection, content, **body)
-        return connection.getresponse()
-
-    def send(self, connection: http.client.HTTPConnection, content: str, **body: Any) -> None:
-        messages = [{"role": "user", "content": content}]
-        data = json.dumps({"messages": messages, **body}).encode()
-        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
-
-    def logged(self, n: int) -> list[str]:
-        """The first n lines of the log; a line comes after its answer."""
-        while len(lines := self.lines.getvalue().splitlines()) < n:
-            assert self.supervisor.fault is None
-        return lines
-
-    def get(self, path: str) -> tuple[int, Any]:
-        with closing(self.connect()) as connection:
-            connection.request("GET", path)
-            reply = connection.getresponse()
-            return reply.status, json.loads(reply.read())
-
-
-@pytest.fixture
-def open_house(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """Opens servers, and closes them after the test."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
-    made: list[House] = []
-
-    def make(
-        mode: str = "", model_path: str = "fake.gguf", n_parallel: int = 4, n_queue: int = 64
-    ) -> House:
-        lines = io.StringIO()
-        log = Log("info", lines)
-        command = (sys.executable, "-m", "tests.fake_worker", mode)
-        load = Load(model_path, n_parallel=n_parallel, n_queue=n_queue)
-        supervisor = Supervisor(load, log, command)
-        file = ModelFile(
-            path=model_path, architecture="llama", name="Fake", quantisation="F16",
-            n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
-            embeds_only=False, n_tensor_bytes=1, n_parameters=1, n_bytes=1, mtime=1234567890,
-            parts=(), shape=Shape(64, 4, 512, ((32, 32),), 0, 0, 1, 0, False),
-        )  # fmt: skip
-        server = Server(
-            ("127.0.0.1", 0), Handler, Registry([ServedModel("fake", file, supervisor)]), log
-        )
-        supervisor.start()
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
-        made.append(House(server, supervisor, lines))
-        return made[-1]
-
-    yield make
-    for house in made:
-        house.server.drain(0.0)
-        house.server.close()
-        house.supervisor.stop()
-
-
-@pytest.fixture
-def house(open_house: Any) -> House:
-    made: House = open_house()
-    made.supervisor.wait_until_settled(WAIT_S)
-    return made
+from lmlite.server.limits import Limits
+from tests.house import CHAT, WAIT_S, House, rest_of, until
 
 
 @pytest.fixture
@@ -257,6 +149,7 @@ def test_one_connection_serves_many_requests(house: House) -> None:
 
 def test_every_request_is_one_line_of_the_log(house: House) -> None:
     house.ask("echo one two")
+    house.logged(1)
     house.get("/v1/models")
     lines = [line.split(" ", 3)[3].strip() for line in house.logged(2)]
     assert re.fullmatch(
@@ -304,32 +197,6 @@ def test_a_model_that_cannot_be_loaded_is_a_503_without_retry(open_house: Any) -
         assert reply.getheader("X-Should-Retry") == "false"
 
 
-def test_a_connection_over_the_cap_is_refused_and_the_next_served(
-    open_house: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "MAX_CONNECTIONS", 2)
-    house = open_house()
-    idle = [socket.create_connection(("127.0.0.1", house.port)) for _ in range(2)]
-    for sock in idle:  # answered, so both have their thread
-        sock.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert sock.recv(1) == b"H"
-    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as third:
-        answer = b""
-        while data := third.recv(65536):
-            answer += data
-    assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
-    assert b"Retry-After: 1\r\n" in answer
-    for sock in idle:
-        sock.close()
-    while True:  # until the places are given back
-        try:
-            status, _ = house.get("/health")
-        except (OSError, http.client.HTTPException):
-            continue
-        if status == 200:
-            break
-
-
 def test_an_answer_that_outlasts_the_drain_ends_with_an_error(house: House, go_on: Path) -> None:
     with closing(house.connect()) as connection:
         house.send(connection, f"wait {go_on}")
@@ -354,14 +221,13 @@ def test_a_server_that_drains_takes_no_more_requests(house: House) -> None:
 # ---- signs of life ---------------------------------------------------------------------------
 
 
-def test_a_stream_that_has_to_wait_says_for_what(
-    house: House, monkeypatch: pytest.MonkeyPatch, go_on: Path
-) -> None:
-    monkeypatch.setattr(http_module, "PING_S", 0.05)
+def test_a_stream_that_has_to_wait_says_for_what(open_house: Any, go_on: Path) -> None:
+    house = open_house(limits=Limits(ping_seconds=0.05))
     with closing(house.connect()) as connection:
         reply = house.begin(connection, f"wait {go_on}", stream=True)
         assert reply.status == 200
-        assert reply.readline() == b": prompt 512/1840\n"
+        told = iter(reply.readline, b": prompt 512/1840\n")
+        assert set(told) <= {b": queued 2\n", b"\n"}
         go_on.write_text("")
         assert reply.read().endswith(b"data: [DONE]\n\n")
 
@@ -391,7 +257,6 @@ def test_a_failure_behind_the_first_space_is_an_error_object(
 
 def test_a_request_beyond_the_queue_is_told_to_come_back(open_house: Any) -> None:
     house = open_house(n_parallel=1, n_queue=1)
-    house.supervisor.wait_until_settled(WAIT_S)
     waiting = []
     for _ in range(2):
         waiting.append(house.connect())
@@ -471,43 +336,30 @@ def test_the_servers_own_lines_can_be_watched(house: House) -> None:
 # ---- slow clients ----------------------------------------------------------------------------
 
 
-def test_a_head_that_only_drips_is_refused_at_its_deadline(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_module, "HEAD_S", 0.2)
-    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as sock:
+def test_a_head_that_only_drips_is_refused_at_its_deadline(open_house: Any) -> None:
+    house = open_house(limits=Limits(head_seconds=0.2))
+    with house.dial() as sock:
         sock.sendall(b"GET /health HTTP/1.1\r\nHost: loc")
         assert sock.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
     assert house.get("/health")[0] == 200
 
 
-def test_a_body_that_never_comes_is_refused_at_its_deadline(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_module, "BODY_S", 0.2)
+def test_a_body_that_never_comes_is_refused_at_its_deadline(open_house: Any) -> None:
+    house = open_house(limits=Limits(body_seconds=0.2))
     head = (
         b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
         b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n"
     )
-    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as sock:
+    with house.dial() as sock:
         sock.sendall(head)
         assert sock.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
-def test_an_idle_connection_is_closed_without_a_word(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(connection_module, "IDLE_S", 0.2)
-    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as sock:
-        assert sock.recv(65536) == b""
+def test_an_idle_connection_is_closed_without_a_word(open_house: Any) -> None:
+    house = open_house(limits=Limits(idle_seconds=0.2))
+    with house.dial() as sock:
+        assert rest_of(sock) == b""
     assert house.lines.getvalue() == ""
-
-
-def test_a_head_in_single_bytes_is_read(house: House) -> None:
-    with socket.create_connection(("127.0.0.1", house.port), timeout=WAIT_S) as sock:
-        for byte in b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n":
-            sock.sendall(bytes([byte]))
-        assert sock.recv(65536).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 # ---- metrics -------------------------------------------------------------------------------
@@ -528,8 +380,13 @@ def test_metrics_count_requests_tokens_and_what_the_engine_says(house: House) ->
     house.ask("echo one two")
     house.get("/nothing/here")
     house.logged(2)
+    until(lambda: house.server.n_connections() == 0)
     found = metrics(house)
     assert {name: value for name, value in found.items() if "bucket" not in name} == {
+        "lmlite_connections_open": "1",
+        'lmlite_connections_refused_total{reason="connections"}': "0",
+        'lmlite_connections_refused_total{reason="address"}': "0",
+        'lmlite_connections_refused_total{reason="threads"}': "0",
         'lmlite_requests_total{path="/v1/chat/completions",status="200"}': "1",
         'lmlite_requests_total{path="other",status="404"}': "1",
         'lmlite_tokens_total{kind="prompt"}': "2",

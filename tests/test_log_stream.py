@@ -1,10 +1,12 @@
 """`lmlite log stream` as its users see it."""
 
 import json
+import os
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,11 +79,12 @@ def server() -> Iterator[RunningServer]:
 class Viewer:
     """`lmlite log stream` in a process of its own."""
 
-    def __init__(self, server: RunningServer, *arguments: str) -> None:
+    def __init__(self, server: RunningServer, *arguments: str, **environment: str) -> None:
         command = [sys.executable, "-m", "lmlite", "log", "stream", "--url", server.url]
         self.process = subprocess.Popen(
             [*command, *arguments],
             cwd=REPOSITORY,
+            env={**os.environ, **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -132,3 +135,28 @@ def test_without_a_server_it_says_so_and_ends_with_code_1() -> None:
         )
     assert done.returncode == 1
     assert done.stderr.startswith(f"lmlite: no log stream at {url}: ")
+
+
+def test_a_server_with_a_key_shows_its_stream_to_those_who_have_it(tmp_path: Path) -> None:
+    key, path = "a-key-of-the-tests", tmp_path / "keys"
+    path.write_text(key)
+    with RunningServer(LMLITE_API_KEY=key) as server:
+        watch = [sys.executable, "-m", "lmlite", "log", "stream", "--url", server.url]
+        for wrong, asks in (("", "a key"), ("another-key-of-none", "another key")):
+            environment = {**os.environ, **({"LMLITE_API_KEY": wrong} if wrong else {})}
+            done = subprocess.run(
+                watch, cwd=REPOSITORY, env=environment, capture_output=True, text=True,
+                timeout=START_S,
+            )  # fmt: skip
+            sentence = f"lmlite: no log stream at {server.url}: it asks for {asks}\n"
+            assert (done.returncode, done.stderr) == (1, sentence)
+        headers = {"Authorization": f"Bearer {key}"}
+        for viewer in (
+            Viewer(server, "--json", "--api-key-file", str(path)),
+            Viewer(server, "--json", LMLITE_API_KEY=key),
+        ):
+            with viewer:
+                body = {"prompt": "Hi", "max_tokens": 1}
+                assert server.request("POST", "/v1/completions", body, headers).status == 200
+                assert json.loads(viewer.line())["data"]["input"] == "Hi"
+        assert not any(key in line for line in server.log)

@@ -563,7 +563,7 @@ def test_errors_are_anthropics_on_its_paths_alone(server: RunningServer) -> None
         (server.post(COUNT), 400, "invalid_request_error", "messages is missing"),
         (server.request("POST", MESSAGES, b"{"), 400, "invalid_request_error",
          "the body is not valid JSON, at line 1, column 2"),
-        (server.get(MESSAGES), 405, "invalid_request_error", "/v1/messages takes POST"),
+        (server.get(MESSAGES), 405, "invalid_request_error", "/v1/messages takes POST and OPTIONS"),
         (server.get(f"{MESSAGES}/batches"), 404, "not_found_error",
          "there is nothing at /v1/messages/batches"),
     ]  # fmt: skip

@@ -6,6 +6,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -39,11 +40,12 @@ from lmlite.server.openai_requests import (
     parse_completion,
     parse_embeddings,
 )
+from lmlite.server.sampling import NO_DEFAULTS
 from tests.test_bad_requests import CHAT, EMBED, ROWS, TEXT, Bad
 
 HI = [{"role": "user", "content": "Hi"}]
 PARSERS: dict[str, Callable[[dict[str, Any]], Call]] = {
-    CHAT: parse_chat,
+    CHAT: partial(parse_chat, defaults=replace(NO_DEFAULTS, takes_images=True)),
     TEXT: parse_completion,
     EMBED: parse_embeddings,
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.errors import BadRequest, HarmfulRequest, Unavailable
+from lmlite.errors import BadRequest, BodyTooLarge, HarmfulRequest, Unavailable
 from lmlite.messages import (
     Chat,
     ChatMessage,
@@ -101,6 +101,17 @@ def test_requests_of_many_threads_get_their_own_answers(supervise: Any) -> None:
         thread.join()
     assert answers == {number: f"answer {number}" for number in range(50)}
     assert supervisor.n_open() == 0
+
+
+def test_a_request_that_is_too_large_for_the_pipe_leaves_no_place_taken(
+    supervise: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supervisor = supervise()
+    with monkeypatch.context() as patch, pytest.raises(BodyTooLarge, match="is too large: a Chat"):
+        patch.setattr("lmlite.frames.MAX_FRAME_BYTES", 1000)
+        supervisor.submit(chat("echo " + "x" * 1000))
+    assert supervisor.n_open() == 0
+    assert events(supervisor.submit(chat("echo x")))[1] == Delta(2, 0, "x")
 
 
 def test_a_refused_request_raises_its_error(supervise: Any) -> None:

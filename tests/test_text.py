@@ -31,6 +31,24 @@ def test_text_split_at_every_byte_comes_out_whole(text: str) -> None:
         assert "\ufffd" not in "".join(parts).replace(text, "")
 
 
+def test_two_thousand_texts_come_out_whole_however_their_bytes_are_split_in_two() -> None:
+    rng = random.Random(1)
+    # Of one to four bytes, the first and the last of each length among them.
+    points = (0, 0x61, 0x7F, 0x80, 0xE9, 0x301, 0x7FF, 0x800, 0x65E5, 0xD7FF, 0xE000, 0xFEFF,
+              0xFFFF, 0x10000, 0x1F600, 0x10FFFF)  # fmt: skip
+    for _ in range(2000):
+        text = "".join(map(chr, rng.choices(points, k=rng.randrange(1, 10))))
+        data = text.encode()
+        for cut in range(len(data) + 1):
+            stream = TextStream()
+            parts = [*pushed(stream, [data[:cut], data[cut:]]), stream.finish()]
+            assert "".join(parts) == text
+        stream = TextStream()
+        parts = [*pushed(stream, [bytes([byte]) for byte in data]), stream.finish()]
+        assert parts[-1] == ""
+        assert [part for part in parts if part] == list(text)
+
+
 def test_a_character_over_four_tokens_waits_for_its_last_byte() -> None:
     pieces = [bytes([byte]) for byte in "🙂".encode()]
     assert pushed(TextStream(), pieces) == ["", "", "", "🙂"]

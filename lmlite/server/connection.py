@@ -8,36 +8,35 @@ where a head ends. One thread per connection.
 import socket
 import time
 
+from lmlite.server.limits import Limits
+
 HEAD_END = b"\r\n\r\n"
 RECEIVE_BYTES = 64 << 10
-
-IDLE_S = 15.0  # for the first byte of the next request on a kept-alive connection
-HEAD_S = 10.0  # for a whole head, however slowly it drips
-BODY_S, BODY_BYTES_PER_S = 10.0, 256 << 10  # for a body: so long, and longer for a large one
-WRITE_S = 30.0  # for a client to take what it is sent
 LINGER_S, LINGER_BYTES = 2.0, 32 << 20  # for what a refused client is still sending
 
 
 class Connection:
     """Reads and writes of one accepted socket."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self._socket = sock
+        self._limits = limits
         self._buffer = bytearray()
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
 
-    def read_head(self, max_bytes: int) -> bytes | None:
-        """Bytes to the end of the next head, or more than max_bytes without an end.
+    def read_head(self) -> bytes | None:
+        """Bytes to the end of the next head, or more than a head may have without an end.
 
         None when the client closes, or stays silent, before a first byte. Raises TimeoutError
         when a head has begun and does not end in time, ConnectionError when it is cut short.
         """
         if not self._buffer and not self._wait_for_first_byte():
             return None
-        deadline_s = time.monotonic() + HEAD_S
+        deadline_s = time.monotonic() + self._limits.head_seconds
         searched = 0
         while (end := self._buffer.find(HEAD_END, searched)) < 0:
-            if len(self._buffer) > max_bytes:
+            if len(self._buffer) > self._limits.max_head:
                 return bytes(self._buffer)
             searched = max(0, len(self._buffer) - len(HEAD_END) + 1)
             self._receive(deadline_s)
@@ -45,14 +44,15 @@ class Connection:
 
     def read_body(self, n_bytes: int) -> bytes:
         """Exactly n_bytes. Raises TimeoutError or ConnectionError."""
-        deadline_s = time.monotonic() + BODY_S + n_bytes / BODY_BYTES_PER_S
+        limits = self._limits
+        deadline_s = time.monotonic() + limits.body_seconds + n_bytes / limits.body_rate
         while len(self._buffer) < n_bytes:
             self._receive(deadline_s)
         return self._take(n_bytes)
 
     def write(self, data: bytes) -> None:
         """All of it. Raises TimeoutError or ConnectionError."""
-        self._socket.settimeout(WRITE_S)
+        self._socket.settimeout(self._limits.send_seconds)
         self._socket.sendall(data)
 
     def is_gone(self) -> bool:
@@ -84,7 +84,7 @@ class Connection:
 
     def _wait_for_first_byte(self) -> bool:
         try:
-            self._receive(time.monotonic() + IDLE_S)
+            self._receive(time.monotonic() + self._limits.idle_seconds)
         except OSError:
             return False
         return True

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from lmlite.errors import ApiError
+from lmlite.errors import ApiError, MethodNotAllowed, Unauthorized
 from lmlite.server.wire import Head
 
 Json = dict[str, Any]
@@ -19,6 +19,20 @@ def body_of(error: ApiError, head: Head | None, token: str) -> Json:
     if head is None or not head.path.startswith(MESSAGES_PATH):
         return error.body()
     return message_error(error) | {"request_id": f"req-{token}"}
+
+
+def headers_of(error: ApiError) -> list[tuple[str, str]]:
+    """What the reply says of an error beside its body: what to do about it."""
+    headers = []
+    if error.retry_after_s is not None:
+        headers.append(("Retry-After", str(error.retry_after_s)))
+    elif error.status >= 500:
+        headers.append(("X-Should-Retry", "false"))  # OpenAI's clients heed it
+    if isinstance(error, MethodNotAllowed):
+        headers.append(("Allow", ", ".join(error.allowed)))
+    if isinstance(error, Unauthorized):
+        headers.append(("WWW-Authenticate", "Bearer"))
+    return headers
 
 
 def message_error(error: ApiError) -> Json:

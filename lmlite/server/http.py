@@ -1,7 +1,7 @@
 """One connection's requests: checks, routes, and bytes to the client.
 
-A request's way: `Handler.handle_one_request` reads a head, `_answer` checks it and finds its
-route, the route reads the body and asks the worker, and `_stream` or `_fold` turns events
+A request's way: `Handler.handle_one_request` reads a head, `_answer` has the gate check it, finds
+its route and reads the body, the route asks the worker, and `_stream` or `_fold` turns events
 into bytes. One thread per connection; a thread that waits for a worker also watches whether
 its client is still there. Every failure is an ApiError, and `_refuse` makes the bytes of it.
 """
@@ -20,15 +20,16 @@ from lmlite.errors import (
     ApiError,
     BadRequest,
     InternalError,
-    MethodNotAllowed,
     NotFound,
     RequestTimeout,
+    Unavailable,
 )
 from lmlite.messages import Chat, Complete, Embed, Queued, Reading, ReplyEvent
 from lmlite.server import error_bodies, metrics, openai_replies, wire
 from lmlite.server.answers import Answer, StreamedAnswer
 from lmlite.server.connection import Connection
 from lmlite.server.dry_run import DryRun, planned
+from lmlite.server.gate import allowed_by, check_method
 from lmlite.server.listener import Server
 from lmlite.server.messages_replies import MessageReply, TokenCount
 from lmlite.server.messages_requests import parse_count, parse_message
@@ -43,18 +44,15 @@ from lmlite.server.registry import ServedModel
 from lmlite.server.responses_replies import ResponseReply
 from lmlite.server.responses_requests import own_names, parse_response
 from lmlite.server.sampling import Defaults
+from lmlite.server.sender import JSON_TYPE, Sender
 from lmlite.server.supervisor import Reply
 from lmlite.server.tally import Tally
 
-MAX_BODY_BYTES = 4 << 20
-MAX_REQUESTS_PER_CONNECTION = 1000
 POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
-PING_S = 15.0  # between signs of life on a stream that has nothing to say
-# The same for an answer in one piece. OpenAI's clients give up after 600 s without a byte, and
-# ask again; leading spaces are valid JSON. Not sooner: it decides the status before the answer.
+# Between signs of life of an answer in one piece. OpenAI's clients give up after 600 s without a
+# byte, and ask again; leading spaces are valid JSON. Not sooner: it decides the status.
 SPACE_S = 60.0
 
-JSON_TYPE = ("Content-Type", "application/json")
 AnswerKind = Callable[[Call, str, str, int], Answer]  # call, id, model's name, seconds since 1970
 STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
@@ -66,43 +64,45 @@ STREAM_HEADERS = (
 class Handler(BaseHTTPRequestHandler):
     """One connection. Reads heads strictly, in place of the parsing of its base class."""
 
-    server: Server
+    server: Server  # type: ignore[assignment]  # the base class asks for one of its own
 
     def setup(self) -> None:
         """Called by the base class, before the first request."""
         super().setup()
-        self._connection = Connection(self.request)
+        self._limits = self.server.limits
+        self._connection = Connection(self.request, self._limits)
         self._n_requests = 0
 
     def handle_one_request(self) -> None:
         """Called by the base class until `close_connection` is set."""
-        self.close_connection = True  # until a request has been read to its end
+        self.close_connection = True
         self._head: wire.Head | None = None
-        self._is_begun = False  # the status line is out
-        self._is_refused = False  # it was that of an error
+        self._is_refused = False  # before an answer had begun
         self._tally: Tally | None = None
-        self._ignored: tuple[str, ...] = ()  # fields of the body
-        self._status = 0
         self._token = secrets.token_hex(12)
+        self._sender = Sender(self._connection, f"req-{self._token}")
         self._began_s = time.monotonic()
         try:
-            data = self._connection.read_head(wire.MAX_HEAD_BYTES)
+            data = self._connection.read_head()
             if data is None:
                 return
             self._began_s = time.monotonic()  # not before: an idle client may take its time
             self._n_requests += 1
-            self._head = wire.parse_head(data)
+            self._head = wire.parse_head(data, self._limits)
+            self._sender.suit(self._head)
+            self._sender.headers += self.server.gate.headers(self._head)
             self._answer_counted(self._head)
         except ApiError as err:
             self._refuse(err)
         except TimeoutError:
             self._refuse(RequestTimeout("the request did not arrive in time"))
         except ConnectionError:
-            self._status = self._status or 499  # nginx's number for a client that left
+            self._sender.status = self._sender.status or 499  # nginx's, for a client that left
         except Exception as err:  # our mistake: the client gets a status, the log a name
             self.server.log.line("error", f"{type(err).__name__}: {err}")
             self._refuse(InternalError("the server made a mistake"))
         self._log_request()
+        self.close_connection = self._sender.is_last
         if self._is_refused and self.close_connection:
             self._connection.linger()
 
@@ -116,24 +116,23 @@ class Handler(BaseHTTPRequestHandler):
     # ---- checks and routes -----------------------------------------------------------------
 
     def _answer(self, head: wire.Head) -> None:
-        wire.check_host(head, self.server.allowed_hosts, self.server.is_open)
-        wire.check_origin(head)
+        self.server.gate.check(head)
+        if head.method != "OPTIONS":  # by which a browser asks before a page shows its key
+            self.server.gate.check_key(head)
         methods = self._route(head.path)
-        if head.method == "OPTIONS":
-            self._send_allowed(methods)
-            return
-        method = "GET" if head.method == "HEAD" else head.method
-        if method not in methods:
-            raise MethodNotAllowed(f"{head.path} takes {' and '.join(methods)}")
-        n_body = wire.body_length(head, MAX_BODY_BYTES)
-        if method == "POST":
-            wire.check_content_type(head)
+        check_method(head, allowed_by(methods), head.path)
+        # Only a POST has a use for a body; what comes with another method is read and dropped.
+        most = self._limits.max_body if head.method == "POST" else self._limits.max_head
+        n_body = wire.body_length(head, most)
         if n_body and "expect" in head.headers:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._body = self._connection.read_body(n_body)
-        is_last = self._n_requests >= MAX_REQUESTS_PER_CONNECTION
-        self.close_connection = is_last or not head.keep_alive
-        methods[method]()
+        is_last = self._n_requests >= self._limits.max_requests_per_connection
+        self._sender.is_last = is_last or not head.keep_alive
+        if head.method == "OPTIONS":
+            self._send_options(head, allowed_by(methods))
+        else:
+            methods["GET" if head.method == "HEAD" else head.method]()
 
     def _route(self, path: str) -> dict[str, Callable[[], None]]:
         """What each method does at a path. Raises NotFound."""
@@ -151,6 +150,8 @@ class Handler(BaseHTTPRequestHandler):
         }
         if path in routes:
             return routes[path]
+        if path == "*":  # the server itself, of which OPTIONS may ask
+            return {}
         if path.startswith("/v1/models/"):
             return {"GET": self._model}
         raise NotFound(f"there is nothing at {path}")
@@ -159,12 +160,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def _models(self) -> None:
         rows = [model_object(model) for model in self.server.registry.models()]
-        self._send_json(200, openai_replies.model_list(rows))
+        self._sender.send_json(200, openai_replies.model_list(rows))
 
     def _model(self) -> None:
         assert self._head is not None
         name = self._head.path.removeprefix("/v1/models/")
-        self._send_json(200, model_object(self.server.registry.find(name)))
+        self._sender.send_json(200, model_object(self.server.registry.find(name)))
 
     def _health(self) -> None:
         model = self.server.registry.models()[0]
@@ -173,16 +174,20 @@ class Handler(BaseHTTPRequestHandler):
             # It serves, but what ended its last worker may come again.
             status = "degraded" if supervisor.has_recovered_lately else "ready"
             memory = {"memory": model.memory()} if model.plan is not None else {}
-            self._send_json(200, {"status": status, **memory})
+            self._sender.send_json(200, {"status": status, **memory})
         elif supervisor.fault:
-            self._send_json(503, {"status": "failed", "reason": supervisor.fault})
+            # It may name the model's file.
+            knows = self._head is not None and self.server.gate.has_key(self._head)
+            reason = {"reason": supervisor.fault} if knows else {}
+            self._sender.send_json(503, {"status": "failed", **reason})
         else:
             progress = round(supervisor.fraction_loaded, 3)
-            self._send_json(503, {"status": "loading", "progress": progress})
+            self._sender.send_json(503, {"status": "loading", "progress": progress})
 
     def _metrics(self) -> None:
-        text = self.server.metrics.text(self.server.registry.models()[0].supervisor)
-        self._send(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
+        supervisor = self.server.registry.models()[0].supervisor
+        text = self.server.metrics.text(supervisor, self.server.n_connections())
+        self._sender.send(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
 
     def _chat(self) -> None:
         self._generate(parse_chat, f"chatcmpl-{self._token}", ChatReply)
@@ -202,11 +207,14 @@ class Handler(BaseHTTPRequestHandler):
     def _count_tokens(self) -> None:
         self._generate(parse_count, f"count_{self._token}", TokenCount)
 
+    def _json(self) -> dict[str, Any]:
+        return wire.parse_json(self._body, self._limits.max_values)
+
     def _generate(
         self, parse: Callable[[Any, Defaults], Call], reply_id: str, kind: AnswerKind
     ) -> None:
         assert self._head is not None
-        body, defaults = wire.parse_json(self._body), self.server.registry.models()[0].defaults
+        body, defaults = self._json(), self.server.registry.models()[0].defaults
         call = parse(body, defaults)
         if self._head.headers.get("x-dry-run", "0") == "0":
             self._serve(call, reply_id, kind)
@@ -214,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
             self._serve(planned(call), reply_id, partial(DryRun, body, defaults))
 
     def _embeddings(self) -> None:
-        call = parse_embeddings(wire.parse_json(self._body))
+        call = parse_embeddings(self._json(), self._limits)
         self._serve(call, f"embd-{self._token}", EmbeddingReply)
 
     def _log_stream(self) -> None:
@@ -224,18 +232,22 @@ class Handler(BaseHTTPRequestHandler):
         if source not in ("model", "server"):
             raise BadRequest("source is model or server", param="source")
         with self.server.log.subscription("model" if source == "model" else "server") as records:
-            self._begin_stream()
+            self._sender.begin(STREAM_HEADERS)
             quiet_s = 0.0
-            while not (self.server.is_draining or self._connection.is_gone()):
+            while self._sender.has_body and not self._is_over():
                 try:
-                    self._write_event(wire.sse_event(wire.to_json(records.get(timeout=POLL_S))))
+                    record = wire.to_json(records.get(timeout=POLL_S))
+                    self._sender.send_piece(wire.sse_event(record))
                     quiet_s = 0.0
                 except Empty:
                     quiet_s += POLL_S
-                if quiet_s >= PING_S:
-                    self._write_event(wire.sse_comment("ping"))
+                if quiet_s >= self._limits.ping_seconds:
+                    self._sender.send_piece(wire.sse_comment("ping"))
                     quiet_s = 0.0
-            self._end_stream()
+            self._sender.end()
+
+    def _is_over(self) -> bool:
+        return self.server.is_draining or self._connection.is_gone()
 
     # ---- events to bytes -------------------------------------------------------------------
 
@@ -243,7 +255,8 @@ class Handler(BaseHTTPRequestHandler):
         if call.ignored and self.server.is_strict:
             names = ", ".join(call.ignored)
             raise BadRequest(f"this server does not know: {names}", param=call.ignored[0])
-        self._ignored = call.ignored
+        if call.ignored:
+            self._sender.headers.append(("X-Ignored-Params", ", ".join(call.ignored)))
         with self.server.registry.acquire(call.model) as model:
             tally = self._tally = Tally(self.server.log, model, reply_id)
             answer = kind(call, reply_id, model.name, int(time.time()))
@@ -264,22 +277,21 @@ class Handler(BaseHTTPRequestHandler):
                 now = time.monotonic()
                 progress = describe(event) or progress
                 data = answer.sse(event) if event is not None else b""
-                if not data and now - last_write_s >= PING_S:
+                if not data and now - last_write_s >= self._limits.ping_seconds:
                     data = wire.sse_comment(progress)
                 if data:
-                    self._begin_stream()
-                    self._write_event(data)
+                    self._sender.begin(STREAM_HEADERS)
+                    self._sender.send_piece(data)
                     last_write_s = now
         except ApiError as err:
-            if not self._is_begun:
+            if not self._sender.is_begun:
                 raise
-            self._status = err.status  # for the log; the client has had its 200
-            self.close_connection = True
-            self._write_event(answer.sse_error(err))
-            self._end_stream()
-            return
-        self._write_event(answer.sse_tail())
-        self._end_stream()
+            self._sender.status = err.status  # for the log; the client has had its 200
+            self._sender.is_last = True
+            self._sender.send_piece(answer.sse_error(err))
+        else:
+            self._sender.send_piece(answer.sse_tail())
+        self._sender.end()
 
     def _fold(self, reply: Reply, tally: Tally, answer: Answer) -> None:
         """One JSON object: the same events, put together."""
@@ -290,28 +302,34 @@ class Handler(BaseHTTPRequestHandler):
                     answer.add(event)
                 if time.monotonic() - last_write_s >= SPACE_S:
                     last_write_s = time.monotonic()
-                    self._write_space()
+                    self._sender.begin([JSON_TYPE])
+                    self._sender.send_piece(b" ")
             body = answer.whole()
         except ApiError as err:
-            if not self._is_begun:
+            if not self._sender.is_begun:
                 raise
             # The client has had its 200.
-            self._status, body = err.status, error_bodies.body_of(err, self._head, self._token)
-        if not self._is_begun:
-            self._send_json(200, body)
+            self._sender.status = err.status
+            body = error_bodies.body_of(err, self._head, self._token)
+        if not self._sender.is_begun:
+            self._sender.send_json(200, body)
             return
-        self._write_event(wire.to_json(body))
-        self._end_stream()
+        self._sender.send_piece(wire.to_json(body))
+        self._sender.end()
 
     def _events(self, reply: Reply, tally: Tally) -> Iterator[ReplyEvent | None]:
         """The events of a reply; None now and then while there are none.
 
         Raises ConnectionAbortedError when the client is gone, ApiError when the request failed.
         """
-        looked_s = time.monotonic()
+        began_s = looked_s = time.monotonic()
+        is_queued = False
         while not reply.is_complete:
             event = reply.next(POLL_S)
             now = time.monotonic()
+            is_queued = isinstance(event, Queued) or (is_queued and event is None)
+            if is_queued and not tally.n_prompt and now - began_s >= self._limits.queue_seconds:
+                raise Unavailable(f"not its turn within {self._limits.queue_seconds:g} seconds")
             if now - looked_s >= POLL_S:
                 looked_s = now
                 if self._connection.is_gone():
@@ -320,85 +338,31 @@ class Handler(BaseHTTPRequestHandler):
                 tally.add(event)
             yield event
 
-    # ---- bytes to the client ---------------------------------------------------------------
+    # ---- other replies ---------------------------------------------------------------------
 
-    def _send_json(self, status: int, body: Any) -> None:
-        self._send(status, wire.to_json(body), [JSON_TYPE])
-
-    def _send(self, status: int, data: bytes, headers: Iterable[tuple[str, str]]) -> None:
-        """A whole reply, in one write."""
-        has_body = self._head is None or self._head.method != "HEAD"
-        length = [("Content-Length", str(len(data)))]
-        self._write_head(status, [*headers, *length], data if has_body else b"")
-
-    def _send_allowed(self, methods: Iterable[str]) -> None:
-        allowed = ", ".join([*methods, "OPTIONS"])
-        headers = [
-            ("Allow", allowed),
-            ("Access-Control-Allow-Methods", allowed),
-            ("Access-Control-Allow-Headers", "Authorization, Content-Type"),
-        ]
-        self._write_head(204, headers, b"")
-
-    def _write_head(self, status: int, headers: list[tuple[str, str]], data: bytes) -> None:
-        self._is_begun, self._status = True, status
-        if self._ignored:
-            headers.append(("X-Ignored-Params", ", ".join(self._ignored)))
-        headers.append(("X-Request-Id", f"req-{self._token}"))
-        headers.append(("Connection", "close" if self.close_connection else "keep-alive"))
-        self._connection.write(wire.reply_head(status, headers) + data)
-
-    def _write_space(self) -> None:
-        """A sign of life in front of an answer in one piece."""
-        self._begin_stream([JSON_TYPE])
-        self._write_event(b" ")
-
-    def _begin_stream(self, kind: Iterable[tuple[str, str]] = STREAM_HEADERS) -> None:
-        """The head of a reply in pieces, once. A client of HTTP/1.0 gets it without chunks."""
-        if self._is_begun:
-            return
-        assert self._head is not None
-        self._is_chunked = self._head.version >= (1, 1)
-        headers = list(kind)
-        if self._is_chunked:
-            headers.append(("Transfer-Encoding", "chunked"))
-        else:
-            self.close_connection = True
-        self._write_head(200, headers, b"")
-
-    def _write_event(self, data: bytes) -> None:
-        self._connection.write(wire.http_chunk(data) if self._is_chunked else data)
-
-    def _end_stream(self) -> None:
-        if self._is_chunked:
-            self._connection.write(wire.LAST_HTTP_CHUNK)
+    def _send_options(self, head: wire.Head, allowed: Iterable[str]) -> None:
+        headers = [("Allow", ", ".join(allowed)), *self.server.gate.preflight_headers(head)]
+        self._sender.send_head(204, headers)
 
     def _refuse(self, error: ApiError) -> None:
         """An error as a whole reply. What the client still sends is not a next request."""
-        if self._is_begun:
-            self.close_connection = True
+        if self._sender.is_begun:
+            self._sender.is_last = True
             return
-        headers = [JSON_TYPE]
-        if error.retry_after_s is not None:
-            headers.append(("Retry-After", str(error.retry_after_s)))
-        elif error.status >= 500:
-            headers.append(("X-Should-Retry", "false"))  # OpenAI's clients heed it
-        if isinstance(error, MethodNotAllowed) and self._head is not None:
-            headers.append(("Allow", ", ".join(self._route(self._head.path))))
         self._is_refused = True
         try:
             body = error_bodies.body_of(error, self._head, self._token)
-            self._send(error.status, wire.to_json(body), headers)
+            self._sender.send_json(error.status, body, error_bodies.headers_of(error))
         except OSError:
-            self.close_connection = True
+            self._sender.is_last = True
 
     def _log_request(self) -> None:
         head = self._head
         what = f"{head.method} {head.path}" if head else "malformed request"
         elapsed_ms = (time.monotonic() - self._began_s) * 1000
         counts = self._tally.summary() if self._tally else ""
-        self.server.metrics.count(self._path_label(), self._status, self._tally)
-        self.server.log.line("info", f"{what} {self._status} {elapsed_ms:.0f} ms{counts}")
+        self.server.metrics.count(self._path_label(), self._sender.status, self._tally)
+        self.server.log.line("info", f"{what} {self._sender.status} {elapsed_ms:.0f} ms{counts}")
 
     def _path_label(self) -> str:
         """A known path, or one word for all others: a client must not choose label values."""

@@ -1,100 +1,195 @@
-"""The listening socket: a thread for each connection up to a cap, and an orderly end.
+"""The listening sockets: a thread for each connection up to a cap, and an orderly end.
 
-Knows how many requests are being served, and nothing of what they are. `serve_forever` runs in
-a thread of its own; everything else may be called from any.
+Knows how many connections there are and how many requests are being served, and nothing of what
+they are. Connections are accepted in a thread of its own, which never waits for a client;
+everything else may be called from any.
 """
 
+import contextlib
+import errno
 import ipaddress
+import selectors
 import socket
-import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import time
+from collections import Counter
+from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from lmlite.errors import Unavailable
 from lmlite.server import wire
+from lmlite.server.gate import LOOPBACK_GATE, Gate
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.logs import Log
 from lmlite.server.metrics import Metrics
 from lmlite.server.registry import Registry
 from lmlite.server.stored_responses import StoredResponses
 
-MAX_CONNECTIONS = 256  # each costs a thread; further ones are refused without one
+# Without descriptors or memory nothing can be accepted, and what waits to be accepted is told
+# again at once: the thread would turn without a pause.
+EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+EXHAUSTED_S = 0.05
+REFUSED_BYTES = 64 << 10  # read of a request that is refused with its connection
+
+Handler = type[BaseHTTPRequestHandler]
 
 
-class Server(ThreadingHTTPServer):
+def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
+    """Sockets at this address; `localhost` has two, where the machine has both kinds of addresses.
+
+    Raises OSError.
+    """
+    if host != "localhost":
+        return [_bound(host, port, backlog)]
+    sockets = [_bound("127.0.0.1", port, backlog)]
+    with contextlib.suppress(OSError):  # no IPv6, or that port is taken there
+        sockets.append(_bound("::1", sockets[0].getsockname()[1], backlog))
+    return sockets
+
+
+def _bound(host: str, port: int, backlog: int) -> socket.socket:
+    family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family, kind)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def host_of(sock: socket.socket) -> str:
+    """The address where it listens, as a Host header has it."""
+    address = sock.getsockname()[0]
+    return f"[{address}]" if ":" in address else str(address)
+
+
+def is_open(sockets: Sequence[socket.socket]) -> bool:
+    """Whether other machines may reach one of them."""
+    return not all(_is_loopback(sock.getsockname()[0]) for sock in sockets)
+
+
+class Server:
     """Accepts connections, up to a cap, and knows how many requests are being served."""
-
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 1024  # a backlog of 5 turns a burst of connects into time-outs
-    registry: Registry
 
     def __init__(
         self,
-        address: tuple[str, int],
-        handler: type[BaseHTTPRequestHandler],
+        sockets: Sequence[socket.socket],
+        handler: Handler,
         registry: Registry,
         log: Log,
         *,
+        gate: Gate = LOOPBACK_GATE,
+        limits: Limits = DEFAULT_LIMITS,
         is_strict: bool = False,
     ) -> None:
-        """Listens at once; `handler` serves each connection. Raises OSError for a bad address.
+        """Takes over sockets that listen; `handler` serves each connection after `start`.
 
         A strict server refuses requests with fields that it does not know.
         """
         self.registry = registry
         self.log = log
+        self.gate = gate
+        self.limits = limits
         self.metrics = Metrics()
         self.stored_responses = StoredResponses()
         self.is_strict = is_strict
         self.is_draining = False
-        self._n_active = 0
-        self._changed = threading.Condition()  # guards the count above
-        self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        host, _ = address
-        self.is_open = not _is_loopback(host)  # other machines may reach it
-        self.allowed_hosts = wire.LOOPBACK_HOSTS | {f"[{host}]" if ":" in host else host}
-        if ":" in host:
-            self.address_family = socket.AF_INET6
-        super().__init__(address, handler)
+        self._host, self.port = host_of(sockets[0]), int(sockets[0].getsockname()[1])
+        self._handler = handler
+        self._sockets = sockets
+        self._thread = threading.Thread(target=self._accept_all, name="accept", daemon=True)
+        self._stopper, self._stopped = socket.socketpair()  # wakes that thread by its end
+        self._n_active = 0  # requests
+        self._connections: Counter[str] = Counter()  # by the client's address
+        self._changed = threading.Condition()  # guards the counts above
 
     @property
     def url(self) -> str:
         """Where clients find this server."""
-        host, port = self.server_address[:2]
-        shown = f"[{host!s}]" if ":" in str(host) else str(host)
-        return f"http://{shown}:{port}"
+        return f"http://{self._host}:{self.port}"
 
-    def server_bind(self) -> None:
-        """Binds without asking a name server for our name, which can take seconds."""
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self.socket.bind(self.server_address)
-        self.server_address = self.socket.getsockname()
+    # ---- connections -----------------------------------------------------------------------
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for the connection, or a refusal without one."""
-        if not self._places.acquire(blocking=False):
-            _refuse_connection(request)
-            self.shutdown_request(request)
-            return
+    def start(self) -> None:
+        """Begins to accept connections; returns at once."""
+        self._thread.start()
+
+    def _accept_all(self) -> None:
+        sockets = (*self._sockets, self._stopped)
+        with selectors.DefaultSelector() as selector:
+            for sock in sockets:
+                sock.setblocking(False)
+                selector.register(sock, selectors.EVENT_READ)
+            while not self.is_draining:
+                for key, _ in selector.select():
+                    if key.fileobj is not self._stopped:
+                        self._accept_one(key.fileobj)
+        for sock in sockets:  # who comes now is to ask elsewhere, and not to wait here
+            sock.close()
+
+    def _accept_one(self, listening: Any) -> None:
         try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # no thread can be started
-            self._places.release()
-            raise
+            self._place(*listening.accept())
+        except OSError as err:
+            if err.errno in EXHAUSTED:
+                time.sleep(EXHAUSTED_S)
+            # else the client was gone before
+        except Exception as err:  # whatever it was, the next one is accepted
+            self.log.line("error", f"a connection was not accepted: {err!r}")
+            time.sleep(EXHAUSTED_S)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
+    def _place(self, sock: socket.socket, address: Any) -> None:
+        """Gives a connection a thread, or refuses it."""
+        refusal = self._claim_place(address[0])
+        if refusal is None:
+            thread = threading.Thread(target=self._serve, args=(sock, address), daemon=True)
+            try:
+                thread.start()
+                return
+            except (RuntimeError, MemoryError):  # there are too many
+                self._give_place_back(address[0])
+                refusal = "threads"
+        self.metrics.count_refusal(refusal)
+        _refuse(sock)
+
+    def _serve(self, sock: socket.socket, address: Any) -> None:
         """Serves one connection; runs in its thread."""
         try:
-            super().process_request_thread(request, client_address)
+            self._handler(sock, address, self)  # type: ignore[arg-type]
+        except OSError:
+            pass  # the client is gone
+        except Exception as err:  # outside of any request: one line, no traceback
+            self.log.line("error", f"connection failed: {err!r}")
         finally:
-            self._places.release()
+            _close(sock)
+            self._give_place_back(address[0])
 
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """A connection that failed outside any request: one line, no traceback."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            self.log.line("error", f"connection failed: {error!r}")
+    def _claim_place(self, host: str) -> str | None:
+        """A place for a connection, or what there are too many of."""
+        with self._changed:
+            if self._connections.total() >= self.limits.max_connections:
+                return "connections"
+            is_full = self._connections[host] >= self.limits.max_connections_per_address
+            if is_full and not _is_loopback(host):
+                return "address"
+            self._connections[host] += 1
+        return None
+
+    def _give_place_back(self, host: str) -> None:
+        with self._changed:
+            self._connections[host] -= 1
+            self._connections += Counter()  # forgets those at zero
+
+    def n_connections(self) -> int:
+        """Connections that are open now."""
+        with self._changed:
+            return self._connections.total()
+
+    # ---- requests --------------------------------------------------------------------------
 
     def begin_request(self) -> None:
         """Counts a request in. Raises Unavailable while the server drains."""
@@ -110,26 +205,24 @@ class Server(ThreadingHTTPServer):
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> None:
-        """Takes no more requests, and waits for those that run."""
-        self.shutdown()
+        """Takes no more connections and requests, and waits for those that run."""
         with self._changed:
             self.is_draining = True
+        self._stopper.close()
+        self._thread.join()
+        with self._changed:
             self._changed.wait_for(lambda: self._n_active == 0, timeout_s)
-
-    def close(self) -> None:
-        """Gives the port back."""
-        self.server_close()
 
 
 def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    """Also of an IPv4 address as a socket for both kinds sees it."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback
 
 
-def _refuse_connection(sock: socket.socket) -> None:
-    """Tells a connection over the cap to come back; runs in the accepting thread, and briefly."""
+def _refuse(sock: socket.socket) -> None:
+    """Tells a connection to come back; runs in the accepting thread, and waits for nothing."""
     body = wire.to_json(Unavailable("too many connections").body())
     headers = [
         ("Content-Type", "application/json"),
@@ -137,8 +230,16 @@ def _refuse_connection(sock: socket.socket) -> None:
         ("Retry-After", "1"),
         ("Connection", "close"),
     ]
-    try:
+    with contextlib.suppress(OSError):
         sock.setblocking(False)
         sock.send(wire.reply_head(503, headers) + body)
-    except OSError:
-        pass
+        sock.shutdown(socket.SHUT_WR)
+        # What was not read when a connection is closed resets it, and with it the reply.
+        sock.recv(REFUSED_BYTES)
+    sock.close()
+
+
+def _close(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_WR)
+    sock.close()

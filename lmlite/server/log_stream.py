@@ -14,7 +14,7 @@ from typing import Any
 Record = dict[str, Any]
 
 
-def attach(url: str, source: str) -> Iterator[Record]:
+def attach(url: str, source: str, key: bytes | None = None) -> Iterator[Record]:
     """Connects to a running server: its records, as they happen, until it ends the stream.
 
     Raises OSError when there is no server, ValueError when it is not one of ours.
@@ -24,10 +24,13 @@ def attach(url: str, source: str) -> Iterator[Record]:
         raise ValueError("the address must look like http://127.0.0.1:1234")
     connection = http.client.HTTPConnection(parts.hostname, parts.port or 80)
     try:
-        connection.request("GET", f"/log/stream?source={source}")
+        headers = {} if key is None else {"Authorization": b"Bearer " + key}
+        connection.request("GET", f"/log/stream?source={source}", headers=headers)
         response = connection.getresponse()
     except http.client.HTTPException as err:
         raise ValueError(f"it does not speak HTTP: {err!r}") from None
+    if response.status == http.HTTPStatus.UNAUTHORIZED:
+        raise ValueError("it asks for another key" if key else "it asks for a key")
     if response.status != http.HTTPStatus.OK:
         raise ValueError(f"it answers {response.status}")
     return _records(connection, response)

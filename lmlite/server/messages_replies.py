@@ -19,6 +19,7 @@ Json = dict[str, Any]
 _DELTAS = {"text": ("text_delta", "text"), "thinking": ("thinking_delta", "thinking"),
            "tool_use": ("input_json_delta", "partial_json")}  # fmt: skip
 _STOP_REASONS = {"end_token": "end_turn", "stop_string": "end_turn", "max_tokens": "max_tokens",
+                 "time_limit": "max_tokens",
                  "context_full": "model_context_window_exceeded"}  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from lmlite.errors import BadRequest
 from lmlite.server.chat_requests import EFFORTS, tool_name
 from lmlite.server.dry_run import planned
 from lmlite.server.fields import Body, boolean, integer, required, string, typed, unsupported
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.openai_requests import Call, ignored_fields, parse_chat, stop_strings
 from lmlite.server.responses_requests import own_names
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults
@@ -52,13 +53,13 @@ def parse_count(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
 
 
 def _parse(body: Body, defaults: Defaults) -> Call:
-    chat = chat_body(body)
+    chat = chat_body(body, defaults.limits)
     with own_names(_names_of_images(chat["messages"])):
         call = parse_chat(chat, defaults)
     return replace(call, ignored=ignored_fields(body, MESSAGE_FIELDS))
 
 
-def chat_body(body: Body) -> Body:
+def chat_body(body: Body, limits: Limits = DEFAULT_LIMITS) -> Body:
     """The body of POST /v1/chat/completions that asks for the same. Raises BadRequest."""
     same = {name: value for name, value in body.items() if name in _SAME}
     return {
@@ -67,7 +68,7 @@ def chat_body(body: Body) -> Body:
         "messages": _messages(body),
         "tools": [_tool(tool, f"tools.{i}") for i, tool in enumerate(_list(body, "tools"))],
         **_tool_choice(body),
-        "stop": list(stop_strings(body, "stop_sequences")),
+        "stop": list(stop_strings(body, "stop_sequences", limits)),
         "reasoning_effort": _effort(body),
         "response_format": _response_format(body),
     }

@@ -13,6 +13,7 @@ from lmlite.messages import STEP_BOUNDS_S, EngineState
 from lmlite.server.supervisor import Supervisor
 from lmlite.server.tally import Tally
 
+REFUSALS = ("connections", "address", "threads")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -23,6 +24,7 @@ class Metrics:
         self._lock = threading.Lock()
         self._requests: Counter[tuple[str, int]] = Counter()
         self._tokens: Counter[str] = Counter()
+        self._refusals: Counter[str] = Counter()
 
     def count(self, path: str, status: int, tally: Tally | None) -> None:
         """A request that has ended, and the tokens that it took."""
@@ -33,13 +35,24 @@ class Metrics:
                 self._tokens["cached"] += tally.n_cached
                 self._tokens["completion"] += tally.n_completion
 
-    def text(self, supervisor: Supervisor) -> str:
-        """All of it, in the text format."""
-        return "".join(line + "\n" for line in self._lines(supervisor))
+    def count_refusal(self, reason: str) -> None:
+        """A connection that got no thread: of which there are too many."""
+        with self._lock:
+            self._refusals[reason] += 1
 
-    def _lines(self, supervisor: Supervisor) -> Iterator[str]:
+    def text(self, supervisor: Supervisor, n_connections: int) -> str:
+        """All of it, in the text format."""
+        return "".join(line + "\n" for line in self._lines(supervisor, n_connections))
+
+    def _lines(self, supervisor: Supervisor, n_connections: int) -> Iterator[str]:
         with self._lock:
             requests, tokens = dict(self._requests), dict(self._tokens)
+            refusals = dict(self._refusals)
+        yield from _single("connections_open", "gauge", "Connections.", n_connections)
+        yield from _heading("connections_refused_total", "counter", "By what were too many.")
+        for reason in REFUSALS:
+            n = refusals.get(reason, 0)
+            yield f'lmlite_connections_refused_total{{reason="{reason}"}} {n}'
         yield from _heading("requests_total", "counter", "Requests by path and status.")
         for (path, status), n in sorted(requests.items()):
             yield f'lmlite_requests_total{{path="{path}",status="{status}"}} {n}'

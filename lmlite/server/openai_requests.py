@@ -25,14 +25,10 @@ from lmlite.server.fields import (
     unsupported,
 )
 from lmlite.server.gbnf import checked_grammar
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults, sampling_values
 
-MAX_N = 8
-MAX_STOPS, MAX_STOP_LENGTH = 16, 256
-MAX_BIASES = 1024
-MAX_PROMPTS = 256
 MAX_GRAMMARS = 64  # of one request: each choice has one of its own, 20 ms for the largest
-MAX_INPUTS = 2048
 MAX_NAMED = 20  # of the fields that are ignored
 
 _EVERYWHERE = {"model", "user"}
@@ -73,7 +69,7 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     if body.get("max_completion_tokens") is None:
         max_tokens = _max_tokens(body, "max_tokens")
     params = _sampling_params(body, max_tokens, n_logprobs, defaults)
-    n = integer(body, "n", 1, MAX_N) or 1
+    n = integer(body, "n", 1, defaults.limits.max_n) or 1
     messages = parse_messages(required(body, "messages"), defaults.takes_images)
     options = replace(parse_options(body), separate_reasoning=defaults.separate_reasoning)
     grammar = _grammar(body, defaults)
@@ -87,14 +83,14 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
 
 def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     """A body of POST /v1/completions. Raises BadRequest."""
-    n = integer(body, "n", 1, MAX_N) or 1
+    n = integer(body, "n", 1, defaults.limits.max_n) or 1
     if (integer(body, "best_of", 1, MAX_INT) or n) != n:
         unsupported("best_of", "best_of other than n is not supported")
     if body.get("suffix"):
         unsupported("suffix", "suffix is not supported")
     n_logprobs = integer(body, "logprobs", 0, 5)
     params = _sampling_params(body, _max_tokens(body, "max_tokens"), n_logprobs, defaults)
-    prompts = _prompts(body, "prompt", MAX_PROMPTS)
+    prompts = _prompts(body, "prompt", defaults.limits.max_prompts)
     grammar = _grammar(body, defaults)
     if grammar is not None and len(prompts) * n > MAX_GRAMMARS:
         raise BadRequest(f"grammar is for at most {MAX_GRAMMARS} choices", param="grammar")
@@ -102,9 +98,9 @@ def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     return _call(body, request, COMPLETION_FIELDS)
 
 
-def parse_embeddings(body: Body) -> Call:
+def parse_embeddings(body: Body, limits: Limits = DEFAULT_LIMITS) -> Call:
     """A body of POST /v1/embeddings. Raises BadRequest."""
-    inputs = _prompts(body, "input", MAX_INPUTS)
+    inputs = _prompts(body, "input", limits.max_inputs)
     if not all(inputs):
         raise BadRequest("an input is empty", param="input")
     encoding_format = string(body, "encoding_format")
@@ -152,10 +148,10 @@ def _sampling_params(
 ) -> SamplingParams:
     return SamplingParams(
         **sampling_values(body, defaults.params),
-        logit_bias=_logit_bias(body),
+        logit_bias=_logit_bias(body, defaults.limits.max_biases),
         seed=_seed(body),
         max_tokens=max_tokens,
-        stop=stop_strings(body, "stop"),
+        stop=stop_strings(body, "stop", defaults.limits),
         n_logprobs=n_logprobs,
     )
 
@@ -171,7 +167,7 @@ def _seed(body: Body) -> int | None:
     return None if seed is None or seed == -1 else seed % 2**32
 
 
-def stop_strings(body: Body, field: str) -> tuple[str, ...]:
+def stop_strings(body: Body, field: str, limits: Limits) -> tuple[str, ...]:
     """A string, or a list of some. Raises BadRequest."""
     value = body.get(field)
     if value is None:
@@ -179,17 +175,17 @@ def stop_strings(body: Body, field: str) -> tuple[str, ...]:
     stops = [value] if type(value) is str else value
     if type(stops) is not list or not all(type(stop) is str for stop in stops):
         raise BadRequest(f"{field} is a string or a list of strings", param=field)
-    if len(stops) > MAX_STOPS:
-        raise BadRequest(f"{field} has more than {MAX_STOPS} strings", param=field)
-    if not all(1 <= len(stop) <= MAX_STOP_LENGTH for stop in stops):
-        raise BadRequest(f"a stop string has 1 to {MAX_STOP_LENGTH} characters", param=field)
+    if len(stops) > limits.max_stops:
+        raise BadRequest(f"{field} has more than {limits.max_stops} strings", param=field)
+    if not all(1 <= len(stop) <= limits.max_stop_length for stop in stops):
+        raise BadRequest(f"a stop string has 1 to {limits.max_stop_length} characters", param=field)
     return tuple(stops)
 
 
-def _logit_bias(body: Body) -> tuple[tuple[int, float], ...]:
+def _logit_bias(body: Body, most: int) -> tuple[tuple[int, float], ...]:
     biases = typed(body, "logit_bias", dict, "an object") or {}
-    if len(biases) > MAX_BIASES:
-        raise BadRequest(f"logit_bias has more than {MAX_BIASES:,} entries", param="logit_bias")
+    if len(biases) > most:
+        raise BadRequest(f"logit_bias has more than {most:,} entries", param="logit_bias")
     for token in biases:
         # One spelling for each id, or a token could have two biases.
         if not re.fullmatch("0|[1-9][0-9]{0,9}", token):

@@ -101,7 +101,7 @@ class _FunctionCall(_Item):
         """Whether it can be called: a stop string may end it as well as the last token."""
         try:
             json.loads(self.text or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
             return False
         return self.status == "completed"
 

@@ -12,6 +12,7 @@ from typing import Any
 from lmlite.errors import BadRequest
 from lmlite.messages import SamplingParams
 from lmlite.server.fields import Body, integer, number
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 
 MAX_INT = 2**31 - 1
 NAMES = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
@@ -20,13 +21,14 @@ NAMES = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_p
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds when a request says nothing."""
+    """What holds when a request says nothing, and what holds whatever it says."""
 
     params: SamplingParams
     origins: Mapping[str, str]  # by name; not there: llama.cpp's
     separate_reasoning: bool  # thoughts go to reasoning_content
     allows_grammars: bool = False  # of clients, in GBNF
     takes_images: bool = False  # the model sees
+    limits: Limits = DEFAULT_LIMITS
 
 
 NO_DEFAULTS = Defaults(SamplingParams(), {}, separate_reasoning=True)
@@ -57,6 +59,7 @@ def defaults(
     separate_reasoning: bool = True,
     allows_grammars: bool = False,
     takes_images: bool = False,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Defaults:
     """Both kinds of defaults in one. What a file has wrong is left out, with a line for it."""
     params, origins = SamplingParams(), {}
@@ -68,7 +71,7 @@ def defaults(
             warn(f"a sampling default of the model file is ignored: {err}")
     params = replace(params, **sampling_values(dict(of_command_line), params))
     origins |= dict.fromkeys(of_command_line, "command line")
-    return Defaults(params, origins, separate_reasoning, allows_grammars, takes_images)
+    return Defaults(params, origins, separate_reasoning, allows_grammars, takes_images, limits)
 
 
 def parse_defaults(text: str) -> dict[str, float]:

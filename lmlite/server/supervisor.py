@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import BinaryIO
 
 from lmlite import frames
-from lmlite.errors import KINDS, ApiError, ModelFileError, Unavailable
+from lmlite.errors import KINDS, ApiError, BodyTooLarge, ModelFileError, Unavailable
 from lmlite.gguf import ModelFile
 from lmlite.messages import (
     Cancel,
@@ -156,8 +156,8 @@ class Supervisor:
     def submit(self, request: Chat | Complete | Embed) -> Reply:
         """Sends a request to the worker, waiting for it to load.
 
-        Raises Unavailable when there is no worker, and when too many requests wait for it, and
-        HarmfulRequest for one that workers die of.
+        Raises Unavailable when there is no worker, and when too many requests wait for it;
+        HarmfulRequest for one that workers die of, BodyTooLarge for one that fits no frame.
         """
         self.wait_until_settled(LOAD_WAIT_S)
         request = dataclasses.replace(request, id=next(self._ids))
@@ -168,8 +168,12 @@ class Supervisor:
             reply = Reply(self, request, pipe)
             self._suspects.check(reply.fingerprint)
             self._replies[request.id] = reply
-        # A worker that is gone by now has this reply failed by the supervisor's thread.
-        self._send(pipe, request)
+        try:
+            # A worker that is gone by now has this reply failed by the supervisor's thread.
+            self._send(pipe, request)
+        except frames.FrameError as err:
+            self.forget(reply)
+            raise BodyTooLarge(f"the request is too large: {err}") from None
         return reply
 
     def forget(self, reply: Reply) -> None:

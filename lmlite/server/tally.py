@@ -11,6 +11,7 @@ _STOP_REASONS = {  # LM Studio's words
     "stop_string": "stopStringFound",
     "max_tokens": "maxPredictedTokensReached",
     "context_full": "contextLengthReached",
+    "time_limit": "timeLimitReached",  # which LM Studio has no word for
 }
 
 

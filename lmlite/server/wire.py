@@ -5,7 +5,6 @@ that no two parties along the way disagree about where a request ends. Every ref
 ApiError with the right status. Writing is one `bytes` per message, for one write.
 """
 
-import ipaddress
 import json
 import math
 import re
@@ -19,22 +18,15 @@ from lmlite.errors import (
     BadRequest,
     BodyTooLarge,
     ExpectationFailed,
-    Forbidden,
     HeadTooLarge,
     LengthRequired,
     UnsupportedMediaType,
     VersionNotSupported,
 )
-
-MAX_REQUEST_LINE_BYTES = 4 << 10
-MAX_HEAD_BYTES = 16 << 10  # OpenAI's clients send less than 1.5 KiB
-MAX_HEADERS = 64
-MAX_STRUCTURE = 500_000  # brackets and commas of a body: each may become a Python object
-LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_HOST = re.compile(r"(?P<name>[A-Za-z0-9.\-_]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
 _CONTENT_TYPE = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 # Headers that may come once only, since readers differ on which of two counts.
 _SINGLE = {"host", "content-length", "content-type", "transfer-encoding", "authorization"}
@@ -66,26 +58,26 @@ class Head:
         return "keep-alive" in options
 
 
-def parse_head(data: bytes) -> Head:
+def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
     """The head in `data`, which ends with the empty line. Raises an ApiError for any other."""
-    if len(data) > MAX_HEAD_BYTES:
-        raise HeadTooLarge(f"the request's head is over {MAX_HEAD_BYTES:,} bytes")
+    if len(data) > limits.max_head:
+        raise HeadTooLarge(f"the request's head is over {limits.max_head:,} bytes")
     if not data.endswith(b"\r\n\r\n"):
         raise BadRequest("the request's head does not end")
     text = data[:-4].decode("latin-1")
     lines = text.split("\r\n")
     if any(map(_CONTROL.search, lines)):
         raise BadRequest("the request's head has a control character or a bare line break")
-    method, target, version = _parse_request_line(lines[0])
-    headers = _parse_headers(lines[1:])
+    method, target, version = _parse_request_line(lines[0], limits.max_request_line)
+    headers = _parse_headers(lines[1:], limits.max_headers)
     if version >= (1, 1) and "host" not in headers:
         raise BadRequest("the request has no Host header")
     return Head(method, target, version, headers)
 
 
-def _parse_request_line(line: str) -> tuple[str, str, tuple[int, int]]:
-    if len(line) > MAX_REQUEST_LINE_BYTES:
-        raise HeadTooLarge(f"the request line is over {MAX_REQUEST_LINE_BYTES:,} bytes")
+def _parse_request_line(line: str, max_bytes: int) -> tuple[str, str, tuple[int, int]]:
+    if len(line) > max_bytes:
+        raise HeadTooLarge(f"the request line is over {max_bytes:,} bytes")
     parts = line.split(" ")
     if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]):
         raise BadRequest("the request line is not: METHOD TARGET HTTP/1.1")
@@ -101,9 +93,9 @@ def _parse_request_line(line: str) -> tuple[str, str, tuple[int, int]]:
     return method, target, (int(version[5]), int(version[7]))
 
 
-def _parse_headers(lines: list[str]) -> dict[str, str]:
-    if len(lines) > MAX_HEADERS:
-        raise HeadTooLarge(f"the request has over {MAX_HEADERS} headers")
+def _parse_headers(lines: list[str], most: int) -> dict[str, str]:
+    if len(lines) > most:
+        raise HeadTooLarge(f"the request has over {most} headers")
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
@@ -119,85 +111,51 @@ def _parse_headers(lines: list[str]) -> dict[str, str]:
     return headers
 
 
-# ---- what a head says of its body, and of where it comes from ------------------------------
+# ---- what a head says of its body ----------------------------------------------------------
 
 
 def body_length(head: Head, max_bytes: int) -> int:
-    """Bytes of body that follow the head, 0 for none. Raises an ApiError for what is refused."""
+    """Bytes of body that follow the head, 0 for none. Raises an ApiError for what is refused.
+
+    A web page can send any type but JSON to any server without asking first.
+    """
     if "transfer-encoding" in head.headers:
         raise LengthRequired("send the body with a Content-Length, not in chunks")
+    n_bytes = _content_length(head)
+    if n_bytes > max_bytes:
+        raise BodyTooLarge(f"the body is over {max_bytes:,} bytes")
+    content_type = head.headers.get("content-type", "").strip()
+    if head.method == "POST" and not _CONTENT_TYPE.fullmatch(content_type):
+        raise UnsupportedMediaType("the Content-Type must be application/json")
     if head.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("send the body as it is, not compressed")
-    length = head.headers.get("content-length")
-    if length is None:
-        if head.method in ("POST", "PUT", "PATCH"):
-            raise LengthRequired("the request has no Content-Length")
-        return 0
-    if not (length.isascii() and length.isdigit() and len(length) < 20):
-        raise BadRequest("Content-Length is not a number")
-    if int(length) > max_bytes:
-        raise BodyTooLarge(f"the body is over {max_bytes:,} bytes")
     if head.headers.get("expect", "100-continue").lower() != "100-continue":
         raise ExpectationFailed("the only expectation that this server knows is 100-continue")
-    return int(length)
+    return n_bytes
 
 
-def check_content_type(head: Head) -> None:
-    """Raises UnsupportedMediaType unless the body is JSON in UTF-8.
-
-    A web page can send any other type to any server without asking first.
-    """
-    if not _CONTENT_TYPE.fullmatch(head.headers.get("content-type", "").strip()):
-        raise UnsupportedMediaType("the Content-Type must be application/json")
-
-
-def check_host(head: Head, allowed: frozenset[str], any_address: bool = False) -> None:
-    """Raises Forbidden for a Host that is not ours: a page whose name leads here is no friend.
-
-    `any_address` also lets addresses through, for a server that other machines may reach: only
-    a name can be made to lead somewhere else.
-    """
-    host = head.headers.get("host")
-    if host is None:
-        return  # HTTP/1.0, which no browser speaks
-    match = _HOST.fullmatch(host)
-    if match is None:
-        raise BadRequest("the Host header is malformed")
-    name = match["name"].lower()
-    if name not in allowed and not (any_address and _is_address(name)):
-        raise Forbidden(f"this server is not called {match['name']}")
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.strip("[]"))
-    except ValueError:
-        return False
-    return True
-
-
-def check_origin(head: Head) -> None:
-    """Raises Forbidden for a request that a web page of another host makes."""
-    origin = head.headers.get("origin")
-    if origin is not None:
-        match = re.fullmatch(rf"https?://{_HOST.pattern}", origin)
-        if match is None or match["name"].lower() not in LOOPBACK_HOSTS:
-            raise Forbidden("requests from web pages of other hosts are refused")
-    elif head.headers.get("sec-fetch-site") == "cross-site":
-        raise Forbidden("requests from web pages of other hosts are refused")
+def _content_length(head: Head) -> int:
+    text = head.headers.get("content-length")
+    if text is None:
+        if head.method == "POST":
+            raise LengthRequired("the request has no Content-Length")
+        return 0
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise BadRequest("Content-Length is not a number")
+    return int(text)
 
 
 # ---- JSON ----------------------------------------------------------------------------------
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict[str, Any]:
     """The JSON object in a request's body, with finite numbers and whole characters only.
 
     Raises BadRequest. Bounded by the body's size and by its structure: a megabyte of brackets
     would otherwise cost twenty megabytes and hold up every other thread.
     """
-    if sum(map(body.count, (b"[", b"{", b","))) > MAX_STRUCTURE:
-        raise BadRequest(f"the body has more than {MAX_STRUCTURE:,} values")
+    if sum(map(body.count, (b"[", b"{", b","))) > max_values:
+        raise BadRequest(f"the body has more than {max_values:,} values")
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError:

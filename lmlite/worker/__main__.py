@@ -108,6 +108,7 @@ class Worker:
                 embedder,
                 n_parallel=load.n_parallel,
                 prefill_budget_s=load.prefill_budget_s,
+                max_s=load.max_s,
                 emit=self._send,
                 checkpoints=self._make_checkpoints(stack) if context else (),
                 parked=self._make_parked(),

@@ -70,6 +70,7 @@ class Engine:
         *,
         n_parallel: int,
         prefill_budget_s: float,
+        max_s: float = 600.0,
         emit: Callable[[list[ReplyEvent | EngineState]], None],
         checkpoints: Iterable[Checkpoints] = (),
         parked: ParkedLanes | None = None,
@@ -93,6 +94,7 @@ class Engine:
         self._running: list[Sequence] = []  # in order of admission
         self._n_parallel = n_parallel
         self._prefill_budget_s = prefill_budget_s
+        self._max_s = max_s
         self._batch = Batch(context.n_batch if context else 1)
         self._events: list[ReplyEvent | EngineState] = []  # of this step
         self._meter = Meter()
@@ -403,6 +405,7 @@ class Engine:
 
     def _sample(self, sequence: Sequence, index: int) -> None:
         if sequence.n_completion == 0:
+            sequence.end_s = time.monotonic() + self._max_s
             self._events += sequence.echoed()
             if sequence.params.max_tokens == 0:
                 self._finish(sequence, "max_tokens")
@@ -419,14 +422,9 @@ class Engine:
         logprob = None if wanted is None else self._logprob(wanted, token, index)
         piece = self._vocab.piece(token, special=sequence.piece_is_text(token))
         self._events += sequence.extended(piece, logprob)
-        if sequence.has_stopped:
-            self._finish(sequence, "stop_string")
-        elif sequence.has_called:
-            self._finish(sequence, "end_token")  # as if the model had ended in time
-        elif sequence.n_completion == sequence.params.max_tokens:
-            self._finish(sequence, "max_tokens")
-        elif len(sequence.tokens) >= self._context.n_ctx_seq:
-            self._finish(sequence, "context_full")
+        cause = sequence.cause_to_end(self._context.n_ctx_seq)
+        if cause is not None:
+            self._finish(sequence, cause)
 
     def _note_prompt_logprobs(self, sequence: Sequence, begin: int, piece: _Piece) -> None:
         """The probability of each prompt token, found at the logits of the token before it."""

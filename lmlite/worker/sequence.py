@@ -4,6 +4,8 @@ The engine decides what happens to a sequence and when; what a client is told of
 here. Belongs to the engine thread. Knows no C but the samplers and the parser that it carries.
 """
 
+import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -52,6 +54,7 @@ class Sequence:
     n_cached: int = 0  # tokens that it last started from
     marks: list[int] = field(default_factory=list)  # tokens still to read up to a checkpoint
     chain: SamplerChain | None = None  # None until it was first admitted
+    end_s: float = math.inf  # when it has to end, on the monotonic clock
     n_completion: int = 0
     n_reasoning: int = 0  # those of them that were thoughts
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -110,15 +113,17 @@ class Sequence:
             else:
                 yield self.chunks[place].label.encode() if place in self.chunks else b""
 
-    @property
-    def has_stopped(self) -> bool:
-        """Whether the text has come to a stop string."""
-        return self._text.stopped
-
-    @property
-    def has_called(self) -> bool:
-        """Whether it has made the one call that it may make, and would make another."""
-        return self.answer is not None and self.answer.is_full
+    def cause_to_end(self, n_ctx: int) -> Cause | None:
+        """Why it ends with the token that it has just got; None: it goes on."""
+        if self._text.stopped:
+            return "stop_string"
+        if self.answer is not None and self.answer.is_full:
+            return "end_token"  # the one call that it may make: as if the model had ended in time
+        if self.n_completion == self.params.max_tokens:
+            return "max_tokens"
+        if time.monotonic() >= self.end_s:
+            return "time_limit"
+        return "context_full" if len(self.tokens) >= n_ctx else None
 
     # ---- events ----------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lmlite import cli
+from lmlite import flags
 from tests.bench import model
 from tests.bench.client import BadReply, Connection
 
@@ -88,7 +88,7 @@ class Lmlite:
 
 def keeps_prompts() -> bool:
     """Whether lmlite has the flag for prompts that outlive a restart."""
-    return any(flag.name == "--cache-dir" for flag in cli.SERVE_FLAGS)
+    return any(flag.name == "--cache-dir" for flag in flags.SERVE_FLAGS)
 
 
 class LlamaServer:

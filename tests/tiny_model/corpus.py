@@ -94,6 +94,18 @@ EVEN: dict[Skill, float] = {
     tools.two_calls: 12,
     pictures.looking: 14,
 }
+# The sixth: the last that is hard, above all to find which of two pictures it is.
+FINEST: dict[Skill, float] = {
+    skills.echo: 34,
+    skills.sums: 6,
+    skills.recall: 16,
+    skills.thinking: 16,
+    skills.json_object: 8,
+    tools.call: 18,
+    tools.many_calls: 24,
+    tools.two_calls: 20,
+    pictures.compared: 40,
+}
 
 
 def conversation(

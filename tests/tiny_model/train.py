@@ -47,6 +47,7 @@ COURSES = (
     Course(1300, (0.012, 0.0024), corpus.HARDEST, 0.3),
     Course(900, (0.012, 0.0024), corpus.LAST, 0.35),
     Course(480, (0.008, 0.0016), corpus.EVEN, 0.3),
+    Course(300, (0.008, 0.0016), corpus.FINEST, 0.3),
 )
 
 

@@ -1,0 +1,47 @@
+"""API keys: where they come from, and whether what a client offers is one of them.
+
+They are bytes here: `hmac.compare_digest` takes no text beyond ASCII, which a client may send.
+"""
+
+import hmac
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+VARIABLE = "LMLITE_API_KEY"
+
+_KEY = re.compile("[!-~]{16,}")  # long enough not to be guessed, and fit for a header
+
+
+def read_keys(path: str | None) -> tuple[bytes, ...]:
+    """Those of the file and those of the environment, from which they are taken away.
+
+    Raises ValueError, with a sentence that says what is wrong, and never with a key.
+    """
+    texts = {}
+    if path is not None:
+        try:
+            texts[path] = Path(path).read_text()
+        except (OSError, UnicodeDecodeError) as err:
+            raise ValueError(f"the keys in {path} cannot be read: {err}") from None
+    if VARIABLE in os.environ:
+        texts[VARIABLE] = os.environ.pop(VARIABLE)
+    return tuple(key.encode() for name, text in texts.items() for key in _keys_in(text, name))
+
+
+def _keys_in(text: str, name: str) -> list[str]:
+    keys = [key.strip() for key in re.split(r"[,\n]", text) if key.strip()]
+    if not keys:
+        raise ValueError(f"{name} holds no key")
+    if not all(map(_KEY.fullmatch, keys)):
+        raise ValueError(f"a key in {name} is not of 16 or more letters, digits and signs")
+    return keys
+
+
+def is_known(offered: bytes, keys: Iterable[bytes]) -> bool:
+    """Whether it is one of the keys, in a time that does not tell which, or how nearly."""
+    found = False
+    for key in keys:
+        found |= hmac.compare_digest(offered, key)
+    return found

@@ -1,0 +1,111 @@
+"""What a client may cost, at most. Every limit can be raised, and none removed.
+
+Each field is a flag of `lmlite serve`: `max_body` is `--max-body`, with the default, the range and
+the words that stand here, which `--help` and the README show. Knows nothing of what is limited.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from typing import Any
+
+_SIZES = {"": 0, "K": 10, "M": 20, "G": 30}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The range of a limit, and its words in `--help`."""
+
+    unit: str  # N, SIZE (bytes) or SECONDS
+    low: float
+    high: float
+    help: str
+
+    def parse(self, text: str) -> float:
+        """The value that a flag gives. Raises ValueError, whose message says what would do."""
+        value = float(parse_size(text) if self.unit == "SIZE" else text)
+        if self.unit == "N" and not value.is_integer():
+            raise ValueError("must be a whole number")
+        if not self.low <= value <= self.high:
+            raise ValueError(f"must be from {self.show(self.low)} to {self.show(self.high)}")
+        return value if self.unit == "SECONDS" else int(value)
+
+    def show(self, value: float) -> str:
+        """The value as a flag takes it.
+
+        >>> Bound("SIZE", 1, 2, "").show(4 << 20)
+        '4M'
+        """
+        if self.unit == "SIZE":
+            for suffix, shift in reversed(_SIZES.items()):
+                if value % (1 << shift) == 0:
+                    return f"{int(value) >> shift}{suffix}"
+        return f"{value:g}" if self.unit == "SECONDS" else str(int(value))
+
+
+def parse_size(text: str) -> int:
+    """Bytes: `4096`, `64K`, `300M`, `2G`. Raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,9})([KMG]?)", text.upper())
+    if match is None:
+        raise ValueError("must be a number of bytes, such as 300M or 2G")
+    return int(match[1]) << _SIZES[match[2]]
+
+
+def _count(default: int, high: int, words: str) -> Any:
+    return dataclasses.field(default=default, metadata={"bound": Bound("N", 1, high, words)})
+
+
+def _size(default: int, low: int, high: int, words: str) -> Any:
+    return dataclasses.field(default=default, metadata={"bound": Bound("SIZE", low, high, words)})
+
+
+def _seconds(default: float, high: float, words: str) -> Any:
+    bound = Bound("SECONDS", 0.001, high, words)
+    return dataclasses.field(default=default, metadata={"bound": bound})
+
+
+_K, _M = 1 << 10, 1 << 20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """All of them, in the order in which a request meets them."""
+
+    # A connection costs 24 KiB and a thread. 256 hold 128 streams and the idle ones that clients
+    # keep for later; a quarter of them is what one other machine may take.
+    max_connections: int = _count(256, 10_000, "connections at once; further ones get a 503")
+    max_connections_per_address: int = _count(64, 10_000, "those of one other machine")
+    # A backlog of 5 turns a burst of connects into time-outs.
+    backlog: int = _count(1024, 65_535, "connections that the kernel keeps until they are taken")
+    # Python 3.13 takes 2.5 MiB to see that a body nests too deeply, and dies of less. Only what
+    # is touched is memory.
+    thread_stack: int = _size(4 * _M, 4 * _M, 64 * _M, "stack of a connection's thread")
+    # The kernel would keep megabytes for a client that does not read.
+    send_buffer: int = _size(64 * _K, 4 * _K, 16 * _M, "that the kernel keeps for a slow reader")
+    max_requests_per_connection: int = _count(1000, 10**9, "after which it is closed")
+    idle_seconds: float = _seconds(15, 3600, "of silence between requests of a connection")
+    head_seconds: float = _seconds(10, 3600, "for a whole head, however slowly it drips")
+    # OpenAI's clients send heads of less than 1.5 KiB.
+    max_request_line: int = _size(4 * _K, 256, 64 * _K, "method, target and version")
+    max_head: int = _size(16 * _K, 512, _M, "request line and headers")
+    max_headers: int = _count(64, 1000, "headers of a request")
+    max_body: int = _size(4 * _M, _K, 64 * _M, "body of a request")
+    body_seconds: float = _seconds(10, 3600, "for a whole body, and one more for each --body-rate")
+    body_rate: int = _size(256 * _K, 1, 1 << 30, "bytes that give a body another second")
+    # Each may become an object: of a megabyte of brackets, twenty megabytes.
+    max_values: int = _count(500_000, 5_000_000, "brackets and commas of a body")
+    max_n: int = _count(8, 64, "answers to one request")
+    max_stops: int = _count(16, 256, "stop strings of a request")
+    max_stop_length: int = _count(256, 4096, "characters of a stop string")
+    max_biases: int = _count(1024, 100_000, "tokens in logit_bias")
+    max_prompts: int = _count(256, 2048, "prompts of a completion")
+    max_inputs: int = _count(2048, 10_000, "inputs of a request for embeddings")
+    # OpenAI's clients wait that long for a byte. Who has to ask again loses its place.
+    queue_seconds: float = _seconds(600, 86_400, "that a request waits for its turn; then a 503")
+    max_seconds: float = _seconds(600, 86_400, "for an answer, from its first token to its last")
+    ping_seconds: float = _seconds(15, 600, "of silence on a stream before a sign of life")
+    send_seconds: float = _seconds(30, 3600, "for a client to take what it is sent")
+    drain_seconds: float = _seconds(10, 3600, "for running answers to end after a signal")
+
+
+DEFAULT_LIMITS = Limits()

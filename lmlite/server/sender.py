@@ -1,0 +1,71 @@
+"""One reply on a connection: its head, once, and then its body, whole or in pieces.
+
+Of the request it knows only what decides the form of the reply. Belongs to the thread of the
+connection; everything may raise TimeoutError or ConnectionError.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lmlite.server import wire
+from lmlite.server.connection import Connection
+
+Headers = Iterable[tuple[str, str]]
+
+JSON_TYPE = ("Content-Type", "application/json")
+
+
+class Sender:
+    """What a request is answered with."""
+
+    def __init__(self, connection: Connection, request_id: str) -> None:
+        self.status = 0
+        self.is_begun = False  # the status line is out
+        self.is_last = True  # the connection ends with it, until a request was read to its end
+        self.headers = [("X-Request-Id", request_id)]  # whatever the body is
+        self._connection = connection
+        self.has_body = True  # what is sent of it to HEAD is dropped
+        self._may_chunk, self._is_chunked = True, False
+
+    def suit(self, head: wire.Head) -> None:
+        """Takes the form that the request asks for."""
+        self.has_body = head.method != "HEAD"
+        self._may_chunk = head.version >= (1, 1)
+
+    def send_json(self, status: int, body: Any, headers: Headers = ()) -> None:
+        """A whole reply with an object in JSON."""
+        self.send(status, wire.to_json(body), [JSON_TYPE, *headers])
+
+    def send(self, status: int, data: bytes, headers: Headers) -> None:
+        """A whole reply, in one write."""
+        length = ("Content-Length", str(len(data)))
+        self.send_head(status, [*headers, length], data if self.has_body else b"")
+
+    def begin(self, headers: Headers) -> None:
+        """The head of a reply in pieces, once. A client of HTTP/1.0 gets them without chunks."""
+        if self.is_begun:
+            return
+        self._is_chunked = self._may_chunk
+        if self._is_chunked:
+            headers = [*headers, ("Transfer-Encoding", "chunked")]
+        else:
+            self.is_last = True
+        self.send_head(200, headers)
+
+    def send_piece(self, data: bytes) -> None:
+        """The next piece, in one write."""
+        if not self.has_body:
+            return
+        self._connection.write(wire.http_chunk(data) if self._is_chunked else data)
+
+    def end(self) -> None:
+        """After the last piece."""
+        if self._is_chunked and self.has_body:
+            self._connection.write(wire.LAST_HTTP_CHUNK)
+
+    def send_head(self, status: int, headers: Headers, data: bytes = b"") -> None:
+        """A head, and in the same write what follows it."""
+        self.is_begun, self.status = True, status
+        connection = ("Connection", "close" if self.is_last else "keep-alive")
+        head = wire.reply_head(status, [*headers, *self.headers, connection])
+        self._connection.write(head + data)
