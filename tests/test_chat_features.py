@@ -175,6 +175,22 @@ def test_an_answer_may_be_a_call_although_there_is_a_form_for_it(server: Running
     assert mustnt["message"]["content"].startswith("{")
 
 
+def test_an_answer_that_is_begun_has_to_fit_the_form(server: RunningServer) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
+    turns = [{"role": "user", "content": "Anna is 12 years old. Answer as JSON."}]
+    fits = [*turns, {"role": "assistant", "content": '{"name": "An'}]
+    choice = ask(server, "", messages=fits, response_format=form)
+    assert json.loads(choice["message"]["content"]) == {"name": "Anna", "age": 12}
+    for more, name in (({"response_format": form}, "response_format"),
+                       ({"tools": TOOLS, "tool_choice": "required"}, "tools")):  # fmt: skip
+        body = {"messages": [*turns, {"role": "assistant", "content": "I am"}], **more}
+        answer = server.request("POST", "/v1/chat/completions", body)
+        assert (answer.status, answer.error["param"]) == (400, "messages")
+        assert answer.error["message"] == (
+            f"the last message begins an answer that {name} does not allow"
+        )
+
+
 def test_any_object_will_do_when_any_is_asked_for(server: RunningServer) -> None:
     form = {"type": "json_object"}
     choice = ask(server, "Give me a JSON object with name Ben and age 7.", response_format=form)

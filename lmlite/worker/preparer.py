@@ -120,6 +120,9 @@ class Preparer:
             except (LlamaError, ValueError) as err:
                 for each in choices:
                     each.close()
+                if "empty grammar stack" in str(err):  # while it took in what the prompt ends with
+                    words = f"the last message begins an answer that {param} does not allow"
+                    raise BadRequest(words, param="messages") from None
                 raise BadRequest(f"no grammar can be made of {param}: {err}", param=param) from None
 
     def _give_grammar(self, choices: list[Sequence], text: str) -> None:
