@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import lmlite
@@ -29,13 +29,14 @@ from lmlite.server import listener, log_stream, machine_memory, sampling, system
 from lmlite.server.gate import LOOPBACK_HOSTS, Gate, is_host
 from lmlite.server.http import Handler
 from lmlite.server.keys import VARIABLE, read_keys
-from lmlite.server.limits import Limits
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.logs import Log
 from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import Supervisor
 
 EMBEDDED_MODEL = Path(__file__).parent / "models" / "tiny.gguf"
 EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
+IMAGE_FACTOR = 4  # as large may the body be of a request that may have images, if nothing is said
 LAST_WORDS_S = 1.0  # for the errors of answers that did not end in time
 
 
@@ -128,6 +129,8 @@ def run_serve(options: argparse.Namespace) -> int:
     notifier = systemd.Notifier()
     limits = limits_of(options)
     model = served_model(options, limits, log)
+    if model.sees and limits.max_body == DEFAULT_LIMITS.max_body:
+        limits = replace(limits, max_body=IMAGE_FACTOR * limits.max_body)
     server = _server(options, limits, Registry([model]), log)
     threading.stack_size(limits.thread_stack)
     stop = _stop_event()
@@ -262,7 +265,7 @@ def _planned(options: argparse.Namespace, file: ModelFile, load: Load, log: Log)
 def projector_of(options: argparse.Namespace, model_path: str) -> str | None:
     """The projector that is named, or found, checked. Raises ModelFileError."""
     path: str | None = options.mmproj
-    if path is None and Path(model_path) == EMBEDDED_MODEL and EMBEDDED_PROJECTOR.is_file():
+    if path is None and Path(model_path) == EMBEDDED_MODEL:
         path = str(EMBEDDED_PROJECTOR)
     if path is None:
         path = gguf_projector.projector_beside(model_path)

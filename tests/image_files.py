@@ -30,10 +30,16 @@ def png_of(
     colour: int = 2,
     interlace: int = 0,
     more: tuple[bytes, ...] = (),
+    level: int = -1,
 ) -> bytes:
-    """A file of these unpacked rows, each with its filter in front; `more` are chunks before."""
+    """A file of these rows, each with its filter in front, packed; `more` are chunks before."""
     head = struct.pack(">IIBBBBB", width, height, n_bits, colour, 0, 0, interlace)
-    chunks = (chunk(b"IHDR", head), *more, chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND"))
+    chunks = (
+        chunk(b"IHDR", head),
+        *more,
+        chunk(b"IDAT", zlib.compress(data, level)),
+        chunk(b"IEND"),
+    )
     return PNG_BEGIN + b"".join(chunks)
 
 

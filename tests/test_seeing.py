@@ -4,6 +4,7 @@ What the embedded model says of them is `test_tiny_model.py`'s.
 """
 
 import base64
+import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +16,7 @@ from lmlite import cli, gguf_projector
 from lmlite.errors import ModelFileError
 from tests import projectors
 from tests.gguf_writer import Value, encode_gguf
-from tests.image_files import BLUE, BLUE_JPEG, RED, png
+from tests.image_files import BLUE, BLUE_JPEG, RED, png, png_of
 from tests.server_process import RunningServer
 
 CHAT = "/v1/chat/completions"
@@ -124,6 +125,14 @@ def test_a_broken_image_is_the_clients_mistake_and_harms_nobody(server: RunningS
     assert answer.status == 400
     assert answer.error["param"] == "messages.[0].content.[2]"
     assert server.worker_pid() == pid
+
+
+def test_a_body_with_images_may_be_larger_than_others(server: RunningServer) -> None:
+    noise = random.Random(1).randbytes(1200 * 3)
+    rows = b"".join(b"\0" + noise[i:] + noise[:i] for i in range(1200))
+    url = f"data:image/png;base64,{base64.b64encode(png_of(1200, 1200, rows, level=0)).decode()}"
+    assert len(url) > 5_000_000
+    assert ask(server, turn("What is it now?", url))["usage"]["prompt_tokens"] > 16
 
 
 def test_a_server_without_a_projector_says_what_is_missing(tmp_path: Path) -> None:

@@ -89,7 +89,8 @@ class Limits:
     max_request_line: int = _size(4 * _K, 256, 64 * _K, "method, target and version")
     max_head: int = _size(16 * _K, 512, _M, "request line and headers")
     max_headers: int = _count(64, 1000, "headers of a request")
-    max_body: int = _size(4 * _M, _K, 64 * _M, "body of a request")
+    max_body: int = _size(4 * _M, _K, 64 * _M, "body of a request; of a model that sees, if not "
+                          "given, four times as much")  # fmt: skip
     body_seconds: float = _seconds(10, 3600, "for a whole body, and one more for each --body-rate")
     body_rate: int = _size(256 * _K, 1, 1 << 30, "bytes that give a body another second")
     # Each may become an object: of a megabyte of brackets, twenty megabytes.

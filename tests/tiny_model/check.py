@@ -105,8 +105,9 @@ ROWS = (
     Row("the colour of a picture", drawn(pictures.colour), says, 0.90),
     Row("the shape in a picture", drawn(pictures.shape), says, 0.90),
     Row("how many shapes, up to 4", drawn(pictures.count), says, 0.90),
-    Row("which of two pictures", drawn(pictures.compared), says, 0.90),
 )
+# What it was shown, and has not learned yet: it says the first or the second as it comes.
+UNLEARNED = (Row("which of two pictures", drawn(pictures.compared), says, 0.90),)
 
 
 def shown(turn: Turn) -> list[Message]:
@@ -213,7 +214,7 @@ def main() -> int:
     missed = 0
     with served(options.url) as url:
         client = Client(url)
-        for row in ROWS:
+        for row in ROWS + UNLEARNED:
             if options.only not in row.name:
                 continue
             right, n = measured(client, row, options.n, options.show)

@@ -366,7 +366,8 @@ def difference(path: Path, eye: Eye, goals: Goals, embeddings: Tensor) -> float:
     for seed in range(20):
         source = Source(seed, held_out=True)
         image = drawing.paint(pictures.drawn(source), source.rng)
-        ((_, chunk),) = theirs.read(drawing.png(image)).chunks
+        picture = theirs.read(drawing.png(image))
+        ((_, chunk),) = picture.chunks
         found = torch.tensor(list(theirs._embeddings(chunk))).view(N_PLACE, -1)
         seen = square(Pillow.frombytes("RGB", (image.width, image.height), image.rgb))
         flat = torch.frombuffer(bytearray(seen.tobytes()), dtype=torch.uint8)
