@@ -230,6 +230,8 @@ def served_model(options: argparse.Namespace, limits: Limits, log: Log) -> Serve
         checkpoint_memory=options.checkpoint_memory,
         mmproj_path=projector,
         image_memory=options.image_memory,
+        sandbox=options.sandbox == "on"
+        or (options.sandbox == "auto" and not drives_a_gpu(options.lib)),
         log_level="info" if options.log_level == "debug" else "error",
     )
     plan = _planned(options, file, load, log)

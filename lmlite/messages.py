@@ -72,6 +72,7 @@ class Load:
     checkpoint_memory: int = 128 << 20  # bytes outside of the context, for prompts that were read
     mmproj_path: str | None = None  # the file that lets the model see
     image_memory: int = 64 << 20  # bytes for what pictures were encoded to
+    sandbox: bool = False  # once it is loaded: no network, no programs, no writes
     embeds: bool = True  # False: a model that generates has no memory to embed, too
     log_level: Literal["debug", "info", "warning", "error"] = "error"  # of llama.cpp
 

@@ -39,7 +39,7 @@ from lmlite.messages import (
     Ready,
     Request,
 )
-from lmlite.worker import capi
+from lmlite.worker import capi, sandbox
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
 from lmlite.worker.embedder import Embedder
@@ -100,6 +100,8 @@ class Worker:
             self._preparer = Preparer(
                 self._model, template, self._n_ctx_seq, self._send, eye, n_batch
             )
+            if load.sandbox:  # before there are further threads, to which it would not apply
+                self._enter_sandbox()
             embedder = Embedder(self._make_embedding_context)
             stack.callback(embedder.close)
             self._engine = Engine(
@@ -252,6 +254,17 @@ class Worker:
             stack.callback(files.close)
             stores.append(files)
         return stores
+
+    def _enter_sandbox(self) -> None:
+        folder = self._load.cache_dir
+        try:
+            if folder is not None:
+                Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            missing = sandbox.enter(folder)
+        except OSError as err:
+            raise LlamaError(f"{folder} cannot keep checkpoints: {err}") from None
+        if missing:
+            self._warn("; ".join(missing))
 
     def _warn(self, text: str) -> None:
         self._outbox.send([Note("warning", text)])
