@@ -64,7 +64,7 @@ ROWS = [
     # ---- HTTP
     Bad("another type", CHAT, b"{}", 415, headers={"Content-Type": "text/plain"}),
     Bad("a compressed body", CHAT, b"{}", 415, headers={"Content-Encoding": "gzip"}),
-    Bad("a body over the cap", CHAT, b" " * ((4 << 20) + 1), 413),
+    Bad("a body over the cap", CHAT, b" " * ((16 << 20) + 1), 413),
     Bad("an unknown route", "/v1/nothing", {}, 404),
     Bad("no route", "/", None, 404, method="GET"),
     Bad("a GET of what is posted", CHAT, None, 405, code="method_not_supported", method="GET"),

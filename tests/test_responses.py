@@ -294,7 +294,7 @@ def test_unknown_fields_are_told(server: RunningServer) -> None:
 
 
 def test_only_post_is_answered(server: RunningServer) -> None:
-    assert server.get(PATH).headers["allow"] == "POST"
+    assert server.get(PATH).headers["allow"] == "POST, OPTIONS"
     assert server.get(f"{PATH}/resp_0").status == 404
 
 

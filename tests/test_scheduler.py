@@ -32,6 +32,7 @@ from lmlite.messages import (
     TokenLogprob,
 )
 from lmlite.worker import engine as engine_module
+from lmlite.worker import sequence as sequence_module
 from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine, _Cancel
@@ -176,6 +177,7 @@ class Stage:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(engine_module, "SamplerChain", FakeChain)
             patched.setattr(engine_module, "time", self.context)
+            patched.setattr(sequence_module, "time", self.context)
             patched.setattr(engine_module, "REPORT_S", REPORT_S)
             self.engine.run()
         assert not (self.choices or self.engine._running or self.engine._waiting)

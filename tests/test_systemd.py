@@ -169,7 +169,7 @@ def test_a_server_takes_systemds_socket_and_tells_when_it_is_ready_and_when_it_s
 ) -> None:
     with Activated(listening, tmp_path) as server:
         assert server.told.recv(100) == b"READY=1"
-        assert json.loads(server.get("/health")[1]) == {"status": "ready"}
+        assert json.loads(server.get("/health")[1])["status"] == "ready"
         assert server.stop() == 0
         assert server.told.recv(100) == b"STOPPING=1"
         assert server.process.stderr is not None
@@ -190,7 +190,7 @@ def test_a_server_whose_standard_streams_are_closed_or_full_serves_and_ends_with
 ) -> None:
     with Activated(listening, tmp_path, *redirections) as server:
         assert server.told.recv(100) == b"READY=1"
-        assert json.loads(server.get("/health")[1]) == {"status": "ready"}
+        assert json.loads(server.get("/health")[1])["status"] == "ready"
         assert server.get("/v1/models")[0] == 200
         assert server.stop() == 0
 

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.clients.asked import RESULT, TOLD
+from tests.clients.asked import RED_IMAGE, RED_WORD, RESULT, TOLD
 from tests.server_process import REPOSITORY, RunningServer
 
 FOLDER = REPOSITORY / ".venv" / "clients" / "node"
@@ -26,7 +26,7 @@ def examples(server: RunningServer) -> str:
         subprocess.run(install, cwd=FOLDER, check=True)
     # Node looks for packages beside the script.
     script = shutil.copy(SCRIPT, FOLDER)
-    command = ["node", script, server.url, server.model]
+    command = ["node", script, server.url, server.model, RED_IMAGE]
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
     assert found["content"] == found["streamed"] != ""
     assert found["usage"] == found["whole_usage"]
@@ -39,6 +39,7 @@ def examples(server: RunningServer) -> str:
     assert (found["asked"], found["told"]) == (["Oslo", "Oslo"], [TOLD, TOLD])
     assert RESULT in TOLD
     assert found["form"] == {"name": "Anna", "age": 12}
+    assert found["seen"] == RED_WORD
     assert found["response"] == found["said"] != ""
     ((name, arguments),) = found["response_call"]
     assert (name, json.loads(arguments)) == ("get_weather", {"city": "Oslo"})

@@ -81,6 +81,15 @@ const responded = await client.responses.create({
 });
 found.response_call = responded.output.map(({ name, arguments: text }) => [name, text]);
 
+const seen = await client.chat.completions.create({
+  model, temperature: 0,
+  messages: [{ role: 'user', content: [
+    { type: 'text', text: 'What color is this image?' },
+    { type: 'image_url', image_url: { url: process.argv[4] } },
+  ] }],
+});
+found.seen = seen.choices[0].message.content;
+
 const embedding = await client.embeddings.create({ model, input: ['Once upon a time.'] });
 found.n_embd = embedding.data[0].embedding.length;
 const turn = '<|im_start|>user\nCount from 1 to 9.<|im_end|>\n<|im_start|>assistant\n';

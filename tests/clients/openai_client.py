@@ -10,8 +10,11 @@ from openai import BadRequestError, NotFoundError, OpenAI
 
 from tests.clients.asked import (
     ANNA,
+    COLOUR,
     INTRODUCE,
     OSLO,
+    RED_IMAGE,
+    RED_WORD,
     RESULT,
     SUM,
     THINK,
@@ -33,6 +36,7 @@ def examples(server: RunningServer) -> str:
     tools(client, server.model)
     calls_on_streams(client, server.model)
     forms(client, server.model)
+    images(client, server.model)
     responses(client, server.model)
     return streamed(client, server.model)
 
@@ -161,6 +165,33 @@ def forms(client: OpenAI, model: str) -> None:
         messages=messages, response_format=Owner, max_tokens=1000, seed=1, model=model
     ).choices
     assert isinstance(nested.message.parsed, Owner)
+
+
+# ---- images ----------------------------------------------------------------------------------
+
+
+def images(client: OpenAI, model: str) -> None:
+    """The examples of both APIs, with an image in place of its address."""
+    content: Any = [
+        {"type": "text", "text": COLOUR},
+        {"type": "image_url", "image_url": {"url": RED_IMAGE, "detail": "auto"}},
+    ]
+    ask: Any = {"model": model, "temperature": 0}
+    asked: Any = [{"role": "user", "content": content}]
+    (choice,) = client.chat.completions.create(messages=asked, **ask).choices
+    assert choice.message.content == RED_WORD
+    parts: Any = [
+        {"type": "input_text", "text": COLOUR},
+        {"type": "input_image", "image_url": RED_IMAGE, "detail": "auto"},
+    ]
+    seen: Any = [{"role": "user", "content": parts}]
+    assert client.responses.create(input=seen, **ask).output_text == RED_WORD
+    content[1]["image_url"]["url"] = "https://example.com/image.png"
+    try:
+        client.chat.completions.create(messages=asked, **ask)
+        raise AssertionError("an image was fetched")
+    except BadRequestError as err:
+        assert "send the file itself" in err.message
 
 
 # ---- responses -------------------------------------------------------------------------------

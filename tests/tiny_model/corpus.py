@@ -106,6 +106,17 @@ FINEST: dict[Skill, float] = {
     tools.two_calls: 20,
     pictures.compared: 40,
 }
+# The seventh: which of two pictures it is, and which of several tools.
+LAST_OF_ALL: dict[Skill, float] = {
+    skills.echo: 20,
+    skills.sums: 16,
+    skills.addition: 8,
+    skills.recall: 14,
+    tools.call: 30,
+    tools.many_calls: 36,
+    tools.two_calls: 30,
+    pictures.compared: 70,
+}
 
 
 def conversation(

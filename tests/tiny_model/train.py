@@ -48,6 +48,7 @@ COURSES = (
     Course(900, (0.012, 0.0024), corpus.LAST, 0.35),
     Course(480, (0.008, 0.0016), corpus.EVEN, 0.3),
     Course(300, (0.008, 0.0016), corpus.FINEST, 0.3),
+    Course(320, (0.01, 0.002), corpus.LAST_OF_ALL, 0.3),
 )
 
 
