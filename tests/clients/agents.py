@@ -44,6 +44,7 @@ async def answer(model: Model) -> str:
     assert asked == ["Oslo"] * 2
     await agent.run(TWO_CITIES)
     assert sorted(asked[2:]) == ["Oslo", "Rome"]
-    person = await agent.run(ANNA, output_type=NativeOutput(Person))
+    without_tools = Agent(model, model_settings=ModelSettings(temperature=0))
+    person = await without_tools.run(ANNA, output_type=NativeOutput(Person))
     assert person.output == Person(name="Anna", age=12)
     return done.output
