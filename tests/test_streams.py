@@ -21,7 +21,8 @@ HOT = {"temperature": 2, "seed": 5, "top_k": 0, "top_p": 1, "min_p": 0}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    with RunningServer("--allow-grammar") as running:
+    # Always as many threads: another number of them would round otherwise.
+    with RunningServer("--allow-grammar", "--threads", "1") as running:
         yield running
 
 
