@@ -25,7 +25,7 @@ LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/l
 
 @pytest.fixture
 def figure(record_property: Any) -> Callable[[str, str], None]:
-    """Notes what was measured for a goal, by its number, for `make reliability`."""
+    """Notes what was measured for a goal, by its number, in the report of the tests."""
     return lambda number, text: record_property(number, text)
 
 

@@ -20,7 +20,7 @@ from tests.gguf_writer import tiny_llama_parts, write_gguf
 from tests.server_process import REPOSITORY, START_S, RunningServer
 
 CHAT = "/v1/chat/completions"
-# Times the goal. Times are held to it by `make reliability`; in `make test` nothing hangs, no more.
+# Times the goal, to which LMLITE_TIMES=10 holds them; in `make test` nothing hangs, and no more.
 SLACK = 3 if TIMES > 1 else 100
 ASK = {"messages": [{"role": "user", "content": "Hi"}]}
 
