@@ -10,6 +10,7 @@ does not fit, a connection that stays open or a thread that stays behind ends th
 """
 
 import argparse
+import base64
 import copy
 import json
 import random
@@ -32,6 +33,7 @@ from lmlite.server.sampling import NO_DEFAULTS
 from lmlite.server.stored_responses import StoredResponses
 from tests import raw_requests
 from tests.house import opened, until
+from tests.image_files import RED, png
 
 RAW_STATUSES = {200, 204, 400, 403, 404, 405, 408, 411, 413, 415, 417, 431, 499, 503, 505}
 BODY_STATUSES = {400, 413, 415, 422}
@@ -124,6 +126,7 @@ SCHEMA = {
     "required": ["city"],
     "additionalProperties": False,
 }
+DOT = f"data:image/png;base64,{base64.b64encode(png(1, 1, RED)).decode()}"
 TOOL = {"type": "function", "function": {"name": "f", "description": "d", "parameters": SCHEMA}}
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"city": "x"}'}}
 SAMPLING = {
@@ -138,7 +141,8 @@ BASES: dict[str, dict[str, Any]] = {
         "model": "m",
         "messages": [
             {"role": "system", "content": "s"},
-            {"role": "user", "content": [{"type": "text", "text": "t"}], "name": "u"},
+            {"role": "user", "name": "u", "content": [
+                {"type": "text", "text": "t"}, {"type": "image_url", "image_url": {"url": DOT}}]},
             {"role": "assistant", "content": None, "tool_calls": [CALL], "reasoning_content": "r"},
             {"role": "tool", "tool_call_id": "c1", "content": "7"},
         ],
@@ -155,7 +159,8 @@ BASES: dict[str, dict[str, Any]] = {
     "embeddings": {"input": [[1, 2], [3]], "encoding_format": "base64", "dimensions": 8},
     "response": {
         "input": [
-            {"type": "message", "role": "user", "content": [{"type": "input_text", "text": "t"}]},
+            {"type": "message", "role": "user", "content": [
+                {"type": "input_text", "text": "t"}, {"type": "input_image", "image_url": DOT}]},
             {"type": "reasoning", "content": [{"type": "reasoning_text", "text": "r"}]},
             {"type": "function_call", "call_id": "c1", "name": "f", "arguments": "{}"},
             {"type": "function_call_output", "call_id": "c1", "output": "7"},
@@ -174,7 +179,9 @@ BASES: dict[str, dict[str, Any]] = {
         "max_tokens": 5,
         "system": [{"type": "text", "text": "s", "cache_control": {"type": "ephemeral"}}],
         "messages": [
-            {"role": "user", "content": "t"},
+            {"role": "user", "content": [{"type": "text", "text": "t"}, {
+                "type": "image", "source": {
+                    "type": "base64", "media_type": "image/png", "data": DOT.partition(",")[2]}}]},
             {"role": "assistant", "content": [
                 {"type": "thinking", "thinking": "r", "signature": ""},
                 {"type": "tool_use", "id": "c1", "name": "f", "input": {"city": "x"}}]},
@@ -201,6 +208,7 @@ VALUES: tuple[Any, ...] = (
     "function", "json_schema", "user", "assistant", [], {}, [[]], [None], [0] * 300, [""] * 300,
     {"": None},
     {"type": "object"}, {"$ref": "#"}, {"type": ["string", "null"]}, {"enum": [1, "a", None]},
+    "data:,", "data:image/png;base64,iVBORw0KGgo=", "https://a.b/c.png", "file:///etc/passwd",
     {"pattern": "^(a+)+$", "type": "string"}, {"anyOf": [{"type": "string"}] * 200}, NESTED,
 )  # fmt: skip
 NAMES = sorted({name for base in BASES.values() for name in base} | {
@@ -255,7 +263,7 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
 
 def parsers() -> dict[str, Callable[[Any], Call]]:
     """What reads the body of each endpoint."""
-    defaults = replace(NO_DEFAULTS, allows_grammars=True)
+    defaults = replace(NO_DEFAULTS, allows_grammars=True, takes_images=True)
 
     def response(body: Any) -> Call:
         with own_names():
