@@ -489,6 +489,8 @@ def test_keys_names_and_origins_of_the_command_line_hold_and_no_worker_sees_a_ke
             reply = server.request("GET", "/v1/models", headers=headers)
             assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, APP)
         assert server.get("/v1/models").status == 401
+        assert server.get("/health").json == {"status": "ready"}
+        assert server.request("GET", "/health", headers=BEARER).json.keys() == {"status", "memory"}
         environment = Path(f"/proc/{server.worker_pid()}/environ").read_bytes()
         assert b"PATH=" in environment
         assert SECOND not in environment

@@ -170,15 +170,15 @@ class Handler(BaseHTTPRequestHandler):
     def _health(self) -> None:
         model = self.server.registry.models()[0]
         supervisor = model.supervisor
+        # What tells of the model is for those who have a key; others may ask this, too.
+        has_key = self._head is not None and self.server.gate.has_key(self._head)
         if supervisor.ready:
             # It serves, but what ended its last worker may come again.
             status = "degraded" if supervisor.has_recovered_lately else "ready"
-            memory = {"memory": model.memory()} if model.plan is not None else {}
+            memory = {"memory": model.memory()} if has_key and model.plan is not None else {}
             self._sender.send_json(200, {"status": status, **memory})
         elif supervisor.fault:
-            # It may name the model's file.
-            knows = self._head is not None and self.server.gate.has_key(self._head)
-            reason = {"reason": supervisor.fault} if knows else {}
+            reason = {"reason": supervisor.fault} if has_key else {}
             self._sender.send_json(503, {"status": "failed", **reason})
         else:
             progress = round(supervisor.fraction_loaded, 3)
