@@ -13,7 +13,6 @@ import queue
 import threading
 import time
 from collections.abc import Sequence
-from typing import BinaryIO
 
 from lmlite import frames
 from lmlite.errors import KINDS, ApiError, BodyTooLarge, ModelFileError, Unavailable
@@ -49,6 +48,7 @@ from lmlite.server.worker_process import STOP_WAIT_S, WORKER_COMMAND, WorkerProc
 MAX_DEATHS, DEATHS_WINDOW_S = 5, 60.0
 BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start, by deaths in the window
 LOAD_WAIT_S = 60.0  # how long a request waits for a model that is being loaded
+SPAWN_FAULTS = (OSError, RuntimeError, MemoryError)  # no descriptors, no threads, no memory
 END_EVENTS = (Finished, Embedded, Planned)  # of a choice or an input
 WATCHDOG_S = 30.0  # how long a worker may owe an answer without a sign of life
 
@@ -57,11 +57,11 @@ class Reply:
     """The events of one request, for the one thread that waits for them."""
 
     def __init__(
-        self, supervisor: "Supervisor", request: Chat | Complete | Embed, pipe: BinaryIO
+        self, supervisor: "Supervisor", request: Chat | Complete | Embed, process: WorkerProcess
     ) -> None:
         self.request_id = request.id
         self.fingerprint = fingerprint(request)
-        self.pipe = pipe  # of the worker that has the request; a later worker knows nothing of it
+        self.process = process  # that has the request; a later one knows nothing of it
         self._n_unfinished = n_results(request)  # choices or inputs of which no end has come
         self._was_queued = self._was_begun = False
         self._supervisor = supervisor
@@ -162,28 +162,35 @@ class Supervisor:
         self.wait_until_settled(LOAD_WAIT_S)
         request = dataclasses.replace(request, id=next(self._ids))
         with self._changed:
-            pipe = self._ready_pipe()
+            process = self._ready_process()
             if len(self._replies) >= self.load.n_parallel + self.load.n_queue:
                 raise Unavailable(f"{len(self._replies)} requests are waiting already")
-            reply = Reply(self, request, pipe)
+            reply = Reply(self, request, process)
             self._suspects.check(reply.fingerprint)
             self._replies[request.id] = reply
         try:
             # A worker that is gone by now has this reply failed by the supervisor's thread.
-            self._send(pipe, request)
+            self._send(process, request)
         except frames.FrameError as err:
-            self.forget(reply)
+            self._drop(reply)
             raise BodyTooLarge(f"the request is too large: {err}") from None
+        except BaseException:
+            self._drop(reply)
+            raise
         return reply
 
     def forget(self, reply: Reply) -> None:
         """No more events for this reply; the worker stops working on it."""
+        is_known = self._drop(reply)
+        if is_known and not reply.is_complete:
+            self._send(reply.process, Cancel(reply.request_id))
+
+    def _drop(self, reply: Reply) -> bool:
         with self._changed:
-            known = self._replies.pop(reply.request_id, None)
-            if known is not None and reply.is_complete:
+            is_known = self._replies.pop(reply.request_id, None) is not None
+            if is_known and reply.is_complete:
                 self._suspects.clear(reply.fingerprint)
-        if known is not None and not reply.is_complete:
-            self._send(reply.pipe, Cancel(reply.request_id))
+        return is_known
 
     def stop(self) -> None:
         """Ends the worker and fails what is still open."""
@@ -216,24 +223,24 @@ class Supervisor:
         with self._changed:
             return len(self._replies)
 
-    def _ready_pipe(self) -> BinaryIO:
+    def _ready_process(self) -> WorkerProcess:
         if self.fault is not None:
             error = Unavailable(f"the model is not available: {self.fault}")
             error.retry_after_s = None  # waiting does not help
             raise error
         if self.ready is None or self._process is None:
             raise Unavailable("the model is still being loaded")
-        return self._process.requests
+        return self._process
 
-    def _send(self, pipe: BinaryIO, request: Request) -> None:
-        """Writes one frame; nothing happens when the worker at the other end is gone."""
+    def _send(self, process: WorkerProcess, request: Request) -> None:
+        """Writes one frame. A worker that takes none is dead, or as good as that."""
         data = frames.encode(request)
         with self._writing:
             try:
-                pipe.write(data)
-                pipe.flush()
-            except (OSError, ValueError):
-                pass  # broken or closed: the supervisor's thread deals with it
+                process.requests.write(data)
+                process.requests.flush()
+            except (OSError, ValueError):  # the pipe is broken, or closed
+                process.kill()
 
     # ---- the supervisor's thread -----------------------------------------------------------
 
@@ -242,7 +249,7 @@ class Supervisor:
             try:
                 self._check_file()
                 process = self._spawn()
-            except OSError as err:  # no memory, no descriptors: as if it had died at once
+            except SPAWN_FAULTS as err:  # as if it had died at once
                 self._count_death(f"could not be started: {err}")
                 continue
             except ModelFileError as err:
@@ -275,16 +282,16 @@ class Supervisor:
             self.fraction_loaded = 0.0
         if self._stopping.is_set():  # `stop` may have come too early to see this process
             close(process.requests)
-        self._send(process.requests, self.load)
         return process
 
     def _read_events(self, process: WorkerProcess) -> None:
-        """Hands events to their replies until the worker ends or breaks the format."""
+        """Has the model loaded, and hands events to their replies until the worker ends."""
         try:
+            self._send(process, self.load)
             while (event := frames.read(process.events, Event)) is not None:
                 self._n_events += 1
                 self._take(event)
-        except (frames.FrameError, OSError) as err:
+        except Exception as err:  # it broke the format, or we have no memory for what it says
             process.kill(f"cannot be trusted any more: {err}")
 
     def _take(self, event: Event) -> None:

@@ -38,7 +38,7 @@ class WorkerProcess:
     """A process that was started, until `bury`."""
 
     def __init__(self, command: Sequence[str], log: Log) -> None:
-        """Starts it. Raises OSError."""
+        """Starts it. Raises OSError, or RuntimeError without a thread to listen to it."""
         self._process = process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -54,7 +54,12 @@ class WorkerProcess:
         self._verdict: str | None = None  # why it had to be killed
         self._last_words: collections.deque[str] = collections.deque(maxlen=50)
         self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        try:
+            self._listener.start()
+        except BaseException:
+            process.kill()
+            process.communicate()
+            raise
 
     def kill(self, why: str | None = None) -> None:
         """Ends it at once; from any thread, and harmless when it has ended."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmlite.messages import CallDelta
-from lmlite.worker.llama import take_text
+from lmlite.worker.capi import take_fault, take_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Answer:
         error = ctypes.c_void_p()
         self._pointer = lib.lml_answer_init(form.reply, ctypes.byref(error))
         if not self._pointer:
-            raise ValueError(f"the answer's form cannot be read: {take_text(lib, error.value)}")
+            raise ValueError(f"the answer's form cannot be read: {take_fault(lib, error)}")
         self.form = form
         self.text = ""  # all of it, as the model wrote it
         self._content = ""  # what was given away of it

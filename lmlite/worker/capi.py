@@ -409,3 +409,17 @@ def layout_difference(layout: str) -> str | None:
         if line != expected:
             return f"{line}, expected {expected}"
     return None if len(theirs) == len(ours) else f"{len(theirs)} lines, expected {len(ours)}"
+
+
+def take_fault(lib: Any, error: ctypes.c_void_p) -> str:
+    """Why C made nothing, in its own words if it has any."""
+    return take_text(lib, error.value) if error.value else "the library gives no reason"
+
+
+def take_text(lib: Any, pointer: int | None) -> str:
+    """A string that C made for us: copied, and given back."""
+    if not pointer:
+        raise MemoryError("the library has no memory for a reply")
+    text = ctypes.string_at(pointer).decode("utf-8", "replace")
+    lib.lml_free(pointer)
+    return text

@@ -23,7 +23,8 @@ from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker.answer import Form
 from lmlite.worker.breaker import Breaker
 from lmlite.worker.call_grammar import call_or_form, without_small_talk, woken_by_name
-from lmlite.worker.llama import Model, take_text
+from lmlite.worker.capi import take_fault, take_text
+from lmlite.worker.llama import Model
 from lmlite.worker.media import InputChunk, Picture
 from lmlite.worker.tool_words import EMPTY, PROBE, PROBE_NAME, form_template, has_tools, in_words
 
@@ -80,13 +81,17 @@ class ChatTemplate:
     def __init__(self, model: Model, override: str | None = None) -> None:
         """Reads the template; ChatML for a model without one. Raises TemplateError."""
         self._lib, self._vocab, self._model = model.lib, model.vocab, model
-        self._pointer = self._read(override)
-        self._bare = self._read(_BARE)
+        self._pointer, self._bare = self._read(override), None
+        try:
+            self._bare = self._read(_BARE)
+        except TemplateError:
+            self.close()
+            raise
         self._source: str = self._lib.lml_chat_source(self._pointer).decode("utf-8", "replace")
         self._breaker = Breaker(self._vocab.control_texts(), self._source)
 
     def close(self) -> None:
-        """Frees the template."""
+        """Frees the templates."""
         self._lib.lml_chat_free(self._pointer)
         self._lib.lml_chat_free(self._bare)
 
@@ -183,7 +188,7 @@ class ChatTemplate:
         data = source.encode() if source else None
         pointer: int = self._lib.lml_chat_init(self._model.pointer, data, ctypes.byref(error))
         if not pointer:
-            fault = take_text(self._lib, error.value)
+            fault = take_fault(self._lib, error)
             raise TemplateError(f"the chat template cannot be read: {fault}")
         return pointer
 

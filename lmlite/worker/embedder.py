@@ -55,6 +55,8 @@ class Embedder:
         """Forgets everything; the requests concerned."""
         request_ids = {item.request_id for item in self._waiting}
         self._waiting.clear()
+        if self._context is not None:  # what a failed step has left would be in the next one's way
+            self._context.clear_memory()
         return request_ids
 
     def close(self) -> None:

@@ -18,6 +18,7 @@ from lmlite.worker import capi
 
 INVALID_NUMBERS = "the model produced invalid numbers"
 MIN_LOGPROB = -9999.0  # for a probability of 0: OpenAI's number, as JSON has no infinity
+MAX_TOKENS = 1 << 26  # of a text; C answers -(1 << 31) when it cannot count them
 REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on, as in llama.cpp
 
 
@@ -108,7 +109,7 @@ class Vocab:
             )
             if n >= 0:
                 return tokens[:n]
-            if -n <= n_max:
+            if not n_max < -n <= MAX_TOKENS:
                 raise LlamaError("the text is too long to tokenize")
             n_max = -n
 
@@ -310,7 +311,7 @@ class Context:
         Raises LlamaError for a row of logits that is not of numbers.
         """
         tokens, values = (ctypes.c_int32 * n_top)(), (ctypes.c_float * n_top)()
-        logits = self._lib.llama_get_logits_ith(self.pointer, index)
+        logits = self._logits(index)
         chosen = self._lib.lml_logprobs(logits, self.n_vocab, token, n_top, tokens, values)
         if chosen != chosen:  # NaN anywhere in the row makes the softmax NaN
             raise LlamaError(INVALID_NUMBERS)
@@ -324,9 +325,15 @@ class Context:
         A damaged model gives NaN, which samplers take for a choice, always the same one. It
         spreads over a whole row, so that one element tells.
         """
-        logit = self._lib.llama_get_logits_ith(self.pointer, index)[0]
+        logit = self._logits(index)[0]
         if logit != logit:
             raise LlamaError(INVALID_NUMBERS)
+
+    def _logits(self, index: int) -> Any:
+        logits = self._lib.llama_get_logits_ith(self.pointer, index)
+        if not logits:
+            raise LlamaError("llama.cpp returned no logits")
+        return logits
 
     def embedding(self, seq_id: int) -> "array[float]":
         """The pooled vector of a sequence of the last decode. Raises LlamaError."""
@@ -350,8 +357,11 @@ class SamplerChain:
         self.pointer = self._lib.llama_sampler_chain_init(
             self._lib.llama_sampler_chain_default_params()
         )
+        if not self.pointer:  # a NULL anywhere here would end the process
+            raise LlamaError("llama.cpp refused a chain of samplers")
         for sampler in self._samplers(model.vocab.n_tokens, params, seed, n_ctx, prompt):
-            if not sampler:  # a NULL in a chain would end the process
+            if not sampler:
+                self.close()
                 raise LlamaError("llama.cpp refused a sampler")
             self._lib.llama_sampler_chain_add(self.pointer, sampler)
 
@@ -388,11 +398,12 @@ class SamplerChain:
     def sample(self, context: Context, index: int, grammar: "Grammar | None" = None) -> int:
         """The next token, from the logits at a batch index; one that the grammar allows.
 
-        Raises LlamaError when the grammar allows none.
+        Raises LlamaError when there is none.
         """
         if grammar is None:
-            return int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))
-        token = int(self._lib.lml_sample(context.pointer, index, self.pointer, grammar.pointer))
+            token = int(self._lib.llama_sampler_sample(self.pointer, context.pointer, index))
+        else:
+            token = int(self._lib.lml_sample(context.pointer, index, self.pointer, grammar.pointer))
         if token < 0:
             raise LlamaError("the grammar allows no further token")
         return token
@@ -430,17 +441,8 @@ class Grammar:
         error = ctypes.c_void_p()
         self.pointer = self._lib.lml_grammar_init(model.vocab.pointer, reply, ctypes.byref(error))
         if not self.pointer:
-            raise LlamaError(take_text(self._lib, error.value))
+            raise LlamaError(capi.take_fault(self._lib, error))
 
     def close(self) -> None:
         """Frees the sampler."""
         self._lib.llama_sampler_free(self.pointer)
-
-
-def take_text(lib: Any, pointer: int | None) -> str:
-    """A string that C made for us: copied, and given back."""
-    if not pointer:
-        raise MemoryError("the library has no memory for a reply")
-    text = ctypes.string_at(pointer).decode("utf-8", "replace")
-    lib.lml_free(pointer)
-    return text

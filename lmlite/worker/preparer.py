@@ -7,7 +7,8 @@ has begun. Belongs to the reader's thread; knows no frames.
 import functools
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 from lmlite.errors import BadRequest, PromptTooLong, Unsupported
@@ -72,13 +73,14 @@ class Preparer:
         self._check_prompt(prompt.n_tokens, "messages")
         self._check_pictures(prompt)
         choices = self._choices(request, 0, prompt.ids, rendered.stops, None)
-        for choice in choices:
-            choice.chunks, choice.pictures = prompt.chunks, pictures
-        if request.grammar is None:
-            self._give_form(choices, rendered.form, request.options)
-        else:
-            self._give_grammar(choices, request.grammar)
-        self._trace(request, choices[0])
+        with _closed_on_error(choices):
+            for choice in choices:
+                choice.chunks, choice.pictures = prompt.chunks, pictures
+            if request.grammar is None:
+                self._give_form(choices, rendered.form, request.options)
+            else:
+                self._give_grammar(choices, request.grammar)
+            self._trace(request, choices[0])
         return choices
 
     def _pictures(self, messages: Iterable[ChatMessage]) -> tuple[Picture, ...]:
@@ -118,8 +120,6 @@ class Preparer:
                 if form.grammar and not form.grammar_waits:
                     self._keep_to_text(choice, form.preserved)
             except (LlamaError, ValueError) as err:
-                for each in choices:
-                    each.close()
                 if "empty grammar stack" in str(err):  # while it took in what the prompt ends with
                     words = f"the last message begins an answer that {param} does not allow"
                     raise BadRequest(words, param="messages") from None
@@ -132,8 +132,6 @@ class Preparer:
                 choice.grammar = Grammar(self._model, text)
                 self._keep_to_text(choice, frozenset())
             except LlamaError as err:
-                for each in choices:
-                    each.close()
                 raise BadRequest(f"grammar: {err}", param="grammar") from None
 
     def _keep_to_text(self, choice: Sequence, preserved: frozenset[int]) -> None:
@@ -159,7 +157,8 @@ class Preparer:
             self._trace(request, choices[0])
             sequences += choices
         if request.grammar is not None:
-            self._give_grammar(sequences, request.grammar)
+            with _closed_on_error(sequences):
+                self._give_grammar(sequences, request.grammar)
         return sequences
 
     def _embed(self, request: Embed) -> list[Input]:
@@ -247,3 +246,14 @@ class Preparer:
         if request.trace:
             text = b"".join(choice.pieces(self._model.vocab)).decode("utf-8", "replace")
             self._send([Prompted(request.id, choice.index, text)])
+
+
+@contextmanager
+def _closed_on_error(sequences: Iterable[Sequence]) -> Iterator[None]:
+    """What C holds for them is given back when they do not reach the engine."""
+    try:
+        yield
+    except BaseException:
+        for sequence in sequences:
+            sequence.close()
+        raise
