@@ -8,7 +8,8 @@ a vector that lies where the embedding of the token lies that stands in this pla
 
 It gets there in two steps. It is trained to tell the token: its last layer gives a share for each
 token that pictures are made of, 1 for the right one and 0 for all others. In the file, the last
-layer gives so much of each token's embedding. So the language model takes no part in the training.
+layer gives so much of each token's embedding. So the language model takes no part in the training,
+and when that was trained again, only the file is to be written again: `--keep`.
 
 Told the answers alone, it learns slowly, for they do not say where to look. So while it trains,
 a second head asks each patch how many shapes have their middle in it, and which shape that is.
@@ -44,6 +45,7 @@ N_LAYER, N_EMBD, N_HEAD, N_FF, N_HIDDEN = 4, 128, 4, 256, 256
 EPSILON = 1e-5
 N_PICTURES, N_STEPS, PER_STEP = 40_000, 3500, 128
 MUON_RATE, ADAM_RATE = 0.02, 0.002
+KEPT_PATH = train.course_path(1).with_name("eye.pt")
 PROJECTOR_PATH = train.MODEL_PATH.with_name("tiny-mmproj.gguf")
 CARD = {
     "general.name": "tiny's eye",
@@ -382,6 +384,16 @@ def difference(path: Path, eye: Eye, goals: Goals, embeddings: Tensor) -> float:
 # ---- the command ---------------------------------------------------------------------------
 
 
+def learn(eye: Eye, seed: int, n_steps: int, vocabulary: Tokenizer) -> None:
+    """Draws, trains, and leaves what was learned for `--keep`."""
+    print(f"{sum(p.numel() for p in eye.parameters()):,} parameters", flush=True)
+    print(f"drawing {N_PICTURES:,} pictures", flush=True)
+    seen = views(seed * 1_000_000, N_PICTURES)
+    train_eye(eye, seen, goals_of(seen.shown, vocabulary), n_steps)
+    KEPT_PATH.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(eye.state_dict(), KEPT_PATH)
+
+
 def main() -> None:
     """Draws, trains, measures on pictures that it never saw, and writes the file."""
     parser = argparse.ArgumentParser(description="Train the eye of the embedded model.")
@@ -390,19 +402,20 @@ def main() -> None:
                         help="(default: %(default)s)")  # fmt: skip
     parser.add_argument("--output", type=Path, default=PROJECTOR_PATH, metavar="FILE.gguf",
                         help="(default: its place in the package)")  # fmt: skip
+    parser.add_argument("--keep", action="store_true",
+                        help="do not train: write again what the last run learned")  # fmt: skip
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     model = torch.load(train.course_path(len(train.COURSES)))
     vocabulary = Tokenizer([(a, b) for a, b in model["merges"]])
-    print(f"drawing {N_PICTURES:,} pictures", flush=True)
-    seen = views(options.seed * 1_000_000, N_PICTURES)
-    goals = goals_of(seen.shown, vocabulary)
-    eye = Eye(len(goals.tokens))
-    print(f"{sum(p.numel() for p in eye.parameters()):,} parameters", flush=True)
-    train_eye(eye, seen, goals, options.steps)
     unseen = views(options.seed * 1_000_000 + N_PICTURES, 2000)
-    print(f"on pictures that it never saw: "
-          f"{measured(eye, unseen, goals_of(unseen.shown, vocabulary))}")  # fmt: skip
+    goals = goals_of(unseen.shown, vocabulary)
+    eye = Eye(len(goals.tokens))
+    if options.keep:
+        eye.load_state_dict(torch.load(KEPT_PATH))
+    else:
+        learn(eye, options.seed, options.steps, vocabulary)
+    print(f"on pictures that it never saw: {measured(eye, unseen, goals)}")
     embeddings = model["weights"]["embedding.weight"]
     export_eye(options.output, eye, goals.tokens, embeddings)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
