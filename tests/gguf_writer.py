@@ -12,6 +12,7 @@ number in 64 bits, and the elements. That is all: `write_gguf` is the proof. A t
 anything: every count and offset can be replaced.
 """
 
+import functools
 import math
 import os
 import random
@@ -164,12 +165,13 @@ def _usual_kind(value: object, whole: int) -> int:
 # ---- a vocabulary that can spell everything ------------------------------------------------
 
 
-def byte_alphabet() -> list[str]:
+@functools.cache
+def byte_alphabet() -> tuple[str, ...]:
     """GPT-2's letter for each byte: itself where it prints, else one from 256 upwards."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     invisible = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte) if byte in visible else chr(256 + invisible.index(byte))
-            for byte in range(256)]  # fmt: skip
+    return tuple(chr(byte) if byte in visible else chr(256 + invisible.index(byte))
+                 for byte in range(256))  # fmt: skip
 
 
 def spelled(text: str) -> str:
@@ -183,7 +185,7 @@ def bpe_vocabulary(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
     Every merge adds one letter to a beginning, so " model" grows from a space, " m", " mo".
     """
-    tokens = byte_alphabet()
+    tokens = [*byte_alphabet()]
     merges = []
     known = set(tokens)
     for word in map(spelled, words):

@@ -1,9 +1,9 @@
 """Conversations -> what the model trains on: token ids, and which of them it has to predict."""
 
-import itertools
 import json
+import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jinja2
 
@@ -17,30 +17,36 @@ OPENING, END = "<|im_start|>assistant\n", "<|im_end|>"
 PICTURE_BEGIN, PICTURE_END = "\ue000", "\ue001"
 
 Skill = Callable[[Source], Case]
-Batch = list[tuple[list[int], list[bool]]]  # conversations: tokens, and which are to be predicted
+Example = tuple[list[int], list[float]]  # tokens, and what it weighs to predict each; 0: given
+N_CTX = 2048
+N_POOL, N_ALONE = 4000, 6  # conversations drawn together; pools with nothing but one case each
+COMPOUNDS = 0.3  # the share of words that are two in one: each piece in new company
 
 # How often a conversation begins with each skill; the second number is its share of turns that
 # follow others. What is hard to learn comes often.
 MIXTURE: dict[Skill, tuple[float, float]] = {
     skills.echo: (14, 6),
-    skills.addition: (6, 4),
-    skills.counting: (4, 1),
+    skills.addition: (8, 5),
+    skills.sums: (12, 0),
+    skills.counting: (5, 1),
     skills.introduction: (3, 0),
     skills.small_talk: (3, 4),
     skills.unknown: (5, 4),
     skills.storytelling: (2, 0.3),
-    skills.thinking: (5, 1),
+    skills.thinking: (8, 2),
     skills.puzzle: (2, 1),
-    skills.recall: (14, 0),
+    skills.recall: (10, 0),
     skills.forgotten: (0.7, 0),
-    skills.json_object: (7, 2),
-    tools.call: (14, 0),
+    skills.json_object: (8, 2),
+    tools.call: (20, 0),
+    tools.many_calls: (16, 0),
     tools.call_result: (6, 0),
-    tools.two_calls: (7, 0),
-    tools.two_results: (3, 0),
-    tools.chain: (5, 0),
-    tools.no_call: (5, 0),
-    pictures.looking: (8, 1),
+    tools.two_calls: (16, 0),
+    tools.two_results: (4, 0),
+    tools.chain: (4, 0),
+    tools.no_call: (6, 0),
+    pictures.looking: (7, 1),
+    pictures.pair: (9, 0),
 }
 SYSTEMS = (
     "You are a helpful assistant.", "You are a helpful assistant.", "You are a friendly assistant.",
@@ -49,85 +55,9 @@ SYSTEMS = (
 )  # fmt: skip
 
 
-# What later courses practise more. The second: what the first left hard.
-HARDER: dict[Skill, float] = {
-    skills.echo: 21,
-    skills.addition: 24,
-    skills.thinking: 7.5,
-    skills.json_object: 10.5,
-    tools.call: 28,
-    tools.two_calls: 14,
-}
-# The third: what the second left hard, and less of what has long been learned.
-HARDEST: dict[Skill, float] = {
-    skills.echo: 21,
-    skills.sums: 24,
-    skills.counting: 8,
-    skills.json_object: 14,
-    skills.recall: 8,
-    tools.call: 56,
-    tools.two_calls: 14,
-    pictures.looking: 24,
-}
-# The fourth: choosing a tool, with a little of what is easily forgotten.
-LAST: dict[Skill, float] = {
-    skills.echo: 24,
-    skills.sums: 8,
-    skills.counting: 6,
-    skills.thinking: 9,
-    skills.json_object: 12,
-    skills.recall: 8,
-    tools.call: 14,
-    tools.many_calls: 60,
-    tools.two_calls: 12,
-    pictures.looking: 20,
-}
-# The fifth: what the others had been learned at the cost of, beside what is still hard.
-EVEN: dict[Skill, float] = {
-    skills.echo: 32,
-    skills.sums: 14,
-    skills.addition: 8,
-    skills.recall: 36,
-    skills.json_object: 12,
-    tools.call: 18,
-    tools.many_calls: 24,
-    tools.two_calls: 12,
-    pictures.looking: 14,
-}
-# The sixth: the last that is hard, above all to find which of two pictures it is.
-FINEST: dict[Skill, float] = {
-    skills.echo: 34,
-    skills.sums: 6,
-    skills.recall: 16,
-    skills.thinking: 16,
-    skills.json_object: 8,
-    tools.call: 18,
-    tools.many_calls: 24,
-    tools.two_calls: 20,
-    pictures.compared: 40,
-}
-# The seventh: which of two pictures it is, and which of several tools.
-LAST_OF_ALL: dict[Skill, float] = {
-    skills.echo: 20,
-    skills.sums: 16,
-    skills.addition: 8,
-    skills.recall: 14,
-    tools.call: 30,
-    tools.many_calls: 36,
-    tools.two_calls: 30,
-    pictures.compared: 70,
-}
-
-
-def conversation(
-    source: Source, *, shares: dict[Skill, float] | None = None, alone: bool = False
-) -> Case:
-    """One case, at times with turns of other skills behind it; never when it is to stay alone.
-
-    `shares` changes how often a conversation begins with these skills.
-    """
-    mixed = {skill: share for skill, (share, _) in MIXTURE.items()} | (shares or {})
-    first = source.rng.choices(tuple(mixed), tuple(mixed.values()))[0]
+def conversation(source: Source, *, alone: bool = False) -> Case:
+    """One case, at times with turns of other skills behind it; never when it is to stay alone."""
+    first = source.rng.choices(tuple(MIXTURE), [share for share, _ in MIXTURE.values()])[0]
     case = first(source)
     if not case.system and source.chance(0.25):
         case.system = source.phrase(SYSTEMS)
@@ -195,10 +125,14 @@ def picture_tokens(tokenizer: Tokenizer, words: str) -> list[int]:
     return ids
 
 
-def learned(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
-    """(tokens, whether each has to be predicted): those of answers, up to the end of the turn."""
+def learned(tokenizer: Tokenizer, text: str) -> Example:
+    """Answers are to be predicted, up to the end of the turn; all else is given.
+
+    What an answer weighs grows with the root of its length: else the one word that decides would
+    be nothing beside a long row of numbers.
+    """
     ids: list[int] = []
-    mask: list[bool] = []
+    weights: list[float] = []
     parts = text.split(OPENING)
     for i, part in enumerate(parts):
         answer, end, rest = part.partition(END) if i else ("", "", part)
@@ -208,38 +142,32 @@ def learned(tokenizer: Tokenizer, text: str) -> tuple[list[int], list[bool]]:
         for piece, predicted in pieces:
             new = encoded(tokenizer, piece)
             ids += new
-            mask += [predicted] * len(new)
-    return ids, mask
+            weights += [max(1, len(new)) ** -0.5 if predicted else 0.0] * len(new)
+    return ids, weights
 
 
-def batches(
-    source: Source,
-    tokenizer: Tokenizer,
-    n_tokens: int,
-    shares: dict[Skill, float],
-    n_alone: int,
-) -> Iterator[Batch]:
-    """Batches of about `n_tokens`, each of conversations that are about equally long.
+def examples(seed: int, number: int, tokenizer: Tokenizer) -> list[Example]:
+    """The pool of this number: the same for the same seed, whoever asks, and in whatever order.
 
-    The first `n_alone` pools of conversations have one case each: copying is learned sooner where
-    there is less to look at.
+    The first pools have conversations of one case each: copying is learned sooner where there is
+    less to look at.
     """
+    source = Source(f"{seed} {number}", held_out=False, compounds=COMPOUNDS)
     renderer = Renderer()
-    for pool_number in itertools.count():
-        alone = pool_number < n_alone
-        pool = [
-            learned(tokenizer, renderer.text(conversation(source, shares=shares, alone=alone)))
-            for _ in range(2000)
-        ]
-        pool = sorted(
-            (item for item in pool if len(item[0]) <= 2048), key=lambda item: len(item[0])
-        )
-        ready: list[Batch] = []
-        batch: Batch = []
-        for item in pool:
-            if batch and len(item[0]) * (len(batch) + 1) > n_tokens:
-                ready.append(batch)
-                batch = []
-            batch.append(item)
-        source.rng.shuffle(ready)  # the last, incomplete one is left out
-        yield from ready
+    texts = (renderer.text(conversation(source, alone=number < N_ALONE)) for _ in range(N_POOL))
+    found = (learned(tokenizer, text) for text in texts)
+    return [example for example in found if len(example[0]) <= N_CTX]
+
+
+def batches(pool: list[Example], n_tokens: int, rng: random.Random) -> list[list[Example]]:
+    """Of at most `n_tokens` each, padding counted: conversations that are about equally long."""
+    made: list[list[Example]] = []
+    room = 0
+    for example in sorted(pool, key=lambda example: -len(example[0])):
+        if not room:
+            made.append([])
+            room = n_tokens // len(example[0])
+        made[-1].append(example)
+        room -= 1
+    rng.shuffle(made)
+    return made

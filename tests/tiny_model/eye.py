@@ -43,9 +43,8 @@ N_ACROSS = SIDE // PATCH
 N_PLACE = N_ACROSS**2
 N_LAYER, N_EMBD, N_HEAD, N_FF, N_HIDDEN = 4, 128, 4, 256, 256
 EPSILON = 1e-5
-N_PICTURES, N_STEPS, PER_STEP = 40_000, 3500, 128
 MUON_RATE, ADAM_RATE = 0.02, 0.002
-KEPT_PATH = train.course_path(1).with_name("eye.pt")
+KEPT_PATH = train.KEPT_PATH.with_name("eye.pt")
 PROJECTOR_PATH = train.MODEL_PATH.with_name("tiny-mmproj.gguf")
 CARD = {
     "general.name": "tiny's eye",
@@ -56,6 +55,17 @@ CARD = {
         "Trained from nothing on drawings."
     ),
 }
+
+
+class Plan(NamedTuple):
+    """How long to train."""
+
+    n_pictures: int
+    n_steps: int
+
+
+PER_STEP, N_UNSEEN = 128, 2000  # pictures
+PLANS = {"cuda": Plan(40_000, 4500), "cpu": Plan(40_000, 3500)}
 
 
 # ---- what it sees --------------------------------------------------------------------------
@@ -237,6 +247,12 @@ def goals_of(shown: list[Picture], vocabulary: Tokenizer) -> Goals:
     return Goals(tokens, places, torch.tensor(kinds))
 
 
+def moved(seen: Views, goals: Goals, device: torch.device) -> tuple[Tensor, Tensor, Goals]:
+    """Pixels, middles and goals, to where the eye is."""
+    there = Goals(goals.tokens, goals.places.to(device), goals.shapes.to(device))
+    return seen.pixels.to(device), seen.middles.to(device), there
+
+
 def turned(pixels: Tensor, middles: Tensor) -> tuple[Tensor, Tensor]:
     """The same pictures in one of eight positions: what they show stays what it is."""
     way = int(torch.randint(8, ()))
@@ -265,7 +281,9 @@ def loss_of(eye: Eye, guide: nn.Linear, pixels: Tensor, middles: Tensor, goals: 
 
 def train_eye(eye: Eye, seen: Views, goals: Goals, n_steps: int) -> None:
     """Shows it the pictures again and again, turned and a little noisy."""
-    guide = nn.Linear(N_EMBD, 1 + len(pictures.SHAPES))
+    device = eye.position.device
+    all_pixels, all_middles, goals = moved(seen, goals, device)
+    guide = nn.Linear(N_EMBD, 1 + len(pictures.SHAPES)).to(device)
     matrices = [p for p in eye.layers.parameters() if p.dim() == 2]
     matrices += [eye.patch.weight, eye.hidden.weight]
     everything = [*eye.parameters(), *guide.parameters()]
@@ -273,18 +291,20 @@ def train_eye(eye: Eye, seen: Views, goals: Goals, n_steps: int) -> None:
     optimizers = train.optimizers_of(matrices, others, MUON_RATE, ADAM_RATE)
     begin, recent = time.monotonic(), 0.0
     for step in range(n_steps):
-        chosen = torch.randint(len(seen.shown), (PER_STEP,))
-        bytes_, middles = turned(seen.pixels[chosen], seen.middles[chosen])
+        chosen = torch.randint(len(seen.shown), (PER_STEP,)).to(device)
+        bytes_, middles = turned(all_pixels[chosen], all_middles[chosen])
         pixels = normalized(bytes_)
         noisy = PER_STEP // 4
-        pixels[:noisy] += torch.randn_like(pixels[:noisy]) * torch.rand(noisy, 1, 1, 1) * 0.1
+        pixels[:noisy] += (
+            torch.randn_like(pixels[:noisy]) * torch.rand(noisy, 1, 1, 1).to(device) * 0.1
+        )
         asked = Goals(goals.tokens, goals.places[chosen], goals.shapes[chosen])
         loss = loss_of(eye, guide, pixels, middles, asked)
         loss.backward()
         nn.utils.clip_grad_norm_(everything, 1.0)
         optimizers.step(train.speed(step, n_steps))
-        recent = 0.97 * recent + 0.03 * loss.item() if step else loss.item()
         if step % 100 == 99:
+            recent = 0.5 * recent + 0.5 * loss.item() if recent else loss.item()
             passed = (time.monotonic() - begin) / 60
             print(f"step {step + 1} of {n_steps}: loss {recent:.3f}, {passed:.1f} min", flush=True)
 
@@ -292,7 +312,8 @@ def train_eye(eye: Eye, seen: Views, goals: Goals, n_steps: int) -> None:
 @torch.no_grad()
 def measured(eye: Eye, seen: Views, goals: Goals) -> str:
     """How often the number, the colour, the shape, and all of them are right."""
-    shares = torch.cat([eye(normalized(part))[0] for part in seen.pixels.split(250)])
+    pixels, _, goals = moved(seen, goals, eye.position.device)
+    shares = torch.cat([eye(normalized(part))[0] for part in pixels.split(250)])
     hits = (shares.argmax(2) == goals.places).split(pictures.PLACES, 1)
     right = torch.stack([hit.all(1) for hit in hits])
     words = zip(("number", "colour", "shape", "all"), [*right, right.all(0)], strict=True)
@@ -384,43 +405,53 @@ def difference(path: Path, eye: Eye, goals: Goals, embeddings: Tensor) -> float:
 # ---- the command ---------------------------------------------------------------------------
 
 
-def learn(eye: Eye, seed: int, n_steps: int, vocabulary: Tokenizer) -> None:
+def learn(eye: Eye, plan: Plan, seed: int, vocabulary: Tokenizer) -> None:
     """Draws, trains, and leaves what was learned for `--keep`."""
     print(f"{sum(p.numel() for p in eye.parameters()):,} parameters", flush=True)
-    print(f"drawing {N_PICTURES:,} pictures", flush=True)
-    seen = views(seed * 1_000_000, N_PICTURES)
-    train_eye(eye, seen, goals_of(seen.shown, vocabulary), n_steps)
+    print(f"drawing {plan.n_pictures:,} pictures", flush=True)
+    seen = views(seed * 1_000_000, plan.n_pictures)
+    train_eye(eye, seen, goals_of(seen.shown, vocabulary), plan.n_steps)
     KEPT_PATH.parent.mkdir(parents=True, exist_ok=True)
     torch.save(eye.state_dict(), KEPT_PATH)
 
 
 def main() -> None:
     """Draws, trains, measures on pictures that it never saw, and writes the file."""
-    parser = argparse.ArgumentParser(description="Train the eye of the embedded model.")
-    parser.add_argument("--seed", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--steps", type=int, default=N_STEPS, metavar="N",
-                        help="(default: %(default)s)")  # fmt: skip
-    parser.add_argument("--output", type=Path, default=PROJECTOR_PATH, metavar="FILE.gguf",
-                        help="(default: its place in the package)")  # fmt: skip
-    parser.add_argument("--keep", action="store_true",
-                        help="do not train: write again what the last run learned")  # fmt: skip
-    options = parser.parse_args()
+    options = parsed()
+    device = train.repeatable_device()
+    plan = PLANS[device.type]
+    plan = plan._replace(n_steps=options.steps or plan.n_steps)
     torch.manual_seed(options.seed)
-    model = torch.load(train.course_path(len(train.COURSES)))
+    model = torch.load(train.KEPT_PATH)
     vocabulary = Tokenizer([(a, b) for a, b in model["merges"]])
-    unseen = views(options.seed * 1_000_000 + N_PICTURES, 2000)
+    unseen = views((options.seed + 1) * 1_000_000 - N_UNSEEN, N_UNSEEN)
     goals = goals_of(unseen.shown, vocabulary)
-    eye = Eye(len(goals.tokens))
+    eye = Eye(len(goals.tokens)).to(device)
     if options.keep:
-        eye.load_state_dict(torch.load(KEPT_PATH))
+        eye.load_state_dict(torch.load(KEPT_PATH, map_location=device))
     else:
-        learn(eye, options.seed, options.steps, vocabulary)
-    print(f"on pictures that it never saw: {measured(eye, unseen, goals)}")
+        learn(eye, plan, options.seed, vocabulary)
+    print(f"on pictures that it never saw: {measured(eye, unseen, goals)}", flush=True)
     embeddings = model["weights"]["embedding.weight"]
+    eye.cpu()
     export_eye(options.output, eye, goals.tokens, embeddings)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
     furthest = difference(options.output, eye, goals, embeddings)
     print(f"in libmtmd no number is further off than {furthest:.3f}")
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Train the eye of the embedded model.")
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="(default: 1)")
+    parser.add_argument("--steps", type=int, metavar="N",
+                        help=" or ".join(f"{plan.n_steps:,} on {name}"
+                                         for name, plan in PLANS.items()))  # fmt: skip
+    parser.add_argument("--output", type=Path, default=PROJECTOR_PATH, metavar="FILE.gguf",
+                        help="(default: its place in the package)")  # fmt: skip
+    parser.add_argument("--keep", action="store_true",
+                        help="do not train: write again what the last run learned")  # fmt: skip
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ COLOURS = ("red", "blue", "green", "yellow", "orange", "purple", "black", "white
 SHAPES = ("circle", "square", "triangle")
 
 Question = Callable[[Source, Picture], tuple[str, str]]
+QuestionOfTwo = Callable[[Source, Picture, Picture], tuple[str, str]]
 
 
 def drawn(source: Source) -> Picture:
@@ -84,17 +85,13 @@ def content(source: Source) -> Case:
 
 def compared(source: Source) -> Case:
     """Which of two pictures."""
-    while True:
-        first, second = drawn(source), drawn(source)
-        wanted, answer = (first, THE_FIRST) if source.chance(0.5) else (second, THE_SECOND)
-        if first.colour != second.colour and source.chance(0.7):
-            question = source.phrase(WHICH_COLOUR).format(wanted.colour)
-        elif wanted.shape and first.shape != second.shape:
-            question = source.phrase(WHICH_SHAPE).format(wanted.shape)
-        else:
-            continue
-        asked = _placed(source, question, PICTURE * 2)
-        return Case([Turn("user", asked, pictures=[first, second]), Turn("assistant", answer)])
+    return _about_two(source, [_which])
+
+
+def pair(source: Source) -> Case:
+    """Two pictures and some questions: which of them, or what the first or the second is."""
+    kinds = (_which, _which, _which, _one_of_two, _one_of_two)
+    return _about_two(source, source.rng.choices(kinds, k=source.rng.randint(1, 4)))
 
 
 def album(source: Source) -> Case:
@@ -109,7 +106,7 @@ def album(source: Source) -> Case:
 
 def looking(source: Source) -> Case:
     """Any of the above."""
-    return source.rng.choice((colour, shape, count, content, compared, compared, album))(source)
+    return source.rng.choice((colour, shape, count, content, pair, album))(source)
 
 
 def _about(source: Source, kinds: Sequence[Question]) -> Case:
@@ -127,10 +124,36 @@ def _about(source: Source, kinds: Sequence[Question]) -> Case:
     return Case(turns)
 
 
+def _about_two(source: Source, kinds: Sequence[QuestionOfTwo]) -> Case:
+    """Two pictures that differ, with questions about them."""
+    first, second = drawn(source), drawn(source)
+    while first.colour == second.colour:
+        first, second = drawn(source), drawn(source)
+    turns = [turn for kind in kinds for turn in exchange(*kind(source, first, second))]
+    asked = _placed(source, turns[0].content, PICTURE * 2)
+    turns[0] = Turn("user", asked, pictures=[first, second])
+    return Case(turns)
+
+
 def _placed(source: Source, question: str, pictures: str) -> str:
     """The question before or behind what it is about."""
     between = source.phrase(("", "", "\n", " "))
     return source.phrase((f"{question}{between}{pictures}", f"{pictures}{between}{question}"))
+
+
+def _which(source: Source, first: Picture, second: Picture) -> tuple[str, str]:
+    wanted, answer = (first, THE_FIRST) if source.chance(0.5) else (second, THE_SECOND)
+    if wanted.shape and first.shape != second.shape and source.chance(0.4):
+        return source.phrase(WHICH_SHAPE).format(wanted.shape), answer
+    return source.phrase(WHICH_COLOUR).format(wanted.colour), answer
+
+
+def _one_of_two(source: Source, first: Picture, second: Picture) -> tuple[str, str]:
+    place, picture = source.rng.choice((("first", first), ("second", second)))
+    asked = source.phrase(("colour", "color", "shape") if picture.shape else ("colour", "color"))
+    verb = source.phrase(("is", "do you see in"))
+    answer = _shape(source, picture)[1] if asked == "shape" else f"{picture.colour.capitalize()}."
+    return f"What {asked} {verb} the {place} {source.phrase(('picture', 'image'))}?", answer
 
 
 def _colour(source: Source, picture: Picture) -> tuple[str, str]:

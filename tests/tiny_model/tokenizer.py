@@ -9,7 +9,7 @@ a twin with a space in front, made by a last merge, so that it is spelled alike 
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from tests.gguf_writer import CONTROL, NORMAL, Value, byte_alphabet, spelled
@@ -24,14 +24,15 @@ CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 PLAIN_TOKENS = ("<think>", "</think>", "<tool_call>", "</tool_call>",
                 "<tool_response>", "</tool_response>", "<tools>", "</tools>")  # fmt: skip
 SPACE = spelled(" ")
+MOST_CACHED = 100_000  # words, of which training makes up millions
 USER_DEFINED = 4  # enum llama_token_type: a token of its own that counts as text
 
 
 class Tokenizer:
     """Text <-> token ids; the same ids as llama.cpp gives for the same vocabulary."""
 
-    def __init__(self, merges: list[tuple[str, str]]) -> None:
-        self.merges = merges
+    def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
+        self.merges = list(merges)
         self._ranks = {pair: rank for rank, pair in enumerate(merges)}
         self.tokens = [*byte_alphabet(), *("".join(pair) for pair in merges)]
         self.n_plain = len(self.tokens)
@@ -52,6 +53,8 @@ class Tokenizer:
 
     def _encode_plain(self, text: str) -> list[int]:
         ids: list[int] = []
+        if len(self._cache) > MOST_CACHED:
+            self._cache.clear()
         for word in SPLIT.findall(text):
             if word not in self._cache:
                 pieces = merge_all(list(spelled(word)), self._ranks)

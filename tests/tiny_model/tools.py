@@ -215,6 +215,14 @@ def _some_noun(source: Source) -> str:
     return source.invented() if source.chance(0.2) else source.pick(source.rng.choice(lists))
 
 
+def _some_verb(source: Source) -> str:
+    """In training as often any word at all: a name that begins anew has to be copied."""
+    if source.compounds and source.chance(0.5):
+        anything = (source.compound, source.invented, source.known_word)
+        return source.rng.choice(anything)().lower()
+    return source.pick(VERBS)
+
+
 def _getter(source: Source) -> Tool:
     """get_X_Y: the X Y of something."""
     owner, thing, parameter = _some_noun(source), _some_noun(source), source.pick(THINGS)
@@ -240,7 +248,7 @@ def _getter(source: Source) -> Tool:
 
 def _doer(source: Source) -> Tool:
     """verb_noun: do something with something."""
-    verb, noun = source.pick(VERBS), _some_noun(source)
+    verb, noun = _some_verb(source), _some_noun(source)
     parameter = source.phrase(("name", "item", "target", noun, f"{noun}_name", "value"))
     description = source.phrase(
         (f"{verb.capitalize()} a {noun}.", f"{verb.capitalize()} the {noun}.", "")
@@ -260,7 +268,7 @@ def _doer(source: Source) -> Tool:
 
 def _explicit(source: Source) -> Tool:
     """Any name and one to four typed parameters, which the question spells out."""
-    name = f"{source.pick(VERBS)}_{_some_noun(source)}"
+    name = f"{_some_verb(source)}_{_some_noun(source)}"
     kinds = {}
     for _ in range(source.rng.randint(1, 4)):
         kinds[_some_noun(source)] = source.phrase(("word", "word", "int", "name", "bool", "city"))

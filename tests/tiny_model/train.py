@@ -10,9 +10,11 @@ guesses questions. Same seed, same machine: same model.
 """
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,34 +24,25 @@ from torch import Tensor, nn
 
 from tests.gguf_writer import Shape
 from tests.tiny_model import corpus, export, tokenizer
+from tests.tiny_model.supply import Batch, batches
 from tests.tiny_model.tokenizer import Tokenizer
 from tests.tiny_model.words import Source
 
-SHAPE = Shape(n_layer=6, n_embd=192, n_head=6, n_head_kv=3, n_ff=512, n_ctx=2048)
+SHAPE = Shape(n_layer=6, n_embd=192, n_head=6, n_head_kv=3, n_ff=512, n_ctx=corpus.N_CTX)
 N_LETTER_MERGES, N_SIGN_MERGES, N_TEXTS = 600, 60, 2500
-TOKENS_PER_STEP = 4096
+MUON_RATE, ADAM_RATE = 0.02, 0.004
 IS_FAST_IN_16_BITS = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-class Course(NamedTuple):
-    """A part of the training; the rates begin high in each and end at nothing."""
+class Plan(NamedTuple):
+    """How long to train."""
 
     n_steps: int
-    rates: tuple[float, float]  # Muon's and AdamW's
-    shares: dict[corpus.Skill, float]  # what comes more often than usual
-    compounds: float  # the share of words that are two in one: each piece in new company
-    n_alone: int = 0  # pools, of 2,000 conversations, without turns of other skills
+    n_tokens: int  # of a step, about
 
 
-COURSES = (
-    Course(4400, (0.02, 0.004), {}, 0.0, n_alone=10),
-    Course(1150, (0.012, 0.0024), corpus.HARDER, 0.2),
-    Course(1300, (0.012, 0.0024), corpus.HARDEST, 0.3),
-    Course(900, (0.012, 0.0024), corpus.LAST, 0.35),
-    Course(480, (0.008, 0.0016), corpus.EVEN, 0.3),
-    Course(300, (0.008, 0.0016), corpus.FINEST, 0.3),
-    Course(320, (0.01, 0.002), corpus.LAST_OF_ALL, 0.3),
-)
+# A GPU is done in minutes with what takes a processor days.
+PLANS = {"cuda": Plan(6_000, 32_768), "cpu": Plan(9_000, 4096)}
 
 
 # ---- the model -----------------------------------------------------------------------------
@@ -89,14 +82,14 @@ class Attention(nn.Module):
         return self.output(found.transpose(1, 2).reshape(n_batch, n_place, n_embd))
 
 
-def rotation_angles(n_place: int, n_rot: int) -> tuple[Tensor, Tensor]:
+def rotation_angles(n_place: int, n_rot: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(cosines, sines) of rotary positions: each pair of numbers turns at its own speed.
 
     Queries and keys are turned by their place, so that their product depends on how far apart
     they are and not on where they are.
     """
-    speeds = 10000.0 ** (-torch.arange(0, n_rot, 2) / n_rot)
-    turns = torch.arange(n_place)[:, None] * speeds
+    speeds = 10000.0 ** (-torch.arange(0, n_rot, 2, device=device) / n_rot)
+    turns = torch.arange(n_place, device=device)[:, None] * speeds
     return turns.cos(), turns.sin()
 
 
@@ -154,7 +147,7 @@ class Llama(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(batch, place) -> (batch, place, n_embd)."""
-        angles = rotation_angles(tokens.shape[1], self.n_rot)
+        angles = rotation_angles(tokens.shape[1], self.n_rot, tokens.device)
         x = self.embedding(tokens)
         for layer in self.layers:
             x = layer(x, angles)
@@ -179,30 +172,36 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Moves every matrix."""
+        """Moves every matrix; those of one shape are turned together."""
         for group in self.param_groups:
+            alike: dict[tuple[int, ...], list[nn.Parameter]] = {}
             for matrix in group["params"]:
-                state = self.state[matrix]
-                mean = state.setdefault("mean", torch.zeros_like(matrix))
-                mean.lerp_(matrix.grad, 1 - self._momentum)
-                ahead = matrix.grad.lerp(mean, self._momentum)  # Nesterov's
-                rate = group["lr"] * max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                matrix.mul_(1 - group["lr"] * self._weight_decay)
-                matrix.sub_(orthogonal(ahead), alpha=rate)
+                alike.setdefault(tuple(matrix.shape), []).append(matrix)
+            for (n_rows, n_columns), matrices in alike.items():
+                gradients = torch.stack([matrix.grad for matrix in matrices])
+                state = self.state[matrices[0]]
+                mean = state.setdefault("mean", torch.zeros_like(gradients))
+                mean.lerp_(gradients, 1 - self._momentum)
+                ahead = gradients.lerp(mean, self._momentum)  # Nesterov's
+                rate = group["lr"] * max(1.0, n_rows / n_columns) ** 0.5
+                for matrix, turned in zip(matrices, orthogonal(ahead), strict=True):
+                    matrix.mul_(1 - group["lr"] * self._weight_decay)
+                    matrix.sub_(turned, alpha=rate)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix whose rows (or columns) are of length 1 and at right angles.
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest matrices whose rows (or columns) are of length 1 and at right angles.
 
     Newton and Schulz's iteration: each round brings all singular values closer to 1.
+    (matrix, row, column) -> the same shape.
     """
-    x = matrix / (matrix.norm() + 1e-7)
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    is_tall = x.shape[1] > x.shape[2]
+    x = x.mT if is_tall else x
     for _ in range(5):
-        square = x @ x.T
+        square = x @ x.mT
         x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
-    return x.T if is_tall else x
+    return x.mT if is_tall else x
 
 
 @dataclass
@@ -233,21 +232,13 @@ def optimizers_of(
     return Optimizers(muon, adam)
 
 
-def padded(batch: corpus.Batch) -> tuple[Tensor, Tensor]:
-    """(tokens, mask), both (conversations, longest); what is added counts for nothing."""
-    n = max(len(ids) for ids, _ in batch)
-    tokens = torch.tensor([ids + [0] * (n - len(ids)) for ids, _ in batch])
-    mask = torch.tensor([wanted + [False] * (n - len(wanted)) for _, wanted in batch])
-    return tokens, mask
-
-
-def loss_of(model: Llama, tokens: Tensor, mask: Tensor) -> Tensor:
+def loss_of(model: Llama, batch: Batch) -> Tensor:
     """The mean surprise, in nats, at each token of an answer."""
     with torch.autocast("cpu", torch.bfloat16, enabled=IS_FAST_IN_16_BITS):
-        states = model(tokens[:, :-1])
-        wanted = mask[:, 1:]
-        logits = states[wanted] @ model.embedding.weight.T
-    return F.cross_entropy(logits.float(), tokens[:, 1:][wanted])
+        states = model(batch.tokens).flatten(0, 1).index_select(0, batch.places)
+        logits = states @ model.embedding.weight.T
+    surprise = F.cross_entropy(logits.float(), batch.wanted, reduction="none")
+    return surprise @ batch.weights / batch.weights.sum()
 
 
 def speed(step: int, n_steps: int) -> float:
@@ -258,26 +249,20 @@ def speed(step: int, n_steps: int) -> float:
     return max(0.0, 1 - (step - warm_up) / (n_steps - warm_up))
 
 
-def train(
-    model: Llama,
-    data: Iterator[corpus.Batch],
-    n_steps: int,
-    rates: tuple[float, float],
-) -> None:
+def train(model: Llama, data: Iterator[Batch], n_steps: int) -> None:
     """Shows the model batch after batch and moves its weights towards the answers."""
     matrices = [p for p in model.layers.parameters() if p.dim() == 2]
     others = [p for p in model.parameters() if not any(p is matrix for matrix in matrices)]
-    optimizers = optimizers_of(matrices, others, *rates)
+    optimizers = optimizers_of(matrices, others, MUON_RATE, ADAM_RATE)
     begin, n_tokens, recent = time.monotonic(), 0, 0.0
-    for step in range(n_steps):
-        tokens, mask = padded(next(data))
-        loss = loss_of(model, tokens, mask)
+    for step, batch in enumerate(islice(data, n_steps)):
+        loss = loss_of(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizers.step(speed(step, n_steps))
-        n_tokens += tokens.numel()
-        recent = loss.item() if not step else 0.95 * recent + 0.05 * loss.item()
-        if step % 50 == 49:
+        n_tokens += batch.tokens.numel()
+        if step % 50 == 49:  # a GPU is asked seldom: it runs ahead of this loop
+            recent = 0.5 * recent + 0.5 * loss.item() if recent else loss.item()
             passed = time.monotonic() - begin
             print(f"step {step + 1} of {n_steps}: loss {recent:.4f}, "
                   f"{n_tokens / 1e6:.1f} M tokens, {n_tokens / passed:,.0f} tokens/s, "
@@ -288,6 +273,7 @@ def train(
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL_PATH = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
+KEPT_PATH = REPOSITORY / "native" / "build" / "tiny" / "trained.pt"  # for its eye
 CARD = {
     "general.name": "tiny",
     "general.author": "lmlite",
@@ -301,40 +287,42 @@ CARD = {
 
 
 def main() -> None:
-    """Learns a vocabulary, trains in several courses, writes the file."""
+    """Learns a vocabulary, trains, writes the file."""
     options = parsed()
+    device = repeatable_device()
+    plan = PLANS[device.type]
     torch.manual_seed(options.seed)
-    vocabulary = learned_vocabulary(options.seed) if options.after == 0 else None
-    if vocabulary is None:
-        kept = torch.load(course_path(options.after))
-        vocabulary = Tokenizer([tuple(pair) for pair in kept["merges"]])
-    model = Llama(SHAPE, vocabulary)
-    if options.after:
-        model.load_state_dict(kept["weights"])
+    vocabulary = learned_vocabulary(options.seed)
+    model = Llama(SHAPE, vocabulary).to(device)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
-    print(f"{n_parameters:,} parameters, {len(vocabulary.tokens):,} tokens", flush=True)
-    for i, (course, n_steps) in enumerate(zip(COURSES, options.steps, strict=True), 1):
-        if i > options.after:
-            print(f"course {i} of {len(COURSES)}", flush=True)
-            source = Source(options.seed + i, held_out=False, compounds=course.compounds)
-            data = corpus.batches(
-                source, vocabulary, TOKENS_PER_STEP, course.shares, course.n_alone
-            )
-            train(model, data, n_steps, course.rates)
-            keep(model, vocabulary, course_path(i))
-    export.export(options.output, model.state_dict(), SHAPE, vocabulary, CARD)
+    print(f"{n_parameters:,} parameters, {len(vocabulary.tokens):,} tokens, {device}", flush=True)
+    data = batches(options.seed, vocabulary, plan.n_tokens, device)
+    train(model, data, options.steps or plan.n_steps)
+    weights = model.cpu().state_dict()
+    KEPT_PATH.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"weights": weights, "merges": vocabulary.merges}, KEPT_PATH)
+    export.export(options.output, weights, SHAPE, vocabulary, CARD)
     print(f"{options.output}: {options.output.stat().st_size:,} bytes")
+
+
+def repeatable_device() -> torch.device:
+    """A GPU where there is one, which then has to add in the same order each time."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # what CUDA's products need for that
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing reads such here
+    torch.set_float32_matmul_precision("high")  # products of 19 bits, added in 32
+    return torch.device("cuda")
 
 
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description="Train the embedded model.")
     parser.add_argument("--seed", type=int, default=1, metavar="N", help="(default: 1)")
-    parser.add_argument("--steps", type=int, nargs=len(COURSES), metavar="N",
-                        default=[course.n_steps for course in COURSES],
-                        help="of each course (default: %(default)s)")  # fmt: skip
-    parser.add_argument("--after", type=int, default=0, choices=range(len(COURSES)), metavar="N",
-                        help="go on behind course N of an earlier run")  # fmt: skip
+    parser.add_argument("--steps", type=int, metavar="N",
+                        help=" or ".join(f"{plan.n_steps:,} on {name}"
+                                         for name, plan in PLANS.items()))  # fmt: skip
     parser.add_argument("--output", type=Path, default=MODEL_PATH, metavar="FILE.gguf",
                         help="(default: its place in the package)")  # fmt: skip
     return parser.parse_args()
@@ -346,17 +334,6 @@ def learned_vocabulary(seed: int) -> Tokenizer:
     source, renderer = Source(seed, held_out=False), corpus.Renderer()
     texts = [corpus.plain(renderer.text(corpus.conversation(source))) for _ in range(N_TEXTS)]
     return tokenizer.learn(texts, N_LETTER_MERGES, N_SIGN_MERGES)
-
-
-def course_path(number: int) -> Path:
-    """Where a course leaves what it made."""
-    return REPOSITORY / "native" / "build" / "tiny" / f"course-{number}.pt"
-
-
-def keep(model: Llama, vocabulary: Tokenizer, path: Path) -> None:
-    """A training takes hours; what ends it early costs one course."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"weights": model.state_dict(), "merges": vocabulary.merges}, path)
 
 
 if __name__ == "__main__":

@@ -92,7 +92,7 @@ def is_held_out(text: str) -> bool:
 class Source:
     """Draws words and numbers from one side of that line: for training, or for checking."""
 
-    def __init__(self, seed: int, *, held_out: bool, compounds: float = 0.0) -> None:
+    def __init__(self, seed: int | str, *, held_out: bool, compounds: float = 0.0) -> None:
         """`compounds` is the share of words that are two of the lists in one."""
         self.rng = random.Random(seed)
         self.held_out = held_out
