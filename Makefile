@@ -61,7 +61,7 @@ bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="-
 profile: native ## measure Python's own share of a step (ARGS="--functions 20")
 	@$(PYTHON) -m tests.profile_step $(ARGS)
 
-tiny-model: native .venv/tiny/.complete ## train the embedded model and its eye again, hours (ARGS="--seed 2")
+tiny-model: native .venv/tiny/.complete ## train the embedded model and its eye again, with a GPU (ARGS="--seed 2")
 	@.venv/tiny/bin/python -m tests.tiny_model.train $(ARGS)
 	@.venv/tiny/bin/python -m tests.tiny_model.eye
 

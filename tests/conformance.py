@@ -417,7 +417,7 @@ RESPONSE_CASES: dict[str, Json] = {
         "text": {"format": {"type": "json_object"}},
     },
     "a form": {
-        "input": "Anna is 12 years old. Answer as JSON.",
+        "input": "Anna is 12 years old. Answer as JSON with name and age.",
         "text": {"format": FORM, "verbosity": "low"},
     },
     "logprobs": {"include": ["message.output_text.logprobs"]},

@@ -145,7 +145,9 @@ def test_a_description_cannot_write_control_tokens(server: RunningServer) -> Non
 # ---- structured output ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("question", ["Anna is 12 years old. Answer as JSON.", "Hello!", "7 + 8"])
+@pytest.mark.parametrize(
+    "question", ["Anna is 12 years old. Answer as JSON with name and age.", "Hello!", "7 + 8"]
+)
 def test_an_answer_is_in_the_form_that_was_asked_for(server: RunningServer, question: str) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     choice = ask(server, question, response_format=form, max_tokens=200)
@@ -159,7 +161,9 @@ def test_an_answer_is_in_the_form_that_was_asked_for(server: RunningServer, ques
 
 def test_an_answer_about_a_person_is_that_person(server: RunningServer) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
-    choice = ask(server, "Anna is 12 years old. Answer as JSON.", response_format=form)
+    choice = ask(
+        server, "Anna is 12 years old. Answer as JSON with name and age.", response_format=form
+    )
     assert json.loads(choice["message"]["content"]) == {"name": "Anna", "age": 12}
 
 
@@ -167,9 +171,9 @@ def test_an_answer_may_be_a_call_although_there_is_a_form_for_it(server: Running
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     body = {"tools": TOOLS, "response_format": form}
     assert calls(ask(server, OSLO, **body)) == [("get_weather", {"city": "Oslo"})]
-    told = ask(server, "Anna is 12 years old. Answer as JSON.", **body)
+    told = ask(server, "Anna is 12 years old. Answer as JSON with name and age.", **body)
     assert json.loads(told["message"]["content"]) == {"name": "Anna", "age": 12}
-    must = ask(server, "Anna is 12 years old. Answer as JSON.", **body, tool_choice="required")
+    must = ask(server, "Hello!", **body, tool_choice="required")
     assert must["finish_reason"] == "tool_calls"
     mustnt = ask(server, OSLO, **body, tool_choice="none", max_tokens=200)
     assert mustnt["message"]["content"].startswith("{")
@@ -177,7 +181,7 @@ def test_an_answer_may_be_a_call_although_there_is_a_form_for_it(server: Running
 
 def test_an_answer_that_is_begun_has_to_fit_the_form(server: RunningServer) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
-    turns = [{"role": "user", "content": "Anna is 12 years old. Answer as JSON."}]
+    turns = [{"role": "user", "content": "Anna is 12 years old. Answer as JSON with name and age."}]
     fits = [*turns, {"role": "assistant", "content": '{"name": "An'}]
     choice = ask(server, "", messages=fits, response_format=form)
     assert json.loads(choice["message"]["content"]) == {"name": "Anna", "age": 12}

@@ -524,7 +524,7 @@ def test_the_form_of_the_answer_is_held(server: RunningServer) -> None:
     person = {"name": {"type": "string"}, "age": {"type": "integer"}}
     schema = {"type": "object", "properties": person, "required": ["name", "age"]}
     form = {"type": "json_schema", "schema": schema}
-    question = "Anna is 12 years old. Answer as JSON."
+    question = "Anna is 12 years old. Answer as JSON with name and age."
     (block,) = ask(server, question, output_config={"format": form})["content"]
     assert json.loads(block["text"]) == {"name": "Anna", "age": 12}
 

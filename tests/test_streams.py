@@ -53,7 +53,10 @@ FUNCTIONS = [{"name": "get_weather", "description": "", "parameters": CITY},
              {"name": "set_timer", "description": "", "parameters": MINUTES}]  # fmt: skip
 TOOLS = {"tools": [{"type": "function", "function": function} for function in FUNCTIONS]}
 OSLO, TWO_CITIES = "What is the weather in Oslo?", "What is the weather in Oslo and in Rome?"
-THINK, ANNA = "Think first: What is 12 + 9?", "Anna is 12 years old. Answer as JSON."
+THINK, ANNA = (
+    "Think first: What is 12 + 9?",
+    "Anna is 12 years old. Answer as JSON with name and age.",
+)
 SCHEMA = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
 LOGPROBS = {"logprobs": True, "top_logprobs": 2}
 TIMER = {"type": "function", "function": {"name": "set_timer"}}

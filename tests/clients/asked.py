@@ -13,7 +13,7 @@ from tests.image_files import RED, png
 INTRODUCE = "Introduce yourself."
 OSLO, TWO_CITIES = "What is the weather in Oslo?", "What is the weather in Oslo and in Rome?"
 RESULT, TOLD = "rain, 4 degrees", "The result is rain, 4 degrees."
-ANNA = "Anna is 12 years old. Answer as JSON."
+ANNA = "Anna is 12 years old. Answer as JSON with name and age."
 COLOUR, RED_WORD = "What color is this image?", "Red."
 RED_IMAGE = f"data:image/png;base64,{base64.b64encode(png(64, 48, RED)).decode()}"
 THINK, SUM = "Think first: What is 12 + 9?", "21"

@@ -64,7 +64,7 @@ const schema = {
   required: ['name', 'age'], additionalProperties: false,
 };
 const formed = await client.chat.completions.parse({
-  model, temperature: 0, ...user('Anna is 12 years old. Answer as JSON.'),
+  model, temperature: 0, ...user('Anna is 12 years old. Answer as JSON with name and age.'),
   response_format: { type: 'json_schema', json_schema: { name: 'person', strict: true, schema } },
 });
 found.form = JSON.parse(formed.choices[0].message.content);
