@@ -25,9 +25,8 @@ from lmlite.gguf import ModelFile
 from lmlite.library import drives_a_gpu
 from lmlite.memory_estimate import Plan
 from lmlite.messages import Load
-from lmlite.server import listener, log_stream, machine_memory, sampling, systemd
+from lmlite.server import http, listener, machine_memory, sampling, systemd
 from lmlite.server.gate import LOOPBACK_HOSTS, Gate, is_host
-from lmlite.server.http import Handler
 from lmlite.server.keys import VARIABLE, read_keys
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.logs import Log
@@ -183,7 +182,7 @@ def _server(
         keys=keys,
     )
     return listener.Server(
-        sockets, Handler, registry, log, gate=gate, limits=limits, is_strict=options.strict
+        sockets, http.serve, registry, log, gate=gate, limits=limits, is_strict=options.strict
     )
 
 
@@ -322,6 +321,8 @@ def _show_loading(model: ServedModel, stop: threading.Event) -> None:
 
 def run_log_stream(options: argparse.Namespace) -> int:
     """Prints records until the server ends or the user has seen enough. Raises StartError."""
+    from lmlite.server import log_stream  # with an HTTP client, six MiB that no server needs
+
     show = log_stream.json_lines if options.json else log_stream.text_lines
     keys = _keys(options)
     try:

@@ -4,6 +4,7 @@ import http.client
 import io
 import json
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from lmlite.gguf import ModelFile
 from lmlite.gguf_shape import Shape
 from lmlite.messages import Load
 from lmlite.server.gate import LOOPBACK_GATE, Gate
-from lmlite.server.http import Handler
+from lmlite.server.http import serve
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.listener import Server, listen
 from lmlite.server.logs import Log
@@ -133,7 +134,7 @@ def opened(
     defaults = replace(NO_DEFAULTS, limits=limits)
     registry = Registry([ServedModel("fake", file, supervisor, defaults)])
     sockets = listen("127.0.0.1", 0, limits.backlog)
-    server = Server(sockets, Handler, registry, log, gate=gate, limits=limits)
+    server = Server(sockets, serve, registry, log, gate=gate, limits=limits)
     supervisor.start()
     server.start()
     try:
@@ -143,3 +144,25 @@ def opened(
     finally:
         server.drain(0.0)
         supervisor.stop()
+
+
+@contextmanager
+def opened_apart(n_parallel: int = 4) -> Iterator[tuple[int, int]]:
+    """Such a server in a process that does nothing else: the process's id, and the port."""
+    command = [sys.executable, "-m", "tests.house", str(n_parallel)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1]
+    ) as process:
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline())
+
+
+def main() -> None:
+    """That process, until its standard input ends."""
+    with opened(n_parallel=int(sys.argv[1])) as house:
+        print(house.port, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

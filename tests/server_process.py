@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.process_figures import children
+
 REPOSITORY = Path(__file__).parent.parent
 START_S = 30.0  # for a log line, or the end of the process
 
@@ -90,8 +92,7 @@ class RunningServer:
 
     def worker_pids(self) -> list[int]:
         """Usually one; none, or two, while another one takes its place."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return [int(pid) for path in children for pid in path.read_text().split()]
+        return children(self.process.pid)
 
     # ---- requests --------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import fields
 from pathlib import Path
@@ -23,10 +24,12 @@ from lmlite import cli
 from lmlite.server import listener
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from tests.house import CHAT, WAIT_S, House, rest_of, until
+from tests.process_figures import cpu_seconds
 from tests.raw_requests import JSON, LENGTH, get, post
 from tests.server_process import REPOSITORY, RunningServer
 
 HEALTH = get(first="GET /health HTTP/1.1")
+Figure = Callable[[str, str], None]
 SCALE = 3  # a machine that others use too is allowed so many times as long
 
 
@@ -284,7 +287,9 @@ def test_an_answer_that_takes_too_long_ends_with_length(endless: dict[str, Any])
         assert server.chat("Hi", max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
-def test_sixty_clients_that_drip_hold_up_nobody_and_are_cut_off(open_house: Any) -> None:
+def test_sixty_clients_that_drip_hold_up_nobody_and_are_cut_off(
+    open_house: Any, figure: Figure
+) -> None:
     limits = Limits(max_connections=64, head_seconds=1.5)
     house = open_house(limits=limits)
     with ExitStack() as stack:
@@ -312,9 +317,12 @@ def test_sixty_clients_that_drip_hold_up_nobody_and_are_cut_off(open_house: Any)
         for sock in drippers:
             assert rest_of(sock).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
     assert sorted(times)[5] <= 0.1 * SCALE, times
+    figure("F8", f"{len(times)} of 10 answered, after {max(times) * 1000:.0f} ms at most")
 
 
-def test_thirty_two_clients_that_never_read_are_cut_off_and_leave_nothing(open_house: Any) -> None:
+def test_thirty_two_clients_that_never_read_are_cut_off_and_leave_nothing(
+    open_house: Any, figure: Figure
+) -> None:
     house = open_house(n_parallel=40, limits=Limits(send_seconds=0.5))
     words = "echo " + " ".join(["word"] * 1000)  # for the kernel, a megabyte in small pieces
     body = json.dumps({"messages": [{"role": "user", "content": words}], "stream": True}).encode()
@@ -331,19 +339,18 @@ def test_thirty_two_clients_that_never_read_are_cut_off_and_leave_nothing(open_h
         assert house.supervisor.n_open() == 0
     times = re.findall(rf"POST {CHAT} 200 (\d+) ms", house.lines.getvalue())
     assert min(map(int, times)) >= 500, "some were not cut off, but done"
-    assert rss_bytes() - before <= 8 << 20
+    grown = rss_bytes() - before
+    assert grown <= 8 << 20
     assert house.ask("echo x")[0] == 200
+    figure("F9", f"cut off after {max(map(int, times))} ms at most of 500; {grown >> 10:+,} KiB")
 
 
 # ---- a process with limits of its own --------------------------------------------------------
 
 
-def cpu_seconds(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def test_a_server_without_descriptors_rests_and_serves_on_when_it_has_some_again() -> None:
+def test_a_server_without_descriptors_rests_and_serves_on_when_it_has_some_again(
+    figure: Figure,
+) -> None:
     with RunningServer() as server, ExitStack() as stack:
         pid = server.process.pid
         _, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
@@ -357,10 +364,13 @@ def test_a_server_without_descriptors_rests_and_serves_on_when_it_has_some_again
         stack.close()
         assert server.get("/health").status == 200
         assert share <= 0.1
+        figure("F11", f"{share:.0%} of a core while it had none")
         assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
 
 
-def test_sixty_four_idle_connections_cost_little_and_the_next_is_refused_at_once() -> None:
+def test_sixty_four_idle_connections_cost_little_and_the_next_is_refused_at_once(
+    figure: Figure,
+) -> None:
     with RunningServer("--max-connections", "64") as server, ExitStack() as stack:
         before = rss_bytes(server.process.pid)
         for _ in range(64):
@@ -368,10 +378,12 @@ def test_sixty_four_idle_connections_cost_little_and_the_next_is_refused_at_once
             stack.enter_context(closing(connection))
             connection.request("GET", "/health")
             assert connection.getresponse().read().startswith(b'{"status":"ready"')
-        assert rss_bytes(server.process.pid) - before <= 4 << 20
+        grown = rss_bytes(server.process.pid) - before
+        assert grown <= 4 << 20
         times = []
         for _ in range(5):
             began_s = time.monotonic()
             assert server.get("/health").status == 503
             times.append(time.monotonic() - began_s)
         assert min(times) <= 0.02 * SCALE, times
+        figure("L5", f"{grown >> 10:+,} KiB; refused after {min(times) * 1000:.1f} ms")

@@ -1,18 +1,18 @@
 """One connection's requests: checks, routes, and bytes to the client.
 
-A request's way: `Handler.handle_one_request` reads a head, `_answer` has the gate check it, finds
+A request's way: `Handler._handle_request` reads a head, `_answer` has the gate check it, finds
 its route and reads the body, the route asks the worker, and `_stream` or `_fold` turns events
 into bytes. One thread per connection; a thread that waits for a worker also watches whether
 its client is still there. Every failure is an ApiError, and `_refuse` makes the bytes of it.
 """
 
 import secrets
+import socket
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from http.server import BaseHTTPRequestHandler
 from queue import Empty
 from typing import Any
 
@@ -61,21 +61,22 @@ STREAM_HEADERS = (
 )
 
 
-class Handler(BaseHTTPRequestHandler):
-    """One connection. Reads heads strictly, in place of the parsing of its base class."""
+class Handler:
+    """One connection, from its first request to its last."""
 
-    server: Server  # type: ignore[assignment]  # the base class asks for one of its own
-
-    def setup(self) -> None:
-        """Called by the base class, before the first request."""
-        super().setup()
-        self._limits = self.server.limits
-        self._connection = Connection(self.request, self._limits)
+    def __init__(self, sock: socket.socket, server: Server) -> None:
+        self.server = server
+        self._limits = server.limits
+        self._connection = Connection(sock, self._limits)
         self._n_requests = 0
 
-    def handle_one_request(self) -> None:
-        """Called by the base class until `close_connection` is set."""
-        self.close_connection = True
+    def run(self) -> None:
+        """Answers its requests; returns when it is to be closed."""
+        while self._handle_request():
+            pass
+
+    def _handle_request(self) -> bool:
+        """The next request. False: there is none, or it was the last."""
         self._head: wire.Head | None = None
         self._is_refused = False  # before an answer had begun
         self._tally: Tally | None = None
@@ -85,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             data = self._connection.read_head()
             if data is None:
-                return
+                return False
             self._began_s = time.monotonic()  # not before: an idle client may take its time
             self._n_requests += 1
             self._head = wire.parse_head(data, self._limits)
@@ -102,9 +103,9 @@ class Handler(BaseHTTPRequestHandler):
             self.server.log.line("error", f"{type(err).__name__}: {err}")
             self._refuse(InternalError("the server made a mistake"))
         self._log_request()
-        self.close_connection = self._sender.is_last
-        if self._is_refused and self.close_connection:
+        if self._is_refused and self._sender.is_last:
             self._connection.linger()
+        return not self._sender.is_last
 
     def _answer_counted(self, head: wire.Head) -> None:
         self.server.begin_request()
@@ -373,6 +374,11 @@ class Handler(BaseHTTPRequestHandler):
         if not known or self._head is None:
             return "other"
         return "/v1/models" if self._head.path.startswith("/v1/models/") else self._head.path
+
+
+def serve(sock: socket.socket, server: Server) -> None:
+    """Serves one connection, to its end."""
+    Handler(sock, server).run()
 
 
 def model_object(model: ServedModel) -> dict[str, Any]:

@@ -13,8 +13,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
-from http.server import BaseHTTPRequestHandler
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmlite.errors import Unavailable
@@ -32,7 +31,7 @@ EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 EXHAUSTED_S = 0.05
 REFUSED_BYTES = 64 << 10  # read of a request that is refused with its connection
 
-Handler = type[BaseHTTPRequestHandler]
+Serve = Callable[[socket.socket, "Server"], None]  # one connection, to its end
 
 
 def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
@@ -78,7 +77,7 @@ class Server:
     def __init__(
         self,
         sockets: Sequence[socket.socket],
-        handler: Handler,
+        serve: Serve,
         registry: Registry,
         log: Log,
         *,
@@ -86,7 +85,7 @@ class Server:
         limits: Limits = DEFAULT_LIMITS,
         is_strict: bool = False,
     ) -> None:
-        """Takes over sockets that listen; `handler` serves each connection after `start`.
+        """Takes over sockets that listen; `serve` gets each connection after `start`.
 
         A strict server refuses requests with fields that it does not know.
         """
@@ -99,7 +98,7 @@ class Server:
         self.is_strict = is_strict
         self.is_draining = False
         self._host, self.port = host_of(sockets[0]), int(sockets[0].getsockname()[1])
-        self._handler = handler
+        self._serve_one = serve
         self._sockets = sockets
         self._thread = threading.Thread(target=self._accept_all, name="accept", daemon=True)
         self._stopper, self._stopped = socket.socketpair()  # wakes that thread by its end
@@ -159,7 +158,7 @@ class Server:
     def _serve(self, sock: socket.socket, address: Any) -> None:
         """Serves one connection; runs in its thread."""
         try:
-            self._handler(sock, address, self)  # type: ignore[arg-type]
+            self._serve_one(sock, self)
         except OSError:
             pass  # the client is gone
         except Exception as err:  # outside of any request: one line, no traceback
