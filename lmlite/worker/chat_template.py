@@ -26,6 +26,7 @@ from lmlite.worker.call_grammar import call_or_form, without_small_talk, woken_b
 from lmlite.worker.capi import take_fault, take_text
 from lmlite.worker.llama import Model
 from lmlite.worker.media import InputChunk, Picture
+from lmlite.worker.template_limits import bounded
 from lmlite.worker.tool_words import EMPTY, PROBE, PROBE_NAME, form_template, has_tools, in_words
 
 Json = dict[str, Any]
@@ -186,7 +187,8 @@ class ChatTemplate:
         """A template for the library, the model's own where there is no source."""
         error = ctypes.c_void_p()
         data = source.encode() if source else None
-        pointer: int = self._lib.lml_chat_init(self._model.pointer, data, ctypes.byref(error))
+        with bounded():
+            pointer: int = self._lib.lml_chat_init(self._model.pointer, data, ctypes.byref(error))
         if not pointer:
             fault = take_fault(self._lib, error)
             raise TemplateError(f"the chat template cannot be read: {fault}")
@@ -301,7 +303,9 @@ class ChatTemplate:
 
     def _render(self, request: Json, template: int | None = None) -> bytes:
         used = template or self._pointer
-        pointer = self._lib.lml_chat_render(used, json.dumps(request).encode())
+        data = json.dumps(request).encode()
+        with bounded():
+            pointer = self._lib.lml_chat_render(used, data)
         reply = take_text(self._lib, pointer)
         if reply.startswith('{"error":'):
             _refuse(str(json.loads(reply)["error"]), request)
