@@ -74,7 +74,7 @@ def cut_short(stream: http.client.HTTPResponse) -> list[Any]:
     """The events of a stream that the death of its worker ends, up to the error."""
     *events, last = rest_of(stream)
     assert last["error"]["type"] == "server_error"
-    assert last["error"]["message"] == "the model's worker ended; the request was not finished"
+    assert last["error"]["message"] == "the model's worker ended; the request may be sent again"
     return events
 
 
@@ -132,17 +132,15 @@ PHASES = (end_idle, end_in_prefill, end_in_decode, end_while_loading)
 
 
 @pytest.mark.parametrize("end", PHASES)
-@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_in_any_phase_ends_the_worker_and_nothing_else(
     server: RunningServer,
     endless: dict[str, Any],
     figure: Figure,
-    number: signal.Signals,
     end: Callable[[RunningServer, int, dict[str, Any]], float | None],
 ) -> None:
     server_pid, expected = server.process.pid, server.chat("Say hello world")
     noticed, back = [], []
-    for _ in range(TIMES):
+    for number in SIGNALS * TIMES:
         worker_pid = server.worker_pid()
         noticed_s = end(server, number, endless)
         began_s = time.monotonic()
@@ -155,9 +153,11 @@ def test_a_signal_in_any_phase_ends_the_worker_and_nothing_else(
         assert back[-1] <= 0.5 * SLACK
         assert server.worker_pid() != worker_pid
         assert server.process.poll() is None and server.process.pid == server_pid
+    phase = end.__name__.removeprefix("end_").replace("_", " ")
+    figure("F1", f"{phase}: {len(back)} signals, each followed by the same answer as before")
     if noticed:
-        figure("R1", milliseconds(noticed))
-    figure("R2", milliseconds(back))
+        figure("R1", f"{phase}: {milliseconds(noticed)}")
+    figure("R2", f"{phase}: {milliseconds(back)}")
 
 
 # ---- F2: one that stops ----------------------------------------------------------------------

@@ -336,7 +336,7 @@ class Supervisor:
             for reply in self._replies.values():
                 if reply.may_be_running:
                     self._suspects.blame(reply.fingerprint)
-        self._fail_open("the model's worker ended; the request was not finished")
+        self._fail_open("the model's worker ended; the request may be sent again")
         self._count_death(why)
 
     def _count_death(self, why: str) -> None:
