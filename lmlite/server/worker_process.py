@@ -81,11 +81,12 @@ class WorkerProcess:
     def _listen(self) -> None:
         """Reads its standard error, to quote its last words."""
         assert self._process.stderr is not None
-        for raw in self._process.stderr:
-            line = raw.decode("utf-8", "replace").rstrip()
-            if line:
-                self._last_words.append(line)
-                self._log.line("debug", f"worker {self.pid}: {line}")
+        with self._process.stderr as words:
+            for raw in words:
+                line = raw.decode("utf-8", "replace").rstrip()
+                if line:
+                    self._last_words.append(line)
+                    self._log.line("debug", f"worker {self.pid}: {line}")
 
 
 def cause_of_death(code: int, last_words: Iterable[str]) -> str:
