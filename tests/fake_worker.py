@@ -2,15 +2,21 @@
 
 "echo TEXT" answers in one delta per word, "die SIGNAL ..." ends by that signal, "bytes HEX" writes
 something that may be no frame, "hang" answers nothing, "queue" says so, "refuse" is a BadRequest,
-"wait PATH" and "fail PATH" go on when somebody writes to that pipe. Started with the argument
-"crash" it ends before it is ready, with "broken" it says that the model cannot be loaded, with
-"wait" it is half loaded until somebody writes to the pipe that the Load names, with "stop" it
-stops itself while it loads.
+"wait PATH" and "fail PATH" go on when somebody writes to that pipe. "tick N SECONDS" answers in N
+deltas so far apart, each its number and the nanosecond of its sending; any number at once. Started
+with the argument "crash" it ends before it is ready, with "broken" it says that the model cannot be
+loaded, with "wait" it is half loaded until somebody writes to the pipe that the Load names, with
+"stop" it stops itself while it loads.
 """
 
+import contextlib
+import heapq
 import os
+import queue
 import signal
 import sys
+import threading
+import time
 from typing import Any
 
 from lmlite import frames
@@ -33,10 +39,13 @@ from lmlite.messages import (
     Started,
 )
 
+sending = threading.Lock()
+
 
 def send(event: Event) -> None:
-    sys.stdout.buffer.write(frames.encode(event))
-    sys.stdout.buffer.flush()
+    with sending:
+        sys.stdout.buffer.write(frames.encode(event))
+        sys.stdout.buffer.flush()
 
 
 def answer(chat: Chat) -> None:
@@ -57,6 +66,10 @@ def answer(chat: Chat) -> None:
         case "wait":
             wait(chat, rest)
             echo(chat, "done")
+        case "tick":
+            n_ticks, gap = rest.split()
+            send(Started(chat.id, 0, 3, 0))
+            begun.put((time.monotonic(), chat.id, 0, int(n_ticks), float(gap)))
         case "fail":
             wait(chat, rest)
             send(Failed(chat.id, "InternalError", "failed late"))
@@ -87,6 +100,26 @@ def echo(chat: Chat, text: str) -> None:
         send(Finished(chat.id, index, "stop", len(words) + 1))
 
 
+Tick = tuple[float, int, int, int, float]  # when, of which chat, its number, of how many, the gap
+begun: "queue.SimpleQueue[Tick]" = queue.SimpleQueue()
+
+
+def tick() -> None:
+    """Sends every delta when it is due; runs in its thread."""
+    due: list[Tick] = []
+    while True:
+        wait_s = max(0.0, due[0][0] - time.monotonic()) if due else None
+        with contextlib.suppress(queue.Empty):
+            heapq.heappush(due, begun.get(timeout=wait_s))
+            continue
+        at_s, chat_id, number, n_ticks, gap = heapq.heappop(due)
+        send(Delta(chat_id, 0, f"{number}:{time.monotonic_ns()} "))
+        if number + 1 < n_ticks:
+            heapq.heappush(due, (at_s + gap, chat_id, number + 1, n_ticks, gap))
+        else:
+            send(Finished(chat_id, 0, "stop", n_ticks))
+
+
 def main(mode: str) -> None:
     load: Any = frames.read(sys.stdin.buffer, Request)
     if mode == "crash":
@@ -101,6 +134,7 @@ def main(mode: str) -> None:
         send(Loading(0.5))
         wait_for_writer(load.model_path)
     send(Ready(512, 1000, 64, 4, 1, 0, True))
+    threading.Thread(target=tick, daemon=True).start()
     cancelled = []
     while (request := frames.read(sys.stdin.buffer, Request)) is not None:
         if isinstance(request, Cancel):
