@@ -5,6 +5,7 @@
 PYTHON        ?= python3
 MODEL         ?=
 ARGS          ?=
+MINUTES       ?= 60
 LLAMA_CPP_DIR ?=
 CMAKE_ARGS    ?=
 
@@ -15,7 +16,7 @@ BRIDGE  := native/bridge.h native/bridge.cpp native/chat.cpp native/CMakeLists.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test native abi lint conformance clients fuzz fuzz-images fuzz-http bench profile tiny-model tiny-check clean
+.PHONY: help run test native abi lint conformance clients fuzz fuzz-images fuzz-http soak bench profile tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -54,6 +55,9 @@ fuzz-images: native ## send 40,000 damaged images (ARGS="--count 1000 --seed 2")
 
 fuzz-http: ## send damaged requests to the server's front (ARGS="raw --count 200000 --seed 2")
 	@$(PYTHON) -m tests.fuzz_http $(ARGS)
+
+soak: native .venv/test/.complete ## serve for an hour while everything goes wrong (MINUTES=5 ARGS="kills --seed 2")
+	@.venv/test/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
 
 bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="--only stream")
 	@LMLITE_LLAMA_CPP=$(SOURCE) $(PYTHON) -m tests.bench $(ARGS)

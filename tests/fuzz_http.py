@@ -221,13 +221,19 @@ NAMES = sorted({name for base in BASES.values() for name in base} | {
 def body_mutant(seed: int, number: int, kind: str) -> bytes:
     """The bytes of a request for an endpoint, with one to four things changed."""
     rng = random.Random(f"{seed} {kind} {number}")
-    body = {"": json.loads(TEXTS[kind])}  # one level more, so that the whole may change too
-    for _ in range(rng.choice((1, 1, 1, 2, 4))):
-        if places := _places(body):
-            _change(rng, *rng.choice(places))
-    text = json.dumps(body.get(""), ensure_ascii=rng.random() < 0.9)
+    body = changed(rng, json.loads(TEXTS[kind]))
+    text = json.dumps(body, ensure_ascii=rng.random() < 0.9)
     data = text.encode("utf-8", "surrogatepass")
     return rng.choice((_flipped, _inserted, _removed))(rng, data) if rng.random() < 0.1 else data
+
+
+def changed(rng: random.Random, tree: Any) -> Any:
+    """A tree of JSON with one to four things changed, of which it may be one itself."""
+    holder = {"": tree}
+    for _ in range(rng.choice((1, 1, 1, 2, 4))):
+        if places := _places(holder):
+            _change(rng, *rng.choice(places))
+    return holder.get("")
 
 
 def _places(holder: Any) -> list[tuple[Any, Any]]:

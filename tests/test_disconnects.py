@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from tests.server_process import START_S, RunningServer
+from tests.server_process import START_S, Answer, RunningServer
 from tests.test_faults import CHAT, until
 
 SEED = 1
@@ -26,8 +26,13 @@ WORDS = ("red", "blue", "green", "say", "tell", "count", "the", "and", "of", "fr
 
 
 def metrics(server: RunningServer) -> dict[str, float]:
+    """What the server says of itself."""
+    return values(server.get("/metrics"))
+
+
+def values(answer: Answer) -> dict[str, float]:
     """Each name, with its labels, and its value."""
-    lines = server.get("/metrics").body.decode().splitlines()
+    lines = answer.body.decode().splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name.removeprefix("lmlite_"): float(value) for name, value in pairs}
 
