@@ -16,7 +16,7 @@ BRIDGE  := native/bridge.h native/bridge.cpp native/chat.cpp native/CMakeLists.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test native abi lint conformance clients fuzz fuzz-images fuzz-http soak bench profile tiny-model tiny-check clean
+.PHONY: help run test native abi lint conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -58,6 +58,9 @@ fuzz-http: ## send damaged requests to the server's front (ARGS="raw --count 200
 
 soak: native .venv/test/.complete ## serve for an hour while everything goes wrong (MINUTES=5 ARGS="kills --seed 2")
 	@.venv/test/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+
+reliability: native .venv/test/.complete ## print what is promised and what shows it (ARGS="F2 M", ARGS=--all)
+	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m tests.reliability $(ARGS)
 
 bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="--only stream")
 	@LMLITE_LLAMA_CPP=$(SOURCE) $(PYTHON) -m tests.bench $(ARGS)

@@ -11,6 +11,7 @@ import pytest
 from lmlite.worker import capi
 from lmlite.worker.llama import Model
 from tests.house import House, opened
+from tests.reliability import ROWS
 
 # As the server does for its workers: threads that spin make a busy machine crawl.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -25,8 +26,13 @@ LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/l
 
 @pytest.fixture
 def figure(record_property: Any) -> Callable[[str, str], None]:
-    """Notes what was measured for a goal, by its number, in the report of the tests."""
-    return lambda number, text: record_property(number, text)
+    """Notes what was measured for a row of `make reliability`, by its number."""
+
+    def note(number: str, text: str) -> None:
+        assert number in {row.number for row in ROWS}, f"reliability.txt has no row {number}"
+        record_property(number, text)
+
+    return note
 
 
 @pytest.fixture(scope="session")

@@ -254,7 +254,7 @@ def kill_seldom(soak: Soak, rng: random.Random) -> None:
 
 
 def kill_often(soak: Soak, rng: random.Random) -> None:
-    kill(soak, rng, (0.5, 2.2))
+    kill(soak, rng, (0.2, 1.4))
 
 
 # What a stranger tries.

@@ -422,7 +422,7 @@ def test_a_worker_takes_what_was_estimated(name: str, figure: Callable[[str, str
         assert answer.status == 200
         memory = server.get("/health").json["memory"]
         ratio = sum(memory["held"].values()) / memory["estimated"]["total"]
-        figure("memory", f"{name} took {ratio:.2f} of its estimate")
+        figure("M7", f"{name} took {ratio:.2f} of its estimate")
         assert 0.75 <= ratio <= 1.1
 
 

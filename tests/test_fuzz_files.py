@@ -1,0 +1,39 @@
+"""Damaged files, and forms that nobody would write: a few of those of the slow tier, each time."""
+
+import pytest
+
+from lmlite.gguf import read_model_file
+from tests import fuzz_gguf, fuzz_images, fuzz_schemas, fuzz_vocabularies
+
+SEED = 2  # the slow tier begins with 1
+
+
+def test_damaged_models_end_no_worker() -> None:
+    loader = fuzz_gguf.WorkerLoader()
+    try:
+        totals = fuzz_gguf.run(SEED, range(40), read_model_file, loader)
+    finally:
+        loader.close()
+    assert totals["deaths"] == 0
+    assert totals["refused"] > 0 < totals["served by the worker"]
+
+
+@pytest.mark.usefixtures("llama_cpp")
+def test_damaged_vocabularies_end_no_loader() -> None:
+    totals = fuzz_vocabularies.run(SEED, range(6))
+    assert totals["died"] == 0
+    assert totals["refused"] > 0 < totals["used"]
+
+
+@pytest.mark.parametrize("kind", ["png", "jpeg"])
+def test_damaged_images_end_no_worker(kind: str) -> None:
+    totals = fuzz_images.run(SEED, kind, range(100))
+    assert totals["died by the worker"] == 0
+    assert totals["refused"] > 0 < totals["seen by the worker"]
+
+
+def test_schemas_and_grammars_by_chance_are_compiled_or_refused_at_once() -> None:
+    totals, _ = fuzz_schemas.run(SEED, range(200))
+    assert totals["faults"] == 0
+    kinds = ("response_format", "grammar")
+    assert set(totals) == {f"{kind} {status}" for kind in kinds for status in (200, 400)}
