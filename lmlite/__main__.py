@@ -2,6 +2,17 @@
 
 import sys
 
-from lmlite.cli import main
+from lmlite import allocator
 
-sys.exit(main())
+
+def main() -> int:
+    """The command; its exit code."""
+    if sys.argv[1:2] == ["serve"]:
+        allocator.begin_again()
+    from lmlite import cli  # not before: all of it would be imported twice
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

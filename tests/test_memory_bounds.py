@@ -7,6 +7,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -102,6 +103,39 @@ def test_large_bodies_are_not_kept(server: RunningServer, figure: Figure) -> Non
     n_held = all_bytes(pid)
     assert n_held <= 40 * MIB
     figure("M4", f"{n_held // MIB} MiB after {n_bodies:,}, {peak_bytes(pid) // MIB} at most")
+
+
+def test_what_bodies_of_many_sizes_took_is_given_back(server: RunningServer) -> None:
+    """Each thread's allocator would keep twice the largest of them."""
+    pid, sizes = server.process.pid, [MIB * k // 4 for k in range(1, 13)]
+    messages = [[{"role": "user", "content": "x" * n}] for n in sizes]
+    bodies: list[bytes | None] = [
+        json.dumps({"messages": each, "temperature": 99}).encode() for each in messages
+    ]
+    ask_many(server, len(bodies), bodies)
+    before = own_bytes(pid)
+    threads = [threading.Thread(target=ask_many, args=(server, 24, bodies)) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert own_bytes(pid) - before <= 4 * MIB
+
+
+def environment(pid: int) -> set[str]:
+    """The names of the variables that a process was started with."""
+    pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return {pair.partition(b"=")[0].decode() for pair in pairs}
+
+
+def test_the_allocator_is_told_before_the_server_begins_and_unless_somebody_else_did(
+    server: RunningServer,
+) -> None:
+    told = {"MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+    assert environment(server.process.pid) >= told
+    assert environment(server.worker_pid()).isdisjoint(told)
+    with RunningServer(MALLOC_ARENA_MAX="1") as other:
+        assert environment(other.process.pid) & told == {"MALLOC_ARENA_MAX"}
 
 
 def test_the_longest_heads_cost_little(server: RunningServer, figure: Figure) -> None:
