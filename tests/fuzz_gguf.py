@@ -465,8 +465,8 @@ def run(seed: int, numbers: Sequence[int], check: Check, loader: Loader) -> Coun
     return totals
 
 
-def main() -> None:
-    """The command."""
+def main() -> int:
+    """The command; 1 when more than one file in ten thousand ended its worker."""
     parser = argparse.ArgumentParser(description="Broken model files against the pre-check.")
     parser.add_argument("--count", type=int, default=20000)
     parser.add_argument("--seed", type=int, default=1)
@@ -476,16 +476,18 @@ def main() -> None:
     options = parser.parse_args()
     if options.keep:
         Path(options.keep).write_bytes(mutant(options.seed, options.only).data)
-    else:
-        numbers = range(options.count) if options.only is None else [options.only]
-        _run_and_print(options.seed, numbers, _accept if options.unchecked else read_model_file)
+        return 0
+    numbers = range(options.count) if options.only is None else [options.only]
+    check = _accept if options.unchecked else read_model_file
+    return int(_run_and_print(options.seed, numbers, check) * 10_000 > len(numbers))
 
 
 def _accept(path: str) -> None:
     """No check at all, to see what the pre-check is worth."""
 
 
-def _run_and_print(seed: int, numbers: Sequence[int], check: Check) -> None:
+def _run_and_print(seed: int, numbers: Sequence[int], check: Check) -> int:
+    """How many of them ended a worker."""
     loader = WorkerLoader()
     start_s = time.monotonic()
     try:
@@ -496,7 +498,8 @@ def _run_and_print(seed: int, numbers: Sequence[int], check: Check) -> None:
           f"{totals['refused']:,} refused, {totals['served by the worker']:,} served, "
           f"{totals['refused by the worker']:,} refused by the worker, "
           f"{totals['deaths']:,} deaths")  # fmt: skip
+    return totals["deaths"]
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
