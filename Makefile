@@ -16,7 +16,7 @@ BRIDGE  := native/bridge.h native/bridge.cpp native/chat.cpp native/CMakeLists.t
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test native abi lint conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
+.PHONY: help run test native abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -40,6 +40,24 @@ lint: .venv/lint/.complete ## check style and types (ruff, mypy)
 	@.venv/lint/bin/ruff check .
 	@.venv/lint/bin/ruff format --check .
 	@.venv/lint/bin/mypy
+
+# Whatever reads what strangers send, and the tests that concern it.
+COVERED      := lmlite/server/wire.py lmlite/server/connection.py lmlite/frames.py lmlite/gguf.py \
+  lmlite/gguf_header.py lmlite/gguf_shape.py lmlite/gguf_projector.py lmlite/server/model_check.py \
+  lmlite/server/images.py
+COVERED_BY   := $(addprefix tests/test_,$(addsuffix .py,wire raw_requests connection frames gguf gguf_shape \
+  gguf_projector model_check images))
+COVERAGE     := COVERAGE_FILE=.venv/coverage/data .venv/coverage/bin/python -m coverage
+LEAST        := 95
+
+coverage: native .venv/coverage/.complete ## measure how much of what reads strangers' bytes is tested
+	@LMLITE_LLAMA_CPP=$(SOURCE) $(COVERAGE) run --branch \
+	  --include=$$(echo $(COVERED) | tr ' ' ,) -m pytest $(COVERED_BY) $(ARGS)
+	@$(COVERAGE) report --show-missing
+	@for file in $(COVERED); do \
+	  $(COVERAGE) report --include=$$file --fail-under=$(LEAST) > /dev/null \
+	    || { echo "$$file: less than $(LEAST)%"; exit 1; }; \
+	done
 
 conformance: native .venv/conformance/.complete ## validate every reply against OpenAI's schemas
 	@.venv/conformance/bin/python -m tests.conformance $(ARGS)
@@ -135,6 +153,7 @@ endif
 
 PACKAGES_build       := pip $(TOOLS)
 PACKAGES_test        := pytest==8.4.2 jinja2==3.1.6
+PACKAGES_coverage    := pytest==8.4.2 coverage==7.17.4
 PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2
 PACKAGES_conformance := jsonschema==4.26.0
 PACKAGES_clients     := openai==3.54.0 anthropic==2.12.0 pydantic-ai-slim[openai]==2.68.0

@@ -115,8 +115,6 @@ def _plain(kind: type, value: Any) -> Any:
             raise ValueError(str(err)) from None
     if kind is float and type(value) is int:
         return float(value)
-    if kind is type(None):
-        kind = types.NoneType
     if type(value) is not kind:
         raise TypeError(f"{value!r:.40} is not of type {kind.__name__}")
     return value

@@ -98,6 +98,11 @@ def test_a_message_over_the_cap_is_not_written() -> None:
         frames.encode(Failed(1, "BadRequest", "x" * frames.MAX_FRAME_BYTES))
 
 
+def test_a_whole_number_may_stand_for_a_real_one() -> None:
+    read = frames.decode(b'{"type":"Loading","fraction":1}', Event)
+    assert (read, type(read.fraction)) == (Loading(1.0), float)
+
+
 @pytest.mark.parametrize(
     "payload",
     [
@@ -119,6 +124,10 @@ def test_a_message_over_the_cap_is_not_written() -> None:
                     "n_completion": 1, "cause": "end_token"}).encode(),
         json.dumps({"type": "Embedded", "id": 1, "index": 0, "n_prompt": 1,
                     "vector": "not base64!"}).encode(),
+        json.dumps({"type": "Complete", "id": 1, "prompts": [5], "params": {}}).encode(),
+        json.dumps({"type": "Complete", "id": 1, "prompts": "a", "params": {}}).encode(),
+        json.dumps({"type": "Complete", "id": 1, "prompts": [],
+                    "params": {"logit_bias": [[5, -1.0, 2]]}}).encode(),
     ],
 )  # fmt: skip
 def test_a_payload_of_another_shape_is_refused(payload: bytes) -> None:

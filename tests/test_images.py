@@ -112,6 +112,8 @@ GOOD: dict[str, tuple[bytes, tuple[int, int]]] = {
         png_of(5, 5, b"".join(n * (b"\0" + bytes(3 * w)) for w, n in
                               ((1, 1), (1, 1), (2, 1), (1, 2), (3, 1), (2, 3), (5, 2))),
                interlace=1), (5, 5)),
+    # One column: the passes over the others have nothing. 2, 1, 2 and 4 rows.
+    "interlaced, one column": (png_of(1, 9, (b"\0" + bytes(3)) * 9, interlace=1), (1, 9)),
     "other chunks": (
         png_of(1, 1, b"\0" + bytes(3), more=(chunk(b"tEXt", b"a\0b"), chunk(b"gAMA", bytes(4)))),
         (1, 1)),

@@ -12,10 +12,7 @@ from typing import Any
 
 import pytest
 
-from lmlite import cli, gguf_projector
-from lmlite.errors import ModelFileError
-from tests import projectors
-from tests.gguf_writer import Value, encode_gguf
+from lmlite import cli
 from tests.image_files import BLUE, BLUE_JPEG, RED, png, png_of
 from tests.server_process import RunningServer
 
@@ -143,69 +140,3 @@ def test_a_server_without_a_projector_says_what_is_missing(tmp_path: Path) -> No
         assert (answer.status, answer.error["code"]) == (400, "unsupported_image_url")
         assert "--mmproj FILE" in answer.error["message"]
         assert blind.get("/v1/models").json["data"][0]["type"] == "llm"
-
-
-# ---- projector files -----------------------------------------------------------------------
-
-
-def test_the_only_projector_beside_a_model_is_found(tmp_path: Path) -> None:
-    model = str(tmp_path / "model.gguf")
-    assert gguf_projector.projector_beside(model) is None
-    first = tmp_path / "mmproj-model.gguf"
-    first.touch()
-    assert gguf_projector.projector_beside(model) == str(first)
-    (tmp_path / "mmproj-other.gguf").touch()
-    assert gguf_projector.projector_beside(model) is None
-
-
-def spoilt(path: Path, changes: dict[str, Value | None]) -> str:
-    """A projector file with other keys; None leaves one out."""
-    keys: dict[str, Value] = dict(projectors.KEYS)
-    for name, value in changes.items():
-        if value is None:
-            del keys[name]
-        else:
-            keys[name] = value
-    path.write_bytes(encode_gguf(keys, [projectors.ANY_TENSOR]))
-    return str(path)
-
-
-def test_a_projector_file_in_order_may_be_loaded(tmp_path: Path) -> None:
-    gguf_projector.check_projector_file(spoilt(tmp_path / "mmproj.gguf", {}))
-
-
-@pytest.mark.parametrize(
-    ("changes", "fault"),
-    [
-        ({"general.architecture": "llama"}, "is not a projector"),
-        ({"clip.has_vision_encoder": None}, "is a projector that does not see"),
-        ({"clip.has_vision_encoder": False}, "is a projector that does not see"),
-        ({"clip.vision.patch_size": 0}, "no whole number from 1 to 1,024"),
-        ({"clip.vision.patch_size": 57}, "has patches of 57 pixels for images of 56"),
-        ({"clip.vision.image_size": 1 << 20}, "no whole number from 1 to 8,192"),
-        ({"clip.vision.attention.head_count": 3}, "do not share it evenly"),
-        ({"clip.vision.attention.head_count": 0}, "no whole number from 1 to 4,096"),
-        ({"clip.vision.embedding_length": None}, "has no clip.vision.embedding_length"),
-        ({"clip.vision.block_count": 1 << 30}, "no whole number from 0 to 512"),
-        ({"clip.vision.image_std": [0.5, 0.5]}, "of three numbers"),
-        ({"clip.vision.image_mean": None}, "of three numbers"),
-        ({"clip.vision.attention.layer_norm_epsilon": -1.0}, "not from 0 to 1"),
-    ],
-)
-def test_a_projector_that_would_end_the_worker_is_refused(
-    tmp_path: Path, changes: dict[str, Value | None], fault: str
-) -> None:
-    with pytest.raises(ModelFileError, match=fault):
-        gguf_projector.check_projector_file(spoilt(tmp_path / "mmproj.gguf", changes))
-
-
-def test_a_projector_without_weights_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "mmproj.gguf"
-    path.write_bytes(encode_gguf(projectors.KEYS, []))
-    with pytest.raises(ModelFileError, match="has no weights"):
-        gguf_projector.check_projector_file(str(path))
-
-
-def test_a_language_model_is_no_projector(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["serve", "--port", "0", "--mmproj", str(cli.EMBEDDED_MODEL)]) == 1
-    assert "is not a projector, which is what --mmproj takes" in capfd.readouterr().err

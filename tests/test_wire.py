@@ -47,6 +47,11 @@ def test_a_connection_is_kept_as_the_version_says(
     assert wire.parse_head(get(*lines, first=f"GET / HTTP/{version}")).keep_alive is expected
 
 
+def test_a_head_without_an_end_is_refused() -> None:
+    with pytest.raises(BadRequest, match="the request's head does not end"):
+        wire.parse_head(GOOD[:-2])
+
+
 # ---- JSON ----------------------------------------------------------------------------------
 
 

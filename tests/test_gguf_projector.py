@@ -1,0 +1,81 @@
+"""Projector files: which one belongs to a model, and every fault for which one is refused."""
+
+from pathlib import Path
+
+import pytest
+
+from lmlite import cli
+from lmlite.errors import ModelFileError
+from lmlite.gguf_projector import check_projector_file, projector_beside
+from tests import projectors
+from tests.gguf_writer import Value, encode_gguf
+
+
+def test_the_only_projector_beside_a_model_is_found(tmp_path: Path) -> None:
+    model = str(tmp_path / "model.gguf")
+    assert projector_beside(model) is None
+    first = tmp_path / "mmproj-model.gguf"
+    first.touch()
+    assert projector_beside(model) == str(first)
+    (tmp_path / "mmproj-other.gguf").touch()
+    assert projector_beside(model) is None
+
+
+def spoilt(path: Path, changes: dict[str, Value | None]) -> str:
+    """A projector file with other keys; None leaves one out."""
+    keys: dict[str, Value] = dict(projectors.KEYS)
+    for name, value in changes.items():
+        if value is None:
+            del keys[name]
+        else:
+            keys[name] = value
+    path.write_bytes(encode_gguf(keys, [projectors.ANY_TENSOR]))
+    return str(path)
+
+
+def test_a_projector_file_in_order_may_be_loaded(tmp_path: Path) -> None:
+    check_projector_file(spoilt(tmp_path / "mmproj.gguf", {}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"general.architecture": "llama"}, "is not a projector"),
+        ({"clip.has_vision_encoder": None}, "is a projector that does not see"),
+        ({"clip.has_vision_encoder": False}, "is a projector that does not see"),
+        ({"clip.vision.patch_size": 0}, "no whole number from 1 to 1,024"),
+        ({"clip.vision.patch_size": 57}, "has patches of 57 pixels for images of 56"),
+        ({"clip.vision.image_size": 1 << 20}, "no whole number from 1 to 8,192"),
+        ({"clip.vision.attention.head_count": 3}, "do not share it evenly"),
+        ({"clip.vision.attention.head_count": 0}, "no whole number from 1 to 4,096"),
+        ({"clip.vision.embedding_length": None}, "has no clip.vision.embedding_length"),
+        ({"clip.vision.block_count": 1 << 30}, "no whole number from 0 to 512"),
+        ({"clip.vision.image_std": [0.5, 0.5]}, "of three numbers"),
+        ({"clip.vision.image_mean": None}, "of three numbers"),
+        ({"clip.vision.attention.layer_norm_epsilon": -1.0}, "not from 0 to 1"),
+    ],
+)
+def test_a_projector_that_would_end_the_worker_is_refused(
+    tmp_path: Path, changes: dict[str, Value | None], fault: str
+) -> None:
+    with pytest.raises(ModelFileError, match=fault):
+        check_projector_file(spoilt(tmp_path / "mmproj.gguf", changes))
+
+
+def test_a_projector_without_weights_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mmproj.gguf"
+    path.write_bytes(encode_gguf(projectors.KEYS, []))
+    with pytest.raises(ModelFileError, match="has no weights"):
+        check_projector_file(str(path))
+
+
+def test_a_projector_with_two_tensors_of_one_name_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "mmproj.gguf"
+    path.write_bytes(encode_gguf(projectors.KEYS, [projectors.ANY_TENSOR] * 2))
+    with pytest.raises(ModelFileError, match="has two tensors of one name"):
+        check_projector_file(str(path))
+
+
+def test_a_language_model_is_no_projector(capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["serve", "--port", "0", "--mmproj", str(cli.EMBEDDED_MODEL)]) == 1
+    assert "is not a projector, which is what --mmproj takes" in capfd.readouterr().err
