@@ -28,6 +28,7 @@ from lmlite.messages import Delta, ReplyEvent, Started
 from lmlite.server.responses_replies import ResponseReply
 from lmlite.server.responses_requests import parse_response
 from lmlite.server.stored_responses import StoredResponses
+from tests.image_files import BLUE_JPEG, RED, png
 from tests.response_events import folded as folded_events
 from tests.response_events import nameless
 from tests.server_process import Answer, RunningServer
@@ -374,6 +375,41 @@ CHAT_CASES: dict[str, Json] = SHARED_CASES | {
     "a stop in thoughts": {**CHAT_THINK, "stop": ["="], "stop_in_reasoning": True},
     "effort": {**CHAT_THINK, "reasoning_effort": "none"},
 }
+RED_URL, BLUE_URL = (
+    f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    for kind, data in (("png", png(64, 48, RED)), ("jpeg", BLUE_JPEG))
+)
+WHAT = {"type": "text", "text": "What is in this image?"}
+RED_PART = {"type": "image_url", "image_url": {"url": RED_URL}}
+BLUE_PART = {"type": "image_url", "image_url": {"url": BLUE_URL, "detail": "low"}}
+LOOK: Json = {"messages": [{"role": "user", "content": [WHAT, RED_PART]}]}
+IMAGE_CASES: dict[str, Json] = {  # for models that see
+    "an image": LOOK,
+    "an image between texts": {"messages": [{"role": "user", "content": [WHAT, BLUE_PART, WHAT]}]},
+    "an image as a text": {
+        "messages": [{"role": "user", "content": [{**RED_PART, "image_url": RED_URL}, WHAT]}]
+    },
+    "images": {"messages": [{"role": "user", "content": [RED_PART, BLUE_PART, RED_PART, WHAT]}]},
+    "images over turns": {
+        "messages": [
+            *LOOK["messages"],
+            {"role": "assistant", "content": "One red square."},
+            {"role": "user", "content": [BLUE_PART, WHAT]},
+        ]
+    },
+    "an image in the result of a call": {
+        **OSLO,
+        "messages": [
+            USER,
+            {"role": "assistant", "content": None, "tool_calls": [CALLED]},
+            {"role": "tool", "tool_call_id": "1", "content": [RED_PART]},
+        ],
+    },
+    "an image and logprobs": {**LOOK, "logprobs": True, "top_logprobs": 2},
+    "an image, n, and a stop": {**LOOK, "n": 2, "stop": ["e"]},
+    "an image and tools": {**OSLO, **LOOK},
+    "an image and a form": {**LOOK, "response_format": SCHEMA},
+}
 COMPLETION_CASES: dict[str, Json] = SHARED_CASES | {
     "texts": {"prompt": TEXTS},
     "token ids": {"prompt": TOKENS},
@@ -424,6 +460,20 @@ RESPONSE_CASES: dict[str, Json] = {
     "top_logprobs": {**THINK, "top_logprobs": 3},
     "fields that change nothing": {"user": "me", "store": False, "metadata": {"a": "b"}},
     "every sampling parameter": SAMPLING,
+}
+SHOWN = [{"type": "input_text", "text": "What is in this image?"},
+         {"type": "input_image", "image_url": RED_URL, "detail": "auto"}]  # fmt: skip
+SEEN_RESPONSES: dict[str, Json] = {
+    "an image": {"input": [{"role": "user", "content": SHOWN}]},
+    "images and logprobs": {
+        "input": [{"role": "user", "content": [*SHOWN, *SHOWN]}],
+        "include": ["message.output_text.logprobs"],
+    },
+    "an image and a tool": {**WEATHER, "input": [{"role": "user", "content": SHOWN}]},
+    "an image and a form": {
+        "input": [{"role": "user", "content": SHOWN}],
+        "text": {"format": FORM},
+    },
 }
 FAILURES: dict[str, list[ReplyEvent]] = {
     "before the response": [],
@@ -687,6 +737,9 @@ def main(arguments: list[str]) -> int:
             run.group("completions", COMPLETION_CASES, check_completion)
             run.group("responses", RESPONSE_CASES, check_response)
             run.group("failures", FAILURES, check_failure)
+        if model["type"] == "vlm":
+            run.group("images", IMAGE_CASES, functools.partial(check_answer, CHAT))
+            run.group("seen", SEEN_RESPONSES, check_response)
         run.group("embeddings", INPUTS, check_embedding)
         wrong = WRONG | wrong_of_model(model["context_length"], embeds_only)
         run.group("errors", wrong, check_error)

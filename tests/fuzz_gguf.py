@@ -41,13 +41,14 @@ from lmlite.messages import (
     Request,
     SamplingParams,
 )
+from lmlite.server.watchdog import work_of
 from lmlite.server.worker_process import WORKER_COMMAND, worker_environment
 from tests import gguf_writer as writer
 from tests.gguf_writer import Shape, Tensor, Typed, Value
 
 Loader = Callable[[str], str]
 Check = Callable[[str], object]  # raises ModelFileError
-PATIENCE_S = 30.0  # a worker that takes longer counts as dead
+WORK_S, WAIT_S = 30.0, 600.0  # of a worker's own time, and of ours: who takes longer hangs
 PROBE = "Hello <|im_start|> \u00e9\u4e16\U0001f600 12 \n\t\x00\x7f"
 
 # ---- mutants -------------------------------------------------------------------------------
@@ -379,14 +380,13 @@ class WorkerLoader:
             stderr=self._words,
             env=worker_environment(),
         )
-        watchdog = threading.Timer(PATIENCE_S, process.kill)
-        watchdog.start()
+        patience = Patience(process)
         try:
-            return self._ask(process, path)
+            with patience:
+                return self._ask(process, path)
         except (frames.FrameError, OSError):
-            raise LoaderDied(self._cause(process)) from None
+            raise LoaderDied(patience.verdict or self._cause(process)) from None
         finally:
-            watchdog.cancel()
             process.kill()
             process.communicate()
 
@@ -425,6 +425,47 @@ class WorkerLoader:
     def close(self) -> None:
         """Removes what it keeps of the workers' last words."""
         self._words.close()
+
+
+class Patience:
+    """Ends a process that does not come to an end with something, while a block runs.
+
+    What counts is the time that the process has worked: on a busy machine it may wait long for its
+    turn. Only one that does not work either has a limit by the clock.
+    """
+
+    LOOK_S = 1.0
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self.verdict: str | None = None  # why it had to be ended
+
+    def __enter__(self) -> "Patience":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        began_s, began_work_s = time.monotonic(), worked_s(self._process.pid)
+        while not self._done.wait(self.LOOK_S):
+            if worked_s(self._process.pid) - began_work_s > WORK_S:
+                self.verdict = f"it worked for {WORK_S:g} s without an end"
+            elif time.monotonic() - began_s > WAIT_S:
+                self.verdict = f"it did nothing for {WAIT_S:g} s"
+            if self.verdict is not None:
+                self._process.kill()
+                return
+
+
+def worked_s(pid: int) -> float:
+    """Seconds that a process has had a processor; 0 of one that is gone."""
+    _, *times = work_of(pid) or (0,)
+    return sum(times) / os.sysconf("SC_CLK_TCK")
 
 
 def send(process: "subprocess.Popen[bytes]", request: Request) -> None:

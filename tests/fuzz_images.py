@@ -14,7 +14,6 @@ import argparse
 import random
 import struct
 import subprocess
-import threading
 import time
 import zlib
 from collections import Counter
@@ -36,7 +35,7 @@ from lmlite.messages import (
 from lmlite.server.images import ImageFault, checked_size
 from lmlite.server.worker_process import WORKER_COMMAND, worker_environment
 from tests import projectors
-from tests.fuzz_gguf import PATIENCE_S, events, send
+from tests.fuzz_gguf import Patience, events, send
 from tests.image_files import (
     BLUE_JPEG,
     GREY_JPEG,
@@ -49,6 +48,7 @@ from tests.image_files import (
 )
 
 N_EMBD = 192  # of the embedded model
+FINDS = "died", "hung"
 EDGES = (0, 1, 2, 3, 7, 8, 9, 16, 127, 128, 255, 256, 8192, 8193, 65535, 1 << 24, (1 << 31) - 1,
          1 << 31, (1 << 32) - 1)  # fmt: skip
 
@@ -173,24 +173,22 @@ class SeeingWorker:
         self._start()
 
     def ask(self, data: bytes) -> str:
-        """What became of it: "seen", "refused", or "died" when the worker did."""
+        """What became of it; "died" when the worker did, "hung" when it had to be ended."""
         image = Image(data, 0, "image")
         request = Chat(1, (ChatMessage("user", "", images=(image,)),), SamplingParams(max_tokens=1))
-        watchdog = threading.Timer(PATIENCE_S, self._process.kill)
-        watchdog.start()
+        patience = Patience(self._process)
         try:
-            send(self._process, request)
-            for event in events(self._process):
-                if isinstance(event, Failed):
-                    return "refused"
-                if isinstance(event, Finished):
-                    return "seen"
+            with patience:
+                send(self._process, request)
+                for event in events(self._process):
+                    if isinstance(event, Failed):
+                        return "refused"
+                    if isinstance(event, Finished):
+                        return "seen"
         except (frames.FrameError, OSError):
             self.close()
             self._start()
-            return "died"
-        finally:
-            watchdog.cancel()
+            return "hung" if patience.verdict else "died"
         raise AssertionError("unreachable: events() ends with an error")
 
     def n_resident_bytes(self) -> int:
@@ -223,7 +221,7 @@ class SeeingWorker:
 
 
 def run(seed: int, kind: str, numbers: range, is_checked: bool = True) -> Counter[str]:
-    """Tries the mutants and prints each death. Totals by outcome."""
+    """Tries the mutants and prints each that ended or held a worker. Totals by outcome."""
     totals: Counter[str] = Counter()
     with TemporaryDirectory() as folder:
         mmproj = Path(folder) / "mmproj.gguf"
@@ -239,8 +237,8 @@ def run(seed: int, kind: str, numbers: range, is_checked: bool = True) -> Counte
                 except ImageFault:
                     outcome = "refused"
                 totals[outcome] += 1
-                if outcome.startswith("died"):
-                    print(f"seed {seed} {kind} number {number}: the worker died", flush=True)
+                if outcome.startswith(FINDS):
+                    print(f"seed {seed} {kind} number {number}: {outcome}", flush=True)
             totals["MiB at most"] = worker.n_resident_bytes() >> 20
         finally:
             worker.close()
@@ -248,9 +246,10 @@ def run(seed: int, kind: str, numbers: range, is_checked: bool = True) -> Counte
 
 
 def main() -> int:
-    """The command; 1 when a worker died."""
+    """The command; 1 when a worker died or hung."""
     parser = argparse.ArgumentParser(description="Broken images against the check.")
     parser.add_argument("--count", type=int, default=20000, help="of each format")
+    parser.add_argument("--first", type=int, default=0, help="the number to begin with")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--format", choices=("png", "jpeg"), help="only this one")
     parser.add_argument("--only", type=int, help="the number of one mutant")
@@ -260,18 +259,18 @@ def main() -> int:
     if options.keep:
         Path(options.keep).write_bytes(mutant(options.seed, options.format, options.only))
         return 0
-    numbers = range(options.count)
+    numbers = range(options.first, options.first + options.count)
     if options.only is not None:
         numbers = range(options.only, options.only + 1)
-    n_deaths = 0
+    n_finds = 0
     for kind in ("png", "jpeg") if options.format is None else (options.format,):
         begin_s = time.monotonic()
         totals = run(options.seed, kind, numbers, not options.unchecked)
-        n_deaths += totals["died by the worker"]
+        n_finds += sum(n for outcome, n in totals.items() if outcome.startswith(FINDS))
         told = ", ".join(f"{n:,} {outcome}" for outcome, n in sorted(totals.items()))
         print(f"seed {options.seed}: {len(numbers):,} {kind} mutants "
               f"in {time.monotonic() - begin_s:.0f} s: {told}", flush=True)  # fmt: skip
-    return bool(n_deaths)
+    return bool(n_finds)
 
 
 if __name__ == "__main__":

@@ -1,102 +1,135 @@
-"""Small projectors (mmproj) with random weights, of kinds that differ in how a model sees.
+"""Projectors (mmproj) with random weights, of kinds that differ in how a model sees.
 
 `mlp` is LLaVA's: as many tokens as patches, read as text is. `gemma3` pools patches, stands between
 two tokens of its own, and its tokens see each other. `qwen2vl` gives each token a row and a column,
-so that a picture takes fewer positions than tokens.
+so that a picture takes fewer positions than tokens. Small ones, unless another size is asked for.
 """
 
+import itertools
 import math
 import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.gguf_writer import TENSOR_F16, TENSOR_F32, Tensor, Value, tensor, write_gguf
 
-N_EMBD, N_HEAD, N_FF, N_LAYER = 32, 2, 64, 2
+PATCH = 14  # pixels of a side
+N_POOL = 65_537  # random numbers, handed out in a circle; a prime, so that no two rows are equal
 
 Shapes = dict[str, tuple[int, ...]]
+Write = Callable[[Path, Mapping[str, Value], Shapes], None]
 
 
-def mlp(path: Path, n_embd_text: int) -> None:
-    """56 x 56 pixels in patches of 14: 16 tokens."""
+@dataclass(frozen=True)
+class Size:
+    """Of an encoder."""
+
+    n_embd: int = 32
+    n_head: int = 2
+    n_ff: int = 64
+    n_layer: int = 2
+    side: int | None = None  # pixels; None: what the kind says below
+
+
+SMALL = Size()
+
+
+def keys_of(kind: str, size: Size, side: int) -> dict[str, Value]:
+    """What a file says of itself."""
+    return {
+        "general.architecture": "clip",
+        "general.name": f"random {kind}",
+        "general.file_type": 1,
+        "clip.projector_type": kind,
+        "clip.has_vision_encoder": True,
+        "clip.use_gelu": True,
+        "clip.vision.image_size": side,
+        "clip.vision.patch_size": PATCH,
+        "clip.vision.embedding_length": size.n_embd,
+        "clip.vision.feed_forward_length": size.n_ff,
+        "clip.vision.projection_dim": size.n_embd,
+        "clip.vision.block_count": size.n_layer,
+        "clip.vision.attention.head_count": size.n_head,
+        "clip.vision.attention.layer_norm_epsilon": 1e-5,
+        "clip.vision.image_mean": [0.5, 0.5, 0.5],
+        "clip.vision.image_std": [0.5, 0.5, 0.5],
+    }
+
+
+KEYS = keys_of("mlp", SMALL, 56)
+ANY_TENSOR = tensor("mm.0.bias", (SMALL.n_embd,), [0.0] * SMALL.n_embd, TENSOR_F32)
+
+
+def write_random(path: Path, keys: Mapping[str, Value], shapes: Shapes) -> None:
+    """The file with random weights, as large as keep what passes through near one."""
+    source = random.Random(1)
+    pool = itertools.cycle([source.gauss(0, 1) for _ in range(N_POOL)])
+
+    def weights(name: str, dims: tuple[int, ...]) -> Tensor:
+        kind = TENSOR_F16 if "patch_embd" in name else TENSOR_F32
+        n = math.prod(dims)
+        if len(dims) == 1:
+            return tensor(name, dims, [0.0 if name.endswith("bias") else 1.0] * n, kind)
+        scale = (n / dims[-1]) ** -0.5
+        return tensor(name, dims, [scale * number for number in itertools.islice(pool, n)], kind)
+
+    write_gguf(path, keys, [weights(name, dims) for name, dims in shapes.items()])
+
+
+# ---- kinds ---------------------------------------------------------------------------------
+
+
+def mlp(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = write_random) -> None:
+    """56 x 56 pixels: 16 tokens."""
     shapes: Shapes = {
-        "mm.0.weight": (N_EMBD, n_embd_text), "mm.0.bias": (n_embd_text,),
+        "mm.0.weight": (size.n_embd, n_embd_text), "mm.0.bias": (n_embd_text,),
         "mm.2.weight": (n_embd_text, n_embd_text), "mm.2.bias": (n_embd_text,),
     }  # fmt: skip
-    _write(path, "mlp", 56, shapes, n_positions=16)
+    side = size.side or 56
+    write(path, keys_of("mlp", size, side), _encoder(size, side) | shapes)
 
 
-def gemma3(path: Path, n_embd_text: int) -> None:
-    """112 x 112 pixels in patches of 14, four by four of which become one of 4 tokens."""
+def gemma3(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = write_random) -> None:
+    """112 x 112 pixels, four by four patches of which become one of 4 tokens."""
     shapes: Shapes = {
-        "mm.input_projection.weight": (n_embd_text, N_EMBD),
-        "mm.soft_emb_norm.weight": (N_EMBD,),
-        "v.post_ln.weight": (N_EMBD,), "v.post_ln.bias": (N_EMBD,),
+        "mm.input_projection.weight": (n_embd_text, size.n_embd),
+        "mm.soft_emb_norm.weight": (size.n_embd,),
+        "v.post_ln.weight": (size.n_embd,), "v.post_ln.bias": (size.n_embd,),
     }  # fmt: skip
-    _write(path, "gemma3", 112, shapes, n_positions=64)
+    side = size.side or 112
+    write(path, keys_of("gemma3", size, side), _encoder(size, side) | shapes)
 
 
-def qwen2vl(path: Path, n_embd_text: int) -> None:
-    """Any size, in patches of 14 of which two by two are one token, with a row and a column."""
-    n_merged = 4 * N_EMBD
+def qwen2vl(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = write_random) -> None:
+    """Any size, in patches of which two by two are one token, with a row and a column."""
+    n_merged = 4 * size.n_embd
     shapes: Shapes = {
-        "v.patch_embd.weight.1": (14, 14, 3, N_EMBD),
-        "v.post_ln.weight": (N_EMBD,), "v.post_ln.bias": (N_EMBD,),
+        "v.patch_embd.weight.1": (PATCH, PATCH, 3, size.n_embd),
+        "v.post_ln.weight": (size.n_embd,), "v.post_ln.bias": (size.n_embd,),
         "mm.0.weight": (n_merged, n_merged), "mm.0.bias": (n_merged,),
         "mm.2.weight": (n_merged, n_embd_text), "mm.2.bias": (n_embd_text,),
     }  # fmt: skip
-    _write(path, "qwen2vl_merger", 112, shapes, n_positions=0)
+    side = size.side or 112
+    write(path, keys_of("qwen2vl_merger", size, side), _encoder(size, None) | shapes)
 
 
-KEYS: dict[str, Value] = {
-    "general.architecture": "clip",
-    "general.file_type": 1,
-    "clip.has_vision_encoder": True,
-    "clip.use_gelu": True,
-    "clip.vision.image_size": 56,
-    "clip.vision.patch_size": 14,
-    "clip.vision.embedding_length": N_EMBD,
-    "clip.vision.feed_forward_length": N_FF,
-    "clip.vision.projection_dim": N_EMBD,
-    "clip.vision.block_count": N_LAYER,
-    "clip.vision.attention.head_count": N_HEAD,
-    "clip.vision.attention.layer_norm_epsilon": 1e-5,
-    "clip.vision.image_mean": [0.5, 0.5, 0.5],
-    "clip.vision.image_std": [0.5, 0.5, 0.5],
-}
-ANY_TENSOR = tensor("mm.0.bias", (N_EMBD,), [0.0] * N_EMBD, TENSOR_F32)
-
-
-def _write(path: Path, kind: str, side: int, shapes: Shapes, n_positions: int) -> None:
-    keys: dict[str, Value] = {
-        "general.name": f"random {kind}",
-        "clip.projector_type": kind,
-        "clip.vision.image_size": side,
+def _encoder(size: Size, side: int | None) -> Shapes:
+    """Patches and layers; and a vector for each place, where a picture has one size."""
+    n, n_ff = size.n_embd, size.n_ff
+    shapes: Shapes = {"v.patch_embd.weight": (PATCH, PATCH, 3, n)}
+    if side is not None:
+        shapes["v.position_embd.weight"] = (n, (side // PATCH) ** 2)
+    layer: Shapes = {
+        **{f"{name}.weight": (n,) for name in ("ln1", "ln2")},
+        **{f"{name}.bias": (n,) for name in ("ln1", "ln2")},
+        **{f"attn_{name}.weight": (n, n) for name in ("q", "k", "v", "out")},
+        **{f"attn_{name}.bias": (n,) for name in ("q", "k", "v", "out")},
+        "ffn_up.weight": (n, n_ff),
+        "ffn_up.bias": (n_ff,),
+        "ffn_down.weight": (n_ff, n),
+        "ffn_down.bias": (n,),
     }
-    shapes = {"v.patch_embd.weight": (14, 14, 3, N_EMBD), **shapes}
-    if n_positions:
-        shapes["v.position_embd.weight"] = (N_EMBD, n_positions)
-    for i in range(N_LAYER):
-        shapes |= {f"v.blk.{i}.{name}": dims for name, dims in _LAYER.items()}
-    source = random.Random(1)
-    write_gguf(path, KEYS | keys, [_random(source, name, dims) for name, dims in shapes.items()])
-
-
-_LAYER: Shapes = {
-    **{f"{name}.weight": (N_EMBD,) for name in ("ln1", "ln2")},
-    **{f"{name}.bias": (N_EMBD,) for name in ("ln1", "ln2")},
-    **{f"attn_{name}.weight": (N_EMBD, N_EMBD) for name in ("q", "k", "v", "out")},
-    **{f"attn_{name}.bias": (N_EMBD,) for name in ("q", "k", "v", "out")},
-    "ffn_up.weight": (N_EMBD, N_FF),
-    "ffn_up.bias": (N_FF,),
-    "ffn_down.weight": (N_FF, N_EMBD),
-    "ffn_down.bias": (N_EMBD,),
-}
-
-
-def _random(source: random.Random, name: str, dims: tuple[int, ...]) -> Tensor:
-    n = math.prod(dims)
-    kind = TENSOR_F16 if "patch_embd" in name else TENSOR_F32
-    if len(dims) == 1:
-        return tensor(name, dims, [0.0 if name.endswith("bias") else 1.0] * n, kind)
-    scale = (n / dims[-1]) ** -0.5
-    return tensor(name, dims, [source.gauss(0, scale) for _ in range(n)], kind)
+    for i in range(size.n_layer):
+        shapes |= {f"v.blk.{i}.{name}": dims for name, dims in layer.items()}
+    return shapes

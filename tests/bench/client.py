@@ -269,7 +269,7 @@ def ask(model: str, prompt: str, n_tokens: int, **more: Any) -> Asked:
     return Asked("/v1/completions", json.dumps(values).encode())
 
 
-def ask_chat(model: str, messages: list[dict[str, str]], n_tokens: int) -> Asked:
+def ask_chat(model: str, messages: list[dict[str, Any]], n_tokens: int) -> Asked:
     """The same for a conversation."""
     values = {"model": model, "messages": messages, "max_tokens": n_tokens, **GREEDY}
     return Asked("/v1/chat/completions", json.dumps(values).encode())

@@ -41,6 +41,7 @@ class Setup:
     embeds: bool = False
     needs_start: bool = False  # whether the start itself is what is measured
     cache_folder: Path | None = None  # where lmlite keeps prompts that outlive it
+    mmproj_path: Path | None = None  # with which the model sees
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ class Lmlite:
             command += ["--threads", str(self._n_threads)]
         if setup.cache_folder is not None:
             command += ["--cache-dir", str(setup.cache_folder)]
+        if setup.mmproj_path is not None:
+            command += ["--mmproj", str(setup.mmproj_path)]
         with running(command, port, self._log_folder / "lmlite.log") as server:
             yield server
 
@@ -113,6 +116,8 @@ class LlamaServer:
         ]  # fmt: skip
         if setup.embeds:
             command.append("--embeddings")
+        if setup.mmproj_path is not None:
+            command += ["--mmproj", str(setup.mmproj_path)]
         with running(command, port, self._log_folder / "llama-server.log") as server:
             yield server
 
@@ -129,7 +134,7 @@ class Remote:
     def serve(self, setup: Setup) -> Iterator[Server]:
         if setup.needs_start:
             raise NotMeasured("it needs to start the server")
-        if setup.model_path != model.MODEL_PATH:
+        if setup.model_path != model.MODEL_PATH or setup.mmproj_path is not None:
             raise NotMeasured("it needs another model")
         yield Server(self._url, self._model)
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.bench import lifetime, small_models, users
+from tests.bench import lifetime, seeing, small_models, users
 from tests.bench.peers import Side
 from tests.bench.work import Values, Work
 
@@ -71,6 +71,11 @@ SCENARIOS = (
     Scenario("8 clients send large JSON bodies", users.large_bodies, (
         Figure("kept", "generate, of the quiet rate", True, 0.9, of_ratio=False),
         more("rate", "generate, tokens/s", None),
+    )),
+    Scenario("image of 576 tokens", seeing.same_picture, (
+        less("first", "first token, s", None),
+        Figure("again", "asked again, of that", False, 0.2, of_ratio=False),
+        Figure("other", "asked something else, of that", False, 0.2, of_ratio=False),
     )),
     Scenario("start", lifetime.start, (
         less("first", "process start to first token, s", 1.0),

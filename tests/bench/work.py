@@ -43,6 +43,11 @@ class Work:
         """So many random words, and as many tokens of the large model."""
         return "".join(" " + self._source.choice(WORDS) for _ in range(n_words))
 
+    def colour(self) -> tuple[int, int, int]:
+        """A random one, for a picture that nobody has seen before."""
+        red, green, blue = self._source.randbytes(3)
+        return red, green, blue
+
     def count(self, *answers: Completion) -> None:
         """Notes what was really read and generated."""
         self.n_prompt += sum(answer.n_prompt for answer in answers)
