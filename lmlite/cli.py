@@ -22,7 +22,8 @@ from lmlite import gguf, gguf_projector, memory_estimate
 from lmlite.errors import ModelFileError
 from lmlite.flags import LOG_STREAM_FLAGS, SERVE_FLAGS, limit_flags
 from lmlite.gguf import ModelFile
-from lmlite.library import drives_a_gpu
+from lmlite.gguf_projector import Projector
+from lmlite.library import drives_a_gpu, library_folder
 from lmlite.memory_estimate import Plan
 from lmlite.messages import Load
 from lmlite.server import http, listener, machine_memory, sampling, systemd
@@ -211,7 +212,7 @@ def served_model(options: argparse.Namespace, limits: Limits, log: Log) -> Serve
         model_path=path,
         parts=file.parts,
         generates=not file.embeds_only,
-        lib_path=options.lib,
+        lib_path=str(library_folder(options.lib).resolve()),  # a worker sees no LMLITE_LIB
         n_ctx=options.ctx,
         n_parallel=options.parallel,
         n_queue=options.queue,
@@ -227,13 +228,13 @@ def served_model(options: argparse.Namespace, limits: Limits, log: Log) -> Serve
         cache_dir=options.cache_dir and str(Path(options.cache_dir).resolve()),
         cache_size=options.cache_size,
         checkpoint_memory=options.checkpoint_memory,
-        mmproj_path=projector,
+        mmproj_path=projector.path if projector else None,
         image_memory=options.image_memory,
         sandbox=options.sandbox == "on"
         or (options.sandbox == "auto" and not drives_a_gpu(options.lib)),
         log_level="info" if options.log_level == "debug" else "error",
     )
-    plan = _planned(options, file, load, log)
+    plan = _planned(options, file, load, projector, log)
     defaults = sampling.defaults(
         file.sampling,
         options.sampling or {},
@@ -244,18 +245,26 @@ def served_model(options: argparse.Namespace, limits: Limits, log: Log) -> Serve
         limits=limits,
     )
     name = options.alias or Path(path).stem
-    supervisor = Supervisor(plan.load, log, watchdog_s=options.watchdog, file=file)
+    supervisor = Supervisor(
+        plan.load, log, watchdog_s=options.watchdog, file=file, projector=projector
+    )
     return ServedModel(name, file, supervisor, defaults, plan)
 
 
-def _planned(options: argparse.Namespace, file: ModelFile, load: Load, log: Log) -> Plan:
+def _planned(
+    options: argparse.Namespace,
+    file: ModelFile,
+    load: Load,
+    projector: Projector | None,
+    log: Log,
+) -> Plan:
     """What of the Load there is memory for. Raises StartError."""
     bound = machine_memory.least_bound(options.memory)
     # What goes to a GPU's own memory is not known here.
     if bound is None or (options.gpu_layers and drives_a_gpu(options.lib)):
-        return memory_estimate.plan(file, load, None)
+        return memory_estimate.plan(file, load, None, projector=projector)
     try:
-        plan = memory_estimate.plan(file, load, bound.n_bytes, bound.because)
+        plan = memory_estimate.plan(file, load, bound.n_bytes, bound.because, projector)
     except memory_estimate.DoesNotFit as err:
         raise StartError(str(err), 1) from None
     for note in plan.notes:
@@ -263,17 +272,14 @@ def _planned(options: argparse.Namespace, file: ModelFile, load: Load, log: Log)
     return plan
 
 
-def projector_of(options: argparse.Namespace, model_path: str) -> str | None:
+def projector_of(options: argparse.Namespace, model_path: str) -> Projector | None:
     """The projector that is named, or found, checked. Raises ModelFileError."""
     path: str | None = options.mmproj
     if path is None and Path(model_path) == EMBEDDED_MODEL:
         path = str(EMBEDDED_PROJECTOR)
     if path is None:
         path = gguf_projector.projector_beside(model_path)
-    if path is None:
-        return None
-    gguf_projector.check_projector_file(path)
-    return str(Path(path).resolve())
+    return gguf_projector.read_projector_file(str(Path(path).resolve())) if path else None
 
 
 def _stop_event() -> threading.Event:

@@ -131,8 +131,8 @@ SERVE_FLAGS = (
          "nobody goes on with just now", _in_words(parse_size)),
     Flag("--image-memory", "SIZE", "64M", "for images that were encoded, so that they are not "
          "again", _in_words(parse_size)),
-    Flag("--memory", "SIZE", None, "that the worker may take; checkpoints and then the context "
-         "give way to it (default: what the machine has left)", _in_words(parse_size)),
+    Flag("--memory", "SIZE", None, "that the worker may take; what saves time and then the "
+         "context give way to it (default: what the machine has left)", _in_words(parse_size)),
     Flag("--sandbox", "auto|on|off", "auto", "no network, programs and writes for the worker once "
          "its model is loaded; auto leaves it off for a library that drives a GPU"),
     Flag("--watchdog", "SECONDS", 30.0, "that the worker may owe an answer without a sign of life; "

@@ -6,10 +6,13 @@ a worker whose weights do not stay in memory reads them from the disk at each st
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from functools import partial
 
 from lmlite.gguf import ModelFile
 from lmlite.gguf_header import TENSOR_TYPES
+from lmlite.gguf_projector import Projector
 from lmlite.messages import Load
 
 DEFAULT_N_CTX = 4096  # tokens, where neither the model nor --ctx asks for less
@@ -39,6 +42,8 @@ class Estimate:
     logits: int  # of the tokens of a step whose logits are wanted
     vocabulary: int
     checkpoints: int  # what `--checkpoint-memory` lets them take
+    projector: int = 0  # its weights, and buffers for the largest picture
+    images: int = 0  # what `--image-memory` lets those take that were encoded
     process: int = PROCESS_BYTES
 
     @property
@@ -77,8 +82,11 @@ def n_lanes(n_parallel: int, can_cut_memory: bool) -> int:
     return LANES_PER_SEQUENCE * n_parallel if can_cut_memory else n_parallel
 
 
-def estimate(file: ModelFile, load: Load) -> Estimate:
-    """What a worker will take that answers, but for embeddings of a model that generates."""
+def estimate(file: ModelFile, load: Load, projector: Projector | None = None) -> Estimate:
+    """What a worker will take that answers, but for embeddings of a model that generates.
+
+    Nor are the pixels of a picture counted, for the moment in which it is decoded.
+    """
     n_vocab, shape = file.n_vocab, file.shape
     n_ctx = _padded(context_size(load, file.n_ctx_train))
     n_seq = n_lanes(load.n_parallel, not shape.n_state)
@@ -96,6 +104,8 @@ def estimate(file: ModelFile, load: Load) -> Estimate:
         logits=_NUMBER_BYTES * n_vocab * n_outputs,
         vocabulary=per_token * n_vocab + MERGE_BYTES * shape.n_merges,
         checkpoints=load.checkpoint_memory if load.generates else 0,
+        projector=_projector(projector, n_ctx) if projector else 0,
+        images=load.image_memory if projector else 0,
     )
 
 
@@ -112,58 +122,76 @@ def embedding_bytes(file: ModelFile, load: Load) -> int:
     )
 
 
-def plan(file: ModelFile, load: Load, n_allowed: int | None, because: str = "") -> Plan:
+def plan(
+    file: ModelFile,
+    load: Load,
+    n_allowed: int | None,
+    because: str = "",
+    projector: Projector | None = None,
+) -> Plan:
     """What of the Load fits into n_allowed bytes, and `because` of what. Raises DoesNotFit.
 
-    Checkpoints, which only save time, give way first, then the context.
+    What only saves time gives way first, images before checkpoints, and then the context.
     """
+    reckon = partial(estimate, file, projector=projector)
     wanted = replace(load, n_ctx=context_size(load, file.n_ctx_train))
     if n_allowed is None:
-        return Plan(wanted, estimate(file, wanted), None)
-    bare = replace(wanted, checkpoint_memory=0)
-    fitting = replace(bare, n_ctx=_largest_context(file, bare, n_allowed))
-    n_left = n_allowed - estimate(file, fitting).total
+        return Plan(wanted, reckon(wanted), None)
+    bare = replace(wanted, checkpoint_memory=0, image_memory=0)
+    fitting = replace(bare, n_ctx=_largest_context(reckon, bare, n_allowed))
+    n_left = n_allowed - reckon(fitting).total
     if n_left < 0:
         raise DoesNotFit(
             f"{file.name} needs {in_words(n_allowed - n_left)} with the least context "
-            f"({estimate(file, fitting)}), and {because} {in_words(n_allowed)}"
+            f"({reckon(fitting)}), and {because} {in_words(n_allowed)}"
         )
     n_embedding = embedding_bytes(file, fitting) if load.generates else 0
     embeds = n_embedding <= n_left
-    n_checkpoints = min(load.checkpoint_memory, n_left - (n_embedding if embeds else 0))
-    fitting = replace(fitting, checkpoint_memory=n_checkpoints, embeds=embeds)
-    notes = tuple(_notes(file, wanted, fitting, n_embedding, f"{because} {in_words(n_allowed)}"))
-    return Plan(fitting, estimate(file, fitting), n_allowed, notes)
+    n_left -= n_embedding if embeds else 0
+    n_checkpoints = min(load.checkpoint_memory, n_left)
+    n_images = min(load.image_memory, n_left - n_checkpoints) if projector else load.image_memory
+    fitting = replace(
+        fitting, checkpoint_memory=n_checkpoints, image_memory=n_images, embeds=embeds
+    )
+    notes = _notes(reckon, wanted, fitting, n_embedding, f"{because} {in_words(n_allowed)}")
+    return Plan(fitting, reckon(fitting), n_allowed, tuple(notes))
 
 
-def _largest_context(file: ModelFile, load: Load, n_allowed: int) -> int:
+def _largest_context(reckon: Callable[[Load], Estimate], load: Load, n_allowed: int) -> int:
     """The largest context that fits, or the least one."""
     assert load.n_ctx is not None
-    if estimate(file, load).total <= n_allowed:
+    if reckon(load).total <= n_allowed:
         return load.n_ctx
     low, high = 1, math.ceil(load.n_ctx / N_CTX_BLOCK)  # in blocks; `high` does not fit
     while high - low > 1:
         middle = (low + high) // 2
-        fits = estimate(file, replace(load, n_ctx=middle * N_CTX_BLOCK)).total <= n_allowed
+        fits = reckon(replace(load, n_ctx=middle * N_CTX_BLOCK)).total <= n_allowed
         low, high = (middle, high) if fits else (low, middle)
     return min(load.n_ctx, max(low * N_CTX_BLOCK, LEAST_N_CTX))
 
 
 def _notes(
-    file: ModelFile, wanted: Load, fitting: Load, n_embedding: int, because: str
+    reckon: Callable[[Load], Estimate],
+    wanted: Load,
+    fitting: Load,
+    n_embedding: int,
+    because: str,
 ) -> list[str]:
     notes = []
     if fitting.n_ctx != wanted.n_ctx:
-        n_needed = estimate(file, replace(wanted, checkpoint_memory=0)).total
+        n_needed = reckon(replace(wanted, checkpoint_memory=0, image_memory=0)).total
         notes.append(
             f"the context is {fitting.n_ctx:,} tokens instead of {wanted.n_ctx:,}, which would "
             f"need {in_words(n_needed)}: {because}"
         )
-    if fitting.checkpoint_memory < wanted.checkpoint_memory:
-        notes.append(
-            f"checkpoints have {in_words(fitting.checkpoint_memory)} instead of "
-            f"{in_words(wanted.checkpoint_memory)}: {because}"
-        )
+    for what, n_bytes, n_wanted in (
+        ("checkpoints", fitting.checkpoint_memory, wanted.checkpoint_memory),
+        ("images", fitting.image_memory, wanted.image_memory),
+    ):
+        if n_bytes < n_wanted:
+            notes.append(
+                f"{what} have {in_words(n_bytes)} instead of {in_words(n_wanted)}: {because}"
+            )
     if not fitting.embeds:
         notes.append(f"no embeddings, which need {in_words(n_embedding)} more: {because}")
     return notes
@@ -194,6 +222,12 @@ def _buffers(
         numbers = max(numbers, n_outputs * file.n_vocab + 2 * n_batch * shape.n_embd)
     n_masks = shape.n_masks if shape.cells else 0
     return _NUMBER_BYTES * numbers + n_masks * mask_bytes * n_ctx * n_batch
+
+
+def _projector(projector: Projector, n_ctx: int) -> int:
+    """Weights, which are read and not mapped, and what lives at once of a picture."""
+    n_patches = min(projector.n_patches, n_ctx * projector.n_token_patches)
+    return projector.n_tensor_bytes + _NUMBER_BYTES * n_patches * projector.n_wide
 
 
 def _padded(n_ctx: int) -> int:

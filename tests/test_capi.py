@@ -1,6 +1,7 @@
 """The binding agrees with the library, and a library of another build is refused in a sentence."""
 
 import ctypes
+import io
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from lmlite import library
+from lmlite import cli, library
+from lmlite.server.limits import DEFAULT_LIMITS
+from lmlite.server.logs import Log
 from lmlite.worker import capi
 
 REPOSITORY = Path(__file__).parent.parent
@@ -102,6 +105,9 @@ def test_the_library_is_looked_for_where_the_flag_then_the_variable_says(
     monkeypatch.setenv("LMLITE_LIB", "/from/variable")
     assert library.library_folder("/from/flag") == Path("/from/flag")
     assert library.library_folder(None) == Path("/from/variable")
+    options = cli.parser().parse_args(["serve"])
+    model = cli.served_model(options, DEFAULT_LIMITS, Log("error", io.StringIO()))
+    assert model.supervisor.load.lib_path == "/from/variable", "a worker does not see the variable"
     monkeypatch.delenv("LMLITE_LIB")
     assert library.library_folder(None) == Path(library.__file__).parent / "lib"
 

@@ -6,7 +6,7 @@ import pytest
 
 from lmlite import cli
 from lmlite.errors import ModelFileError
-from lmlite.gguf_projector import check_projector_file, projector_beside
+from lmlite.gguf_projector import projector_beside, read_projector_file
 from tests import projectors
 from tests.gguf_writer import Value, encode_gguf
 
@@ -34,7 +34,7 @@ def spoilt(path: Path, changes: dict[str, Value | None]) -> str:
 
 
 def test_a_projector_file_in_order_may_be_loaded(tmp_path: Path) -> None:
-    check_projector_file(spoilt(tmp_path / "mmproj.gguf", {}))
+    read_projector_file(spoilt(tmp_path / "mmproj.gguf", {}))
 
 
 @pytest.mark.parametrize(
@@ -59,21 +59,21 @@ def test_a_projector_that_would_end_the_worker_is_refused(
     tmp_path: Path, changes: dict[str, Value | None], fault: str
 ) -> None:
     with pytest.raises(ModelFileError, match=fault):
-        check_projector_file(spoilt(tmp_path / "mmproj.gguf", changes))
+        read_projector_file(spoilt(tmp_path / "mmproj.gguf", changes))
 
 
 def test_a_projector_without_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mmproj.gguf"
     path.write_bytes(encode_gguf(projectors.KEYS, []))
     with pytest.raises(ModelFileError, match="has no weights"):
-        check_projector_file(str(path))
+        read_projector_file(str(path))
 
 
 def test_a_projector_with_two_tensors_of_one_name_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mmproj.gguf"
     path.write_bytes(encode_gguf(projectors.KEYS, [projectors.ANY_TENSOR] * 2))
     with pytest.raises(ModelFileError, match="has two tensors of one name"):
-        check_projector_file(str(path))
+        read_projector_file(str(path))
 
 
 def test_a_language_model_is_no_projector(capfd: pytest.CaptureFixture[str]) -> None:

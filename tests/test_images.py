@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from lmlite.errors import BadRequest, Unsupported
-from lmlite.server import images
 from lmlite.server.chat_requests import parse_messages
 from lmlite.server.images import ImageFault, ImageReader, checked_size
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from tests.image_files import (
     BLUE,
     BLUE_JPEG,
@@ -238,7 +238,7 @@ def test_changed_bytes_are_refused_or_leave_a_size_within_bounds() -> None:
                 width, height = checked_size(bytes(mutant))
             except ImageFault:
                 continue
-            assert 1 <= width * height <= images.MAX_PIXELS
+            assert 1 <= width * height <= DEFAULT_LIMITS.max_image_pixels
 
 
 # ---- messages ------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_the_part_that_is_wrong_is_named() -> None:
 
 
 def test_the_number_of_images_and_of_their_pixels_is_bounded() -> None:
-    turn = {"role": "user", "content": [image(DOT)] * images.MAX_IMAGES}
+    turn = {"role": "user", "content": [image(DOT)] * 32}
     parse_messages([turn], takes_images=True)
     with pytest.raises(BadRequest, match="more than 32 images"):
         parse_messages([turn, {"role": "user", "content": [image(DOT)]}], takes_images=True)
@@ -292,3 +292,19 @@ def test_the_number_of_images_and_of_their_pixels_is_bounded() -> None:
 def test_a_file_over_ten_megabytes_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(BadRequest, match="over 10,485,760 bytes"):
         read("A" * (15 << 20))
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (Limits(max_images=1), "more than 1 images, or more than 67,108,864 pixels"),
+        (Limits(max_image_bytes=72), "the image is over 72 bytes"),
+        (Limits(max_image_side=3), "is 4x2 pixels; each side must be from 1 to 3"),
+        (Limits(max_image_pixels=7), "is 4x2 pixels, more than 7"),
+    ],
+)
+def test_a_server_may_have_other_bounds(limits: Limits, message: str) -> None:
+    turn = {"role": "user", "content": [image(png(4, 2, RED))] * 2}
+    parse_messages([turn], takes_images=True)
+    with pytest.raises(BadRequest, match=message):
+        parse_messages([turn], True, limits)

@@ -1,5 +1,6 @@
 """What a worker will take: against llama.cpp's own reservations, and against a real process."""
 
+import base64
 import functools
 import re
 from collections.abc import Callable
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 
 from lmlite import memory_estimate
+from lmlite.cli import EMBEDDED_PROJECTOR
 from lmlite.gguf import ModelFile, read_model_file
+from lmlite.gguf_projector import Projector, read_projector_file
 from lmlite.memory_estimate import DoesNotFit, Estimate, estimate, plan
 from lmlite.messages import Load
 from lmlite.worker import capi
-from tests import architectures
+from lmlite.worker.llama import Model
+from lmlite.worker.media import Eye
+from tests import architectures, projectors
 from tests.conftest import DEFAULT_MODEL, shared_model
 from tests.gguf_writer import (
     CONTROL,
@@ -22,8 +27,11 @@ from tests.gguf_writer import (
     SPECIAL_TOKENS,
     Value,
     byte_alphabet,
+    encode_gguf,
     write_hollow,
 )
+from tests.image_files import RED, png
+from tests.projectors import Size
 from tests.server_process import RunningServer
 from tests.test_faults import serve
 
@@ -297,6 +305,41 @@ def test_the_estimate_is_what_llama_cpp_reserves(
     assert 0.95 <= ours.buffers / MIB / theirs["buffers"] <= 1.4
 
 
+# ---- what libmtmd would reserve --------------------------------------------------------------
+
+# LLaVA's CLIP, Gemma 3's SigLIP and Qwen2-VL's own, of which two layers tell as much as all; for
+# the last, libmtmd begins with a picture of 46 x 46 tokens, and makes room for a larger one later.
+EYES: dict[str, tuple[Any, Size, int]] = {
+    "CLIP": (projectors.mlp, Size(1024, 16, 4096, side=336), 24 * 24),
+    "SigLIP": (projectors.gemma3, Size(1152, 16, 4304, side=896), 64 * 64),
+    "Qwen2-VL": (projectors.qwen2vl, Size(1280, 16, 5120), 92 * 92),
+}
+
+
+@pytest.mark.parametrize("name", EYES)
+def test_the_buffers_of_an_encoder_are_what_libmtmd_reserves(
+    lib: Any,
+    default_model: Model,
+    tiny: ModelFile,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    name: str,
+) -> None:
+    path = tmp_path / "mmproj.gguf"
+    write, size, n_patches = EYES[name]
+    write(path, default_model.n_embd, size, write_hollow)
+    projector = replace(read_projector_file(str(path)), n_patches=n_patches)
+    lib.lml_log_level(capi.LOG_LEVELS["info"])
+    try:
+        Eye(default_model, str(path), n_threads=1, max_bytes=0, lib_path=None).close()
+    finally:
+        lib.lml_log_level(capi.LOG_LEVELS["error"])
+    (theirs,) = re.findall(r"compute buffer size = +([\d.]+) MiB", capfd.readouterr().err)
+    n_bytes = estimate(tiny, TINY, projector).projector - projector.n_tensor_bytes
+    print(f"buffers {n_bytes / MIB:.1f} MiB, libmtmd {theirs} MiB")
+    assert 0.95 <= n_bytes / MIB / float(theirs) <= 1.4
+
+
 # ---- exact numbers ---------------------------------------------------------------------------
 
 TINY = Load(str(DEFAULT_MODEL))
@@ -305,6 +348,11 @@ TINY = Load(str(DEFAULT_MODEL))
 @pytest.fixture(scope="module")
 def tiny() -> ModelFile:
     return read_model_file(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="module")
+def eye() -> Projector:
+    return read_projector_file(str(EMBEDDED_PROJECTOR))
 
 
 def test_the_estimate_of_the_embedded_model(tiny: ModelFile) -> None:
@@ -322,12 +370,45 @@ def test_the_estimate_of_the_embedded_model(tiny: ModelFile) -> None:
     )
 
 
-def test_the_total_is_the_sum(tiny: ModelFile) -> None:
-    found = estimate(tiny, TINY)
+def test_the_total_is_the_sum(tiny: ModelFile, eye: Projector) -> None:
+    found = estimate(tiny, TINY, eye)
     assert found.total == (
         found.weights + found.cells + found.states + found.buffers + found.logits
-        + found.vocabulary + found.checkpoints + found.process
+        + found.vocabulary + found.checkpoints + found.projector + found.images + found.process
     )  # fmt: skip
+
+
+def test_the_estimate_of_the_embedded_eye(tiny: ModelFile, eye: Projector) -> None:
+    n_patches, n_wide = 16, 3 * 128 + 3 * 128 + 2 * 3 * 28 * 28
+    blind, seeing = estimate(tiny, TINY), estimate(tiny, TINY, eye)
+    assert seeing.projector == eye.n_tensor_bytes + 4 * n_patches * n_wide
+    assert seeing == replace(blind, projector=seeing.projector, images=64 * MIB)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "patches"),
+    [
+        ("mlp", {}, (16, 16)),
+        ("gemma3", {}, (16, 16)),
+        ("qwen2vl_merger", {}, (4096 * 4, 4)),
+        ("qwen2vl_merger", {"clip.vision.spatial_merge_size": 3}, (4096 * 9, 9)),
+        ("pixtral", {}, (1024, 1)),
+        ("dots_ocr", {"clip.vision.image_max_pixels": 14 * 14 * 1000}, (1000, 4)),
+    ],
+)
+def test_how_much_of_a_picture_is_encoded_at_once(
+    tmp_path: Path, kind: str, changes: Keys, patches: tuple[int, int]
+) -> None:
+    keys = projectors.KEYS | {"clip.projector_type": kind} | changes
+    (tmp_path / "mmproj.gguf").write_bytes(encode_gguf(keys, [projectors.ANY_TENSOR]))
+    found = read_projector_file(str(tmp_path / "mmproj.gguf"))
+    assert (found.n_patches, found.n_token_patches) == patches
+
+
+def test_no_picture_has_more_tokens_than_the_context(tiny: ModelFile, eye: Projector) -> None:
+    boundless = replace(eye, n_patches=1 << 20, n_token_patches=4)
+    found = estimate(tiny, replace(TINY, n_ctx=1024), boundless)
+    assert found.projector == eye.n_tensor_bytes + 4 * (4 * 1024) * eye.n_wide
 
 
 @pytest.mark.parametrize(
@@ -369,6 +450,16 @@ def test_checkpoints_give_way_first(tiny: ModelFile) -> None:
     )  # fmt: skip
 
 
+def test_images_give_way_before_checkpoints(tiny: ModelFile, eye: Projector) -> None:
+    n_checkpoints = 128 * MIB
+    bare = replace(TINY, n_ctx=4096, image_memory=0)
+    n_bare = estimate(tiny, bare, eye).total + memory_estimate.embedding_bytes(tiny, bare)
+    found = plan(tiny, TINY, n_bare + 10 * MIB, "there is", eye)
+    assert (found.load.checkpoint_memory, found.load.image_memory) == (n_checkpoints, 10 * MIB)
+    assert found.estimate.total + memory_estimate.embedding_bytes(tiny, bare) == n_bare + 10 * MIB
+    assert found.notes == ("images have 10 MiB instead of 64 MiB: there is 209 MiB",)
+
+
 def test_then_embeddings_and_then_the_context(tiny: ModelFile) -> None:
     bare = replace(TINY, n_ctx=4096, checkpoint_memory=0)
     n_least = estimate(tiny, bare).total
@@ -408,11 +499,48 @@ def test_a_context_smaller_than_the_least_stays_as_it_is(tiny: ModelFile) -> Non
 # ---- a real process --------------------------------------------------------------------------
 
 
+RED_URL = f"data:image/png;base64,{base64.b64encode(png(1120, 1120, RED)).decode()}"
+
+
+SEERS: dict[str, tuple[Writer | None, Any, int | None]] = {
+    "mlp": (None, projectors.mlp, 336),
+    "gemma3": (architectures.gemma3, projectors.gemma3, 896),
+    "qwen2vl": (architectures.qwen2vl, projectors.qwen2vl, None),
+}
+
+
+@pytest.mark.parametrize("name", SEERS)
+def test_a_worker_that_sees_takes_what_was_estimated(
+    name: str, tmp_path: Path, figure: Callable[[str, str], None]
+) -> None:
+    """With an encoder that is the most of it; but for checkpoints and images: there are none."""
+    write_model, write_eye, side = SEERS[name]
+    path = DEFAULT_MODEL if write_model is None else tmp_path / "model.gguf"
+    if write_model is not None:
+        write_model(path)
+    size = Size(n_embd=512, n_head=8, n_ff=2048, n_layer=4, side=side)
+    write_eye(tmp_path / "mmproj.gguf", read_model_file(path).shape.n_embd, size)
+    flags = ["--mmproj", str(tmp_path / "mmproj.gguf"), "--ctx", "2048"]
+    flags += ["--checkpoint-memory", "0", "--image-memory", "0"]
+    with RunningServer(str(path), *flags) as server:
+        content = [
+            {"type": "image_url", "image_url": {"url": RED_URL}},
+            {"type": "text", "text": "one two three " * 30},
+        ]
+        messages, body = [{"role": "user", "content": content}], {"logprobs": True, "max_tokens": 9}
+        answer = server.post("/v1/chat/completions", messages=messages, **body)
+        assert answer.status == 200, answer.body
+        memory = server.get("/health").json["memory"]
+        ratio = sum(memory["held"].values()) / memory["estimated"]["total"]
+        figure("memory", f"a model that sees by {name} took {ratio:.2f} of its estimate")
+        assert 0.75 <= ratio <= 1.1
+
+
 @pytest.mark.parametrize("name", ["tiny", "chat-trial.gguf", "all-minilm-l6-v2-q8_0.gguf"])
 def test_a_worker_takes_what_was_estimated(name: str, figure: Callable[[str, str], None]) -> None:
     """But for checkpoints, of which it has none yet."""
     path = DEFAULT_MODEL if name == "tiny" else shared_model(name)
-    with RunningServer(str(path), "--checkpoint-memory", "0") as server:
+    with RunningServer(str(path), "--checkpoint-memory", "0", "--image-memory", "0") as server:
         if read_model_file(path).embeds_only:
             answer = server.post("/v1/embeddings", input=["one two three " * 80] * 4)
         else:
@@ -429,9 +557,10 @@ def test_a_worker_takes_what_was_estimated(name: str, figure: Callable[[str, str
 def test_a_context_that_does_not_fit_is_cut_and_said_so() -> None:
     with RunningServer("--memory", "50M") as server:
         said = [line for line in server.log if "WARNING" in line]
-        assert "the context is 2,304 tokens instead of 4,096" in said[0]
-        assert "checkpoints have 0 MiB instead of 128 MiB: --memory allows 50 MiB" in said[1]
-        assert "no embeddings, which need 14 MiB more: --memory allows 50 MiB" in said[2]
+        assert "the context is 1,792 tokens instead of 4,096" in said[0]
+        assert "checkpoints have 1 MiB instead of 128 MiB: --memory allows 50 MiB" in said[1]
+        assert "images have 0 MiB instead of 64 MiB: --memory allows 50 MiB" in said[2]
+        assert "no embeddings, which need 13 MiB more: --memory allows 50 MiB" in said[3]
         answer = server.post("/v1/embeddings", input="Hi")
         assert (answer.status, answer.error["code"]) == (400, "unsupported_feature")
         assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
@@ -444,5 +573,5 @@ def test_a_context_that_does_not_fit_is_cut_and_said_so() -> None:
 def test_a_model_that_does_not_fit_is_one_sentence_and_code_1() -> None:
     done = serve("--port", "0", "--memory", "20M")
     assert done.returncode == 1
-    assert done.stderr.startswith("lmlite: tiny needs 44 MiB with the least context (weights ")
+    assert done.stderr.startswith("lmlite: tiny needs 45 MiB with the least context (weights ")
     assert done.stderr.endswith(", and --memory allows 20 MiB\n")

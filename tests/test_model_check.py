@@ -11,11 +11,13 @@ import pytest
 
 from lmlite.errors import ModelFileError
 from lmlite.gguf import ModelFile, read_model_file
+from lmlite.gguf_projector import read_projector_file
 from lmlite.messages import Load
 from lmlite.server.logs import Log
 from lmlite.server.model_check import N_LOOKS, checked_again, has_changed
 from lmlite.server.supervisor import Supervisor
 from lmlite.worker.model_files import FilesChanged, ModelFiles
+from tests import projectors
 from tests.gguf_writer import tiny_llama, tiny_llama_parts, write_gguf
 
 
@@ -65,7 +67,7 @@ def test_any_other_file_of_that_name_is_a_change(
 
 def test_what_stays_as_it_is_is_checked_again(path: Path, file: ModelFile) -> None:
     rename_over(path)
-    assert checked_again(file, no_wait) == read_model_file(path)
+    assert checked_again(file, read_model_file, no_wait) == read_model_file(path)
 
 
 def test_what_is_still_being_written_is_waited_for(path: Path, file: ModelFile) -> None:
@@ -78,14 +80,14 @@ def test_what_is_still_being_written_is_waited_for(path: Path, file: ModelFile) 
             path.write_bytes(whole[: sizes.pop()])
 
     path.write_bytes(b"")
-    assert checked_again(file, write_on).n_bytes == len(whole)
+    assert checked_again(file, read_model_file, write_on).n_bytes == len(whole)
 
 
 def test_a_fault_that_stays_is_believed(path: Path, file: ModelFile) -> None:
     waits: list[float] = []
     path.write_bytes(b"GGUF")
     with pytest.raises(ModelFileError, match=r"^model.gguf cannot be loaded: it "):
-        checked_again(file, waits.append)
+        checked_again(file, read_model_file, waits.append)
     assert len(waits) == N_LOOKS
 
 
@@ -98,7 +100,7 @@ def test_a_file_that_comes_back_is_taken(path: Path, file: ModelFile) -> None:
             path.with_suffix(".away").rename(path)
 
     path.rename(path.with_suffix(".away"))
-    assert checked_again(file, come_back).n_bytes == file.n_bytes
+    assert checked_again(file, read_model_file, come_back).n_bytes == file.n_bytes
 
 
 def test_a_model_that_becomes_one_of_another_kind_is_not_loaded(
@@ -110,6 +112,27 @@ def test_a_model_that_becomes_one_of_another_kind_is_not_loaded(
     supervisor = Supervisor(Load(str(path)), Log("error", io.StringIO()), ("false",), file=file)
     supervisor._run()
     assert supervisor.fault == f"{path} has become a model of another kind"
+    assert supervisor.n_started == 0
+
+
+def test_a_projector_is_checked_again_when_it_has_changed_and_only_then(
+    path: Path, file: ModelFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmlite.server.model_check.LOOK_S", 0)
+    mmproj = path.with_name("mmproj.gguf")
+    projectors.mlp(mmproj, 64)
+    projector = read_projector_file(str(mmproj))
+    load, log = Load(str(path), mmproj_path=str(mmproj)), Log("error", io.StringIO())
+    supervisor = Supervisor(load, log, ("false",), file=file, projector=projector)
+    supervisor._check_file()
+    assert supervisor._projector is projector
+    projectors.gemma3(mmproj, 64)
+    supervisor._check_file()
+    assert supervisor._projector == read_projector_file(str(mmproj)) != projector
+    mmproj.write_bytes(b"GGUF")
+    supervisor._run()
+    assert supervisor.fault is not None
+    assert supervisor.fault.startswith("mmproj.gguf cannot be loaded: it ")
     assert supervisor.n_started == 0
 
 

@@ -46,7 +46,7 @@ def test_the_embedded_model_is_small_and_says_what_it_is() -> None:
 
 def test_its_eye_is_smaller_than_two_megabytes_and_says_what_it_is() -> None:
     assert PROJECTOR.stat().st_size <= 2_000_000
-    gguf_projector.check_projector_file(str(PROJECTOR))
+    gguf_projector.read_projector_file(str(PROJECTOR))
     assert b"Trained from nothing on drawings." in PROJECTOR.read_bytes()[:1000]
 
 

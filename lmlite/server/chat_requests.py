@@ -11,6 +11,7 @@ from lmlite.errors import BadRequest, MissingParameter
 from lmlite.messages import ChatMessage, ChatOptions, Image, ToolCall
 from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
 from lmlite.server.images import ImageReader
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.schemas import checked_schema, honoured_schema
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
@@ -26,11 +27,13 @@ _TOOL_NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 # ---- messages ------------------------------------------------------------------------------
 
 
-def parse_messages(messages: Any, takes_images: bool) -> tuple[ChatMessage, ...]:
+def parse_messages(
+    messages: Any, takes_images: bool, limits: Limits = DEFAULT_LIMITS
+) -> tuple[ChatMessage, ...]:
     """The turns of a conversation. Raises BadRequest."""
     if type(messages) is not list or not messages:
         raise BadRequest("messages is a list of at least one message", param="messages")
-    reader = ImageReader(takes_images)
+    reader = ImageReader(takes_images, limits)
     return tuple(_message(message, f"messages.[{i}]", reader) for i, message in enumerate(messages))
 
 

@@ -16,12 +16,10 @@ from collections.abc import Iterator
 
 from lmlite.errors import BadRequest
 from lmlite.server.fields import Body, required, string, unsupported
+from lmlite.server.limits import DEFAULT_LIMITS, Limits
 
-MAX_BYTES = 10 << 20  # of a file
-MAX_SIDE = 8192  # pixels
-MAX_PIXELS = 16 << 20  # of an image: 50 MB of memory for a moment
 MAX_RATIO = 200  # of the longer side to the shorter one
-MAX_IMAGES, MAX_PIXELS_IN_ALL = 32, 64 << 20  # of a request
+PIXELS_FACTOR = 4  # of all images of a request, to those of one
 MAX_SCANS = 32  # of a progressive JPEG, each of which passes over all pixels
 DETAILS = ("auto", "low", "high")
 
@@ -39,9 +37,9 @@ class ImageFault(Exception):
 class ImageReader:
     """Reads the images of one request."""
 
-    def __init__(self, takes_images: bool) -> None:
+    def __init__(self, takes_images: bool, limits: Limits = DEFAULT_LIMITS) -> None:
         """`takes_images` says whether the model sees."""
-        self._takes_images = takes_images
+        self._takes_images, self._limits = takes_images, limits
         self._n_images = self._n_pixels = 0
 
     def read(self, part: Body, path: str) -> bytes:
@@ -51,17 +49,19 @@ class ImageReader:
                 f"{path}.image_url",
                 "this model sees no images: serve it with its projector, --mmproj FILE",
             )
-        data = _decoded(_url_of(part, path), path)
+        limits = self._limits
+        data = _decoded(_url_of(part, path), path, limits.max_image_bytes)
         try:
-            width, height = checked_size(data)
+            width, height = checked_size(data, limits)
         except ImageFault as fault:
             raise BadRequest(f"the image {fault}", param=path) from None
         self._n_images += 1
         self._n_pixels += width * height
-        if self._n_images > MAX_IMAGES or self._n_pixels > MAX_PIXELS_IN_ALL:
+        most_pixels = PIXELS_FACTOR * limits.max_image_pixels
+        if self._n_images > limits.max_images or self._n_pixels > most_pixels:
             raise BadRequest(
-                f"the messages have more than {MAX_IMAGES} images, or more than "
-                f"{MAX_PIXELS_IN_ALL:,} pixels in them",
+                f"the messages have more than {limits.max_images:,} images, or more than "
+                f"{most_pixels:,} pixels in them",
                 param=path,
             )
         return data
@@ -83,7 +83,7 @@ def _url_of(part: Body, path: str) -> str:
     return url
 
 
-def _decoded(url: str, path: str) -> bytes:
+def _decoded(url: str, path: str, most_bytes: int) -> bytes:
     """The bytes in a data URL, or in bare base64, however it is broken into lines."""
     scheme, payload = _URL.match(url.lstrip()), url
     if scheme is not None:
@@ -95,8 +95,8 @@ def _decoded(url: str, path: str) -> bytes:
             )
         payload = urllib.parse.unquote(url.partition(",")[2])
     payload = payload.translate(_SPACES).rstrip("=")
-    if len(payload) * 3 // 4 > MAX_BYTES:
-        raise BadRequest(f"the image is over {MAX_BYTES:,} bytes", param=path)
+    if len(payload) * 3 // 4 > most_bytes:
+        raise BadRequest(f"the image is over {most_bytes:,} bytes", param=path)
     try:
         return base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True)
     except (binascii.Error, ValueError):
@@ -106,20 +106,21 @@ def _decoded(url: str, path: str) -> bytes:
 # ---- what a file says of itself ------------------------------------------------------------
 
 
-def checked_size(data: bytes) -> Size:
+def checked_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Size:
     """The size of a PNG or JPEG that is whole and within bounds. Raises ImageFault."""
     if data.startswith(_PNG_BEGIN):
-        return _checked_png(data)
+        return _checked_png(data, limits)
     if data.startswith(b"\xff\xd8\xff"):
-        return _checked_jpeg(data)
+        return _checked_jpeg(data, limits)
     raise ImageFault("is neither PNG nor JPEG, by its first bytes")
 
 
-def _check_size(width: int, height: int) -> Size:
-    if not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
-        raise ImageFault(f"is {width}x{height} pixels; each side must be from 1 to {MAX_SIDE:,}")
-    if width * height > MAX_PIXELS:
-        raise ImageFault(f"is {width}x{height} pixels, more than {MAX_PIXELS:,}")
+def _check_size(width: int, height: int, limits: Limits) -> Size:
+    most = limits.max_image_side
+    if not (1 <= width <= most and 1 <= height <= most):
+        raise ImageFault(f"is {width}x{height} pixels; each side must be from 1 to {most:,}")
+    if width * height > limits.max_image_pixels:
+        raise ImageFault(f"is {width}x{height} pixels, more than {limits.max_image_pixels:,}")
     if max(width, height) > MAX_RATIO * min(width, height):
         raise ImageFault(f"is {width}x{height} pixels: over {MAX_RATIO} times as long as wide")
     return width, height
@@ -134,7 +135,7 @@ _PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2,
                (0, 1, 1, 2))  # fmt: skip
 
 
-def _checked_png(data: bytes) -> Size:
+def _checked_png(data: bytes, limits: Limits) -> Size:
     chunks = list(_png_chunks(data))
     kind, head = chunks[0] if chunks else (b"", b"")
     if kind != b"IHDR" or len(head) != 13:
@@ -142,7 +143,7 @@ def _checked_png(data: bytes) -> Size:
     width, height, n_bits, colour, compression, filtering, interlace = struct.unpack(
         ">IIBBBBB", head
     )
-    size = _check_size(width, height)
+    size = _check_size(width, height, limits)
     n_numbers, depths = _PNG_COLOURS.get(colour, (0, ()))
     if n_bits not in depths or compression or filtering or interlace > 1:
         raise ImageFault("is a PNG of a kind that does not exist")
@@ -200,7 +201,7 @@ _SOF0, _SOF1, _SOF2, _DHT, _JPG, _DAC = 0xC0, 0xC1, 0xC2, 0xC4, 0xC8, 0xCC
 _EOI, _SOS = 0xD9, 0xDA
 
 
-def _checked_jpeg(data: bytes) -> Size:
+def _checked_jpeg(data: bytes, limits: Limits) -> Size:
     size: Size | None = None
     n_scans = 0
     for marker, body in _jpeg_segments(data):
@@ -210,7 +211,7 @@ def _checked_jpeg(data: bytes) -> Size:
             n_bits, height, width, n_colours = struct.unpack_from(">BHHB", body)
             if n_bits != 8 or n_colours not in (1, 3, 4):
                 raise ImageFault(f"is a JPEG of {n_colours} colours with {n_bits} bits; send 8")
-            size = _check_size(width, height)
+            size = _check_size(width, height, limits)
         elif 0xC0 <= marker <= 0xCF and marker not in (_DHT, _JPG, _DAC):
             raise ImageFault("is a JPEG that is neither baseline nor progressive")
         n_scans += marker == _SOS

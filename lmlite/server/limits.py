@@ -101,6 +101,12 @@ class Limits:
     max_biases: int = _count(1024, 100_000, "tokens in logit_bias")
     max_prompts: int = _count(256, 2048, "prompts of a completion")
     max_inputs: int = _count(2048, 10_000, "inputs of a request for embeddings")
+    max_images: int = _count(32, 1000, "images of a request")
+    max_image_bytes: int = _size(10 * _M, _K, 64 * _M, "file of an image")
+    max_image_side: int = _count(8192, 65_500, "pixels of an image's longer side")
+    # Three bytes each, for a moment, and as many again while they are unpacked.
+    max_image_pixels: int = _count(16 * _M, 256 * _M, "pixels of an image; a request may have four "
+                                   "times as many")  # fmt: skip
     # OpenAI's clients wait that long for a byte. Who has to ask again loses its place.
     queue_seconds: float = _seconds(600, 86_400, "that a request waits for its turn; then a 503")
     max_seconds: float = _seconds(600, 86_400, "for an answer, from its first token to its last")

@@ -1,29 +1,33 @@
 """The files of a model between two of its workers: whether they are those that were checked.
 
-A worker may only load what `gguf.py` has passed. Who replaces a model does so while it is
-served: the file grows for minutes, and only once nobody writes to it can it be judged.
+A worker may only load what `gguf.py` and `gguf_projector.py` have passed. Who replaces a model
+does so while it is served: the file grows for minutes, and only once nobody writes to it can it
+be judged.
 """
 
 import os
 from collections.abc import Callable
+from typing import TypeVar
 
-from lmlite import gguf
 from lmlite.errors import ModelFileError
 from lmlite.gguf import ModelFile
 from lmlite.gguf_header import identity
+from lmlite.gguf_projector import Projector
+
+File = TypeVar("File", ModelFile, Projector)
 
 LOOK_S = 0.5  # between two looks at a file that somebody may be writing to
 N_LOOKS = 6  # at a file that stays as it is, until a fault of it is believed
 
 
-def has_changed(file: ModelFile) -> bool:
+def has_changed(file: ModelFile | Projector) -> bool:
     """Whether a name of its parts stands for another file, or for other contents."""
     known = [(part.dev, part.ino, part.n_bytes, part.mtime_ns) for part in file.parts]
     return _identities(file) != known
 
 
-def checked_again(file: ModelFile, wait: Callable[[float], object]) -> ModelFile:
-    """The file as it is now, once it stays so. Raises ModelFileError if it may not be loaded."""
+def checked_again(file: File, read: Callable[[str], File], wait: Callable[[float], object]) -> File:
+    """What `read` makes of the file as it is now, once it stays so. Raises its ModelFileError."""
     seen, n_looks = _identities(file), 0
     while True:
         wait(LOOK_S)
@@ -33,13 +37,13 @@ def checked_again(file: ModelFile, wait: Callable[[float], object]) -> ModelFile
         if n_looks == 0:
             continue
         try:
-            return gguf.read_model_file(file.path)
+            return read(file.path)
         except ModelFileError:
             if n_looks >= N_LOOKS:
                 raise
 
 
-def _identities(file: ModelFile) -> list[tuple[int, int, int, int] | None]:
+def _identities(file: ModelFile | Projector) -> list[tuple[int, int, int, int] | None]:
     return [_identity(part.path) for part in file.parts]
 
 

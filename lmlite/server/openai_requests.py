@@ -70,7 +70,7 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
         max_tokens = _max_tokens(body, "max_tokens")
     params = _sampling_params(body, max_tokens, n_logprobs, defaults)
     n = integer(body, "n", 1, defaults.limits.max_n) or 1
-    messages = parse_messages(required(body, "messages"), defaults.takes_images)
+    messages = parse_messages(required(body, "messages"), defaults.takes_images, defaults.limits)
     options = replace(parse_options(body), separate_reasoning=defaults.separate_reasoning)
     grammar = _grammar(body, defaults)
     if grammar is not None:

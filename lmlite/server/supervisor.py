@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 from lmlite import frames
 from lmlite.errors import KINDS, ApiError, BodyTooLarge, ModelFileError, Unavailable
-from lmlite.gguf import ModelFile
+from lmlite.gguf import ModelFile, read_model_file
+from lmlite.gguf_projector import Projector, read_projector_file
 from lmlite.messages import (
     Cancel,
     Chat,
@@ -114,10 +115,11 @@ class Supervisor:
         command: Sequence[str] = WORKER_COMMAND,
         watchdog_s: float = WATCHDOG_S,
         file: ModelFile | None = None,
+        projector: Projector | None = None,
     ) -> None:
-        """`file` is what was checked; None for a command that loads none."""
+        """The files are what was checked; None for a command that loads none."""
         self.load = load
-        self._file = file
+        self._file, self._projector = file, projector
         self._command = command
         self._watchdog_s = watchdog_s
         self.ready: Ready | None = None  # of the worker that runs now
@@ -262,16 +264,20 @@ class Supervisor:
         self._fail_open("the server is stopping")
 
     def _check_file(self) -> None:
-        """Checks the model again if it is not what was checked. Raises ModelFileError."""
-        if self._file is None or not self._has_new_file():
+        """Checks again what is not what was checked. Raises ModelFileError."""
+        wait = self._stopping.wait
+        if self._projector is not None and has_changed(self._projector):
+            self._projector = checked_again(self._projector, read_projector_file, wait)
+        if self._file is None or not has_changed(self._file):
             return
-        self._file = file = checked_again(self._file, self._stopping.wait)
+        self._file = file = checked_again(self._file, read_model_file, wait)
         if file.embeds_only == self.load.generates:
             raise ModelFileError(f"{file.path} has become a model of another kind")
         self.load = dataclasses.replace(self.load, parts=file.parts)
 
     def _has_new_file(self) -> bool:
-        return self._file is not None and has_changed(self._file)
+        files = self._file, self._projector
+        return any(file is not None and has_changed(file) for file in files)
 
     def _spawn(self) -> WorkerProcess:
         process = WorkerProcess(self._command, self._log)
