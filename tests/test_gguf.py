@@ -3,6 +3,7 @@
 import ctypes
 import os
 import socket
+import stat
 import struct
 import time
 import tracemalloc
@@ -12,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from lmlite import gguf_header
 from lmlite.errors import ModelFileError
 from lmlite.gguf import read_model_file
 from lmlite.gguf_header import TENSOR_TYPES
 from lmlite.messages import ModelPart
+from tests import architectures
 from tests import gguf_writer as writer
 from tests.conftest import shared_model
 from tests.gguf_writer import Shape, Tensor, Typed, Value
@@ -126,6 +129,62 @@ def test_a_layer_without_keys_may_have_no_heads_for_them(tmp_path: Path) -> None
     without = [tensor for tensor in tensors if tensor.name != "blk.1.attn_k.weight"]
     writer.write_gguf(tmp_path / "a.gguf", metadata, without)
     assert read_model_file(tmp_path / "a.gguf").architecture == "llama"
+
+
+def test_a_model_without_attention_has_nothing_to_rotate(tmp_path: Path) -> None:
+    architectures.mamba(tmp_path / "a.gguf")
+    assert read_model_file(tmp_path / "a.gguf").architecture == "mamba"
+
+
+def test_experts_in_even_groups_are_accepted(tmp_path: Path) -> None:
+    metadata, tensors = small_llama()
+    sizes = {"count": 8, "used_count": 2, "group_count": 4, "group_used_count": 2}
+    metadata |= {f"llama.expert_{name}": n for name, n in sizes.items()}
+    writer.write_gguf(tmp_path / "a.gguf", metadata, tensors)
+    assert read_model_file(tmp_path / "a.gguf").architecture == "llama"
+
+
+def test_a_single_expert_of_hunyuan_is_none(tmp_path: Path) -> None:
+    metadata, tensors = small_llama()
+    named = {key.replace("llama.", "hunyuan-dense."): value for key, value in metadata.items()}
+    named |= {"general.architecture": "hunyuan-dense", "hunyuan-dense.expert_count": 1}
+    writer.write_gguf(tmp_path / "a.gguf", named, tensors)
+    assert read_model_file(tmp_path / "a.gguf").architecture == "hunyuan-dense"
+
+
+# ---- files that do not stay as they are ----------------------------------------------------
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.gguf"
+    writer.write_gguf(path, *small_llama())
+    parse = gguf_header._parse
+
+    def parse_and_touch(*arguments: Any) -> Any:
+        os.utime(path, ns=(0, 0))
+        return parse(*arguments)
+
+    monkeypatch.setattr(gguf_header, "_parse", parse_and_touch)
+    assert refusal(path) == "changed while it was read"
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.gguf"
+    whole = writer.encode_gguf(*small_llama())
+    path.write_bytes(whole[:1000])
+    fstat = os.fstat
+
+    def before(fd: int) -> os.stat_result:
+        fields = list(fstat(fd))
+        fields[stat.ST_SIZE] = len(whole)
+        return os.stat_result(fields)
+
+    monkeypatch.setattr(os, "fstat", before)
+    assert refusal(path) == "was cut short while it was read"
 
 
 # ---- real files ----------------------------------------------------------------------------

@@ -76,6 +76,26 @@ def test_a_projector_with_two_tensors_of_one_name_is_refused(tmp_path: Path) -> 
         read_projector_file(str(path))
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes", "patches"),
+    [
+        ("mlp", {}, (16, 16)),
+        ("gemma3", {}, (16, 16)),
+        ("qwen2vl_merger", {}, (4096 * 4, 4)),
+        ("qwen2vl_merger", {"clip.vision.spatial_merge_size": 3}, (4096 * 9, 9)),
+        ("pixtral", {}, (1024, 1)),
+        ("dots_ocr", {"clip.vision.image_max_pixels": 14 * 14 * 1000}, (1000, 4)),
+    ],
+)
+def test_how_much_of_a_picture_is_encoded_at_once(
+    tmp_path: Path, kind: str, changes: dict[str, Value], patches: tuple[int, int]
+) -> None:
+    keys = projectors.KEYS | {"clip.projector_type": kind} | changes
+    (tmp_path / "mmproj.gguf").write_bytes(encode_gguf(keys, [projectors.ANY_TENSOR]))
+    found = read_projector_file(str(tmp_path / "mmproj.gguf"))
+    assert (found.n_patches, found.n_token_patches) == patches
+
+
 def test_a_language_model_is_no_projector(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["serve", "--port", "0", "--mmproj", str(cli.EMBEDDED_MODEL)]) == 1
     assert "is not a projector, which is what --mmproj takes" in capfd.readouterr().err

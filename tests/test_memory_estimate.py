@@ -27,7 +27,6 @@ from tests.gguf_writer import (
     SPECIAL_TOKENS,
     Value,
     byte_alphabet,
-    encode_gguf,
     write_hollow,
 )
 from tests.image_files import RED, png
@@ -383,26 +382,6 @@ def test_the_estimate_of_the_embedded_eye(tiny: ModelFile, eye: Projector) -> No
     blind, seeing = estimate(tiny, TINY), estimate(tiny, TINY, eye)
     assert seeing.projector == eye.n_tensor_bytes + 4 * n_patches * n_wide
     assert seeing == replace(blind, projector=seeing.projector, images=64 * MIB)
-
-
-@pytest.mark.parametrize(
-    ("kind", "changes", "patches"),
-    [
-        ("mlp", {}, (16, 16)),
-        ("gemma3", {}, (16, 16)),
-        ("qwen2vl_merger", {}, (4096 * 4, 4)),
-        ("qwen2vl_merger", {"clip.vision.spatial_merge_size": 3}, (4096 * 9, 9)),
-        ("pixtral", {}, (1024, 1)),
-        ("dots_ocr", {"clip.vision.image_max_pixels": 14 * 14 * 1000}, (1000, 4)),
-    ],
-)
-def test_how_much_of_a_picture_is_encoded_at_once(
-    tmp_path: Path, kind: str, changes: Keys, patches: tuple[int, int]
-) -> None:
-    keys = projectors.KEYS | {"clip.projector_type": kind} | changes
-    (tmp_path / "mmproj.gguf").write_bytes(encode_gguf(keys, [projectors.ANY_TENSOR]))
-    found = read_projector_file(str(tmp_path / "mmproj.gguf"))
-    assert (found.n_patches, found.n_token_patches) == patches
 
 
 def test_no_picture_has_more_tokens_than_the_context(tiny: ModelFile, eye: Projector) -> None:
