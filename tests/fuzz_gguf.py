@@ -436,7 +436,7 @@ class Patience:
 
     LOOK_S = 1.0
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: "subprocess.Popen[Any]") -> None:
         self._process = process
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)

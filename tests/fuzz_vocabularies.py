@@ -15,7 +15,6 @@ import random
 import struct
 import subprocess
 import sys
-import threading
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,7 +25,7 @@ from lmlite.gguf_header import STRING, read_header
 from lmlite.worker import capi
 from lmlite.worker.llama import LlamaError, Model
 from tests.conftest import LLAMA_CPP, REPOSITORY
-from tests.fuzz_gguf import PATIENCE_S, PROBE, WHOLES
+from tests.fuzz_gguf import PROBE, WHOLES, Patience
 
 KINDS = ("llama-spm", "gpt-2", "phi-3", "starcoder", "bert-bge")
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by gguf_type
@@ -129,14 +128,10 @@ class Loader:
 
     def __call__(self, path: Path) -> str:
         assert self._process.stdin is not None and self._process.stdout is not None
-        watchdog = threading.Timer(PATIENCE_S, self._process.kill)
-        watchdog.start()
-        try:
+        with Patience(self._process):
             self._process.stdin.write(f"{path}\n")
             self._process.stdin.flush()
             said = self._process.stdout.readline().strip()
-        finally:
-            watchdog.cancel()
         if said:
             return said
         self.close()
