@@ -74,6 +74,8 @@ BAD = {
     "repeating nothing": 'root ::= ("a"?)*',
     "repeating what may be nothing": 'root ::= a{40}\na ::= "x"?',
     "beginnings that double": "root ::= n30\nn0 ::= [a]?\n" + DOUBLED,
+    "256 letters, each of which may be missing": "root ::= n8 [b]\nn0 ::= [a]?\n"
+    + "".join(DOUBLED.splitlines(keepends=True)[:8]),
     "450 rules, each of the next": "".join(f"r{i} ::= r{i + 1}\n" for i in range(450)) + YES_NO,
     "a count of nothing": "root ::= {3}",
     "an open string": 'root ::= "a',

@@ -17,7 +17,7 @@ MAX_COUNT = 1000
 MAX_RULES = 500  # and groups, each of which is a rule of its own
 MAX_ELEMENTS = 40_000  # with all repetitions written out: 20 ms for llama.cpp
 MAX_PRODUCT = 10_000  # of counts inside each other
-MAX_BEGINNINGS = 1000  # of what a rule may begin with
+MAX_BEGINNINGS = 250  # of what a rule may begin with
 
 _TOKEN = re.compile(
     r"""(?P<comment>\#[^\n]*)
