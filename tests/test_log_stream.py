@@ -117,7 +117,7 @@ def test_the_exact_prompt_and_answer_are_shown_as_they_happen(server: RunningSer
     n_cached = again["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert compared["data"]["cache"] == (
         f"reused {n_cached} of {again['usage']['prompt_tokens']}; "
-        f"first difference at token {n_cached}: '1' was 'Hi'"
+        f"first difference at token {n_cached}: '1' was 'H'"
     )
     stats: dict[str, Any] = returned["data"]["stats"]
     assert stats["stopReason"] == "maxPredictedTokensReached"

@@ -511,7 +511,7 @@ def test_a_worker_that_sees_takes_what_was_estimated(
         assert answer.status == 200, answer.body
         memory = server.get("/health").json["memory"]
         ratio = sum(memory["held"].values()) / memory["estimated"]["total"]
-        figure("memory", f"a model that sees by {name} took {ratio:.2f} of its estimate")
+        figure("M7", f"a model that sees by {name} took {ratio:.2f} of its estimate")
         assert 0.75 <= ratio <= 1.1
 
 
@@ -537,7 +537,7 @@ def test_a_context_that_does_not_fit_is_cut_and_said_so() -> None:
     with RunningServer("--memory", "50M") as server:
         said = [line for line in server.log if "WARNING" in line]
         assert "the context is 1,792 tokens instead of 4,096" in said[0]
-        assert "checkpoints have 1 MiB instead of 128 MiB: --memory allows 50 MiB" in said[1]
+        assert "checkpoints have 0 MiB instead of 128 MiB: --memory allows 50 MiB" in said[1]
         assert "images have 0 MiB instead of 64 MiB: --memory allows 50 MiB" in said[2]
         assert "no embeddings, which need 13 MiB more: --memory allows 50 MiB" in said[3]
         answer = server.post("/v1/embeddings", input="Hi")
