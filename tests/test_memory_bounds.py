@@ -163,5 +163,6 @@ def test_a_server_that_only_waits_is_small(figure: Figure) -> None:
         of_the_model = sum(estimated[name] for name in ("cells", "vocabulary", "logits"))
         worker = own_bytes(server.worker_pid()) - of_the_model
         figure("M6", f"server {parent / MIB:.1f} MiB, worker {worker / MIB:.1f} of its own")
-        assert parent <= 24 * MIB
-        assert worker <= 20 * MIB
+        slack = 1.0 if FULL else 1.25  # another Python, another C library
+        assert parent <= slack * 24 * MIB
+        assert worker <= slack * 20 * MIB
