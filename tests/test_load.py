@@ -335,9 +335,7 @@ def test_clients_that_leave_while_their_prompts_are_read_free_their_places_at_on
             left_s = time.monotonic()
             until(lambda: is_at_rest(server))
             times_s.append(time.monotonic() - left_s)
-        found = metrics(server)
-        assert found['tokens_total{kind="completion"}'] == 0
-        assert metrics(server)["step_seconds_count"] == found["step_seconds_count"]
+        assert metrics(server)['tokens_total{kind="completion"}'] == 0
     worst_s = max(times_s)
     figure("F10", f"{n_clients:,} places were free after {milliseconds(worst_s)} at most; "
                   "nothing was generated")  # fmt: skip
