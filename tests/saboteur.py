@@ -13,24 +13,30 @@ SEED = 20261125
 
 
 class Saboteur:
-    """Armed with k, it lets the k-th call from then on fail. Calls may come from any thread."""
+    """Armed with k, it lets the k-th call from then on fail. Calls may come from any thread.
+
+    Where several threads make them, in what order is chance: there it is armed with a name too,
+    and counts the calls of that name.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._k: int | None = None
+        self._name: str | None = None
         self.calls: list[str] = []  # by name, since it was armed
         self.failed: str | None = None
 
-    def arm(self, k: int | None) -> None:
-        """None: only counts."""
+    def arm(self, k: int | None, name: str | None = None) -> None:
+        """None: only counts; no name: calls of every name."""
         with self._lock:
-            self._k, self.calls, self.failed = k, [], None
+            self._k, self._name, self.calls, self.failed = k, name, [], None
 
     def strikes(self, name: str) -> bool:
         """One call; whether it is to fail."""
         with self._lock:
             self.calls.append(name)
-            if len(self.calls) != self._k:
+            n_calls = len(self.calls) if self._name is None else self.calls.count(self._name)
+            if self._name not in (None, name) or n_calls != self._k:
                 return False
             self.failed = name
             return True
