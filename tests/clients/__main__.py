@@ -5,7 +5,14 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-from tests.clients import agents, anthropic_client, javascript, openai_client
+from tests.clients import (
+    anthropic_client,
+    javascript,
+    langchain_client,
+    openai_agents_client,
+    openai_client,
+    pydantic_ai_client,
+)
 from tests.server_process import REPOSITORY, RunningServer
 
 INSTRUCTOR = REPOSITORY / ".venv" / "instructor" / "bin" / "python"
@@ -39,9 +46,12 @@ def instructor(server: RunningServer) -> str:
 Examples = Callable[[RunningServer], str]
 CLIENTS: dict[str, tuple[Examples, bool]] = {  # and whether this machine has what it needs
     "OpenAI's Python": (openai_client.examples, True),
-    "OpenAI's JavaScript": (javascript.examples, javascript.is_there()),
+    "OpenAI's JavaScript": (javascript.openai, javascript.is_there()),
     "Anthropic's Python": (anthropic_client.examples, True),
-    "pydantic-ai": (agents.examples, True),
+    "OpenAI's agents": (openai_agents_client.examples, True),
+    "pydantic-ai": (pydantic_ai_client.examples, True),
+    "LangChain": (langchain_client.examples, True),
+    "Vercel's AI SDK": (javascript.vercel, javascript.is_there()),
     "instructor": (instructor, True),
     "curl": (curl, shutil.which("curl") is not None),
 }

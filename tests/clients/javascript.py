@@ -1,16 +1,22 @@
-"""OpenAI's JavaScript client, fetched by npm: runs openai_client.mjs, and checks what it found."""
+"""OpenAI's JavaScript client and Vercel's AI SDK, fetched by npm: runs them, and checks them."""
 
 import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from tests.clients.asked import RED_IMAGE, RED_WORD, RESULT, TOLD
 from tests.server_process import REPOSITORY, RunningServer
 
 FOLDER = REPOSITORY / ".venv" / "clients" / "node"
-PACKAGE = "openai@7.57.0"
-SCRIPT = Path(__file__).with_name("openai_client.mjs")
+# The last of Vercel's that run on Node.js 20.
+PACKAGES = [
+    "openai@7.57.0",
+    "ai@6.0.326",
+    "@ai-sdk/openai@3.0.141",
+    "@ai-sdk/openai-compatible@2.0.92",
+]
 
 
 def is_there() -> bool:
@@ -18,16 +24,24 @@ def is_there() -> bool:
     return shutil.which("npm") is not None and shutil.which("node") is not None
 
 
-def examples(server: RunningServer) -> str:
-    """All of it; an answer, to be shown."""
-    if not (FOLDER / "node_modules" / "openai").is_dir():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        install = ["npm", "install", "--silent", "--no-audit", "--no-fund", PACKAGE]
+def run(script: str, server: RunningServer) -> Any:
+    """What a script beside this file prints."""
+    stamp, wanted = FOLDER / "packages", "\n".join(PACKAGES)
+    if not stamp.exists() or stamp.read_text() != wanted:
+        shutil.rmtree(FOLDER, ignore_errors=True)
+        FOLDER.mkdir(parents=True)
+        install = ["npm", "install", "--silent", "--no-audit", "--no-fund", *PACKAGES]
         subprocess.run(install, cwd=FOLDER, check=True)
+        stamp.write_text(wanted)
     # Node looks for packages beside the script.
-    script = shutil.copy(SCRIPT, FOLDER)
-    command = ["node", script, server.url, server.model, RED_IMAGE]
-    found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    path = shutil.copy(Path(__file__).with_name(script), FOLDER)
+    command = ["node", path, server.url, server.model, RED_IMAGE]
+    return json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+
+
+def openai(server: RunningServer) -> str:
+    """All of it; an answer, to be shown."""
+    found = run("openai_client.mjs", server)
     assert found["content"] == found["streamed"] != ""
     assert found["usage"] == found["whole_usage"]
     for function in [*found["call"], *found["calls"]]:
@@ -46,3 +60,18 @@ def examples(server: RunningServer) -> str:
     assert (found["legacy"], found["models"], found["status"]) == ("length", [server.model], 404)
     assert found["n_embd"] > 0
     return str(found["content"])
+
+
+def vercel(server: RunningServer) -> str:
+    """The same of each of its three ways to ask."""
+    found = run("vercel_client.mjs", server)
+    for way in found["ways"]:
+        assert way["told"] == way["streamed"] == TOLD
+        assert way["tokens"] > 0
+        assert way["asked"][:2] == ["Oslo", "Oslo"]
+        assert sorted(way["asked"][2:]) == ["Oslo", "Rome"]
+        assert way["form"] == {"name": "Anna", "age": 12}
+        assert way["seen"] == RED_WORD
+    assert len(found["ways"]) == 3
+    assert found["n_embd"] > 0
+    return TOLD

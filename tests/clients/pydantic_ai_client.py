@@ -1,4 +1,4 @@
-"""An agent framework, pydantic-ai: it calls a Python function, and goes on with what that returned.
+"""pydantic-ai: an agent calls a Python function, and goes on with what that returned.
 
 Over chats and over responses, whole and streamed.
 """
