@@ -214,6 +214,25 @@ def test_the_index_of_an_input_that_is_too_long_is_named(server: RunningServer) 
     assert answer.error["message"].startswith("input 2 has ")
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "é" * 65_537}]}),
+        (TEXT, {"prompt": " " * 131_074}),
+        (EMBED, {"input": ["a", "é" * 65_537]}),
+    ],
+    ids=["chat", "text", "embedding"],
+)
+def test_a_text_that_no_context_holds_is_refused_by_its_bytes(
+    server: RunningServer, path: str, body: dict[str, Any]
+) -> None:
+    answer = server.post(path, **body)
+    assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
+    assert answer.error["message"] == (
+        "131,074 bytes are more than the context of 2,048 tokens holds"
+    )
+
+
 def test_the_right_methods_are_listed_with_a_405(server: RunningServer) -> None:
     assert server.get(CHAT).headers["allow"] == "POST, OPTIONS"
     assert server.post("/v1/models").headers["allow"] == "GET, HEAD, OPTIONS"

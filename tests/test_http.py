@@ -265,6 +265,13 @@ def test_a_request_beyond_the_queue_is_told_to_come_back(open_house: Any) -> Non
         assert house.supervisor.fault is None
     status, body = house.ask("echo x")
     assert (status, json.loads(body)["error"]["message"]) == (503, "2 requests are waiting already")
+    # It is told so before it has sent anything but its head.
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    head += "Content-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
+    answer = house.exchange(head.encode())
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"\r\nConnection: close\r\n" in answer
+    assert b"\r\nRetry-After: " in answer
     for connection in waiting:
         connection.close()
     while house.supervisor.n_open():

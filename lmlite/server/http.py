@@ -125,6 +125,8 @@ class Handler:
         # Only a POST has a use for a body; what comes with another method is read and dropped.
         most = self._limits.max_body if head.method == "POST" else self._limits.max_head
         n_body = wire.body_length(head, most)
+        if head.method == "POST":  # it is for the worker: nothing is read that has no place there
+            self.server.registry.models()[0].supervisor.check_admission()
         if n_body and "expect" in head.headers:
             self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self._body = self._connection.read_body(n_body)

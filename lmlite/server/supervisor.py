@@ -155,6 +155,14 @@ class Supervisor:
         with self._changed:
             self._changed.wait_for(lambda: self.ready or self.fault, timeout_s)
 
+    def check_admission(self) -> None:
+        """Raises Unavailable when a further request would be refused, whatever it asks."""
+        with self._changed:
+            if self.ready is not None or self.fault is not None:
+                self._ready_process()
+            if len(self._replies) >= self.load.n_parallel + self.load.n_queue:
+                raise Unavailable(f"{len(self._replies)} requests are waiting already")
+
     def submit(self, request: Chat | Complete | Embed) -> Reply:
         """Sends a request to the worker, waiting for it to load.
 
@@ -165,8 +173,7 @@ class Supervisor:
         request = dataclasses.replace(request, id=next(self._ids))
         with self._changed:
             process = self._ready_process()
-            if len(self._replies) >= self.load.n_parallel + self.load.n_queue:
-                raise Unavailable(f"{len(self._replies)} requests are waiting already")
+            self.check_admission()
             reply = Reply(self, request, process)
             self._suspects.check(reply.fingerprint)
             self._replies[request.id] = reply

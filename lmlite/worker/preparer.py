@@ -30,6 +30,10 @@ from lmlite.worker.llama import Grammar, LlamaError, Model
 from lmlite.worker.media import Eye, Picture, UnreadableImage
 from lmlite.worker.sequence import Sequence
 
+# No text has more to a token, but for one of nothing but spaces. Longer ones are refused unread:
+# megabytes take a tokenizer seconds, in which nobody else's request is prepared.
+MAX_TOKEN_BYTES = 64
+
 
 class Preparer:
     """Makes sequences and inputs for one model."""
@@ -65,6 +69,7 @@ class Preparer:
     def _chat(self, request: Chat) -> list[Sequence]:
         if self._template is None:
             raise Unsupported("this is an embedding model, it cannot chat", param="model")
+        self._check_bytes("".join(message.content for message in request.messages), "messages")
         pictures = self._pictures(request.messages)
         rendered = self._template.render(request.messages, request.options, pictures)
         prompt = rendered.prompt
@@ -204,6 +209,7 @@ class Preparer:
     def _tokens(self, prompt: Prompt, param: str) -> list[int]:
         """Tokens of a prompt that the client owns: its text may spell control tokens."""
         if isinstance(prompt, str):
+            self._check_bytes(prompt, param)
             tokens = self._model.vocab.tokenize(prompt, add_special=True, parse_special=True)
         else:
             tokens = list(prompt)
@@ -221,6 +227,13 @@ class Preparer:
             return prompt
         piece = functools.partial(self._model.vocab.piece, special=True)
         return b"".join(map(piece, prompt)).decode("utf-8", "replace")
+
+    def _check_bytes(self, text: str, param: str) -> None:
+        if (n_bytes := len(text.encode())) > MAX_TOKEN_BYTES * self._n_ctx_seq:
+            raise PromptTooLong(
+                f"{n_bytes:,} bytes are more than the context of {self._n_ctx_seq:,} tokens holds",
+                param=param,
+            )
 
     def _check_prompt(self, n_tokens: int, param: str) -> None:
         if n_tokens > self._n_ctx_seq:
