@@ -140,12 +140,20 @@ def talk(soak: Soak, rng: random.Random) -> None:
 def outcome(soak: Soak, method: str, path: str, body: bytes) -> str:
     """What became of a request, which is noted."""
     connection = http.client.HTTPConnection("127.0.0.1", soak.server.port, timeout=STUCK_S)
+    times_s = [time.monotonic()]
     try:
-        connection.request(method, path, body, JSON)
+        connection.connect()
+        times_s.append(time.monotonic())
+        # A refusal may come before all is sent; like every client, this one reads it then.
+        with contextlib.suppress(ConnectionError):
+            connection.request(method, path, body, JSON)
+        times_s.append(time.monotonic())
         reply = connection.getresponse()
         end = end_of(reply.status, reply.headers, reply.read())
     except (OSError, http.client.HTTPException) as err:
-        end = f"{type(err).__name__}: {err}"
+        times_s.append(time.monotonic())
+        steps = ", ".join(f"{b - a:.3f}" for a, b in itertools.pairwise(times_s))
+        end = f"{type(err).__name__}: {err}; connected, asked, told in {steps} s"
     finally:
         connection.close()
     if end in ENDS:
