@@ -92,7 +92,7 @@ def estimate(file: ModelFile, load: Load, projector: Projector | None = None) ->
     n_seq = n_lanes(load.n_parallel, not shape.n_state)
     per_token = TRIE_TOKEN_BYTES if shape.has_trie else TOKEN_BYTES
     if load.generates:
-        n_batch = min(load.n_batch, n_ctx)
+        n_batch = max(min(load.n_batch, n_ctx), n_seq)
         n_outputs = max(n_seq, min(n_batch, load.n_parallel + MAX_OUTPUT_PIECE))
     else:
         n_batch = n_outputs = context_size(load, file.n_ctx_train)

@@ -237,6 +237,18 @@ def test_a_template_file_replaces_the_models_own(tmp_path: Path) -> None:
         assert answer.error["message"].endswith(": only haiku, please")
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [("--batch", "4", "--parallel", "4"), ("--ctx", "3"), ("--ctx", "8", "--parallel", "64")],
+    ids=" ".join,
+)
+def test_a_batch_or_a_context_with_less_than_a_token_for_each_sequence_serves(
+    arguments: tuple[str, ...],
+) -> None:
+    with RunningServer(*arguments) as server:
+        assert server.chat("Say: red")["choices"][0]["message"]["content"] == "red"
+
+
 def test_a_template_that_renders_nothing_is_a_bad_request_and_no_wait(tmp_path: Path) -> None:
     path = tmp_path / "silent.jinja"
     path.write_text("{% if messages[0].content == 'Hi' %}{% else %}x{% endif %}")

@@ -186,12 +186,14 @@ class Worker:
         self._outbox.send([Loading(fraction)])
 
     def _make_context(self, stack: ExitStack) -> Context:
-        load = self._load
+        load, n_lanes = self._load, self._n_lanes()
+        # llama.cpp ends a process whose batch, or context, has fewer tokens than sequences.
+        n_ctx = max(self._n_ctx, n_lanes)
         context = Context(
             self._model,
-            n_ctx=self._n_ctx,
-            n_batch=min(load.n_batch, self._n_ctx),
-            n_seq_max=self._n_lanes(),
+            n_ctx=n_ctx,
+            n_batch=max(min(load.n_batch, n_ctx), n_lanes),
+            n_seq_max=n_lanes,
             n_threads=self._n_threads,
             cache_type_k=load.cache_type_k,
             cache_type_v=load.cache_type_v,
