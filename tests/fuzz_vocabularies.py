@@ -62,7 +62,7 @@ def mutant(original: Original, name: str, seed: int, number: int) -> bytes:
         if rng.random() < 0.05:
             del data[rng.randrange(len(data)) :]
         elif kind == STRING:
-            with contextlib.suppress(struct.error):  # it lay behind an end that was cut off
+            with contextlib.suppress(struct.error):  # an earlier change left none there
                 _change_texts(rng, data, at, n)
         else:
             place = at + (0 if n is None else rng.randrange(n)) * SIZES[kind]
@@ -73,14 +73,14 @@ def mutant(original: Original, name: str, seed: int, number: int) -> bytes:
 
 def _change_texts(rng: random.Random, data: bytearray, at: int, n: int | None) -> None:
     """Another text, or some bytes of a text in a list: of its first ten thousand, as they lie."""
-    (length,) = struct.unpack_from("<Q", data, at)
+    length = _length(data, at)
     if n is None:
         text = rng.choice(TEXTS)
         data[at : at + 8 + length] = struct.pack("<Q", len(text)) + text
         return
     for _ in range(rng.randrange(min(n, 10_000))):
         at += 8 + length
-        (length,) = struct.unpack_from("<Q", data, at)
+        length = _length(data, at)
     match rng.randrange(4):
         case 0:
             data[at + 8 : at + 8 + length] = rng.randbytes(length)
@@ -91,8 +91,16 @@ def _change_texts(rng: random.Random, data: bytearray, at: int, n: int | None) -
             data[at : at + 8 + length] = struct.pack("<Q", len(text)) + text
         case _:  # the same as the one behind it
             following = at + 8 + length
-            (n_bytes,) = struct.unpack_from("<Q", data, following)
+            n_bytes = _length(data, following)
             data[at : at + 8 + length] = data[following : following + 8 + n_bytes]
+
+
+def _length(data: bytearray, at: int) -> int:
+    """Of the text at a place. Raises struct.error when an earlier change left none there."""
+    (length,) = struct.unpack_from("<Q", data, at)
+    if length > len(data) - at:
+        raise struct.error("the text has no end")
+    return int(length)
 
 
 # ---- a loader in another process -----------------------------------------------------------

@@ -119,6 +119,7 @@ def run_command(command: str, found: Found) -> None:
     lines = done.stdout.strip().splitlines()
     found.figures.append(lines[-1] if lines else "it said nothing")
     if done.returncode:
+        print(done.stdout)  # what failed, one by one
         found.failed.append(command)
 
 

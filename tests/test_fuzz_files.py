@@ -25,6 +25,15 @@ def test_damaged_vocabularies_end_no_loader() -> None:
     assert totals["refused"] > 0 < totals["used"]
 
 
+@pytest.mark.usefixtures("llama_cpp")
+@pytest.mark.parametrize(("name", "number"), [("gpt-2", 210), ("starcoder", 57)])
+def test_a_text_that_an_earlier_change_left_without_an_end_is_not_followed(
+    name: str, number: int
+) -> None:
+    original = fuzz_vocabularies.Original(name)
+    assert fuzz_vocabularies.mutant(original, name, 1, number) != original.data
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_damaged_images_end_no_worker(kind: str) -> None:
     totals = fuzz_images.run(SEED, kind, range(100))
