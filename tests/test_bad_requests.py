@@ -215,21 +215,21 @@ def test_the_index_of_an_input_that_is_too_long_is_named(server: RunningServer) 
 
 
 @pytest.mark.parametrize(
-    ("path", "body"),
+    ("path", "body", "name"),
     [
-        (CHAT, {"messages": [{"role": "user", "content": "é" * 65_537}]}),
-        (TEXT, {"prompt": " " * 131_074}),
-        (EMBED, {"input": ["a", "é" * 65_537]}),
+        (CHAT, {"messages": [{"role": "user", "content": "é" * 65_537}]}, "the prompt"),
+        (TEXT, {"prompt": " " * 131_074}, "the prompt"),
+        (EMBED, {"input": ["a", "é" * 65_537]}, "input 1"),
     ],
     ids=["chat", "text", "embedding"],
 )
 def test_a_text_that_no_context_holds_is_refused_by_its_bytes(
-    server: RunningServer, path: str, body: dict[str, Any]
+    server: RunningServer, path: str, body: dict[str, Any], name: str
 ) -> None:
     answer = server.post(path, **body)
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
     assert answer.error["message"] == (
-        "131,074 bytes are more than the context of 2,048 tokens holds"
+        f"{name} has 131,074 bytes, more than the context of 2,048 tokens holds"
     )
 
 

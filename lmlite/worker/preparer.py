@@ -30,8 +30,8 @@ from lmlite.worker.llama import Grammar, LlamaError, Model
 from lmlite.worker.media import Eye, Picture, UnreadableImage
 from lmlite.worker.sequence import Sequence
 
-# No text has more to a token, but for one of nothing but spaces. Longer ones are refused unread:
-# megabytes take a tokenizer seconds, in which nobody else's request is prepared.
+# Far more than a token of prose or code has; only long runs of one sign come near. Longer texts are
+# refused unread: megabytes take a tokenizer seconds, in which nobody else's request is prepared.
 MAX_TOKEN_BYTES = 64
 
 
@@ -169,7 +169,7 @@ class Preparer:
     def _embed(self, request: Embed) -> list[Input]:
         inputs = []
         for index, prompt in enumerate(request.inputs):
-            tokens = self._tokens(prompt, "input")
+            tokens = self._tokens(prompt, "input", f"input {index}")
             if len(tokens) > self._n_ctx_seq:
                 raise PromptTooLong(
                     f"input {index} has {len(tokens):,} tokens, more than the model's context "
@@ -206,10 +206,10 @@ class Preparer:
             for i in range(request.n)
         ]
 
-    def _tokens(self, prompt: Prompt, param: str) -> list[int]:
+    def _tokens(self, prompt: Prompt, param: str, name: str = "the prompt") -> list[int]:
         """Tokens of a prompt that the client owns: its text may spell control tokens."""
         if isinstance(prompt, str):
-            self._check_bytes(prompt, param)
+            self._check_bytes(prompt, param, name)
             tokens = self._model.vocab.tokenize(prompt, add_special=True, parse_special=True)
         else:
             tokens = list(prompt)
@@ -228,10 +228,11 @@ class Preparer:
         piece = functools.partial(self._model.vocab.piece, special=True)
         return b"".join(map(piece, prompt)).decode("utf-8", "replace")
 
-    def _check_bytes(self, text: str, param: str) -> None:
+    def _check_bytes(self, text: str, param: str, name: str = "the prompt") -> None:
         if (n_bytes := len(text.encode())) > MAX_TOKEN_BYTES * self._n_ctx_seq:
             raise PromptTooLong(
-                f"{n_bytes:,} bytes are more than the context of {self._n_ctx_seq:,} tokens holds",
+                f"{name} has {n_bytes:,} bytes, more than the context of {self._n_ctx_seq:,} "
+                "tokens holds",
                 param=param,
             )
 
