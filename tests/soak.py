@@ -144,7 +144,7 @@ def outcome(soak: Soak, method: str, path: str, body: bytes) -> str:
     try:
         connection.connect()
         times_s.append(time.monotonic())
-        # A refusal may come before all is sent; like every client, this one reads it then.
+        # A refusal may come before all is sent: it is there to be read.
         with contextlib.suppress(ConnectionError):
             connection.request(method, path, body, JSON)
         times_s.append(time.monotonic())

@@ -217,13 +217,21 @@ def test_whatever_fails_while_a_worker_is_replaced_another_one_comes(saboteur: S
         assert outcome(house, False) == "answered"
         until(lambda: house.server.n_connections() == 0)
         before, n_failed = held(house), Counter[str]()
-        for name, k in every(["spawn", "start", "encode", "pipe.write", "read"], n_failed):
+
+        def replace_worker() -> None:
             n_started, pid = house.supervisor.n_started, house.supervisor.pid
             assert pid is not None
-            saboteur.arm(k, name)
             os.kill(pid, 9)
-            until(lambda n=n_started: house.supervisor.n_started > n)  # type: ignore[misc]
+            until(lambda: house.supervisor.n_started > n_started)
             until(lambda: house.supervisor.ready is not None)
+
+        saboteur.arm(None)
+        replace_worker()
+        names = sorted(set(saboteur.calls))
+        assert {"spawn", "start", "encode", "pipe.write", "pipe.flush", "read"} <= set(names)
+        for name, k in every(names, n_failed):
+            saboteur.arm(k, name)
+            replace_worker()
             n_failed[name] += saboteur.failed is not None
             saboteur.arm(None)
             assert outcome(house, False) == "answered", f"after {name}, the {k}. call"
