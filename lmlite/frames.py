@@ -14,15 +14,14 @@ import json
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any, BinaryIO
-
-from lmlite import messages
 
 MAX_FRAME_BYTES = 32 << 20  # a prompt of the largest accepted body, escaped, stays below this
 
 _LENGTH_BYTES = 4
 _to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+_from_text = json.JSONDecoder().raw_decode  # json.loads also guesses the encoding
 
 
 class FrameError(Exception):
@@ -58,11 +57,11 @@ def read(stream: BinaryIO, family: Any) -> Any | None:
 def decode(payload: bytes, family: Any) -> Any:
     """The message in one frame's payload. Raises FrameError."""
     try:
-        body = json.loads(payload)
-        kind = getattr(messages, body.pop("type"))
-        if kind not in (typing.get_args(family) or [family]):
-            raise TypeError(f"{kind.__name__} is not expected here")
-        return _reader(kind)(body)
+        text = payload.decode()
+        body, n_read = _from_text(text)
+        if n_read != len(text):
+            raise ValueError("something follows its end")
+        return _readers(family)[body.pop("type")](body)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
         raise FrameError(f"a frame is malformed: {err}") from None
 
@@ -93,6 +92,12 @@ def _to_json(value: Any) -> Any:
 
 
 @functools.cache
+def _readers(family: Any) -> dict[str, Callable[[Any], Any]]:
+    """Of each class that is expected, by its name."""
+    return {kind.__name__: _reader(kind) for kind in typing.get_args(family) or [family]}
+
+
+@functools.cache
 def _reader(annotation: Any) -> Callable[[Any], Any]:
     """The function that turns a JSON value into `annotation`, or raises TypeError or ValueError."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
@@ -108,6 +113,8 @@ def _reader(annotation: Any) -> Callable[[Any], Any]:
 
 
 def _plain(kind: type, value: Any) -> Any:
+    if type(value) is kind:
+        return value
     if kind is bytes and type(value) is str:
         try:
             return base64.b64decode(value, validate=True)
@@ -115,9 +122,7 @@ def _plain(kind: type, value: Any) -> Any:
             raise ValueError(str(err)) from None
     if kind is float and type(value) is int:
         return float(value)
-    if type(value) is not kind:
-        raise TypeError(f"{value!r:.40} is not of type {kind.__name__}")
-    return value
+    raise TypeError(f"{value!r:.40} is not of type {kind.__name__}")
 
 
 def _literal(allowed: tuple[str, ...], value: Any) -> Any:
@@ -131,7 +136,7 @@ def _union_reader(readers: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
         for reader in readers:
             try:
                 return reader(value)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, KeyError):
                 continue
         raise TypeError(f"{value!r:.40} is of no expected type")
 
@@ -154,11 +159,11 @@ def _tuple_reader(args: tuple[Any, ...]) -> Callable[[Any], Any]:
 def _object_reader(kind: Any) -> Callable[[Any], Any]:
     hints = typing.get_type_hints(kind)
     readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
-    needed = {field.name for field in fields(kind) if field.default is MISSING}
 
     def read_object(value: Any) -> Any:
-        if type(value) is not dict or not needed <= value.keys() <= readers.keys():
-            raise TypeError(f"the fields are not those of {kind.__name__}")
+        if type(value) is not dict:
+            raise TypeError(f"{value!r:.40} is no {kind.__name__}")
+        # A name that is not its own is a KeyError here, one that is missing a TypeError there.
         return kind(**{name: readers[name](item) for name, item in value.items()})
 
     return read_object

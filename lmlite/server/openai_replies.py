@@ -6,7 +6,6 @@ one piece is the same events given to `add`, and then `whole`. Pure; knows no so
 
 import base64
 import codecs
-import json
 import math
 from array import array
 from collections.abc import Iterable
@@ -180,10 +179,10 @@ class CompletionReply:
             mark = "<text>"
             chunk = self._chunk(self._delta_choice(Delta(event.id, event.index, mark)))
             # The last one, since a model may be called as the mark is.
-            head, _, tail = chunk.rpartition(json.dumps(mark).encode())
+            head, _, tail = chunk.rpartition(wire.to_json(mark))
             self._templates[event.index] = (head, tail)
         head, tail = self._templates[event.index]
-        return head + json.dumps(event.text, ensure_ascii=False).encode() + tail
+        return head + wire.to_json(event.text) + tail
 
     def _chunk(self, choice: Json | None) -> bytes:
         if choice is None:

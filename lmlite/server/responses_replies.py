@@ -264,7 +264,7 @@ class ResponseReply:
             empty: Json = {"logprobs": []} if isinstance(item, _Message) else {}
             data = wire.to_json({"type": kind} | item.place() | empty)
             self._heads[item.id] = b"event: %b\ndata: %b" % (kind.encode(), data[:-1])
-        delta = json.dumps(text, ensure_ascii=False).encode()
+        delta = wire.to_json(text)
         number = self._number()
         return b'%b,"delta":%b,"sequence_number":%d}\n\n' % (self._heads[item.id], delta, number)
 

@@ -31,6 +31,9 @@ class Tally:
     def add(self, event: ReplyEvent) -> None:
         """Counts an event; tells those who watch."""
         match event:
+            case Delta():
+                if self._first_token_s is None:
+                    self._first_token_s = time.monotonic()
             case Prompted():
                 self._prompt_of[event.index] = event.text
             case Started():
@@ -40,9 +43,6 @@ class Tally:
                 self.n_prompt += event.n_prompt
                 self.n_cached += event.n_cached
                 self._n_prompt_of[event.index] = event.n_prompt
-            case Delta():
-                if self._first_token_s is None:
-                    self._first_token_s = time.monotonic()
             case Returned():
                 self._text_of[event.index] = event.text
             case Finished():

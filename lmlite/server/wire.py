@@ -28,6 +28,7 @@ from lmlite.server.limits import DEFAULT_LIMITS, Limits
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTENT_TYPE = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
+_to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 # Headers that may come once only, since readers differ on which of two counts.
 _SINGLE = {"host", "content-length", "content-type", "transfer-encoding", "authorization"}
 
@@ -211,7 +212,7 @@ def _check_surrogates(value: Any) -> None:
 
 def to_json(value: Any) -> bytes:
     """Compact JSON in UTF-8. Raises ValueError for NaN and infinity, which are not JSON."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _to_text(value).encode()
 
 
 # ---- server-sent events --------------------------------------------------------------------
