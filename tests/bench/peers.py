@@ -158,11 +158,14 @@ def free_port() -> int:
 @contextmanager
 def running(command: list[str], port: int, log_path: Path) -> Iterator[Server]:
     """The process, once it says that it is ready; it is ended when the block is left."""
+    # Where somebody has told Python to keep no compiled modules, it would compile at each start.
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
     with log_path.open("wb") as log:
         began_s = time.perf_counter()
         process = subprocess.Popen(
-            command, cwd=model.REPOSITORY, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
+            command, cwd=model.REPOSITORY, env=environment,
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+        )  # fmt: skip
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until_ready(process, url, log_path)

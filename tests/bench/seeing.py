@@ -8,9 +8,9 @@ from statistics import median
 
 from tests import projectors
 from tests.bench import model
-from tests.bench.client import BadReply, Connection, ask_chat
+from tests.bench.client import Connection, ask_chat
 from tests.bench.peers import Side
-from tests.bench.work import BIG, Values, Work, warm_up
+from tests.bench.work import FEW, Values, Work, warm_up
 from tests.image_files import png
 
 MMPROJ_PATH = model.FOLDER / "random-mmproj.gguf"
@@ -31,7 +31,7 @@ def same_picture(side: Side, work: Work) -> Values:
     """A question about a picture, the same again, and another one about the same picture."""
     firsts, agains, others = [], [], []
     with (
-        side.serve(replace(BIG, n_parallel=4, mmproj_path=made())) as server,
+        side.serve(replace(FEW, mmproj_path=made())) as server,
         Connection(server.url) as connection,
     ):
         warm_up(server)
@@ -47,8 +47,6 @@ def same_picture(side: Side, work: Work) -> Values:
                 for text in (work.prompt(12), work.prompt(12))
             ]
             first, again, other = answers = [connection.stream(asked[i]) for i in (0, 0, 1)]
-            if first.text != again.text:
-                raise BadReply("the same question got another answer")
             work.count(*answers)
             firsts.append(first.first_token_s)
             agains.append(again.first_token_s / first.first_token_s)

@@ -14,14 +14,14 @@ from statistics import median
 
 from tests.bench.client import Asked, BadReply, Completion, Connection, ask, ask_chat
 from tests.bench.peers import Server, Side, busy_process
-from tests.bench.work import BIG, Values, Work, crowd, warm_up
+from tests.bench.work import BIG, FEW, Values, Work, crowd, warm_up
 
 # ---- one client ----------------------------------------------------------------------------
 
 
 def one_stream(side: Side, work: Work) -> Values:
     """One client, prompts of 408 tokens, 64 tokens each: what a single user feels."""
-    with side.serve(BIG) as server, Connection(server.url) as connection:
+    with side.serve(FEW) as server, Connection(server.url) as connection:
         warm_up(server)
         answers = [
             connection.stream(ask(server.model, work.prompt(408), 64)) for _ in range(work.n(6, 2))
@@ -36,7 +36,7 @@ def one_stream(side: Side, work: Work) -> Values:
 def conversation(side: Side, work: Work) -> Values:
     """Six turns of one chat, each with all that was said before it."""
     messages = [{"role": "system", "content": "You are helpful." + work.prompt(40)}]
-    with side.serve(BIG) as server, Connection(server.url) as connection:
+    with side.serve(FEW) as server, Connection(server.url) as connection:
         warm_up(server)
         began_s = time.perf_counter()
         answers = []
@@ -51,7 +51,7 @@ def conversation(side: Side, work: Work) -> Values:
 
 def busy_machine(side: Side, work: Work) -> Values:
     """One client generates while another process, not of the server, keeps one core busy."""
-    with side.serve(BIG) as server, Connection(server.url) as connection:
+    with side.serve(FEW) as server, Connection(server.url) as connection:
         warm_up(server)
         with busy_process():
             answers = [
@@ -88,7 +88,7 @@ def thirty_two_at_once(side: Side, work: Work) -> Values:
 def shared_system_prompt(side: Side, work: Work) -> Values:
     """16 questions of 4 clients behind the same 900 words, which nobody has asked before."""
     system = "You are helpful." + work.prompt(900)
-    with side.serve(BIG) as server:
+    with side.serve(FEW) as server:
         warm_up(server)
         requests = [
             ask_chat(
@@ -115,7 +115,7 @@ def short_requests(side: Side, work: Work) -> Values:
 def arriving_prompt(side: Side, work: Work) -> Values:
     """A stream runs, and 1,209 tokens arrive from somebody else: how long it falls silent."""
     silences, firsts = [], []
-    with side.serve(BIG) as server:
+    with side.serve(FEW) as server:
         warm_up(server)
         for _ in range(work.n(3, 1)):
             running = ask(server.model, work.prompt(18), 250)
@@ -150,7 +150,7 @@ def _one_after_the_other(
 
 def large_bodies(side: Side, work: Work) -> Values:
     """One client generates; 8 others send 300 kB of JSON four times a second, to be refused."""
-    with side.serve(BIG) as server, Connection(server.url) as connection:
+    with side.serve(FEW) as server, Connection(server.url) as connection:
         warm_up(server)
 
         def rate() -> float:

@@ -1,13 +1,14 @@
 """What a scenario is given: how much to do, with which prompts, and where it counts it."""
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tests.bench import model
 from tests.bench.client import Asked, Completion, Connection, Crowd, ask, at_once
 from tests.bench.peers import Server, Setup
 
-BIG = Setup(model.MODEL_PATH)
+BIG = Setup(model.MODEL_PATH)  # for many clients
+FEW = replace(BIG, n_parallel=4)  # for four at most, as lmlite serves if nothing is said
 Values = dict[str, float]  # of each figure, by its key
 
 # Each is one token of Qwen2's with the space before it, so that prompts have a known length.
