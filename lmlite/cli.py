@@ -32,7 +32,8 @@ from lmlite.server.keys import VARIABLE, read_keys
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.logs import Log
 from lmlite.server.registry import Registry, ServedModel
-from lmlite.server.supervisor import Supervisor
+from lmlite.server.supervisor import SPAWN_FAULTS, Supervisor
+from lmlite.server.worker_process import WORKER_COMMAND, WorkerProcess
 
 EMBEDDED_MODEL = Path(__file__).parent / "models" / "tiny.gguf"
 EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
@@ -128,10 +129,17 @@ def run_serve(options: argparse.Namespace) -> int:
     log = Log(options.log_level)
     notifier = systemd.Notifier()
     limits = limits_of(options)
-    model = served_model(options, limits, log)
-    if model.sees and limits.max_body == DEFAULT_LIMITS.max_body:
-        limits = replace(limits, max_body=IMAGE_FACTOR * limits.max_body)
-    server = _server(options, limits, Registry([model]), log)
+    waiting = _waiting_worker(log)
+    try:
+        model = served_model(options, limits, log, waiting)
+        if model.sees and limits.max_body == DEFAULT_LIMITS.max_body:
+            limits = replace(limits, max_body=IMAGE_FACTOR * limits.max_body)
+        server = _server(options, limits, Registry([model]), log)
+    except BaseException:
+        if waiting is not None:
+            waiting.kill()
+            waiting.bury()
+        raise
     threading.stack_size(limits.thread_stack)
     stop = _stop_event()
     model.supervisor.start()
@@ -151,6 +159,14 @@ def run_serve(options: argparse.Namespace) -> int:
         server.drain(LAST_WORDS_S)
     log.line("info", "stopped")
     return 0
+
+
+def _waiting_worker(log: Log) -> WorkerProcess | None:
+    """One whose Python starts while the model's file is checked here. None: not now."""
+    try:
+        return WorkerProcess(WORKER_COMMAND, log)
+    except SPAWN_FAULTS:
+        return None  # the supervisor tries again, and tells why not
 
 
 def limits_of(options: argparse.Namespace) -> Limits:
@@ -195,8 +211,13 @@ def _keys(options: argparse.Namespace) -> tuple[bytes, ...]:
         raise StartError(str(err), 2) from None
 
 
-def served_model(options: argparse.Namespace, limits: Limits, log: Log) -> ServedModel:
-    """The model that the command line names, checked, with a supervisor that is not started."""
+def served_model(
+    options: argparse.Namespace, limits: Limits, log: Log, waiting: WorkerProcess | None = None
+) -> ServedModel:
+    """The model that the command line names, checked, with a supervisor that is not started.
+
+    The supervisor takes over the worker that waits, unless a StartError is raised.
+    """
     path = os.path.abspath(options.model or options.model_flag or EMBEDDED_MODEL)
     try:
         file = gguf.read_model_file(path)
@@ -208,8 +229,40 @@ def served_model(options: argparse.Namespace, limits: Limits, log: Log) -> Serve
         raise StartError(f"{options.chat_template} cannot be read: {err}", 1) from None
     if file.pooling == "rank":
         raise StartError(f"{Path(path).name} is a reranking model, which has no endpoint here", 1)
-    load = Load(
-        model_path=path,
+    load = _load_of(options, limits, file, projector, template)
+    plan = _planned(options, file, load, projector, log)
+    defaults = sampling.defaults(
+        file.sampling,
+        options.sampling or {},
+        lambda text: log.line("warning", text),
+        separate_reasoning=options.reasoning_format == "auto",
+        allows_grammars=options.allow_grammar,
+        takes_images=projector is not None,
+        limits=limits,
+    )
+    name = options.alias or Path(path).stem
+    supervisor = Supervisor(
+        plan.load,
+        log,
+        watchdog_s=options.watchdog,
+        file=file,
+        projector=projector,
+        waiting=waiting,
+    )
+    return ServedModel(name, file, supervisor, defaults, plan)
+
+
+def _load_of(
+    options: argparse.Namespace,
+    limits: Limits,
+    file: ModelFile,
+    projector: Projector | None,
+    template: str | None,
+) -> Load:
+    """What the command line asks of a worker."""
+    drives_gpu = drives_a_gpu(options.lib)
+    return Load(
+        model_path=file.path,
         parts=file.parts,
         generates=not file.embeds_only,
         lib_path=str(library_folder(options.lib).resolve()),  # a worker sees no LMLITE_LIB
@@ -230,25 +283,9 @@ def served_model(options: argparse.Namespace, limits: Limits, log: Log) -> Serve
         checkpoint_memory=options.checkpoint_memory,
         mmproj_path=projector.path if projector else None,
         image_memory=options.image_memory,
-        sandbox=options.sandbox == "on"
-        or (options.sandbox == "auto" and not drives_a_gpu(options.lib)),
+        sandbox=options.sandbox == "on" or (options.sandbox == "auto" and not drives_gpu),
         log_level="info" if options.log_level == "debug" else "error",
     )
-    plan = _planned(options, file, load, projector, log)
-    defaults = sampling.defaults(
-        file.sampling,
-        options.sampling or {},
-        lambda text: log.line("warning", text),
-        separate_reasoning=options.reasoning_format == "auto",
-        allows_grammars=options.allow_grammar,
-        takes_images=projector is not None,
-        limits=limits,
-    )
-    name = options.alias or Path(path).stem
-    supervisor = Supervisor(
-        plan.load, log, watchdog_s=options.watchdog, file=file, projector=projector
-    )
-    return ServedModel(name, file, supervisor, defaults, plan)
 
 
 def _planned(

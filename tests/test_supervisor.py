@@ -85,6 +85,25 @@ def test_a_request_comes_back_as_its_events(supervise: Any) -> None:
     ]  # fmt: skip
 
 
+def test_a_worker_that_was_started_ahead_is_the_first_and_dies_once(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
+    command = (*FAKE, "")
+    waiting = WorkerProcess(command, log)
+    supervisor = Supervisor(Load("model.gguf"), log, command, waiting=waiting)
+    supervisor.start()
+    try:
+        supervisor.wait_until_settled(WAIT_S)
+        assert (supervisor.pid, supervisor.n_started) == (waiting.pid, 1)
+        with pytest.raises(Unavailable):
+            events(supervisor.submit(chat("die 9")))
+        supervisor.wait_until_settled(WAIT_S)
+        assert supervisor.ready and supervisor.pid != waiting.pid
+    finally:
+        supervisor.stop()
+
+
 def test_requests_of_many_threads_get_their_own_answers(supervise: Any) -> None:
     supervisor = supervise()
     answers: dict[int, str] = {}

@@ -116,11 +116,15 @@ class Supervisor:
         watchdog_s: float = WATCHDOG_S,
         file: ModelFile | None = None,
         projector: Projector | None = None,
+        waiting: WorkerProcess | None = None,
     ) -> None:
-        """The files are what was checked; None for a command that loads none."""
+        """The files are what was checked; None for a command that loads none.
+
+        `waiting` is a process of that command which was started ahead, and has no model yet.
+        """
         self.load = load
         self._file, self._projector = file, projector
-        self._command = command
+        self._command, self._waiting = command, waiting
         self._watchdog_s = watchdog_s
         self.ready: Ready | None = None  # of the worker that runs now
         self.state: EngineState | None = None  # its latest report
@@ -287,7 +291,7 @@ class Supervisor:
         return any(file is not None and has_changed(file) for file in files)
 
     def _spawn(self) -> WorkerProcess:
-        process = WorkerProcess(self._command, self._log)
+        process, self._waiting = self._waiting or WorkerProcess(self._command, self._log), None
         with self._changed:
             self._process = process
             self._has_answered = self._is_outdated = False
