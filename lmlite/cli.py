@@ -274,6 +274,7 @@ def _load_of(
         n_batch=max(options.batch, options.parallel),
         prefill_budget_s=options.prefill_budget,
         n_gpu_layers=options.gpu_layers,
+        uses_gpu=drives_gpu and options.gpu_layers != 0,
         cache_type_k=options.cache_type_k,
         cache_type_v=options.cache_type_v,
         flash_attn=options.flash_attn,
@@ -298,7 +299,7 @@ def _planned(
     """What of the Load there is memory for. Raises StartError."""
     bound = machine_memory.least_bound(options.memory)
     # What goes to a GPU's own memory is not known here.
-    if bound is None or (options.gpu_layers and drives_a_gpu(options.lib)):
+    if bound is None or load.uses_gpu:
         return memory_estimate.plan(file, load, None, projector=projector)
     try:
         plan = memory_estimate.plan(file, load, bound.n_bytes, bound.because, projector)

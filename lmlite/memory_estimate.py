@@ -22,6 +22,9 @@ EMBEDDING_BATCH = 512  # tokens, for a model that can read a long input in piece
 EMBEDDING_LANES = 64  # inputs of one step
 MAX_OUTPUT_PIECE = 64  # tokens of a step whose logits are all wanted
 LANES_PER_SEQUENCE = 4  # so that finished ones stay to begin from
+CPU_UBATCH = 128  # tokens that a CPU takes at once: more are no faster, and take more memory
+FEW_SEQUENCES = 4  # whose cells are not many more than those of one
+UNPACKED = ("f32", "f16", "bf16")  # cache types that attention can do with as they are
 
 PROCESS_BYTES = 34 << 20  # Python, the library, and what the library notes of a graph
 TOKEN_BYTES, MERGE_BYTES, TRIE_TOKEN_BYTES = 150, 160, 530  # of a vocabulary, in the library
@@ -77,6 +80,27 @@ def context_size(load: Load, n_ctx_train: int) -> int:
     return load.n_ctx or min(DEFAULT_N_CTX, n_ctx_train * load.n_parallel)
 
 
+def flash_attention(load: Load) -> str:
+    """What a context that generates does about flash attention: "auto", "on" or "off".
+
+    A CPU's is fast for 64 tokens and more at once. Short pieces of prompts, of which continuous
+    batching is made, take it half as long again as without, and a token behind 4,000 others a
+    quarter. Without, though, each token is multiplied with the cells of all sequences before
+    those of others are left out: with many sequences that costs more.
+    """
+    is_open = load.flash_attn == "auto" and load.generates and not load.mmproj_path
+    if is_open and not load.uses_gpu and load.n_parallel <= FEW_SEQUENCES:
+        return "off" if load.cache_type_v in UNPACKED else "auto"
+    return load.flash_attn
+
+
+def n_ubatch(load: Load, n_batch: int, n_seq: int) -> int:
+    """Tokens of a batch that are computed at once. A picture may have to be read as a whole."""
+    if load.uses_gpu or load.mmproj_path or not load.generates or flash_attention(load) != "off":
+        return n_batch
+    return min(n_batch, max(CPU_UBATCH, n_seq))
+
+
 def n_lanes(n_parallel: int, can_cut_memory: bool) -> int:
     """More lanes than sequences that run; where each has a state of its own, it is not worth it."""
     return LANES_PER_SEQUENCE * n_parallel if can_cut_memory else n_parallel
@@ -100,7 +124,9 @@ def estimate(file: ModelFile, load: Load, projector: Projector | None = None) ->
         weights=file.n_tensor_bytes,
         cells=_cells(file, load, n_ctx) if load.generates else 0,
         states=_states(file, n_seq),
-        buffers=_buffers(file, load, n_ctx, n_batch, n_outputs, n_seq),
+        buffers=_buffers(
+            file, flash_attention(load), n_ctx, n_ubatch(load, n_batch, n_seq), n_outputs, n_seq
+        ),
         logits=_NUMBER_BYTES * n_vocab * n_outputs,
         vocabulary=per_token * n_vocab + MERGE_BYTES * shape.n_merges,
         checkpoints=load.checkpoint_memory if load.generates else 0,
@@ -117,7 +143,7 @@ def embedding_bytes(file: ModelFile, load: Load) -> int:
     return (
         _cells(file, replace(load, cache_type_k="f16", cache_type_v="f16"), n_ctx)
         + _states(file, EMBEDDING_LANES)
-        + _buffers(file, load, n_ctx, n_batch, n_batch, EMBEDDING_LANES)
+        + _buffers(file, load.flash_attn, n_ctx, n_batch, n_batch, EMBEDDING_LANES)
         + _NUMBER_BYTES * file.n_vocab * n_batch
     )
 
@@ -209,16 +235,16 @@ def _states(file: ModelFile, n_seq: int) -> int:
 
 
 def _buffers(
-    file: ModelFile, load: Load, n_ctx: int, n_batch: int, n_outputs: int, n_seq: int
+    file: ModelFile, attention: str, n_ctx: int, n_batch: int, n_outputs: int, n_seq: int
 ) -> int:
     """Of a step: the widest layer or the logits, whichever is more, beside the masks."""
     shape = file.shape
     numbers = n_batch * shape.n_wide + n_seq * shape.n_state
     mask_bytes = 2
-    if load.flash_attn == "off":  # a weight of each head for each token and cell
+    if attention == "off":  # a weight of each head for each token and cell
         mask_bytes = 4
         numbers = max(numbers, n_batch * (shape.n_head * n_ctx + 6 * shape.n_embd))
-    if load.generates:  # an encoder makes none
+    if not file.embeds_only:  # an encoder makes none
         numbers = max(numbers, n_outputs * file.n_vocab + 2 * n_batch * shape.n_embd)
     n_masks = shape.n_masks if shape.cells else 0
     return _NUMBER_BYTES * numbers + n_masks * mask_bytes * n_ctx * n_batch

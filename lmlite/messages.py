@@ -63,6 +63,7 @@ class Load:
     n_batch: int = 512  # tokens of one decode
     prefill_budget_s: float = 0.2  # of a step that reads prompts while somebody is being answered
     n_gpu_layers: int = -1  # -1: as many as fit
+    uses_gpu: bool = False  # whether there may be one
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attn: str = "auto"

@@ -241,14 +241,16 @@ def reserved(
     assert model
     wanted = lib.llama_context_default_params()
     wanted.n_ctx, wanted.n_batch = load.n_ctx, load.n_batch
-    wanted.n_ubatch, wanted.kv_unified = load.n_batch, True
+    n_seq = memory_estimate.n_lanes(load.n_parallel, not file.shape.n_state)
+    wanted.n_ubatch = memory_estimate.n_ubatch(load, load.n_batch, n_seq)
+    wanted.kv_unified = True
     # Else it would reserve logits for each token of a batch, of which few are ever wanted.
     wanted.n_outputs_max = load.n_parallel + memory_estimate.MAX_OUTPUT_PIECE
     wanted.n_outputs_max_per_seq = wanted.n_outputs_max
-    wanted.n_seq_max = memory_estimate.n_lanes(load.n_parallel, not file.shape.n_state)
+    wanted.n_seq_max = n_seq
     wanted.type_k = capi.CACHE_TYPES[load.cache_type_k]
     wanted.type_v = capi.CACHE_TYPES[load.cache_type_v]
-    wanted.flash_attn_type = capi.FLASH_ATTN_TYPES[load.flash_attn]
+    wanted.flash_attn_type = capi.FLASH_ATTN_TYPES[memory_estimate.flash_attention(load)]
     capfd.readouterr()
     lib.lml_log_level(capi.LOG_LEVELS["info"])
     try:
@@ -273,7 +275,8 @@ LOADS = {
     "usual": Load("", n_ctx=4096),
     "long": Load("", n_ctx=16384, n_parallel=1, n_batch=128),
     "quantized": Load("", n_ctx=8192, cache_type_k="q8_0", cache_type_v="q4_0"),
-    "without flash attention": Load("", n_ctx=2048, flash_attn="off"),
+    "with flash attention": Load("", n_ctx=4096, flash_attn="on"),
+    "on a GPU": Load("", n_ctx=2048, flash_attn="off", uses_gpu=True),
 }
 
 
@@ -341,7 +344,7 @@ def test_the_buffers_of_an_encoder_are_what_libmtmd_reserves(
 
 # ---- exact numbers ---------------------------------------------------------------------------
 
-TINY = Load(str(DEFAULT_MODEL))
+TINY = Load(str(DEFAULT_MODEL), flash_attn="on")
 
 
 @pytest.fixture(scope="module")
@@ -367,6 +370,41 @@ def test_the_estimate_of_the_embedded_model(tiny: ModelFile) -> None:
         checkpoints=128 * MIB,
         process=34 * MIB,
     )
+
+
+def test_without_flash_attention_every_head_has_a_number_for_every_cell(tiny: ModelFile) -> None:
+    n_heads, n_embd, n_ubatch, n_ctx = 6, 192, 128, 4096
+    found = estimate(tiny, replace(TINY, flash_attn="auto"))
+    n_weights = n_heads * n_ctx + 6 * n_embd  # of a token
+    assert found.buffers == 4 * n_ubatch * n_weights + 4 * n_ctx * n_ubatch
+
+
+@pytest.mark.parametrize(
+    ("load", "attention", "n_tokens"),
+    [
+        (Load(""), "off", 128),
+        (Load("", n_parallel=5), "auto", 512),
+        (Load("", uses_gpu=True), "auto", 512),
+        (Load("", mmproj_path="mmproj.gguf"), "auto", 512),
+        (Load("", cache_type_k="q8_0"), "off", 128),
+        (Load("", cache_type_v="q8_0"), "auto", 512),
+        (Load("", generates=False), "auto", 512),
+        (Load("", flash_attn="on"), "on", 512),
+        (Load("", flash_attn="off", n_parallel=5), "off", 128),
+        (Load("", flash_attn="off", uses_gpu=True), "off", 512),
+        (Load("", flash_attn="off", mmproj_path="mmproj.gguf"), "off", 512),
+    ],
+)  # fmt: skip
+def test_few_sequences_on_a_cpu_do_without_flash_attention(
+    load: Load, attention: str, n_tokens: int
+) -> None:
+    assert memory_estimate.flash_attention(load) == attention
+    assert memory_estimate.n_ubatch(load, load.n_batch, 16) == n_tokens
+
+
+def test_every_sequence_has_a_token_in_what_is_computed_at_once() -> None:
+    assert memory_estimate.n_ubatch(Load("", flash_attn="off"), 512, 256) == 256
+    assert memory_estimate.n_ubatch(Load("", n_batch=64), 64, 16) == 64
 
 
 def test_the_total_is_the_sum(tiny: ModelFile, eye: Projector) -> None:

@@ -23,7 +23,14 @@ from typing import BinaryIO
 from lmlite import frames
 from lmlite.errors import ApiError, InternalError, Unsupported
 from lmlite.library import library_folder
-from lmlite.memory_estimate import EMBEDDING_BATCH, EMBEDDING_LANES, context_size, n_lanes
+from lmlite.memory_estimate import (
+    EMBEDDING_BATCH,
+    EMBEDDING_LANES,
+    context_size,
+    flash_attention,
+    n_lanes,
+    n_ubatch,
+)
 from lmlite.messages import (
     Cancel,
     Chat,
@@ -189,15 +196,17 @@ class Worker:
         load, n_lanes = self._load, self._n_lanes()
         # llama.cpp ends a process whose batch, or context, has fewer tokens than sequences.
         n_ctx = max(self._n_ctx, n_lanes)
+        n_batch = max(min(load.n_batch, n_ctx), n_lanes)
         context = Context(
             self._model,
             n_ctx=n_ctx,
-            n_batch=max(min(load.n_batch, n_ctx), n_lanes),
+            n_batch=n_batch,
+            n_ubatch=n_ubatch(load, n_batch, n_lanes),
             n_seq_max=n_lanes,
             n_threads=self._n_threads,
             cache_type_k=load.cache_type_k,
             cache_type_v=load.cache_type_v,
-            flash_attn=load.flash_attn,
+            flash_attn=flash_attention(load),
         )
         stack.callback(context.close)
         self._n_ctx = context.n_ctx
@@ -248,7 +257,7 @@ class Worker:
             try:
                 identity = identity_of(
                     [*filter(None, (load.model_path, load.mmproj_path)), library],
-                    self._n_ctx, load.cache_type_k, load.cache_type_v, load.flash_attn,
+                    self._n_ctx, load.cache_type_k, load.cache_type_v, flash_attention(load),
                 )  # fmt: skip
                 files = CheckpointFiles(Path(load.cache_dir), load.cache_size, identity, self._warn)
             except OSError as err:
