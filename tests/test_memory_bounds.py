@@ -119,7 +119,8 @@ def test_what_bodies_of_many_sizes_took_is_given_back(server: RunningServer) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    assert own_bytes(pid) - before <= 8 * MIB  # else up to 15: what is left is chance
+    # The last answers were sent, but what they held may be given back a moment later.
+    until(lambda: own_bytes(pid) - before <= 4 * MIB)
 
 
 def environment(pid: int) -> set[str]:
