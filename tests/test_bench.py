@@ -103,11 +103,22 @@ def test_a_stream_of_a_chat_begins_with_its_first_content() -> None:
     assert (answer.text, answer.text_s) == ("Hi", [10.4])
 
 
+def spelled(n_tokens: int) -> list[Piece]:
+    """An answer of so many tokens, of which none was text yet."""
+    usage = {"prompt_tokens": 1, "completion_tokens": n_tokens}
+    return stream((10.2, event(choices=[{"text": ""}], usage=usage)))
+
+
+def test_two_tokens_may_be_half_a_character() -> None:
+    assert completion(10.0, spelled(2)).text_s == []
+
+
 @pytest.mark.parametrize(
     ("pieces", "words"),
     [
         (stream((10.5, event(error={"message": "no room"}))), "within a stream: .*no room"),
         (stream((10.5, b"data: [DONE]\n\n")), "no text or no usage"),
+        (spelled(4), "no text or no usage"),
         (
             [Piece(1, b"HTTP/1.1 503 Busy\r\nContent-Length: 5\r\n\r\nlater")],
             "503: b'later'",

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 WAIT_S = 300.0  # for any byte of a reply: a busy machine is slow, and slow is a result
+CHARACTER = 4  # tokens that one may be spelled by: fewer may be a part of one, and no text yet
 HEAD_END = b"\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"  # in a line of JSON it cannot stand, which knows \r and \n as escapes
 
@@ -143,7 +144,7 @@ def completion(sent_s: float, pieces: Sequence[Piece]) -> Completion:
     for at_s, data in events(body(head, rest)):
         if data != b"[DONE]":
             _take(answer, at_s, json.loads(data))
-    if not answer.text_s or answer.n_completion == 0:
+    if not (answer.text_s or answer.n_completion < CHARACTER) or answer.n_completion == 0:
         raise BadReply(f"no text or no usage in {answer}")
     return answer
 

@@ -20,21 +20,14 @@ MINILM = Setup(
     embeds=True,
 )
 NORMAL = 1  # LLAMA_TOKEN_TYPE_NORMAL
-ASCII = re.compile("[!-~\u0100-\u0120]+")  # in GPT-2's alphabet
 
 
 @functools.cache
 def never_sampled() -> dict[str, int]:
-    """A bias against tokens that end an answer, or are a part of a character, so no text yet."""
+    """A bias against the tokens by which the embedded model would end its answer."""
     header = read_header(str(TINY.model_path))
     kinds = header.metadata["tokenizer.ggml.token_type"].numbers()
-    tokens = model.read_keys(TINY.model_path)["tokenizer.ggml.tokens"]
-    assert isinstance(tokens, list)
-    return {
-        str(i): -100
-        for i, (kind, token) in enumerate(zip(kinds, tokens, strict=True))
-        if kind != NORMAL or not ASCII.fullmatch(token.decode())
-    }
+    return {str(token): -100 for token, kind in enumerate(kinds) if kind != NORMAL}
 
 
 def ask_tiny(server: Server, work: Work, n_words: int, n_tokens: int) -> Asked:
