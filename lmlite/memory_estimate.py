@@ -85,7 +85,7 @@ def flash_attention(load: Load) -> str:
 
     A CPU's is fast for 64 tokens and more at once. Short pieces of prompts, of which continuous
     batching is made, take it half as long again as without, and a token behind 4,000 others a
-    quarter. Without, though, each token is multiplied with the cells of all sequences before
+    third. Without, though, each token is multiplied with the cells of all sequences before
     those of others are left out: with many sequences that costs more.
     """
     is_open = load.flash_attn == "auto" and load.generates and not load.mmproj_path
