@@ -27,9 +27,10 @@ U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 _LETTERS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?",
             U64: "Q", I64: "q", F64: "d"}  # fmt: skip
 
-# enum ggml_type, the two that need no explanation
-TENSOR_F32, TENSOR_F16 = 0, 1
+# enum ggml_type, the two that need no explanation, and the simplest that does
+TENSOR_F32, TENSOR_F16, TENSOR_Q4_0 = 0, 1, 2
 _TENSOR_LETTERS = {TENSOR_F32: "f", TENSOR_F16: "e"}
+_BYTES_PER_BLOCK = {TENSOR_F32: (1, 4), TENSOR_F16: (1, 2), TENSOR_Q4_0: (32, 18)}
 
 # enum llama_token_type
 NORMAL, CONTROL = 1, 3
@@ -110,15 +111,19 @@ def encode_gguf(
 
 
 def write_hollow(
-    path: Path, metadata: Mapping[str, Value], shapes: Mapping[str, Sequence[int]]
+    path: Path,
+    metadata: Mapping[str, Value],
+    shapes: Mapping[str, Sequence[int]],
+    matrix_kind: int = TENSOR_F16,
 ) -> None:
-    """A model of any size that takes no place: its weights, in 16 bits, are a hole in the file."""
+    """A model of any size that takes no place: its weights are a hole in the file."""
     tensors, end = [], 0
     for name, dims in shapes.items():
         is_vector = len(dims) == 1 or "conv" in name or name.endswith("ssm_a")
-        kind = TENSOR_F32 if is_vector else TENSOR_F16
+        kind = TENSOR_F32 if is_vector else matrix_kind
         tensors.append(Tensor(name, dims, b"", kind, end))
-        end += math.prod(dims) * (4 if is_vector else 2)
+        n_numbers, n_bytes = _BYTES_PER_BLOCK[kind]
+        end += math.prod(dims) // n_numbers * n_bytes
         end += -end % 32
     header = encode_gguf(metadata, tensors)
     with open(path, "wb") as file:

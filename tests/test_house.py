@@ -27,7 +27,7 @@ FLOORS = [
      "worker.meter", "worker.tool_words", "worker.call_grammar", "server.logs", "server.wire",
      "server.connection", "server.log_stream", "server.fields", "server.answers",
      "server.watchdog", "server.suspects", "server.model_check", "worker.model_files",
-     "worker.sandbox", "worker.template_limits",
+     "worker.sandbox", "worker.template_limits", "worker.mappings",
      "server.machine_memory",
      "server.stored_responses", "server.gbnf", "server.patterns", "server.schema_parts"],
     ["worker.llama", "worker.checkpoints", "server.worker_process", "server.schema_bounds",

@@ -18,7 +18,7 @@ import traceback
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from lmlite import frames
 from lmlite.errors import ApiError, InternalError, Unsupported
@@ -46,7 +46,7 @@ from lmlite.messages import (
     Ready,
     Request,
 )
-from lmlite.worker import capi, sandbox
+from lmlite.worker import capi, mappings, sandbox
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
 from lmlite.worker.embedder import Embedder
@@ -90,9 +90,7 @@ class Worker:
         with ExitStack() as stack:  # closes in reverse order, also when a later step fails
             self._files = ModelFiles(load.parts)
             stack.callback(self._files.close)
-            self._model = Model(
-                lib, load.model_path, n_gpu_layers=load.n_gpu_layers, on_progress=self._progress
-            )
+            self._model = self._load_model(lib)
             stack.callback(self._model.close)
             self._files.check_names()
             if self._model.has_encoder:
@@ -188,6 +186,16 @@ class Worker:
             os._exit(1)
 
     # ---- loading ---------------------------------------------------------------------------
+
+    def _load_model(self, lib: Any) -> Model:
+        load, n_own = self._load, mappings.own_bytes()
+        model = Model(
+            lib, load.model_path, n_gpu_layers=load.n_gpu_layers, on_progress=self._progress
+        )
+        n_file = sum(part.n_bytes for part in load.parts)
+        if model.n_gpu_layers or mappings.own_bytes() - n_own > mappings.WORTH * n_file:
+            mappings.give_back([part.ino for part in load.parts])
+        return model
 
     def _progress(self, fraction: float) -> None:
         self._outbox.send([Loading(fraction)])
