@@ -16,6 +16,28 @@ namespace {
 
 int log_level = GGML_LOG_LEVEL_WARN;
 
+// The n likeliest tokens, best first; of equal ones those with the smaller ids.
+void collect_best(const float * logits, int32_t n_vocab, int32_t n, std::vector<llama_token_data> & best) {
+    const auto likelier = [](const llama_token_data & a, const llama_token_data & b) {
+        return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+    };
+    n = std::min(n, n_vocab);
+    best.clear();
+    for (llama_token token = 0; token < n; token++) {
+        best.push_back({ token, logits[token], 0.0f });
+    }
+    // A heap with the least likely in front: nearly all tokens are done with at one comparison.
+    std::make_heap(best.begin(), best.end(), likelier);
+    for (llama_token token = n; token < n_vocab; token++) {
+        if (logits[token] > best.front().logit) {
+            std::pop_heap(best.begin(), best.end(), likelier);
+            best.back() = { token, logits[token], 0.0f };
+            std::push_heap(best.begin(), best.end(), likelier);
+        }
+    }
+    std::sort_heap(best.begin(), best.end(), likelier);
+}
+
 }  // namespace
 
 void lml_log(enum ggml_log_level level, const char * text, void *) {
@@ -60,17 +82,22 @@ float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token,
 }
 
 llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
-                       struct llama_sampler * grammar) {
+                       struct llama_sampler * grammar, int32_t n_best) {
     // Kept between calls: a vocabulary of candidates is too large to allocate for each token.
     static std::vector<llama_token_data> candidates;
     const float *  logits  = llama_get_logits_ith(ctx, index);
     const int32_t  n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
     const auto     choose  = [&](bool constrained) {
-        candidates.resize(n_vocab);
-        for (llama_token token = 0; token < n_vocab; token++) {
-            candidates[token] = { token, logits[token], 0.0f };
+        const bool cut = n_best > 0 && !constrained;  // the grammar may refuse the likeliest
+        if (cut) {
+            collect_best(logits, n_vocab, n_best, candidates);
+        } else {
+            candidates.resize(n_vocab);
+            for (llama_token token = 0; token < n_vocab; token++) {
+                candidates[token] = { token, logits[token], 0.0f };
+            }
         }
-        llama_token_data_array all = { candidates.data(), candidates.size(), -1, false };
+        llama_token_data_array all = { candidates.data(), candidates.size(), -1, cut };
         if (constrained) {
             llama_sampler_apply(grammar, &all);
         }
@@ -85,10 +112,12 @@ llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_s
     };
     try {
         llama_token token = choose(false);
-        if (!allowed(token)) {
-            token = choose(true);
+        if (grammar != nullptr) {
+            if (!allowed(token)) {
+                token = choose(true);
+            }
+            llama_sampler_accept(grammar, token);
         }
-        llama_sampler_accept(grammar, token);
         llama_sampler_accept(chain, token);
         return token;
     } catch (const std::exception &) {

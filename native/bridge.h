@@ -69,11 +69,12 @@ LML_API void                lml_answer_free(struct lml_answer * answer);
 // missing; a text that is then not in the template's form gives {"error": "..."}.
 LML_API char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes, bool is_whole);
 
-// llama_sampler_sample for a completion with a grammar, at the price of one for most tokens: what
-// the chain chooses is asked of the grammar, and only if refused, the chain chooses among what the
-// grammar allows. Returns LLAMA_TOKEN_NULL when the grammar allows nothing. One thread at a time.
+// llama_sampler_sample, at less than its price. Where the chain begins with a cut to the n_best
+// likeliest tokens (1: it is greedy), no others are collected; n_best is 0 where it does not. With a
+// grammar, which may be NULL, what the chain chooses is asked of it, and only if refused, the chain
+// chooses among what it allows. Returns LLAMA_TOKEN_NULL when it allows nothing. One thread at a time.
 LML_API llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
-                               struct llama_sampler * grammar);
+                               struct llama_sampler * grammar, int32_t n_best);
 
 // Natural-log probabilities of one row of logits, softmax over the whole vocabulary.
 // Writes the k most likely tokens, best first, and returns the log-probability of `token`.

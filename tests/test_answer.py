@@ -10,7 +10,8 @@ import pytest
 from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker.answer import Answer, Form
 from lmlite.worker.chat_template import ChatTemplate
-from lmlite.worker.llama import Grammar, LlamaError, Model
+from lmlite.worker.llama import LlamaError, Model
+from lmlite.worker.samplers import Grammar
 
 TEMPLATE = Path(__file__).parent / "tiny_model" / "chat_template.jinja"
 ASK = [ChatMessage("user", "What is the weather in Oslo?")]

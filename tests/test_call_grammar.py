@@ -12,8 +12,9 @@ from lmlite.worker import capi
 from lmlite.worker.answer import Form
 from lmlite.worker.call_grammar import call_or_form, without_small_talk, woken_by_name
 from lmlite.worker.chat_template import ChatTemplate
-from lmlite.worker.llama import Grammar, Model
+from lmlite.worker.llama import Model
 from lmlite.worker.preparer import Preparer
+from lmlite.worker.samplers import Grammar
 from tests.template_tree import NAMES, source_of
 from tests.test_engine import Run
 

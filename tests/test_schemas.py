@@ -12,7 +12,8 @@ from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.server.schemas import honoured_schema
 from lmlite.worker.chat_template import ChatTemplate
-from lmlite.worker.llama import Grammar, Model
+from lmlite.worker.llama import Model
+from lmlite.worker.samplers import Grammar
 from tests.json_schema import faults
 from tests.schema_cases import NULL, REFUSED, VALID, named, obj, pattern
 from tests.server_process import Answer, RunningServer

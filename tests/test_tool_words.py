@@ -10,7 +10,8 @@ import pytest
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
 from lmlite.worker.answer import Answer
 from lmlite.worker.chat_template import ChatTemplate, Rendered, request_of
-from lmlite.worker.llama import Grammar, Model
+from lmlite.worker.llama import Model
+from lmlite.worker.samplers import Grammar
 from tests.gguf_writer import CHATML
 from tests.server_process import RunningServer
 from tests.template_tree import NAMES, source_of

@@ -256,7 +256,6 @@ FAILURES: dict[str, tuple[Any, ...]] = {
     "llama_sampler_init_greedy": (None,),
     "llama_decode": (-3, 1, 2),
     "llama_get_logits_ith": (None,),
-    "llama_sampler_sample": (-1,),
     "llama_memory_seq_rm": (False,),
     "llama_state_seq_get_size": (0,),
     "llama_state_seq_get_data": (0,),

@@ -83,7 +83,6 @@ void llama_sampler_chain_add(struct llama_sampler * chain, struct llama_sampler 
 void llama_sampler_accept(struct llama_sampler * smpl, llama_token token);
 void llama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * cur_p);
 void llama_sampler_free(struct llama_sampler * smpl);
-llama_token llama_sampler_sample(struct llama_sampler * smpl, struct llama_context * ctx, int32_t idx);
 struct llama_sampler * llama_sampler_init_greedy(void);
 struct llama_sampler * llama_sampler_init_dist(uint32_t seed);
 struct llama_sampler * llama_sampler_init_top_k(int32_t k);
@@ -105,7 +104,7 @@ struct llama_sampler * lml_grammar_init(const struct llama_vocab * vocab, const 
 struct lml_answer * lml_answer_init(const char * reply, char ** error);
 void lml_answer_free(struct lml_answer * answer);
 char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes, bool is_whole);
-llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain, struct llama_sampler * grammar);
+llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain, struct llama_sampler * grammar, int32_t n_best);
 float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token, int32_t k, llama_token * top_tokens, float * top_logprobs);
 """  # noqa: E501
 

@@ -30,11 +30,12 @@ from lmlite.messages import (
 )
 from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.embedder import Embedder, Input
-from lmlite.worker.llama import Batch, Context, LlamaError, Model, SamplerChain
+from lmlite.worker.llama import Batch, Context, LlamaError, Model
 from lmlite.worker.media import Eye
 from lmlite.worker.memory import Memory
 from lmlite.worker.meter import Meter
 from lmlite.worker.prefix import Place
+from lmlite.worker.samplers import SamplerChain
 from lmlite.worker.sequence import Sequence
 from lmlite.worker.threads import ThreadGovernor
 

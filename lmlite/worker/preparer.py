@@ -26,8 +26,9 @@ from lmlite.messages import (
 from lmlite.worker.answer import Answer, Form
 from lmlite.worker.chat_template import ChatTemplate, Tokens
 from lmlite.worker.embedder import Input
-from lmlite.worker.llama import Grammar, LlamaError, Model
+from lmlite.worker.llama import LlamaError, Model
 from lmlite.worker.media import Eye, Picture, UnreadableImage
+from lmlite.worker.samplers import Grammar
 from lmlite.worker.sequence import Sequence
 
 # Far more than a token of prose or code has; only long runs of one sign come near. Longer texts are

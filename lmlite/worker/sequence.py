@@ -25,9 +25,10 @@ from lmlite.messages import (
 )
 from lmlite.worker import prefix
 from lmlite.worker.answer import Answer, Part
-from lmlite.worker.llama import Grammar, SamplerChain, Vocab
+from lmlite.worker.llama import Vocab
 from lmlite.worker.media import InputChunk, Picture
 from lmlite.worker.prefix import Lane
+from lmlite.worker.samplers import Grammar, SamplerChain
 from lmlite.worker.text import LogprobQueue, TextStream
 
 
