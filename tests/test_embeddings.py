@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from lmlite.worker.embedder import Embedder, Input
+from lmlite.worker.llama import Batch
 from tests.conftest import shared_model
 from tests.gguf_writer import Shape, tiny_llama
 from tests.server_process import RunningServer
@@ -144,3 +146,49 @@ def test_the_four_forms_of_an_input_agree(chat_model: RunningServer) -> None:
     tokens = [40, 41]
     assert vectors(embed(chat_model, tokens)) == vectors(embed(chat_model, [tokens]))
     assert vectors(embed(chat_model, "Hi")) == vectors(embed(chat_model, ["Hi"]))
+
+
+# ---- steps -----------------------------------------------------------------------------------
+
+
+class CountingContext:
+    """In place of a Context: says yes to all, and notes how many tokens each step had."""
+
+    n_batch = 512
+
+    def __init__(self) -> None:
+        self.steps: list[int] = []
+
+    def decode(self, batch: Batch) -> bool:
+        self.steps.append(len(batch))
+        return True
+
+    def embedding(self, _seq_id: int) -> "array[float]":
+        return array("f", [1.0, 0.0])
+
+    def clear_memory(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("n_together", "lengths", "steps"),
+    [
+        (None, [200, 200, 112, 1], [512, 1]),
+        (256, [200, 56, 1, 100, 156], [256, 101, 156]),
+        (256, [400, 10, 500, 20, 30], [400, 10, 500, 50]),
+        (256, [1] * 70, [64, 6]),
+        (1024, [500, 12, 1], [512, 1]),
+    ],
+)
+def test_a_step_takes_whole_inputs_up_to_a_bound(
+    n_together: int | None, lengths: list[int], steps: list[int]
+) -> None:
+    context: Any = CountingContext()
+    embedder = Embedder(lambda: context, n_together)
+    for index, n_tokens in enumerate(lengths):
+        embedder.submit(Input(7, index, [5] * n_tokens))
+    events: list[Any] = []
+    while embedder.has_work:
+        events += embedder.step()
+    assert context.steps == steps
+    assert [(event.index, event.n_prompt) for event in events] == list(enumerate(lengths))

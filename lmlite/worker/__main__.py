@@ -49,7 +49,7 @@ from lmlite.messages import (
 from lmlite.worker import capi, mappings, sandbox
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
-from lmlite.worker.embedder import Embedder
+from lmlite.worker.embedder import CPU_TOGETHER, Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, LlamaError, Model
 from lmlite.worker.media import Eye
@@ -107,7 +107,8 @@ class Worker:
             )
             if load.sandbox:  # before there are further threads, to which it would not apply
                 self._enter_sandbox()
-            embedder = Embedder(self._make_embedding_context)
+            n_together = None if load.uses_gpu else CPU_TOGETHER
+            embedder = Embedder(self._make_embedding_context, n_together)
             stack.callback(embedder.close)
             self._engine = Engine(
                 self._model,

@@ -18,6 +18,10 @@ from lmlite.messages import Embedded, ReplyEvent
 from lmlite.worker import capi
 from lmlite.worker.llama import INVALID_NUMBERS, Batch, Context, LlamaError
 
+# Tokens that a CPU takes together: with more, every token is weighed against more tokens of others
+# before those are left out, and who is being answered meanwhile waits longer.
+CPU_TOGETHER = 256
+
 
 @dataclass(frozen=True)
 class Input:
@@ -31,9 +35,12 @@ class Input:
 class Embedder:
     """Turns submitted inputs into `Embedded` events, a batch per step."""
 
-    def __init__(self, make_context: Callable[[], Context]) -> None:
-        """`make_context` is called once, for the first input; it may raise LlamaError."""
-        self._make_context = make_context
+    def __init__(self, make_context: Callable[[], Context], n_together: int | None = None) -> None:
+        """`make_context` is called once, for the first input; it may raise LlamaError.
+
+        A step takes whole inputs of n_together tokens at most; None: of a whole batch.
+        """
+        self._make_context, self._n_together = make_context, n_together
         self._context: Context | None = None
         self._batch = Batch(1)
         self._waiting: deque[Input] = deque()
@@ -86,12 +93,13 @@ class Embedder:
         return events
 
     def _next_inputs(self, n_batch: int) -> list[Input]:
-        """The first inputs that fit together; one alone when it is longer than a batch."""
+        """The first inputs that fit together; one alone when it is longer than that."""
+        n_most = min(n_batch, self._n_together or n_batch)
         items: list[Input] = []
         n_tokens = 0
         for item in self._waiting:
             n_tokens += len(item.tokens)
-            if items and (n_tokens > n_batch or len(items) == EMBEDDING_LANES):
+            if items and (n_tokens > n_most or len(items) == EMBEDDING_LANES):
                 break
             items.append(item)
         return items
