@@ -562,7 +562,7 @@ def test_a_worker_takes_what_was_estimated(name: str, figure: Callable[[str, str
     path = DEFAULT_MODEL if name == "tiny" else shared_model(name)
     with RunningServer(str(path), "--checkpoint-memory", "0", "--image-memory", "0") as server:
         if read_model_file(path).embeds_only:
-            answer = server.post("/v1/embeddings", input=["one two three " * 80] * 4)
+            answer = server.post("/v1/embeddings", input="one two three " * 160)
         else:
             messages = [{"role": "user", "content": "one two three " * 30}]
             body = {"logprobs": True, "top_logprobs": 2, "max_tokens": 20}
