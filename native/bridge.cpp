@@ -102,7 +102,8 @@ llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_s
             llama_sampler_apply(grammar, &all);
         }
         llama_sampler_apply(chain, &all);
-        return all.data[all.selected].id;
+        // Nothing is selected from a row that is not of numbers.
+        return all.selected < 0 ? LLAMA_TOKEN_NULL : all.data[all.selected].id;
     };
     const auto allowed = [&](llama_token token) {
         llama_token_data       one   = { token, 1.0f, 0.0f };
@@ -112,10 +113,13 @@ llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_s
     };
     try {
         llama_token token = choose(false);
+        if (grammar != nullptr && token != LLAMA_TOKEN_NULL && !allowed(token)) {
+            token = choose(true);
+        }
+        if (token == LLAMA_TOKEN_NULL) {
+            return token;
+        }
         if (grammar != nullptr) {
-            if (!allowed(token)) {
-                token = choose(true);
-            }
             llama_sampler_accept(grammar, token);
         }
         llama_sampler_accept(chain, token);

@@ -72,7 +72,8 @@ LML_API char * lml_answer_push(struct lml_answer * answer, const char * text, si
 // llama_sampler_sample, at less than its price. Where the chain begins with a cut to the n_best
 // likeliest tokens (1: it is greedy), no others are collected; n_best is 0 where it does not. With a
 // grammar, which may be NULL, what the chain chooses is asked of it, and only if refused, the chain
-// chooses among what it allows. Returns LLAMA_TOKEN_NULL when it allows nothing. One thread at a time.
+// chooses among what it allows. Returns LLAMA_TOKEN_NULL when it allows nothing, or when the logits are
+// no numbers. One thread at a time.
 LML_API llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
                                struct llama_sampler * grammar, int32_t n_best);
 

@@ -123,7 +123,7 @@ def test_a_chain_begins_with_the_likeliest_where_it_would_cut_to_them(
     assert samplers.n_best(SamplingParams(**params)) == n_best
 
 
-WRITTEN = "".join(f"root ::= {' '.join(['letter'] * 24)}\n" + "letter ::= [a-z ]\n")
+WRITTEN = f"root ::= {' '.join(['letter'] * 24)}\nletter ::= [a-z ]\n"
 
 
 @pytest.mark.parametrize("grammar", [None, WRITTEN], ids=["free", "in a grammar"])

@@ -189,6 +189,7 @@ class Worker:
     # ---- loading ---------------------------------------------------------------------------
 
     def _load_model(self, lib: Any) -> Model:
+        """Pages that much was copied from are given back: what is needed of them comes again."""
         load, n_own = self._load, mappings.own_bytes()
         model = Model(
             lib, load.model_path, n_gpu_layers=load.n_gpu_layers, on_progress=self._progress

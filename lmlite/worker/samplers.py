@@ -1,8 +1,8 @@
 """SamplerChain and Grammar: from a row of logits to a token. Each has one owner with a close().
 
 A chain is llama.cpp's samplers in order. Where it would begin by keeping the likeliest tokens
-alone, the others are not even collected, which of 150,000 tokens takes half a millisecond. Both
-belong to the engine thread.
+alone, the others are not even collected, which of 150,000 tokens takes half a millisecond.
+Both are used by the engine thread; a grammar is made before, by who prepares the request.
 """
 
 import ctypes
@@ -12,7 +12,7 @@ from typing import Any
 
 from lmlite.messages import SamplingParams
 from lmlite.worker import capi
-from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.llama import INVALID_NUMBERS, Context, LlamaError, Model
 
 MAX_BEST = 128  # tokens that are cheaper to find one by one than by sorting; llama.cpp's bound, too
 REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on, as in llama.cpp
@@ -79,7 +79,7 @@ class SamplerChain:
         chain, held_to = self.pointer, grammar.pointer if grammar else None
         token: int = self._lib.lml_sample(context.pointer, index, chain, held_to, self._n_best)
         if token < 0:
-            raise LlamaError("the grammar allows no further token")
+            raise LlamaError("the grammar allows no further token" if grammar else INVALID_NUMBERS)
         return token
 
     def apply(self, logits: Sequence[float]) -> dict[int, float]:
