@@ -119,8 +119,11 @@ $(BUILD)/peer.built: $(LIBRARY)
 	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake --target llama-server llama-bench
 	@touch $@
 
-# CMake and Ninja come from the machine if it has both, else into this environment.
-TOOLS      := $(if $(and $(shell command -v cmake),$(shell command -v ninja)),,cmake ninja)
+# CMake and Ninja come from the machine if it has both, else into this environment. So does patch.
+HAS_PATCH  := $(shell command -v patch)
+PATCH      := $(if $(HAS_PATCH),patch -i,.venv/build/bin/python -m patch_ng) $(CURDIR)/native/llama.cpp.patch -p1 -d
+TOOLS      := $(if $(and $(shell command -v cmake),$(shell command -v ninja)),,cmake ninja) \
+              $(if $(HAS_PATCH),,patch-ng==1.18.1)
 WITH_CMAKE := PATH="$(CURDIR)/.venv/build/bin:$$PATH"
 $(LIBRARY): | .venv/build/.complete
 
@@ -136,7 +139,7 @@ $(BUILD)/llama.cpp.found: $(BUILD)/options
 	  echo "LLAMA_CPP_DIR=$(LLAMA_CPP_DIR) is not a llama.cpp source tree"; exit 1; }
 	@touch $@
 else
-$(BUILD)/llama.cpp.found: native/llama.cpp.txt $(BUILD)/options | .venv/build/.complete
+$(BUILD)/llama.cpp.found: native/llama.cpp.txt native/llama.cpp.patch $(BUILD)/options | .venv/build/.complete
 	@rm -rf $(BUILD)/download $(BUILD)/llama.cpp $(BUILD)/llama.cpp.part
 	@mkdir -p $(BUILD)/llama.cpp.part
 	@echo "fetching the source of llama.cpp (77 MB)"
@@ -145,6 +148,7 @@ $(BUILD)/llama.cpp.found: native/llama.cpp.txt $(BUILD)/options | .venv/build/.c
 	@# -m: the archive's times may lie in the future, which build tools do not survive
 	@tar -xzmf $(BUILD)/download/llama_cpp_python-*.tar.gz -C $(BUILD)/llama.cpp.part \
 	  --strip-components=3 --exclude=.git --wildcards '*/vendor/llama.cpp/*'
+	@$(PATCH) $(BUILD)/llama.cpp.part > /dev/null
 	@mv $(BUILD)/llama.cpp.part $(BUILD)/llama.cpp
 	@rm -rf $(BUILD)/download
 	@touch $@
