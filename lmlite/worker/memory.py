@@ -153,9 +153,10 @@ class Memory:
         if place.n_tokens:
             in_use.add(place.source)
         for lane in self.lanes:
+            if lane in in_use or len(lane.tokens) < MIN_PARKED:
+                continue
             n_own = len(lane.tokens) - prefix.n_shared(lane, in_use)
-            is_worth_it = n_own >= max(MIN_PARKED, len(lane.tokens) // MIN_SHARE)
-            if lane not in in_use and is_worth_it:
+            if n_own >= max(MIN_PARKED, len(lane.tokens) // MIN_SHARE):
                 self._park(lane, self._parked)
 
     def _park(self, lane: Lane, parked: ParkedLanes) -> None:

@@ -9,7 +9,8 @@ lanes, so a beginning that two lanes share is held once, and sharing it costs no
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-BLOCK = 256  # tokens compared at once: comparing slices is fast, comparing one by one is not
+# Tokens compared at once: comparing slices is fast, but most prompts differ within a few tokens.
+FIRST_BLOCK, BLOCK = 4, 256
 MIN_SHARED = 16  # tokens for which waiting on another's reading is worth a step
 
 
@@ -53,10 +54,12 @@ class Place:
 def n_common(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the common prefix: n_common([1, 2, 3], [1, 2, 9]) == 2."""
     n = min(len(a), len(b))
-    for begin in range(0, n, BLOCK):
-        if a[begin : begin + BLOCK] != b[begin : begin + BLOCK]:
-            pairs = zip(a[begin:n], b[begin:n], strict=False)
-            return next((begin + i for i, (x, y) in enumerate(pairs) if x != y), n)
+    begin, size = 0, FIRST_BLOCK
+    while begin < n:
+        end = min(begin + size, n)
+        if a[begin:end] != b[begin:end]:
+            return next(i for i in range(begin, end) if a[i] != b[i])
+        begin, size = end, min(2 * size, BLOCK)
     return n
 
 
