@@ -5,7 +5,7 @@ one, and 38 ms on both when another process keeps one of them busy.
 """
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -44,6 +44,15 @@ class Machine:
             self.clock_s += elapsed_s
             n_steps += 1
         return n_steps / seconds
+
+    def read(self, seconds: float, n_tokens: Callable[[], int]) -> None:
+        """Runs steps for so long that read prompts; a token takes a twentieth of a step."""
+        end_s = self.clock_s + seconds
+        while self.clock_s < end_s:
+            n = n_tokens()
+            elapsed_s = self.step_s(self.governor.choose(n, reads=True)) * n / 20
+            self.governor.note(n, elapsed_s, reads=True)
+            self.clock_s += elapsed_s
 
     def share_of_best(self, seconds: float) -> float:
         """The speed, as a share of what the best number of threads would have reached."""
@@ -144,6 +153,33 @@ def test_after_a_pause_all_threads_are_tried_again_soon() -> None:
     machine.governor.pause()
     machine.generate(5)
     assert machine.governor.n_threads == 2
+
+
+def test_short_steps_that_read_count_whatever_they_read() -> None:
+    machine = Machine(2, scale=0.1, noise=0.2)
+    rng = random.Random(3)
+    machine.read(60, lambda: rng.randint(12, 80))
+    assert machine.changes == []
+    machine.n_busy = 1
+    machine.read(10, lambda: rng.randint(12, 80))
+    assert machine.changes == [(2, 1)]
+
+
+def test_a_long_step_that_reads_has_every_thread_and_is_no_reason_to_change() -> None:
+    machine = Machine(2)
+    machine.n_busy = 1
+    machine.read(600, lambda: 512)
+    assert machine.changes == []
+    machine.generate(20)
+    assert machine.changes == [(2, 1)]
+    assert machine.governor.choose(512, reads=True) == 2
+
+
+def test_the_first_step_that_reads_is_taken_for_a_long_one() -> None:
+    machine = Machine(2)
+    machine.n_busy = 1
+    machine.generate(20)
+    assert machine.governor.choose(2, reads=True) == 2
 
 
 def test_one_core_leaves_nothing_to_choose() -> None:

@@ -363,9 +363,9 @@ class Engine:
         """Runs the batch, with as many threads as pay. False: memory has no room for it."""
         assert self._context is not None
         n_tokens = sum(piece.n_tokens for piece in pieces)
-        is_generating = n_tokens == len(pieces)
+        reads = n_tokens > len(pieces)
         if self._governor is not None:
-            n_threads = self._governor.choose(n_tokens) if is_generating else self._governor.n_max
+            n_threads = self._governor.choose(n_tokens, reads=reads)
             if n_threads != self._n_threads:
                 self._context.set_n_threads(n_threads)
                 self._n_threads = n_threads
@@ -373,8 +373,8 @@ class Engine:
         if not self._context.decode(self._batch):
             return False
         elapsed_s = time.monotonic() - began_s
-        if self._governor is not None and is_generating:
-            self._governor.note(n_tokens, elapsed_s)
+        if self._governor is not None:
+            self._governor.note(n_tokens, elapsed_s, reads=reads)
         self._meter.note(n_tokens, elapsed_s)
         return True
 

@@ -4,12 +4,15 @@ The threads of a step meet after each operation, hundreds of times, and the slow
 that shares its core with another process makes all others wait: then a thread less is faster.
 When that begins shows in the time of a step. When it ends does not: what is gone from a core
 that is not used any more cannot be seen, only tried. So now and then another number of threads
-runs against the current one, in turns, on comparable steps, and has to win every time.
+runs against the current one, in turns, on comparable steps, and has to win every time. A step
+that reads prompts takes part where it is short, as with a small model that answers many short
+requests; a long one has every thread: to try a worse number on it would keep somebody waiting.
 
 Pure policy: no C, no threads, no clock. It is told how long steps took, and counts its time in
 theirs.
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +25,8 @@ GAIN = 0.9  # of the time of a step: what takes longer than this is not worth a 
 UNUSUAL = 1.4  # times the usual time: something has happened
 LEVEL_WEIGHT = 1 / 16  # of a new sample in the usual time, which grows with the context
 FIRST_WAIT_S, MAX_WAIT_S = 1.0, 30.0  # between two trials; doubled each time nothing is better
+SHORT_S = 0.02  # a step that reads prompts, and is expected to take less, is one to try things on
+READS, UNIT = 0, 16  # the kind of such steps; their times are compared per so many tokens
 SHARE, HASTY_SHARE = 0.005, 0.02  # of all time that trials may lose: usually, with a reason
 
 
@@ -135,35 +140,50 @@ class _Survey:
 
 
 class ThreadGovernor:
-    """Chooses the number of threads of each generating step, from 1 to `n_max`."""
+    """Chooses the number of threads of each step, from 1 to `n_max`."""
 
     def __init__(self, n_max: int, *, on_change: Callable[[int, int], None] | None = None) -> None:
         """`on_change` hears the old number and the new one."""
         self.n_max = self.n_threads = n_max
         self._on_change = on_change
-        self._clock_s = 0.0  # time spent generating
-        self._usual: dict[int, _Usual] = {}  # by kind: how many sequences generate
+        self._clock_s = 0.0  # time spent in steps that take part
+        self._token_s = math.inf  # of a step that reads, per token
+        self._usual: dict[int, _Usual] = {}  # by kind: how many sequences generate, or READS
         self._survey: _Survey | None = None
         self._surveyed_s = 0.0  # when the last survey ended
         self._lost_s = 0.0  # by it
         self._wait_s = FIRST_WAIT_S
         self._due_s: float | None = None  # when the next one is to begin; None: not known yet
 
-    def choose(self, kind: int) -> int:
-        """How many threads the next step gets; `kind` is how many sequences it extends."""
+    def choose(self, n_tokens: int, *, reads: bool = False) -> int:
+        """How many threads the next step gets; unless it reads, each token extends a sequence."""
+        kind = self._kind(n_tokens, reads)
+        if kind is None:
+            return self.n_max
         if self._survey is not None and self._survey.kind == kind:
             return self._survey.trial.n_threads
         return self.n_threads
 
-    def note(self, kind: int, elapsed_s: float) -> None:
+    def note(self, n_tokens: int, elapsed_s: float, *, reads: bool = False) -> None:
         """How long that step took."""
-        if self.n_max == 1:
+        kind = self._kind(n_tokens, reads)
+        if reads:
+            token_s = elapsed_s / n_tokens
+            self._token_s = token_s if math.isinf(self._token_s) else (self._token_s + token_s) / 2
+            elapsed_s = token_s * UNIT
+        if self.n_max == 1 or kind is None:
             return
         self._clock_s += elapsed_s
         if self._survey is not None and self._survey.kind == kind:
             self._go_on(self._survey, elapsed_s)
         else:
             self._watch(kind, elapsed_s)
+
+    def _kind(self, n_tokens: int, reads: bool) -> int | None:
+        """What a step can be compared with; None: it is long."""
+        if not reads:
+            return n_tokens
+        return READS if n_tokens * self._token_s < SHORT_S else None
 
     def pause(self) -> None:
         """Nobody generates for a while; the other load may be gone when somebody does again."""
