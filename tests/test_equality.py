@@ -65,9 +65,10 @@ class Exam:
 IN_32_BITS = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attn": "off"}
 KINDS = {kind.__name__: kind for kind in
          (tiny_llama, architectures.gemma3, architectures.lfm2, architectures.mamba)}  # fmt: skip
+FLASH = "tiny_llama with flash attention"
 
 
-@pytest.fixture(scope="module", params=[*KINDS, "embedded"])
+@pytest.fixture(scope="module", params=[*KINDS, FLASH, "embedded"])
 def exam(
     request: pytest.FixtureRequest, lib: Any, default_model: Model, tmp_path_factory: Any
 ) -> Iterator[Exam]:
@@ -75,11 +76,14 @@ def exam(
         yield Exam(default_model, tolerance=2.0, n_ties=25)
         return
     path: Path = tmp_path_factory.mktemp("models") / "model.gguf"
-    KINDS[request.param](path)
+    KINDS[request.param.split()[0]](path)
     model = Model(lib, str(path))
     # A recurrent memory has one state for each lane, however many tokens went into it.
     is_ever_full = request.param != "mamba"
-    yield Exam(model, 0.01, n_ties=2, is_ever_full=is_ever_full, options=IN_32_BITS)
+    options, n_ties = IN_32_BITS, 2
+    if request.param == FLASH:  # one kernel for 64 rows and more, another one for fewer
+        options, n_ties = IN_32_BITS | {"flash_attn": "on"}, 10
+    yield Exam(model, 0.01, n_ties=n_ties, is_ever_full=is_ever_full, options=options)
     model.close()
 
 
