@@ -14,7 +14,7 @@ from tests.house import House, opened
 from tests.reliability import ROWS
 
 # As the server does for its workers: threads that spin make a busy machine crawl.
-os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 REPOSITORY = Path(__file__).parent.parent
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"

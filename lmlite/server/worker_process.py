@@ -27,9 +27,8 @@ _PASSED_ON = ("PATH", "HOME", "LANG", "LC_", "TMPDIR", "LD_", "DYLD_", "PYTHON",
               "ROCR_", "HSA_", "VK_", "GGML_", "OMP_", "GOMP_")  # fmt: skip
 _WORKER_ENVIRONMENT = {
     # Threads of the library spin this often before they sleep. Its default starves a machine
-    # that has anything else to do; never to spin halves the speed of an idle one. With 1,000,
-    # which is 26 us, the idle one is 7 % slower, and a busy one as fast.
-    "GOMP_SPINCOUNT": "5000",
+    # that has anything else to do; never to spin halves the speed of an idle one.
+    "GOMP_SPINCOUNT": "1000",
     # A crash is to end at once, not to start a debugger.
     "GGML_NO_BACKTRACE": "1",
 }
