@@ -113,10 +113,15 @@ $(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/options
 	  --prefix $(CURDIR)/lmlite/lib > /dev/null
 	@touch $@
 
-# llama.cpp's own server and benchmark, on the very libraries that lmlite runs on.
+# llama.cpp's own server and benchmark, of the source without the patch.
+UNPATCHED := $(if $(LLAMA_CPP_DIR),$(SOURCE),$(SOURCE).unpatched)
 $(BUILD)/peer.built: $(LIBRARY)
-	@echo "building llama-server and llama-bench: about 2 minutes on two cores, once"
-	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake --target llama-server llama-bench
+	@echo "building llama-server and llama-bench: about 6 minutes on two cores, once"
+	@$(if $(LLAMA_CPP_DIR),,rm -rf $(UNPATCHED) && cp -R $(SOURCE) $(UNPATCHED) && \
+	  $(PATCH) $(UNPATCHED) $(if $(HAS_PATCH),-R,--revert) > /dev/null)
+	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/peer -G Ninja -DLLAMA_CPP_DIR=$(UNPATCHED) \
+	  $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+	@$(WITH_CMAKE) cmake --build $(BUILD)/peer --target llama-server llama-bench
 	@touch $@
 
 # CMake and Ninja come from the machine if it has both, else into this environment. So does patch.

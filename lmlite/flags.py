@@ -137,8 +137,8 @@ SERVE_FLAGS = (
          "its model is loaded; auto leaves it off for a library that drives a GPU"),
     Flag("--watchdog", "SECONDS", 30.0, "that the worker may owe an answer without a sign of life; "
          "then another one takes its place", _seconds),
-    Flag("--flash-attn", "auto|on|off", "auto", "flash attention; auto leaves it off on a CPU "
-         "with --parallel 4 or less, where short pieces of prompts are read faster without"),
+    Flag("--flash-attn", "auto|on|off", "auto", "flash attention; auto: where the model and "
+         "the device have it"),
     Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
     Flag("--reasoning-format", "auto|none", "auto", "where thoughts go: auto puts them in "
          "reasoning_content, none leaves them in the content"),

@@ -22,9 +22,7 @@ EMBEDDING_BATCH = 512  # tokens, for a model that can read a long input in piece
 EMBEDDING_LANES = 64  # inputs of one step
 MAX_OUTPUT_PIECE = 64  # tokens of a step whose logits are all wanted
 LANES_PER_SEQUENCE = 4  # so that finished ones stay to begin from
-CPU_UBATCH = 128  # tokens that a CPU takes at once: more are no faster, and take more memory
-FEW_SEQUENCES = 4  # whose cells are not many more than those of one
-UNPACKED = ("f32", "f16", "bf16")  # cache types that attention can do with as they are
+CPU_UBATCH = 128  # tokens at once without flash attention: more are no faster, and take memory
 
 PROCESS_BYTES = 34 << 20  # Python, the library, and what the library notes of a graph
 TOKEN_BYTES, MERGE_BYTES, TRIE_TOKEN_BYTES = 150, 160, 530  # of a vocabulary, in the library
@@ -80,23 +78,9 @@ def context_size(load: Load, n_ctx_train: int) -> int:
     return load.n_ctx or min(DEFAULT_N_CTX, n_ctx_train * load.n_parallel)
 
 
-def flash_attention(load: Load) -> str:
-    """What a context that generates does about flash attention: "auto", "on" or "off".
-
-    A CPU's is fast for 64 tokens and more at once. Short pieces of prompts, of which continuous
-    batching is made, take it half as long again as without, and a token behind 4,000 others a
-    third. Without, though, each token is multiplied with the cells of all sequences before
-    those of others are left out: with many sequences that costs more.
-    """
-    is_open = load.flash_attn == "auto" and load.generates and not load.mmproj_path
-    if is_open and not load.uses_gpu and load.n_parallel <= FEW_SEQUENCES:
-        return "off" if load.cache_type_v in UNPACKED else "auto"
-    return load.flash_attn
-
-
 def n_ubatch(load: Load, n_batch: int, n_seq: int) -> int:
     """Tokens of a batch that are computed at once. A picture may have to be read as a whole."""
-    if load.uses_gpu or load.mmproj_path or not load.generates or flash_attention(load) != "off":
+    if load.uses_gpu or load.mmproj_path or not load.generates or load.flash_attn != "off":
         return n_batch
     return min(n_batch, max(CPU_UBATCH, n_seq))
 
@@ -125,7 +109,7 @@ def estimate(file: ModelFile, load: Load, projector: Projector | None = None) ->
         cells=_cells(file, load, n_ctx) if load.generates else 0,
         states=_states(file, n_seq),
         buffers=_buffers(
-            file, flash_attention(load), n_ctx, n_ubatch(load, n_batch, n_seq), n_outputs, n_seq
+            file, load.flash_attn, n_ctx, n_ubatch(load, n_batch, n_seq), n_outputs, n_seq
         ),
         logits=_NUMBER_BYTES * n_vocab * n_outputs,
         vocabulary=per_token * n_vocab + MERGE_BYTES * shape.n_merges,

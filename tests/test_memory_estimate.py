@@ -253,7 +253,7 @@ def reserved(
     wanted.n_seq_max = n_seq
     wanted.type_k = capi.CACHE_TYPES[load.cache_type_k]
     wanted.type_v = capi.CACHE_TYPES[load.cache_type_v]
-    wanted.flash_attn_type = capi.FLASH_ATTN_TYPES[memory_estimate.flash_attention(load)]
+    wanted.flash_attn_type = capi.FLASH_ATTN_TYPES[load.flash_attn]
     capfd.readouterr()
     lib.lml_log_level(capi.LOG_LEVELS["info"])
     try:
@@ -278,7 +278,7 @@ LOADS = {
     "usual": Load("", n_ctx=4096),
     "long": Load("", n_ctx=16384, n_parallel=1, n_batch=128),
     "quantized": Load("", n_ctx=8192, cache_type_k="q8_0", cache_type_v="q4_0"),
-    "with flash attention": Load("", n_ctx=4096, flash_attn="on"),
+    "without flash attention": Load("", n_ctx=4096, flash_attn="off"),
     "on a GPU": Load("", n_ctx=2048, flash_attn="off", uses_gpu=True),
 }
 
@@ -347,7 +347,7 @@ def test_the_buffers_of_an_encoder_are_what_libmtmd_reserves(
 
 # ---- exact numbers ---------------------------------------------------------------------------
 
-TINY = Load(str(DEFAULT_MODEL), flash_attn="on")
+TINY = Load(str(DEFAULT_MODEL))
 
 
 @pytest.fixture(scope="module")
@@ -377,31 +377,24 @@ def test_the_estimate_of_the_embedded_model(tiny: ModelFile) -> None:
 
 def test_without_flash_attention_every_head_has_a_number_for_every_cell(tiny: ModelFile) -> None:
     n_heads, n_embd, n_ubatch, n_ctx = 6, 192, 128, 4096
-    found = estimate(tiny, replace(TINY, flash_attn="auto"))
+    found = estimate(tiny, replace(TINY, flash_attn="off"))
     n_weights = n_heads * n_ctx + 6 * n_embd  # of a token
     assert found.buffers == 4 * n_ubatch * n_weights + 4 * n_ctx * n_ubatch
 
 
 @pytest.mark.parametrize(
-    ("load", "attention", "n_tokens"),
+    ("load", "n_tokens"),
     [
-        (Load(""), "off", 128),
-        (Load("", n_parallel=5), "auto", 512),
-        (Load("", uses_gpu=True), "auto", 512),
-        (Load("", mmproj_path="mmproj.gguf"), "auto", 512),
-        (Load("", cache_type_k="q8_0"), "off", 128),
-        (Load("", cache_type_v="q8_0"), "auto", 512),
-        (Load("", generates=False), "auto", 512),
-        (Load("", flash_attn="on"), "on", 512),
-        (Load("", flash_attn="off", n_parallel=5), "off", 128),
-        (Load("", flash_attn="off", uses_gpu=True), "off", 512),
-        (Load("", flash_attn="off", mmproj_path="mmproj.gguf"), "off", 512),
+        (Load(""), 512),
+        (Load("", flash_attn="off"), 128),
+        (Load("", flash_attn="off", uses_gpu=True), 512),
+        (Load("", flash_attn="off", mmproj_path="mmproj.gguf"), 512),
+        (Load("", flash_attn="off", generates=False), 512),
     ],
-)  # fmt: skip
-def test_few_sequences_on_a_cpu_do_without_flash_attention(
-    load: Load, attention: str, n_tokens: int
+)
+def test_a_cpu_without_flash_attention_computes_128_tokens_at_once(
+    load: Load, n_tokens: int
 ) -> None:
-    assert memory_estimate.flash_attention(load) == attention
     assert memory_estimate.n_ubatch(load, load.n_batch, 16) == n_tokens
 
 

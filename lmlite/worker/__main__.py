@@ -27,7 +27,6 @@ from lmlite.memory_estimate import (
     EMBEDDING_BATCH,
     EMBEDDING_LANES,
     context_size,
-    flash_attention,
     n_lanes,
     n_ubatch,
 )
@@ -216,7 +215,7 @@ class Worker:
             n_threads=self._n_threads,
             cache_type_k=load.cache_type_k,
             cache_type_v=load.cache_type_v,
-            flash_attn=flash_attention(load),
+            flash_attn=load.flash_attn,
         )
         stack.callback(context.close)
         self._n_ctx = context.n_ctx
@@ -267,7 +266,7 @@ class Worker:
             try:
                 identity = identity_of(
                     [*filter(None, (load.model_path, load.mmproj_path)), library],
-                    self._n_ctx, load.cache_type_k, load.cache_type_v, flash_attention(load),
+                    self._n_ctx, load.cache_type_k, load.cache_type_v, load.flash_attn,
                 )  # fmt: skip
                 files = CheckpointFiles(Path(load.cache_dir), load.cache_size, identity, self._warn)
             except OSError as err:

@@ -33,7 +33,7 @@ from tests.bench.peers import (
 from tests.bench.scenarios import SCENARIOS, Scenario
 from tests.bench.work import Values, Work
 
-BINARIES = model.REPOSITORY / "native" / "build" / "cmake" / "bin"
+BINARIES = model.REPOSITORY / "native" / "build" / "peer" / "bin"
 FAULTS = (OSError, RuntimeError, BadReply)  # what a server can do to a scenario
 
 
