@@ -118,7 +118,7 @@ SERVE_FLAGS = (
     Flag("--threads", "N", None, "threads of the worker (default: one for each core, "
          "fewer while other processes keep the machine busy)", _count),
     Flag("--batch", "N", 512, "tokens of one step at most", _count),
-    Flag("--prefill-budget", "SECONDS", 0.2, "that a step may take which reads a prompt while "
+    Flag("--prefill-budget", "SECONDS", 0.25, "that a step may take which reads a prompt while "
          "somebody is being answered", _seconds),
     Flag("--gpu-layers", "N", -1, "layers that go to the GPU, -1 for all", int),
     Flag("--cache-type-k", CACHE_TYPES, "f16", "how memory keeps keys"),

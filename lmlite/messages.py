@@ -61,7 +61,7 @@ class Load:
     max_s: float = 600.0  # for one answer, from its first token
     n_threads: int | None = None
     n_batch: int = 512  # tokens of one decode
-    prefill_budget_s: float = 0.2  # of a step that reads prompts while somebody is being answered
+    prefill_budget_s: float = 0.25  # of a step that reads prompts while somebody is being answered
     n_gpu_layers: int = -1  # -1: as many as fit
     uses_gpu: bool = False  # whether there may be one
     cache_type_k: str = "f16"
