@@ -42,7 +42,7 @@ SPREAD = 0.03  # of the weights: near 1/sqrt(N_EMBD), so that a row times a vect
 # A prime: no row of a matrix begins where another one did, so that all rows differ.
 N_POOL = 1_048_573
 ALIGNMENT = 32
-FTYPE_Q4_0, FTYPE_Q8_0 = 2, 7  # enum llama_ftype; the second is the default
+FTYPE_Q4_0, FTYPE_Q8_0, FTYPE_Q4_K_S = 2, 7, 14  # enum llama_ftype; the second is the default
 WORD = re.compile("\u0120[a-z]{2,12}".encode())  # a space, in GPT-2's alphabet, and a word
 
 # ---- the vocabulary ------------------------------------------------------------------------
@@ -212,8 +212,8 @@ class llama_model_quantize_params(ctypes.Structure):  # noqa: N801 - C's name
     ]
 
 
-def quantise(source: Path, target: Path) -> None:
-    """Q4_0 where llama.cpp's own `llama-quantize` would choose it."""
+def quantise(source: Path, target: Path, ftype: int) -> None:
+    """The type of file, one of FTYPE_*, where llama.cpp's own `llama-quantize` would choose it."""
     lib = capi.load()
     lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_model_quantize_default_params.restype = llama_model_quantize_params
@@ -226,7 +226,7 @@ def quantise(source: Path, target: Path) -> None:
     # The first, a middle and the last field: with another struct they would not all agree.
     found = (params.nthread, params.ftype, params.quantize_output_tensor, params.max_buf_size)
     assert found == (0, FTYPE_Q8_0, True, 8 << 30), "llama.h has another struct than this file"
-    params.ftype = FTYPE_Q4_0
+    params.ftype = ftype
     code = lib.llama_model_quantize(str(source).encode(), str(target).encode(), params)
     if code != 0:
         raise RuntimeError(f"llama_model_quantize answered {code}")
@@ -240,7 +240,7 @@ def made(vocabulary: Path) -> Path:
         whole, part = FOLDER / "f16.part", FOLDER / "q4_0.part"
         try:
             write_f16(whole, vocabulary)
-            quantise(whole, part)
+            quantise(whole, part, FTYPE_Q4_0)
             part.rename(MODEL_PATH)
         finally:
             whole.unlink(missing_ok=True)
