@@ -324,8 +324,8 @@ def test_clients_that_leave_while_their_prompts_are_read_free_their_places_at_on
     figure: Figure,
 ) -> None:
     n_clients = 1000 if FULL else 20
-    times_s = []
-    with RunningServer("--batch", "16") as server:
+    n_batch, times_s = 4, []  # 250 steps: a fast machine too is told before it has done them all
+    with RunningServer("--batch", str(n_batch)) as server:
         for number in range(n_clients):
             sock = socket.create_connection(("127.0.0.1", server.port), WAIT_S)
             sock.sendall(chat(f"{number} " + "one two three. " * 250, stream=True))
@@ -338,7 +338,7 @@ def test_clients_that_leave_while_their_prompts_are_read_free_their_places_at_on
         n_prompt = server.chat("0 " + "one two three. " * 250)["usage"]["prompt_tokens"]
         # The worker does one thing after the other: what it did for them has been told by now.
         found = metrics(server)
-        assert found["step_seconds_count"] < n_clients * n_prompt / 16  # had it read them all
+        assert found["step_seconds_count"] < n_clients * n_prompt / n_batch  # had it read them all
     worst_s = max(times_s)
     figure("F10", f"{n_clients:,} places were free after {milliseconds(worst_s)} at most; "
                   "nothing was generated")  # fmt: skip
