@@ -5,6 +5,7 @@ one. What a token's row comes to must not depend on that.
 """
 
 import platform
+import random
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +19,14 @@ N_TOKENS = (2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 24, 28, 31, 32,
 N_MAX = max(N_TOKENS)
 # A block of Q4_K is 256 weights wide. Keys and values have 8 rows, where others have 16 and more.
 SHAPE = Shape(n_layer=1, n_embd=256, n_head=32, n_head_kv=1, n_ff=512, n_ctx=N_MAX)
+X86 = pytest.mark.skipif(
+    platform.machine() not in ("x86_64", "AMD64"), reason="the kernels are those of x86"
+)
 
 
 # Beside Q4_0 and Q4_K a file has Q6_K, whose rows are added up in another order from eight on: the
 # last digit, and where that rounds to another of 8 bits, a fifth of a hundredth.
-@pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="the kernels are those of x86"
-)
+@X86
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize(
     ("ftype", "tolerance"), [(FTYPE_Q4_0, 0.01), (FTYPE_Q8_0, 0.0), (FTYPE_Q4_K_S, 0.01)]
@@ -48,6 +50,36 @@ def test_a_token_comes_out_the_same_however_many_are_beside_it(
         assert max(apart) <= tolerance, f"{n} tokens"
     context.close()
     model.close()
+
+
+@X86
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 4, 8])  # three groups of heads share keys
+def test_a_sequence_goes_on_the_same_among_others(default_model: Model, n_threads: int) -> None:
+    context = Context(
+        default_model, n_ctx=256, n_batch=256, n_seq_max=4, n_threads=n_threads, flash_attn="on"
+    )
+    rng = random.Random(1)
+    prompts = [rng.choices(range(context.n_vocab), k=20 + 5 * i) for i in range(4)]
+    together = _next_logits(context, dict(enumerate(prompts)))
+    for seq_id, prompt in enumerate(prompts):
+        assert _next_logits(context, {seq_id: prompt}) == [together[seq_id]]
+    context.close()
+
+
+def _next_logits(context: Context, prompts: dict[int, list[int]]) -> list[list[float]]:
+    """Behind the last token of each, which all take in one step."""
+    context.clear_memory()
+    batch = Batch(N_MAX)
+    for seq_id, prompt in prompts.items():
+        batch.clear()
+        batch.extend(prompt[:-1], 0, seq_id, False)
+        assert context.decode(batch)
+    batch.clear()
+    for seq_id, prompt in prompts.items():
+        batch.add(prompt[-1], len(prompt) - 1, seq_id, True)
+    assert context.decode(batch)
+    rows = [context._lib.llama_get_logits_ith(context.pointer, i) for i in range(len(prompts))]
+    return [row[: context.n_vocab] for row in rows]
 
 
 def _logits(context: Context, tokens: list[int]) -> list[list[float]]:
