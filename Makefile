@@ -42,9 +42,9 @@ lint: .venv/lint/.complete ## check style and types (ruff, mypy)
 	@.venv/lint/bin/mypy
 
 # Whatever reads what strangers send, and the tests that concern it.
-COVERED      := lmlite/server/wire.py lmlite/server/connection.py lmlite/frames.py lmlite/gguf.py \
-  lmlite/gguf_header.py lmlite/gguf_shape.py lmlite/gguf_projector.py lmlite/server/model_check.py \
-  lmlite/server/images.py
+COVERED      := lmlite/server/wire.py lmlite/server/chunked_body.py lmlite/server/connection.py \
+  lmlite/frames.py lmlite/gguf.py lmlite/gguf_header.py lmlite/gguf_shape.py \
+  lmlite/gguf_projector.py lmlite/server/model_check.py lmlite/server/images.py
 COVERED_BY   := $(addprefix tests/test_,$(addsuffix .py,wire raw_requests connection frames gguf gguf_shape \
   gguf_projector model_check images))
 TOO_SLOW     := --deselect tests/test_gguf.py::test_a_large_vocabulary_is_read_in_half_a_second

@@ -47,16 +47,24 @@ SNIPPETS = (
     b"Transfer-Encoding: chunked\r\n", b"Content-Length: 5\r\n", b"Content-Length: -1\r\n",
     b"Content-Length: 99999999999\r\n", b"Content-Length: 4194304\r\n", b"Connection: close\r\n",
     b"Expect: 100-continue\r\n", b"Origin: null\r\n", b" folded\r\n", b"a" * 5000, b"A: b\r\n" * 70,
+    b"0\r\n\r\n", b"1\r\nx\r\n", b"\r\n0\r\n", b"ffffffff\r\n", b"0;a=b\r\n", b";", b"0" * 20,
 )  # fmt: skip
 
 
 def raw_mutant(seed: int, number: int) -> bytes:
     """A row of the table, or two requests that are right, with one to five things changed."""
     rng = random.Random(f"{seed} raw {number}")
-    data = rng.choice((rng.choice(raw_requests.ROWS)[1], raw_requests.GOOD + raw_requests.get()))
+    row, parted = rng.choice(raw_requests.ROWS)[1], in_chunks(rng) + raw_requests.get()
+    data = rng.choice((row, parted, raw_requests.GOOD + raw_requests.get()))
     for _ in range(rng.choice((1, 1, 2, 5))):
         data = rng.choice((_flipped, _inserted, _removed, _repeated, _spliced))(rng, data)
     return data
+
+
+def in_chunks(rng: random.Random) -> bytes:
+    """A request whose body is in one to eight chunks of any sizes."""
+    sizes = [rng.randrange(1, 20) for _ in range(rng.randrange(8))]
+    return raw_requests.chunked(body=raw_requests.chunks(*sizes))
 
 
 def _flipped(rng: random.Random, data: bytes) -> bytes:

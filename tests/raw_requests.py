@@ -41,7 +41,25 @@ def typed(text: str) -> bytes:
     return post(LENGTH, f"Content-Type: {text}")
 
 
+CHUNKED = "Transfer-Encoding: chunked"
+
+
+def chunks(*sizes: int, data: bytes = BODY) -> bytes:
+    """Data in chunks of these sizes and one of what is left, and the end of all chunks."""
+    parts = []
+    for size in (*sizes, len(data)):
+        parts.append(b"%x\r\n%b\r\n" % (len(data[:size]), data[:size]))
+        data = data[size:]
+    return b"".join([part for part in parts if part[0] != ord("0")] + [b"0\r\n\r\n"])
+
+
+def chunked(*lines: str, body: bytes) -> bytes:
+    """A request whose body is in chunks."""
+    return post(CHUNKED, JSON, *lines, body=body)
+
+
 GOOD = post(LENGTH, JSON)
+N_BODY = b"%x" % len(BODY)
 FULL_LINE = "GET /v1/models?" + "a" * (4096 - len("GET /v1/models? HTTP/1.1")) + " HTTP/1.1"
 FILL = 16384 - len(get("A: "))
 
@@ -81,6 +99,24 @@ ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
     ("a request line of 4 KiB", get(first=FULL_LINE), (200,)),
     ("a head of 16 KiB", get("A: " + "a" * FILL), (200,)),
     ("64 headers", get(*(f"A{i}: b" for i in range(63))), (200,)),
+    ("a body in chunks", chunked(body=chunks(1, 2, 3)), (200,)),
+    ("chunks of one byte", chunked(body=chunks(*[1] * len(BODY))), (200,)),
+    ("chunks, and a request", chunked(body=chunks(20)) + get(), (200, 200)),
+    ("chunks in other letters",
+     post("TRANSFER-ENCODING: \t Chunked ", JSON, body=chunks()), (200,)),
+    ("a chunk whose size is in capitals",
+     chunked(body=b"%X\r\n" % len(BODY) + BODY + b"\r\n0\r\n\r\n"), (200,)),
+    ("a chunk whose size has zeros in front",
+     chunked(body=N_BODY.zfill(16) + b"\r\n" + BODY + b"\r\n000\r\n\r\n"), (200,)),
+    ("chunks with extensions",
+     chunked(body=N_BODY + b';a;b=c \t;d="e;f"\r\n' + BODY + b"\r\n0 ;x=\xe9\r\n\r\n"), (200,)),
+    ("chunks with trailers, and a request",
+     chunked("Trailer: A, Content-Length",
+             body=chunks(5)[:-2] + b"A: b\r\nContent-Length: 9\r\n\r\n") + get(), (200, 200)),
+    ("64 trailers", chunked(body=chunks()[:-2] + b"A: b\r\n" * 64 + b"\r\n"), (200,)),
+    ("an expectation of chunks", chunked("Expect: 100-continue", body=chunks(9)), (200,)),
+    ("a GET in chunks, and a request",
+     get(CHUNKED) + chunks(data=b"GET /") + get(), (200, 200)),
     # ---- the request line
     ("an empty line first", b"\r\n" + GOOD, (400,)),
     ("only an empty line", b"\r\n\r\n", (400,)),
@@ -172,12 +208,34 @@ ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
     ("a foreign image tag", get("Sec-Fetch-Site: cross-site"), (403,)),
     # ---- what is said of the body
     ("no length", post(JSON), (411,)),
-    ("a chunked body", post("Transfer-Encoding: chunked", JSON, body=b"0\r\n\r\n"), (411,)),
-    ("chunks and a length", post("Transfer-Encoding: chunked", LENGTH, JSON), (411,)),
-    ("chunks in other words", post("Transfer-Encoding: xchunked", JSON), (411,)),
-    ("a transfer as it is", post("Transfer-Encoding: identity", LENGTH, JSON), (411,)),
-    ("two transfers", post("Transfer-Encoding: a", "Transfer-Encoding: b", LENGTH, JSON), (400,)),
-    ("a GET in chunks", get("Transfer-Encoding: chunked") + b"0\r\n\r\n", (411,)),
+    ("chunks and a length", chunked(LENGTH, body=chunks()), (400,)),
+    ("chunks and no length that is said", chunked("Content-Length: 0", body=chunks()), (400,)),
+    ("chunks of HTTP/1.0",
+     post(CHUNKED, JSON, body=chunks(), first=f"POST {PATH} HTTP/1.0"), (400,)),
+    ("a GET of HTTP/1.0 in chunks",
+     get(CHUNKED, first="GET /v1/models HTTP/1.0") + chunks(), (400,)),
+    ("chunks in other words", post("Transfer-Encoding: xchunked", JSON, body=chunks()), (400,)),
+    ("chunks in quotes", post('Transfer-Encoding: "chunked"', JSON, body=chunks()), (400,)),
+    ("chunks with a parameter", post(f"{CHUNKED};a=b", JSON, body=chunks()), (400,)),
+    ("chunks behind a comma", post("Transfer-Encoding: ,chunked", JSON, body=chunks()), (400,)),
+    ("chunks behind a vertical tab",
+     post("Transfer-Encoding: \x0bchunked", JSON, body=chunks()), (400,)),
+    ("compressed chunks", post("Transfer-Encoding: gzip, chunked", JSON, body=chunks()), (400,)),
+    ("chunks that are compressed",
+     post("Transfer-Encoding: chunked, gzip", JSON, body=chunks()), (400,)),
+    ("chunks of chunks",
+     post("Transfer-Encoding: chunked, chunked", JSON, body=chunks()), (400,)),
+    ("a transfer as it is", post("Transfer-Encoding: identity", JSON), (400,)),
+    ("a transfer as it is, with a length",
+     post("Transfer-Encoding: identity", LENGTH, JSON), (400,)),
+    ("an empty transfer", post("Transfer-Encoding:", JSON, body=chunks()), (400,)),
+    ("two transfers", post(CHUNKED, CHUNKED, JSON, body=chunks()), (400,)),
+    ("two transfers, of which one is as it is",
+     post(CHUNKED, "Transfer-Encoding: identity", JSON, body=chunks()), (400,)),
+    ("a folded transfer",
+     post("Transfer-Encoding:", " chunked", JSON, body=chunks()), (400,)),
+    ("a space before the transfer's colon",
+     post("Transfer-Encoding : chunked", JSON, body=chunks()), (400,)),
     ("two lengths that differ", post(LENGTH, "Content-Length: 6", JSON), (400,)),
     ("two lengths that agree", post(LENGTH, LENGTH, JSON), (400,)),
     ("a length with a sign", length(f"+{len(BODY)}"), (400,)),
@@ -214,6 +272,55 @@ ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
     ("a compressed body", post(LENGTH, JSON, "Content-Encoding: gzip"), (415,)),
     ("a body compressed twice", post(LENGTH, JSON, "Content-Encoding: br, gzip"), (415,)),
     ("another expectation", post(LENGTH, JSON, "Expect: coffee"), (417,)),
+    ("chunks of another type",
+     post(CHUNKED, "Content-Type: text/plain", body=chunks()) + get(), (415,)),
+    ("compressed data in chunks", chunked("Content-Encoding: gzip", body=chunks()), (415,)),
+    # ---- chunks
+    ("no chunk, and a request", chunked(body=chunks(data=b"")) + get(), (400, 200)),
+    ("chunks of what is not JSON, and a request",
+     chunked(body=chunks(data=b"\r\n0\r\n\r\n")) + get(), (400, 200)),
+    *((f"a chunk whose size is {size!r}",
+       chunked(body=size.replace(b"N", N_BODY) + b"\r\n" + BODY + b"\r\n0\r\n\r\n") + get(), (400,))
+      for size in (b"", b" ", b"0xN", b"+N", b"-N", b"-0", b"0 N", b" N", b"N ", b"\tN", b"0_N",
+                   b"N,", b"N a", b"g", b"\xb2", b'"N"', b"\0N", b"N\0", b"N;\0", b"N;\x7f",
+                   b"N;\r", b"N;a\rb", b"N\r", b"N\r;", b"0" * 17, b"f" * 17, b"N;" + b"a" * 5000)),
+    ("a chunk of 16 digits", chunked(body=b"f" * 16 + b"\r\n"), (413,)),
+    ("a chunk one byte over the cap", chunked(body=b"400001\r\n"), (413,)),
+    ("chunks one byte over the cap",
+     chunked(body=N_BODY + b"\r\n" + BODY + b"\r\n%x\r\n" % ((4 << 20) + 1 - len(BODY))), (413,)),
+    ("a GET in chunks with more than a head", get(CHUNKED) + b"4001\r\n", (413,)),
+    ("a size with a bare LF", chunked(body=chunks().replace(b"\r\n", b"\n", 1)) + get(), (400,)),
+    ("an extension with a bare LF",
+     chunked(body=N_BODY + b";\n" + BODY + b"\r\n0\r\n\r\n") + get(), (400,)),
+    ("a chunk with a bare LF behind it",
+     chunked(body=N_BODY + b"\r\n" + BODY + b"\n0\r\n\r\n") + get(), (400,)),
+    ("a chunk with a bare CR behind it",
+     chunked(body=N_BODY + b"\r\n" + BODY + b"\r0\r\n\r\n") + get(), (400,)),
+    ("a chunk with nothing behind it",
+     chunked(body=N_BODY + b"\r\n" + BODY + b"0\r\n\r\n") + get(), (400,)),
+    ("a chunk that is longer than its size",
+     chunked(body=N_BODY + b"\r\n" + BODY + b"x\r\n0\r\n\r\n") + get(), (400,)),
+    ("a chunk that is shorter than its size",
+     chunked(body=N_BODY + b"\r\n" + BODY[1:] + b"\r\n0\r\n\r\n") + get(), (400,)),
+    ("an empty line between chunks",
+     chunked(body=N_BODY + b"\r\n" + BODY + b"\r\n\r\n0\r\n\r\n") + get(), (400,)),
+    ("an end with a bare LF", chunked(body=chunks()[:-2] + b"\n") + get(), (400,)),
+    ("an end with a bare CR", chunked(body=chunks()[:-2] + b"\r\r\n") + get(), (400,)),
+    ("a request in place of the end", chunked(body=chunks()[:-2]) + get(), (400,)),
+    ("a trailer without a colon", chunked(body=chunks()[:-2] + b"A\r\n\r\n") + get(), (400,)),
+    ("a trailer with a space before the colon",
+     chunked(body=chunks()[:-2] + b"A : b\r\n\r\n") + get(), (400,)),
+    ("a folded trailer", chunked(body=chunks()[:-2] + b"A: b\r\n c\r\n\r\n") + get(), (400,)),
+    ("a trailer with a bare LF", chunked(body=chunks()[:-2] + b"A: b\nC: d\r\n\r\n"), (400,)),
+    ("a NUL in a trailer", chunked(body=chunks()[:-2] + b"A: \0\r\n\r\n"), (400,)),
+    ("65 trailers", chunked(body=chunks()[:-2] + b"A: b\r\n" * 65 + b"\r\n"), (431,)),
+    ("a trailer that never ends", chunked(body=chunks()[:-2] + b"A" * 5000), (400,)),
+    ("more beside the data than it may have",
+     get(CHUNKED) + b"1;%b\r\nx\r\n" % (b"a" * 4000) * 5, (400,)),
+    ("chunks that are cut short", chunked(body=chunks()[:-1]), ()),
+    ("a chunk that is cut short", chunked(body=chunks()[:9]), ()),
+    ("a size that is cut short", chunked(body=b"3"), ()),
+    ("a byte behind the chunks", chunked(body=chunks(4)) + b"x", (200,)),
     # ---- bodies
     ("a body that is cut short", GOOD[:-1], ()),
     ("a head that is cut short", get()[:-1], ()),
@@ -261,7 +368,8 @@ def statuses(*parts: bytes) -> tuple[int, ...]:
             head = wire.parse_head(data)
             LOOPBACK_GATE.check(head)
             most = DEFAULT_LIMITS.max_body if head.method == "POST" else DEFAULT_LIMITS.max_head
-            body = connection.read_body(wire.body_length(head, most))
+            n_body = wire.body_length(head, most)
+            body = connection.read_chunks(most) if n_body is None else connection.read_body(n_body)
         except ApiError as err:
             found.append(err.status)
             break

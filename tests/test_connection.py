@@ -4,12 +4,14 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
 from lmlite.server import connection
 from lmlite.server.connection import Connection
 from lmlite.server.limits import Limits
+from tests.raw_requests import Line
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 
@@ -85,6 +87,30 @@ def test_a_larger_body_has_more_time(dial: Dial) -> None:
     client, hasty = dial(Limits(body_seconds=0, body_rate=1 << 30))
     with pytest.raises(TimeoutError):
         hasty.read_body(4)
+
+
+def test_chunks_have_the_time_that_their_sizes_give_them_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("lmlite.server.connection.time.monotonic", lambda: now)
+
+    class Slow(Line):
+        def recv(self, n_bytes: int) -> bytes:
+            nonlocal now
+            now += 1
+            return super().recv(n_bytes)
+
+    def read(*parts: bytes) -> bytes:
+        line: Any = Slow(parts)
+        return Connection(line, Limits(body_seconds=2.5, body_rate=1)).read_chunks(1000)
+
+    # The seventh part comes in the seventh second: 2.5, and one for each of five bytes.
+    assert read(b"5\r\n", b"h", b"e", b"l", b"l", b"o", b"\r\n0\r\n\r\n") == b"hello"
+    with pytest.raises(TimeoutError):
+        read(b"4\r\n", b"h", b"e", b"l", b"l", b"\r\n0", b"\r\n\r", b"\n")
+    with pytest.raises(TimeoutError):
+        read(b"1;a", b"b", b"c", b"d", b"e\r\nx\r\n0\r\n\r\n")
 
 
 # ---- writing -------------------------------------------------------------------------------

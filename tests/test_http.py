@@ -14,6 +14,7 @@ import pytest
 from lmlite.server import http as http_module
 from lmlite.server.limits import Limits
 from tests.house import CHAT, WAIT_S, House, rest_of, until
+from tests.raw_requests import BODY, CHUNKED, JSON, LENGTH, chunked, chunks, post
 
 
 @pytest.fixture
@@ -163,6 +164,38 @@ def test_a_path_cannot_forge_a_line_of_the_log(house: House) -> None:
     house.get("/x%0A2026-01-01%20fake%1b[2J")
     (line,) = house.logged(1)
     assert "GET /x\\n2026-01-01 fake\\x1b[2J 404" in line
+
+
+# ---- bodies ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lines", [[LENGTH], [CHUNKED]])
+def test_a_client_that_waits_with_its_body_is_told_to_go_on(house: House, lines: list[str]) -> None:
+    body = BODY if lines == [LENGTH] else chunks(7)
+    with house.dial() as sock:
+        sock.sendall(post(*lines, JSON, "Expect: 100-continue", "Connection: close", body=b""))
+        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        sock.sendall(body)
+        assert rest_of(sock).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_a_client_of_http_1_0_is_told_nothing_before_its_answer(house: House) -> None:
+    data = post(LENGTH, JSON, "Expect: 100-continue", first=f"POST {CHAT} HTTP/1.0")
+    assert house.exchange(data).startswith(b"HTTP/1.1 200 OK\r\n")
+
+
+def test_chunks_that_never_come_are_refused_at_their_deadline(open_house: Any) -> None:
+    house = open_house(limits=Limits(body_seconds=0.2))
+    answer = house.exchange(chunked(body=b"5\r\nhel"))
+    assert answer.startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+
+
+def test_a_request_that_no_worker_can_take_is_refused_before_its_chunks_are_read(
+    open_house: Any,
+) -> None:
+    house = open_house("broken")
+    house.supervisor.wait_until_settled(WAIT_S)
+    assert house.exchange(chunked(body=b"")).startswith(b"HTTP/1.1 503 ")
 
 
 # ---- loading, failing, full ------------------------------------------------------------------

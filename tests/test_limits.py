@@ -25,7 +25,7 @@ from lmlite.server import listener
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from tests.house import CHAT, WAIT_S, House, rest_of, until
 from tests.process_figures import cpu_seconds
-from tests.raw_requests import JSON, LENGTH, get, post
+from tests.raw_requests import JSON, LENGTH, chunked, chunks, get, post
 from tests.server_process import REPOSITORY, RunningServer
 
 HEALTH = get(first="GET /health HTTP/1.1")
@@ -106,6 +106,8 @@ def test_a_value_that_does_not_do_is_refused_with_what_would(
         (Limits(max_head=512), get("A: " + "a" * 600), 431),
         (Limits(max_headers=2), get("A: b", "C: d"), 431),
         (Limits(max_body=1024), post("Content-Length: 1025", JSON, body=b""), 413),
+        (Limits(max_body=1024), chunked(body=b"400\r\n%b\r\n1\r\n" % bytes(1024)), 413),
+        (Limits(max_headers=4), chunked(body=chunks()[:-2] + b"A: b\r\n" * 5), 431),
         (Limits(max_values=2), post(LENGTH, JSON, "Connection: close"), 400),
     ],
 )  # fmt: skip

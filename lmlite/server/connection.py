@@ -2,12 +2,13 @@
 
 Python's buffered readers cannot take a deadline for a whole head, and lose data when a
 time-out strikes; so bytes come from `recv` into a buffer of our own. Knows no HTTP beyond
-where a head ends. One thread per connection.
+where heads and bodies end. One thread per connection.
 """
 
 import socket
 import time
 
+from lmlite.server.chunked_body import ChunkedBody
 from lmlite.server.limits import Limits
 
 HEAD_END = b"\r\n\r\n"
@@ -44,11 +45,20 @@ class Connection:
 
     def read_body(self, n_bytes: int) -> bytes:
         """Exactly n_bytes. Raises TimeoutError or ConnectionError."""
-        limits = self._limits
-        deadline_s = time.monotonic() + limits.body_seconds + n_bytes / limits.body_rate
+        deadline_s = time.monotonic() + self._body_seconds(n_bytes)
         while len(self._buffer) < n_bytes:
             self._receive(deadline_s)
         return self._take(n_bytes)
+
+    def read_chunks(self, max_bytes: int) -> bytes:
+        """A body in chunks, to its end. Raises TimeoutError, ConnectionError or an ApiError.
+
+        Its deadline moves with what the chunks say of their sizes, and not with what is beside.
+        """
+        body, began_s = ChunkedBody(max_bytes, self._limits), time.monotonic()
+        while not body.take(self._buffer):
+            self._receive(began_s + self._body_seconds(body.n_announced))
+        return bytes(body.data)
 
     def write(self, data: bytes) -> None:
         """All of it. Raises TimeoutError or ConnectionError."""
@@ -88,6 +98,9 @@ class Connection:
         except OSError:
             return False
         return True
+
+    def _body_seconds(self, n_bytes: int) -> float:
+        return self._limits.body_seconds + n_bytes / self._limits.body_rate
 
     def _receive(self, deadline_s: float) -> None:
         left_s = deadline_s - time.monotonic()

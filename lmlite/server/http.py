@@ -122,20 +122,24 @@ class Handler:
             self.server.gate.check_key(head)
         methods = self._route(head.path)
         check_method(head, allowed_by(methods), head.path)
-        # Only a POST has a use for a body; what comes with another method is read and dropped.
-        most = self._limits.max_body if head.method == "POST" else self._limits.max_head
-        n_body = wire.body_length(head, most)
-        if head.method == "POST":  # it is for the worker: nothing is read that has no place there
-            self.server.registry.models()[0].supervisor.check_admission()
-        if n_body and "expect" in head.headers:
-            self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        self._body = self._connection.read_body(n_body)
+        self._body = self._read_body(head)
         is_last = self._n_requests >= self._limits.max_requests_per_connection
         self._sender.is_last = is_last or not head.keep_alive
         if head.method == "OPTIONS":
             self._send_options(head, allowed_by(methods))
         else:
             methods["GET" if head.method == "HEAD" else head.method]()
+
+    def _read_body(self, head: wire.Head) -> bytes:
+        # Only a POST has a use for a body; what comes with another method is read and dropped.
+        most = self._limits.max_body if head.method == "POST" else self._limits.max_head
+        n_bytes = wire.body_length(head, most)
+        if head.method == "POST":  # it is for the worker: nothing is read that has no place there
+            self.server.registry.models()[0].supervisor.check_admission()
+        connection = self._connection
+        if n_bytes != 0 and head.expects_continue:
+            connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return connection.read_chunks(most) if n_bytes is None else connection.read_body(n_bytes)
 
     def _route(self, path: str) -> dict[str, Callable[[], None]]:
         """What each method does at a path. Raises NotFound."""

@@ -58,6 +58,11 @@ class Head:
             return "close" not in options
         return "keep-alive" in options
 
+    @property
+    def expects_continue(self) -> bool:
+        """Whether the body may wait for a word to go on, of which HTTP/1.0 knows nothing."""
+        return "expect" in self.headers and self.version >= (1, 1)
+
 
 def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
     """The head in `data`, which ends with the empty line. Raises an ApiError for any other."""
@@ -65,15 +70,20 @@ def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
         raise HeadTooLarge(f"the request's head is over {limits.max_head:,} bytes")
     if not data.endswith(b"\r\n\r\n"):
         raise BadRequest("the request's head does not end")
-    text = data[:-4].decode("latin-1")
-    lines = text.split("\r\n")
-    if any(map(_CONTROL.search, lines)):
-        raise BadRequest("the request's head has a control character or a bare line break")
-    method, target, version = _parse_request_line(lines[0], limits.max_request_line)
-    headers = _parse_headers(lines[1:], limits.max_headers)
+    first, *lines = split_lines(data[:-4])
+    method, target, version = _parse_request_line(first, limits.max_request_line)
+    headers = parse_headers(lines, limits.max_headers)
     if version >= (1, 1) and "host" not in headers:
         raise BadRequest("the request has no Host header")
     return Head(method, target, version, headers)
+
+
+def split_lines(data: bytes) -> list[str]:
+    """Lines of a head. Raises BadRequest for what some would take for the end of another line."""
+    lines = data.decode("latin-1").split("\r\n")
+    if any(map(_CONTROL.search, lines)):
+        raise BadRequest("the request has a control character or a bare line break")
+    return lines
 
 
 def _parse_request_line(line: str, max_bytes: int) -> tuple[str, str, tuple[int, int]]:
@@ -94,7 +104,8 @@ def _parse_request_line(line: str, max_bytes: int) -> tuple[str, str, tuple[int,
     return method, target, (int(version[5]), int(version[7]))
 
 
-def _parse_headers(lines: list[str], most: int) -> dict[str, str]:
+def parse_headers(lines: list[str], most: int) -> dict[str, str]:
+    """Values by names in lower case. Raises an ApiError for a malformed or a repeated one."""
     if len(lines) > most:
         raise HeadTooLarge(f"the request has over {most} headers")
     headers: dict[str, str] = {}
@@ -115,15 +126,16 @@ def _parse_headers(lines: list[str], most: int) -> dict[str, str]:
 # ---- what a head says of its body ----------------------------------------------------------
 
 
-def body_length(head: Head, max_bytes: int) -> int:
-    """Bytes of body that follow the head, 0 for none. Raises an ApiError for what is refused.
+def body_length(head: Head, max_bytes: int) -> int | None:
+    """Bytes of body that follow the head, 0 for none; None when it comes in chunks.
 
-    A web page can send any type but JSON to any server without asking first.
+    Raises an ApiError for what is refused. A web page can send any type but JSON to any server
+    without asking first.
     """
-    if "transfer-encoding" in head.headers:
-        raise LengthRequired("send the body with a Content-Length, not in chunks")
-    n_bytes = _content_length(head)
-    if n_bytes > max_bytes:
+    n_bytes = None if "transfer-encoding" in head.headers else _content_length(head)
+    if n_bytes is None:
+        _check_transfer_encoding(head)
+    elif n_bytes > max_bytes:
         raise BodyTooLarge(f"the body is over {max_bytes:,} bytes")
     content_type = head.headers.get("content-type", "").strip()
     if head.method == "POST" and not _CONTENT_TYPE.fullmatch(content_type):
@@ -139,11 +151,21 @@ def _content_length(head: Head) -> int:
     text = head.headers.get("content-length")
     if text is None:
         if head.method == "POST":
-            raise LengthRequired("the request has no Content-Length")
+            raise LengthRequired("the request has no Content-Length, and its body no chunks")
         return 0
     if not (text.isascii() and text.isdigit() and len(text) < 20):
         raise BadRequest("Content-Length is not a number")
     return int(text)
+
+
+def _check_transfer_encoding(head: Head) -> None:
+    """Every other way to say where the body ends is refused: two readers might not agree."""
+    if "content-length" in head.headers:
+        raise BadRequest("the request has both a Content-Length and a Transfer-Encoding")
+    if head.version < (1, 1):
+        raise BadRequest("HTTP/1.0 knows no Transfer-Encoding")
+    if head.headers["transfer-encoding"].lower() != "chunked":
+        raise BadRequest("the only Transfer-Encoding that this server knows is chunked")
 
 
 # ---- JSON ----------------------------------------------------------------------------------
