@@ -39,6 +39,7 @@ EMBEDDED_MODEL = Path(__file__).parent / "models" / "tiny.gguf"
 EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
 IMAGE_FACTOR = 4  # as large may the body be of a request that may have images, if nothing is said
 LAST_WORDS_S = 1.0  # for the errors of answers that did not end in time
+LAST_LINES_S = 2.0  # for the log, which may have no reader
 
 
 class StartError(Exception):
@@ -127,6 +128,13 @@ def _add_log(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
 def run_serve(options: argparse.Namespace) -> int:
     """Serves until a signal comes. Raises StartError."""
     log = Log(options.log_level)
+    try:
+        return _serve(options, log)
+    finally:
+        log.flush(LAST_LINES_S)
+
+
+def _serve(options: argparse.Namespace, log: Log) -> int:
     notifier = systemd.Notifier()
     limits = limits_of(options)
     waiting = _waiting_worker(log)

@@ -2,11 +2,11 @@
 
 "echo TEXT" answers in one delta per word, "die SIGNAL ..." ends by that signal, "bytes HEX" writes
 something that may be no frame, "hang" answers nothing, "queue" says so, "refuse" is a BadRequest,
-"wait PATH" and "fail PATH" go on when somebody writes to that pipe. "tick N SECONDS" answers in N
-deltas so far apart, each its number and the nanosecond of its sending; any number at once. Started
-with the argument "crash" it ends before it is ready, with "broken" it says that the model cannot be
-loaded, with "wait" it is half loaded until somebody writes to the pipe that the Load names, with
-"stop" it stops itself while it loads.
+"babble N" first writes as many bytes to standard error, "wait PATH" and "fail PATH" go on when
+somebody writes to that pipe. "tick N SECONDS" answers in N deltas so far apart, each its number and
+the nanosecond of its sending; any number at once. Started with the argument "crash" it ends before
+it is ready, with "broken" it says that the model cannot be loaded, with "wait" it is half loaded
+until somebody writes to the pipe that the Load names, with "stop" it stops itself while it loads.
 """
 
 import contextlib
@@ -63,6 +63,10 @@ def answer(chat: Chat) -> None:
             send(Started(chat.id, 0, 3, 0))
             send(Delta(chat.id, 0, "dying"))
             os.kill(os.getpid(), getattr(signal, rest.split()[0]))
+        case "babble":
+            sys.stderr.write("x" * int(rest))
+            sys.stderr.flush()
+            echo(chat, "done")
         case "wait":
             wait(chat, rest)
             echo(chat, "done")

@@ -121,7 +121,7 @@ def check_sockets(seed: int, numbers: Iterable[int]) -> Counter[str]:
         until(lambda: house.server.n_connections() == 0)
         until(lambda: threading.active_count() <= n_threads)
         assert house.get("/health") == (200, {"status": "ready"})
-        assert " ERROR " not in house.lines.getvalue()
+        assert " ERROR " not in house.log_text()
         assert house.supervisor.n_started == 1
     return totals
 

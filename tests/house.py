@@ -82,9 +82,14 @@ class House:
                 sock.shutdown(socket.SHUT_WR)
             return rest_of(sock)
 
+    def log_text(self) -> str:
+        """What the log says by now."""
+        self.server.log.flush(WAIT_S)
+        return self.lines.getvalue()
+
     def logged(self, n: int) -> list[str]:
         """The first n lines of the log; a line comes after its answer."""
-        while len(lines := self.lines.getvalue().splitlines()) < n:
+        while len(lines := self.log_text().splitlines()) < n:
             assert self.supervisor.fault is None
         return lines
 
@@ -119,10 +124,11 @@ def opened(
     n_queue: int = 64,
     gate: Gate = LOOPBACK_GATE,
     limits: Limits = DEFAULT_LIMITS,
+    log: Log | None = None,
 ) -> Iterator[House]:
     """A server that is ready; in modes of the worker that decide about that, one that has begun."""
     lines = io.StringIO()
-    log = Log("info", lines)
+    log = log or Log("info", lines)
     load = Load(model_path, n_parallel=n_parallel, n_queue=n_queue)
     supervisor = Supervisor(load, log, (*FAKE_WORKER, mode))
     file = ModelFile(

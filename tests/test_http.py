@@ -360,7 +360,7 @@ def test_without_a_viewer_nothing_of_a_prompt_is_kept_or_shown(house: House) -> 
     viewer = watch(house, "model")
     house.ask("echo public words")
     assert record(viewer)["input"] == "prompt of public words"
-    assert "words" not in house.lines.getvalue()
+    assert "words" not in house.log_text()
     viewer.close()
 
 
@@ -399,7 +399,7 @@ def test_an_idle_connection_is_closed_without_a_word(open_house: Any) -> None:
     house = open_house(limits=Limits(idle_seconds=0.2))
     with house.dial() as sock:
         assert rest_of(sock) == b""
-    assert house.lines.getvalue() == ""
+    assert house.log_text() == ""
 
 
 # ---- metrics -------------------------------------------------------------------------------
@@ -432,6 +432,8 @@ def test_metrics_count_requests_tokens_and_what_the_engine_says(house: House) ->
         'lmlite_tokens_total{kind="prompt"}': "2",
         'lmlite_tokens_total{kind="cached"}': "1",
         'lmlite_tokens_total{kind="completion"}': "3",
+        'lmlite_log_dropped_total{reader="stderr"}': "0",
+        'lmlite_log_dropped_total{reader="viewers"}': "0",
         "lmlite_requests_open": "0",
         "lmlite_worker_starts_total": "1",
         "lmlite_ready": "1",

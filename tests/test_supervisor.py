@@ -38,13 +38,26 @@ def _worker_finds_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
 
 
-@pytest.fixture
-def log() -> Log:
-    return Log("debug", io.StringIO())
+class KeptLog(Log):
+    """A log whose lines are kept."""
+
+    def __init__(self) -> None:
+        self._kept = io.StringIO()
+        super().__init__("debug", self._kept)
+
+    def text(self) -> str:
+        """All lines so far."""
+        self.flush(WAIT_S)
+        return self._kept.getvalue()
 
 
 @pytest.fixture
-def supervise(log: Log, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def log() -> KeptLog:
+    return KeptLog()
+
+
+@pytest.fixture
+def supervise(log: KeptLog, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Starts supervisors of fake workers, and stops them after the test."""
     monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
     made: list[Supervisor] = []
@@ -58,11 +71,6 @@ def supervise(log: Log, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield start
     for each in made:
         each.stop()
-
-
-def lines(log: Log) -> str:
-    stream: Any = log._stream
-    return str(stream.getvalue())
 
 
 def chat(content: str) -> Chat:
@@ -86,7 +94,7 @@ def test_a_request_comes_back_as_its_events(supervise: Any) -> None:
 
 
 def test_a_worker_that_was_started_ahead_is_the_first_and_dies_once(
-    log: Log, monkeypatch: pytest.MonkeyPatch
+    log: KeptLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
     command = (*FAKE, "")
@@ -142,7 +150,7 @@ def test_a_refused_request_raises_its_error(supervise: Any) -> None:
 
 @pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGBUS"])
 def test_a_worker_that_dies_fails_its_requests_and_is_replaced(
-    supervise: Any, log: Log, name: str
+    supervise: Any, log: KeptLog, name: str
 ) -> None:
     supervisor = supervise()
     first_pid = supervisor.pid
@@ -154,7 +162,7 @@ def test_a_worker_that_dies_fails_its_requests_and_is_replaced(
         assert caught.value.retry_after_s == 1
     assert events(supervisor.submit(chat("echo back")))[1] == Delta(3, 0, "back")
     assert supervisor.pid != first_pid
-    assert f"was ended by {name}" in lines(log)
+    assert f"was ended by {name}" in log.text()
 
 
 @pytest.mark.parametrize(
@@ -170,22 +178,24 @@ def test_a_worker_that_dies_fails_its_requests_and_is_replaced(
     ids=["no JSON", "nothing", "no object", "no text", "a line", "too long"],
 )
 def test_a_worker_that_breaks_the_format_is_replaced(
-    supervise: Any, log: Log, written: str, why: str
+    supervise: Any, log: KeptLog, written: str, why: str
 ) -> None:
     supervisor = supervise()
     with pytest.raises(Unavailable):
         events(supervisor.submit(chat(f"bytes {written}")))
     assert events(supervisor.submit(chat("echo back")))[1] == Delta(2, 0, "back")
-    assert "cannot be trusted any more: " in lines(log)
-    assert why in lines(log)
+    assert "cannot be trusted any more: " in log.text()
+    assert why in log.text()
 
 
-def test_half_a_frame_and_then_silence_is_the_end_of_the_worker(supervise: Any, log: Log) -> None:
+def test_half_a_frame_and_then_silence_is_the_end_of_the_worker(
+    supervise: Any, log: KeptLog
+) -> None:
     supervisor = supervise(watchdog_s=0.2)
     with pytest.raises(Unavailable):
         events(supervisor.submit(chat("bytes 00000040" + b'{"type":"Delta"'.hex())))
     assert events(supervisor.submit(chat("echo back")))[1] == Delta(2, 0, "back")
-    assert "gave no sign of life for 0.2 s" in lines(log)
+    assert "gave no sign of life for 0.2 s" in log.text()
 
 
 def test_a_frame_that_claims_32_mib_takes_no_memory_of_ours(
@@ -209,7 +219,7 @@ def peak_rss_bytes() -> int:
 
 @pytest.mark.parametrize("content", ["hang", "die SIGSTOP", "queue"])
 def test_a_worker_that_goes_silent_over_a_request_is_replaced(
-    supervise: Any, log: Log, content: str
+    supervise: Any, log: KeptLog, content: str
 ) -> None:
     supervisor = supervise(watchdog_s=0.2)
     first_pid = supervisor.pid
@@ -218,7 +228,7 @@ def test_a_worker_that_goes_silent_over_a_request_is_replaced(
     assert caught.value.retry_after_s == 1
     assert events(supervisor.submit(chat("echo back")))[1] == Delta(2, 0, "back")
     assert supervisor.pid != first_pid
-    assert f"worker {first_pid} gave no sign of life for 0.2 s" in lines(log)
+    assert f"worker {first_pid} gave no sign of life for 0.2 s" in log.text()
 
 
 def test_a_worker_that_goes_silent_while_it_loads_is_given_up(supervise: Any) -> None:
@@ -308,7 +318,7 @@ def test_a_worker_that_dies_five_times_within_a_minute_is_given_up(supervise: An
 
 
 def test_it_is_started_again_after_ever_longer_pauses(
-    log: Log, figure: Callable[[str, str], None]
+    log: KeptLog, figure: Callable[[str, str], None]
 ) -> None:
     pauses: list[float] = []
     supervisor = Supervisor(Load("model.gguf"), log, (*FAKE, "crash"))
@@ -320,7 +330,7 @@ def test_it_is_started_again_after_ever_longer_pauses(
 
 
 def test_a_worker_that_cannot_be_started_is_given_up_too(
-    log: Log, monkeypatch: pytest.MonkeyPatch
+    log: KeptLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BACKOFF_S", (0.0,))
     supervisor = Supervisor(Load("model.gguf"), log, ("/no/such/program",))
@@ -358,23 +368,23 @@ def test_a_model_that_cannot_be_loaded_is_not_tried_again(supervise: Any) -> Non
     assert supervisor.fault == "llama.cpp cannot load model.gguf"
 
 
-def test_letting_go_of_a_reply_cancels_it_in_the_worker(supervise: Any, log: Log) -> None:
+def test_letting_go_of_a_reply_cancels_it_in_the_worker(supervise: Any, log: KeptLog) -> None:
     supervisor = supervise()
     reply = supervisor.submit(chat("hang"))
     reply.close()
     reply.close()
     events(supervisor.submit(chat("echo synchronised")))
     supervisor.stop()
-    assert lines(log).count("cancelled 1") == 1
+    assert log.text().count("cancelled 1") == 1
 
 
-def test_a_complete_reply_is_not_cancelled(supervise: Any, log: Log) -> None:
+def test_a_complete_reply_is_not_cancelled(supervise: Any, log: KeptLog) -> None:
     supervisor = supervise()
     reply = supervisor.submit(chat("echo x"))
     events(reply)
     reply.close()
     supervisor.stop()
-    assert "cancelled" not in lines(log)
+    assert "cancelled" not in log.text()
 
 
 def test_stopping_fails_what_is_open_and_ends_the_worker(supervise: Any) -> None:

@@ -13,7 +13,6 @@ import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from queue import Empty
 from typing import Any
 
 from lmlite.errors import (
@@ -193,7 +192,8 @@ class Handler:
 
     def _metrics(self) -> None:
         supervisor = self.server.registry.models()[0].supervisor
-        text = self.server.metrics.text(supervisor, self.server.n_connections())
+        n_connections, n_dropped = self.server.n_connections(), self.server.log.n_dropped()
+        text = self.server.metrics.text(supervisor, n_connections, n_dropped)
         self._sender.send(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
 
     def _chat(self) -> None:
@@ -242,12 +242,12 @@ class Handler:
             self._sender.begin(STREAM_HEADERS)
             quiet_s = 0.0
             while self._sender.has_body and not self._is_over():
-                try:
-                    record = wire.to_json(records.get(timeout=POLL_S))
-                    self._sender.send_piece(wire.sse_event(record))
-                    quiet_s = 0.0
-                except Empty:
+                record = records.get(POLL_S)
+                if record is None:
                     quiet_s += POLL_S
+                else:
+                    self._sender.send_piece(wire.sse_event(wire.to_json(record)))
+                    quiet_s = 0.0
                 if quiet_s >= self._limits.ping_seconds:
                     self._sender.send_piece(wire.sse_comment("ping"))
                     quiet_s = 0.0

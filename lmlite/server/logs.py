@@ -2,14 +2,17 @@
 
 A record is LM Studio's: {"timestamp": ms, "data": {"type": ..., ...}}. Lines of the server
 go to standard error and to subscribers; what a model receives and returns goes to
-subscribers only, and is kept nowhere. Any thread may call anything here.
+subscribers only, and is kept nowhere. Any thread may call anything here, and none waits: a pager
+that is paused, or a viewer that is stopped, misses lines, and is told later how many.
 """
 
-import queue
+import collections
+import os
+import select
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, TextIO
 
@@ -18,56 +21,180 @@ Level = Literal["debug", "info", "warning", "error"]
 Source = Literal["model", "server"]
 Record = dict[str, Any]
 
-QUEUE_LENGTH = 1000  # records that a slow subscriber may be behind before it misses some
+MAX_LINES = 10_000  # that wait for standard error
+MAX_RECORDS, MAX_CHARACTERS = 1000, 16 << 20  # that wait for a subscriber
 
 
 class Log:
     """Where everything that is worth telling goes."""
 
     def __init__(self, level: Level = "info", stream: TextIO | None = None) -> None:
-        """Lines below `level` reach subscribers only."""
+        """Lines below `level` reach subscribers only. The stream is standard error by default."""
         self._threshold = LEVELS.index(level)
-        self._stream = stream or sys.stderr
+        self._lines = _Lines(_write_to_stderr if stream is None else stream.write)
         self._lock = threading.Lock()
-        self._subscribers: dict[queue.Queue[Record], Source] = {}
+        self._subscribers: set[Subscriber] = set()
+        self._n_records_dropped = 0
 
     def line(self, level: Level, text: str) -> None:
         """One line about the server. Never raises: a full disk must not stop the service."""
         text = printable(text)
         if LEVELS.index(level) >= self._threshold:
-            clock = time.strftime("%Y-%m-%d %H:%M:%S")
-            with self._lock:
-                try:
-                    self._stream.write(f"{clock} {level.upper():7} {text}\n")
-                    self._stream.flush()
-                except (OSError, ValueError):
-                    pass  # standard error is closed or its disk is full
-        self.publish("server", {"type": "server.log", "level": level, "content": text})
+            self._lines.put(formatted(level, text))
+        self.publish("server", _server_line(level, text))
 
     def publish(self, source: Source, data: dict[str, Any]) -> None:
         """Hands a record to those who watch this source; the newest are dropped for slow ones."""
-        record = {"timestamp": int(time.time() * 1000), "data": data}
+        record = _record(data)
         with self._lock:
-            for subscriber, wanted in self._subscribers.items():
-                if wanted == source and not subscriber.full():
-                    subscriber.put_nowait(record)
+            for subscriber in self._subscribers:
+                if subscriber.source == source and not subscriber.offer(record):
+                    self._n_records_dropped += 1
 
     def is_watched(self, source: Source) -> bool:
         """Whether a record of this source would reach anybody."""
         with self._lock:
-            return source in self._subscribers.values()
+            return any(subscriber.source == source for subscriber in self._subscribers)
 
     @contextmanager
-    def subscription(self, source: Source) -> Iterator["queue.Queue[Record]"]:
-        """A queue that receives the records of one source while the context lasts."""
-        subscriber: queue.Queue[Record] = queue.Queue(QUEUE_LENGTH)
+    def subscription(self, source: Source) -> Iterator["Subscriber"]:
+        """Receives the records of one source while the context lasts."""
+        subscriber = Subscriber(source)
         with self._lock:
-            self._subscribers[subscriber] = source
+            self._subscribers.add(subscriber)
         try:
             yield subscriber
         finally:
             with self._lock:
-                del self._subscribers[subscriber]
+                self._subscribers.remove(subscriber)
+
+    def n_dropped(self) -> dict[str, int]:
+        """Lines that standard error did not take in time, and records that viewers did not."""
+        return {"stderr": self._lines.n_dropped, "viewers": self._n_records_dropped}
+
+    def flush(self, timeout_s: float) -> None:
+        """Returns when every line is written, or after timeout_s."""
+        self._lines.flush(timeout_s)
+
+
+class _Lines:
+    """Lines that wait for a file, and the thread that alone waits for it."""
+
+    def __init__(self, write: Callable[[str], object]) -> None:
+        """`write` takes the text of several lines; they are lost if it raises."""
+        self.n_dropped = 0
+        self._write = write
+        self._waiting: list[str] = []
+        self._n_missed = 0  # there was no place for them behind those that wait
+        self._is_writing = False
+        self._changed = threading.Condition()  # guards all of the above
+        threading.Thread(target=self._run, name="log", daemon=True).start()
+
+    def put(self, line: str) -> None:
+        """Waits for nothing; drops the line when too many wait already."""
+        with self._changed:
+            if len(self._waiting) < MAX_LINES:
+                self._waiting.append(line)
+                self._changed.notify_all()
+            else:
+                self._n_missed += 1
+                self.n_dropped += 1
+
+    def flush(self, timeout_s: float) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._waiting or self._is_writing), timeout_s)
+
+    def _run(self) -> None:
+        n_failed = 0  # lines that could not be written, in front of those that wait
+        while True:
+            lines, n_missed = self._take()
+            told = [*_gap(n_failed), *lines, *_gap(n_missed)]
+            try:
+                self._write("".join(told))
+                n_failed = 0
+            except Exception:  # the file is closed, its disk or memory is full
+                n_failed += len(lines) + n_missed
+                with self._changed:
+                    self.n_dropped += len(lines)
+
+    def _take(self) -> tuple[list[str], int]:
+        """All lines that wait, once there are some, and how many are missing behind them."""
+        with self._changed:
+            self._is_writing = False
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._waiting)
+            taken = self._waiting, self._n_missed
+            self._waiting, self._n_missed = [], 0
+            self._is_writing = True
+            return taken
+
+
+class Subscriber:
+    """The records of one source for one viewer, as long as it takes them in time."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._records: collections.deque[Record] = collections.deque()
+        self._n_characters = 0  # of the records that wait
+        self._n_missed = 0  # records since the last one that was taken in
+        self._changed = threading.Condition()
+
+    def offer(self, record: Record) -> bool:
+        """Waits for nothing. False when the viewer is too far behind to be given this record."""
+        with self._changed:
+            if self._is_full(_n_characters(record)):
+                self._n_missed += 1
+                return False
+            if self._n_missed:
+                self._append(_record(_server_line("warning", _missing(self._n_missed, "record"))))
+                self._n_missed = 0
+            self._append(record)
+            return True
+
+    def get(self, timeout_s: float) -> Record | None:
+        """The next record, or None after timeout_s without one."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._records, timeout_s):
+                return None
+            record = self._records.popleft()
+            self._n_characters -= _n_characters(record)
+            return record
+
+    def _is_full(self, n_more: int) -> bool:
+        """Never with a single record, however long it is."""
+        n_waiting = len(self._records)
+        n_characters = self._n_characters + n_more
+        return n_waiting >= MAX_RECORDS or (n_waiting > 0 and n_characters > MAX_CHARACTERS)
+
+    def _append(self, record: Record) -> None:
+        self._records.append(record)
+        self._n_characters += _n_characters(record)
+        self._changed.notify()
+
+
+def _record(data: dict[str, Any]) -> Record:
+    return {"timestamp": int(time.time() * 1000), "data": data}
+
+
+def _server_line(level: Level, text: str) -> dict[str, Any]:
+    return {"type": "server.log", "level": level, "content": text}
+
+
+def _n_characters(record: Record) -> int:
+    return sum(len(value) for value in record["data"].values() if isinstance(value, str))
+
+
+def _gap(n: int) -> list[str]:
+    return [formatted("warning", _missing(n, "line"))] if n else []
+
+
+def _missing(n: int, what: str) -> str:
+    return f"{n:,} {what}s are missing here: nobody read them in time"
+
+
+def formatted(level: Level, text: str) -> str:
+    """A line as standard error shows it."""
+    return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {level.upper():7} {text}\n"
 
 
 def printable(text: str) -> str:
@@ -79,3 +206,13 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def _write_to_stderr(text: str) -> None:
+    """Past the buffer of sys.stderr, whose lock would keep a process with a paused pager alive."""
+    data = text.encode(sys.stderr.encoding, "backslashreplace")
+    while data:
+        try:
+            data = data[os.write(2, data) :]
+        except BlockingIOError:  # another process that has this file made it so
+            select.select((), (2,), ())

@@ -40,11 +40,14 @@ class Metrics:
         with self._lock:
             self._refusals[reason] += 1
 
-    def text(self, supervisor: Supervisor, n_connections: int) -> str:
-        """All of it, in the text format."""
-        return "".join(line + "\n" for line in self._lines(supervisor, n_connections))
+    def text(self, supervisor: Supervisor, n_connections: int, n_dropped: dict[str, int]) -> str:
+        """All of it, in the text format. `n_dropped`: lines and records of the log, by reader."""
+        lines = self._lines(supervisor, n_connections, n_dropped)
+        return "".join(line + "\n" for line in lines)
 
-    def _lines(self, supervisor: Supervisor, n_connections: int) -> Iterator[str]:
+    def _lines(
+        self, supervisor: Supervisor, n_connections: int, n_dropped: dict[str, int]
+    ) -> Iterator[str]:
         with self._lock:
             requests, tokens = dict(self._requests), dict(self._tokens)
             refusals = dict(self._refusals)
@@ -59,6 +62,9 @@ class Metrics:
         yield from _heading("tokens_total", "counter", "Tokens read, found in memory, generated.")
         for kind in ("prompt", "cached", "completion"):
             yield f'lmlite_tokens_total{{kind="{kind}"}} {tokens.get(kind, 0)}'
+        yield from _heading("log_dropped_total", "counter", "What a reader did not take in time.")
+        for reader, n in n_dropped.items():
+            yield f'lmlite_log_dropped_total{{reader="{reader}"}} {n}'
         yield from _single("requests_open", "gauge", "Requests at work.", supervisor.n_open())
         yield from _single("worker_starts_total", "counter", "Workers.", supervisor.n_started)
         yield from _single("ready", "gauge", "1: answers.", int(supervisor.ready is not None))

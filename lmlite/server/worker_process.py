@@ -18,6 +18,7 @@ from lmlite.server.logs import Log
 
 STOP_WAIT_S = 2.0  # how long a worker may take to end once its input has ended
 LAST_WORDS_S = 1.0  # and for its standard error to be read to the end after that
+MAX_LINE_BYTES = 4096  # of standard error; a longer line counts as several
 
 # -P: nothing is imported from the folder that the server was started in.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "lmlite.worker")
@@ -82,7 +83,7 @@ class WorkerProcess:
         """Reads its standard error, to quote its last words."""
         assert self._process.stderr is not None
         with self._process.stderr as words:
-            for raw in words:
+            while raw := words.readline(MAX_LINE_BYTES):
                 line = raw.decode("utf-8", "replace").rstrip()
                 if line:
                     self._last_words.append(line)
