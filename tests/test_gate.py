@@ -25,6 +25,13 @@ APP, OTHER = "https://app.example", "https://evil.example"
 DEV = "http://localhost:3000"
 KEY, SECOND = b"0123456789abcdef", b"sk-second-key-of-many"
 OPEN = Gate(LOOPBACK_GATE.hosts | {"my.lan"}, any_address=True, keys=(KEY, SECOND))
+KEYED = Gate(keys=(KEY,))
+LOCAL_NAMES = ("host.docker.internal", "Host.Docker.Internal:1234", "host.containers.internal",
+               "board.local", "My-Board.local:80", "a.b.local")  # fmt: skip
+FOREIGN_NAMES = ("evil.internal", "evil.docker.internal", "host.docker.internal.evil.example",
+                 "host.a.b.internal", "host..internal", "evil.local.example", "evil-local",
+                 ".local", "local", "a..local", "board.local.",
+                 "host.docker.internal.")  # fmt: skip
 CORS = Gate(origins=frozenset({APP, DEV}))
 
 
@@ -107,6 +114,14 @@ PAGES: list[tuple[Gate, str, str, list[str], int]] = [
     (OPEN, "3232235781", "OPTIONS", [], 403),
     (OPEN, "0.0.0.0:1234", "OPTIONS", [], 403),
     (OPEN, "[::]", "OPTIONS", [], 403),
+    # What containers and neighbours call this machine, where a key is asked for.
+    *((KEYED, name, "OPTIONS", [], 200) for name in LOCAL_NAMES),
+    *((OPEN, name, "OPTIONS", [], 200) for name in LOCAL_NAMES),
+    *((LOOPBACK_GATE, name, "OPTIONS", [], 403) for name in LOCAL_NAMES),
+    *((KEYED, name, "OPTIONS", [], 403) for name in FOREIGN_NAMES),
+    (KEYED, "board.local:1234", "GET", ["Origin: http://board.local:1234"], 401),
+    (KEYED, "board.local:1234", "GET", ["Origin: http://other.local:1234"], 403),
+    (KEYED, "192.168.1.5", "OPTIONS", [], 403),
 ]  # fmt: skip
 
 

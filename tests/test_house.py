@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower floors only.
 FLOORS = [
-    ["errors", "library", "allocator"],
+    ["errors", "library", "allocator", "server.routes"],
     ["messages", "gguf_header", "server.limits", "server.keys", "server.systemd"],
     ["frames", "gguf_shape", "gguf_projector", "worker.mtmd"],
     ["gguf"],

@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from lmlite.errors import ApiError, MethodNotAllowed, Unauthorized
+from lmlite.server.routes import endpoint
 from lmlite.server.wire import Head
 
 Json = dict[str, Any]
@@ -16,7 +17,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 def body_of(error: ApiError, head: Head | None, token: str) -> Json:
     """The JSON object of a reply; no head: none could be read. The request's id has the token."""
-    if head is None or not head.path.startswith(MESSAGES_PATH):
+    if head is None or not endpoint(head.path).startswith(MESSAGES_PATH):
         return error.body()
     return message_error(error) | {"request_id": f"req-{token}"}
 

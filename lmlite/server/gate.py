@@ -19,6 +19,9 @@ Headers = list[tuple[str, str]]
 
 METHODS = ("GET", "HEAD", "POST", "OPTIONS")
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+# What containers call the machine that they run on, and machines each other without a name server.
+# Anybody on the network may take such a name, and lead a page here by it: so they need a key.
+LOCAL_NAME = re.compile(r"host\.[a-z0-9\-]+\.internal|[a-z0-9\-_]+(\.[a-z0-9\-_]+)*\.local")
 OPEN_TARGET = "/health"  # for load balancers, which have no key
 
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9.\-_]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
@@ -69,7 +72,9 @@ class Gate:
         if match is None:
             raise BadRequest("the Host header is malformed")
         name = match["name"].lower()
-        if name not in self.hosts and not (self.any_address and _address(name) and is_host(name)):
+        if name in self.hosts or (self.keys and LOCAL_NAME.fullmatch(name)):
+            return
+        if not (self.any_address and _address(name) and is_host(name)):
             raise Forbidden(f"this server is not called {name} (--allow-host gives it a name)")
 
     # ---- what a page's browser wants to hear -----------------------------------------------

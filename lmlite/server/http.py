@@ -42,11 +42,13 @@ from lmlite.server.openai_requests import (
 from lmlite.server.registry import ServedModel
 from lmlite.server.responses_replies import ResponseReply
 from lmlite.server.responses_requests import own_names, parse_response
+from lmlite.server.routes import endpoint
 from lmlite.server.sampling import Defaults
 from lmlite.server.sender import JSON_TYPE, Sender
 from lmlite.server.supervisor import Reply
 from lmlite.server.tally import Tally
 
+MODEL_PATH = "/v1/models/"  # before a model's name
 POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
 # Between signs of life of an answer in one piece. OpenAI's clients give up after 600 s without a
 # byte, and ask again; leading spaces are valid JSON. Not sooner: it decides the status.
@@ -141,7 +143,7 @@ class Handler:
         return connection.read_chunks(most) if n_bytes is None else connection.read_body(n_bytes)
 
     def _route(self, path: str) -> dict[str, Callable[[], None]]:
-        """What each method does at a path. Raises NotFound."""
+        """What each method does at a path, in whichever spelling. Raises NotFound."""
         routes: dict[str, dict[str, Callable[[], None]]] = {
             "/v1/models": {"GET": self._models},
             "/v1/chat/completions": {"POST": self._chat},
@@ -154,11 +156,12 @@ class Handler:
             "/metrics": {"GET": self._metrics},
             "/log/stream": {"GET": self._log_stream},
         }
-        if path in routes:
-            return routes[path]
         if path == "*":  # the server itself, of which OPTIONS may ask
             return {}
-        if path.startswith("/v1/models/"):
+        found = endpoint(path)
+        if found in routes:
+            return routes[found]
+        if found.startswith(MODEL_PATH):
             return {"GET": self._model}
         raise NotFound(f"there is nothing at {path}")
 
@@ -170,7 +173,7 @@ class Handler:
 
     def _model(self) -> None:
         assert self._head is not None
-        name = self._head.path.removeprefix("/v1/models/")
+        name = endpoint(self._head.path).removeprefix(MODEL_PATH)
         self._sender.send_json(200, model_object(self.server.registry.find(name)))
 
     def _health(self) -> None:
@@ -379,7 +382,8 @@ class Handler:
             known = False
         if not known or self._head is None:
             return "other"
-        return "/v1/models" if self._head.path.startswith("/v1/models/") else self._head.path
+        found = endpoint(self._head.path)
+        return "/v1/models" if found.startswith(MODEL_PATH) else found
 
 
 def serve(sock: socket.socket, server: Server) -> None:

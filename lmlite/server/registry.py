@@ -51,12 +51,12 @@ class Registry:
         return list(self._models)
 
     def find(self, name: str | None) -> ServedModel:
-        """The model of this name, or of its file's; the only one for None.
+        """The model of this name, or of its file's; the only one for None or an empty name.
 
         Raises ModelNotFound.
         """
         for model in self._models:
-            if name in (None, model.name, Path(model.file.path).name):
+            if not name or name in (model.name, Path(model.file.path).name):
                 return model
         known = ", ".join(model.name for model in self._models)
         raise ModelNotFound(f"there is no model '{name}'; this server has: {known}", param="model")
