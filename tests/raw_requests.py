@@ -206,6 +206,7 @@ ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
     ("a page in a sandbox", get("Origin: null"), (403,)),
     ("two origins", get("Origin: http://localhost", "Origin: https://evil.example"), (403,)),
     ("a foreign image tag", get("Sec-Fetch-Site: cross-site"), (403,)),
+    ("another port's image tag", get("Sec-Fetch-Site: same-site"), (403,)),
     # ---- what is said of the body
     ("no length", post(JSON), (411,)),
     ("chunks and a length", chunked(LENGTH, body=chunks()), (400,)),

@@ -45,8 +45,9 @@ class Gate:
             self._check_host(host)
         origin = head.headers.get("origin")
         if origin is None:
-            if head.headers.get("sec-fetch-site") == "cross-site":
-                raise Forbidden("requests from web pages of other sites are refused")
+            # Pages need no Origin to show an image. Another port's are of the same site.
+            if head.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+                raise Forbidden("requests from web pages of other origins are refused")
         elif origin not in self.origins and not _is_same(origin, host):
             raise Forbidden("requests from web pages of other origins are refused "
                             "(--cors-origin lets one in)")  # fmt: skip
