@@ -48,6 +48,7 @@ SNIPPETS = (
     b"Content-Length: 99999999999\r\n", b"Content-Length: 4194304\r\n", b"Connection: close\r\n",
     b"Expect: 100-continue\r\n", b"Origin: null\r\n", b" folded\r\n", b"a" * 5000, b"A: b\r\n" * 70,
     b"0\r\n\r\n", b"1\r\nx\r\n", b"\r\n0\r\n", b"ffffffff\r\n", b"0;a=b\r\n", b";", b"0" * 20,
+    b"http://localhost", b"http://",
 )  # fmt: skip
 
 

@@ -58,6 +58,14 @@ def test_a_client_that_says_nothing_ends_without_a_fault(dial: Dial) -> None:
     assert [silent.read_head(), left.read_head()] == [None, None]
 
 
+@pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\r\n\r", b"\r\n\r\n"])
+def test_an_empty_line_is_no_beginning_of_a_head(dial: Dial, end: bytes) -> None:
+    client, server = dial(Limits(idle_seconds=0.05, head_seconds=60))
+    client.sendall(b"\r\n" + HEAD + end)
+    assert server.read_head() == HEAD
+    assert server.read_head() is None
+
+
 def test_a_head_that_has_begun_has_a_deadline_for_all_of_it(dial: Dial) -> None:
     for seconds in (0, 0.01):  # over before it is waited for, and while
         client, server = dial(Limits(head_seconds=seconds))

@@ -31,6 +31,29 @@ def test_a_path_is_percent_decoded_without_its_query() -> None:
 
 
 @pytest.mark.parametrize(
+    ("first", "target"),
+    [
+        ("GET http://localhost/a?b=http://c/ HTTP/1.1", "/a?b=http://c/"),
+        ("GET http://localhost HTTP/1.1", "/"),
+        ("GET http://localhost?a HTTP/1.1", "/?a"),
+        ("GET http://localhost//a HTTP/1.1", "//a"),
+        ("OPTIONS http://localhost HTTP/1.1", "*"),
+        ("OPTIONS http://localhost/ HTTP/1.1", "/"),
+        ("OPTIONS * HTTP/1.1", "*"),
+    ],
+)
+def test_a_target_that_names_this_server_is_read_as_one_that_does_not(
+    first: str, target: str
+) -> None:
+    assert wire.parse_head(get(first=first)).target == target
+
+
+def test_a_host_that_only_the_target_names_is_the_host() -> None:
+    head = wire.parse_head(get(first="GET http://evil.example:1/a HTTP/1.0", host=""))
+    assert (head.headers, head.target) == ({"host": "evil.example:1"}, "/a")
+
+
+@pytest.mark.parametrize(
     ("version", "connection", "expected"),
     [
         ("1.1", None, True),

@@ -11,7 +11,9 @@ import time
 from lmlite.server.chunked_body import ChunkedBody
 from lmlite.server.limits import Limits
 
-HEAD_END = b"\r\n\r\n"
+LINE_END = b"\r\n"
+HEAD_END = LINE_END * 2
+MAX_EMPTY_LINES = 2  # before a head
 RECEIVE_BYTES = 64 << 10
 LINGER_S, LINGER_BYTES = 2.0, 32 << 20  # for what a refused client is still sending
 
@@ -32,7 +34,7 @@ class Connection:
         None when the client closes, or stays silent, before a first byte. Raises TimeoutError
         when a head has begun and does not end in time, ConnectionError when it is cut short.
         """
-        if not self._buffer and not self._wait_for_first_byte():
+        if not self._wait_for_head():
             return None
         deadline_s = time.monotonic() + self._limits.head_seconds
         searched = 0
@@ -92,12 +94,23 @@ class Connection:
         except OSError:
             pass  # gone, which is what we wait for
 
-    def _wait_for_first_byte(self) -> bool:
-        try:
-            self._receive(time.monotonic() + self._limits.idle_seconds)
-        except OSError:
-            return False
-        return True
+    def _wait_for_head(self) -> bool:
+        """Until its first byte is there; False when none came.
+
+        An empty line is no beginning: some clients end a body with one (RFC 9112, 2.2).
+        """
+        deadline_s = time.monotonic() + self._limits.idle_seconds
+        n_left = MAX_EMPTY_LINES
+        while True:
+            while n_left and self._buffer.startswith(LINE_END):
+                self._take(len(LINE_END))
+                n_left -= 1
+            if self._buffer not in (b"", LINE_END[:1]):
+                return True
+            try:
+                self._receive(deadline_s)
+            except OSError:
+                return False
 
     def _body_seconds(self, n_bytes: int) -> float:
         return self._limits.body_seconds + n_bytes / self._limits.body_rate

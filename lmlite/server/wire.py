@@ -27,6 +27,7 @@ from lmlite.server.limits import DEFAULT_LIMITS, Limits
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_ABSOLUTE = re.compile(r"http://(?P<host>[^/?@]+)(?P<path>[^?]*)(?P<query>.*)", re.IGNORECASE)
 _CONTENT_TYPE = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 _to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 # Headers that may come once only, since readers differ on which of two counts.
@@ -75,7 +76,7 @@ def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
     headers = parse_headers(lines, limits.max_headers)
     if version >= (1, 1) and "host" not in headers:
         raise BadRequest("the request has no Host header")
-    return Head(method, target, version, headers)
+    return Head(method, _origin_form(method, target, headers), version, headers)
 
 
 def split_lines(data: bytes) -> list[str]:
@@ -97,11 +98,27 @@ def _parse_request_line(line: str, max_bytes: int) -> tuple[str, str, tuple[int,
         raise BadRequest("the request line is not: METHOD TARGET HTTP/1.1")
     if version not in ("HTTP/1.0", "HTTP/1.1"):
         raise VersionNotSupported("this server speaks HTTP/1.0 and HTTP/1.1")
-    if not (target.startswith("/") or (target == "*" and method == "OPTIONS")):
+    is_path = target.startswith("/") or _ABSOLUTE.fullmatch(target)
+    if not (is_path or (target == "*" and method == "OPTIONS")):
         raise BadRequest("the request's target is not a path")
     if not target.isascii() or "\t" in target or "#" in target:
         raise BadRequest("the request's target has a character that must be percent-encoded")
     return method, target, (int(version[5]), int(version[7]))
+
+
+def _origin_form(method: str, target: str, headers: dict[str, str]) -> str:
+    """The target without the host that it may name, which then has to be the Host header's too.
+
+    Clients name it there that take this server for a proxy. Raises BadRequest.
+    """
+    match = _ABSOLUTE.fullmatch(target)
+    if match is None:
+        return target
+    if headers.setdefault("host", match["host"]).lower() != match["host"].lower():
+        raise BadRequest("the request's target and its Host header name different servers")
+    if method == "OPTIONS" and not match["path"] and not match["query"]:
+        return "*"
+    return f"{match['path'] or '/'}{match['query']}"
 
 
 def parse_headers(lines: list[str], most: int) -> dict[str, str]:
