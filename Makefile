@@ -118,7 +118,7 @@ UNPATCHED := $(if $(LLAMA_CPP_DIR),$(SOURCE),$(SOURCE).unpatched)
 $(BUILD)/peer.built: $(LIBRARY)
 	@echo "building llama-server and llama-bench: about 6 minutes on two cores, once"
 	@$(if $(LLAMA_CPP_DIR),,rm -rf $(UNPATCHED) && cp -R $(SOURCE) $(UNPATCHED) && \
-	  $(PATCH) $(UNPATCHED) $(if $(HAS_PATCH),-R,--revert) > /dev/null)
+	  $(call patch,$(UNPATCHED) $(if $(HAS_PATCH),-R,--revert)))
 	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/peer -G Ninja -DLLAMA_CPP_DIR=$(UNPATCHED) \
 	  $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@$(WITH_CMAKE) cmake --build $(BUILD)/peer --target llama-server llama-bench
@@ -126,7 +126,10 @@ $(BUILD)/peer.built: $(LIBRARY)
 
 # CMake and Ninja come from the machine if it has both, else into this environment. So does patch.
 HAS_PATCH  := $(shell command -v patch)
-PATCH      := $(if $(HAS_PATCH),patch -i,.venv/build/bin/python -m patch_ng) $(CURDIR)/native/llama.cpp.patch -p1 -d
+PATCHES    := $(wildcard $(CURDIR)/native/llama.cpp*.patch)
+patch       = for each in $(PATCHES); do \
+                $(if $(HAS_PATCH),patch -i,.venv/build/bin/python -m patch_ng) $$each -p1 -d $(1) > /dev/null || exit 1; \
+              done
 TOOLS      := $(if $(and $(shell command -v cmake),$(shell command -v ninja)),,cmake ninja) \
               $(if $(HAS_PATCH),,patch-ng==1.18.1)
 WITH_CMAKE := PATH="$(CURDIR)/.venv/build/bin:$$PATH"
@@ -144,7 +147,7 @@ $(BUILD)/llama.cpp.found: $(BUILD)/options
 	  echo "LLAMA_CPP_DIR=$(LLAMA_CPP_DIR) is not a llama.cpp source tree"; exit 1; }
 	@touch $@
 else
-$(BUILD)/llama.cpp.found: native/llama.cpp.txt native/llama.cpp.patch $(BUILD)/options | .venv/build/.complete
+$(BUILD)/llama.cpp.found: native/llama.cpp.txt $(PATCHES) $(BUILD)/options | .venv/build/.complete
 	@rm -rf $(BUILD)/download $(BUILD)/llama.cpp $(BUILD)/llama.cpp.part
 	@mkdir -p $(BUILD)/llama.cpp.part
 	@echo "fetching the source of llama.cpp (77 MB)"
@@ -153,7 +156,7 @@ $(BUILD)/llama.cpp.found: native/llama.cpp.txt native/llama.cpp.patch $(BUILD)/o
 	@# -m: the archive's times may lie in the future, which build tools do not survive
 	@tar -xzmf $(BUILD)/download/llama_cpp_python-*.tar.gz -C $(BUILD)/llama.cpp.part \
 	  --strip-components=3 --exclude=.git --wildcards '*/vendor/llama.cpp/*'
-	@$(PATCH) $(BUILD)/llama.cpp.part > /dev/null
+	@$(call patch,$(BUILD)/llama.cpp.part)
 	@mv $(BUILD)/llama.cpp.part $(BUILD)/llama.cpp
 	@rm -rf $(BUILD)/download
 	@touch $@
