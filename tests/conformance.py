@@ -484,8 +484,8 @@ INPUTS = {
     "lists of token ids": [TOKENS, TOKENS[:1]],
 }  # fmt: skip
 WRONG_VALUES: Json = {
-    "temperature": 2.5, "top_p": "1", "top_k": 1.5, "min_p": -1, "repeat_penalty": 0, "seed": "x",
-    "presence_penalty": 3, "frequency_penalty": True, "logit_bias": [], "max_tokens": -2, "n": 0,
+    "temperature": "hot", "top_p": "1", "top_k": 1.5, "min_p": [], "repeat_penalty": 0, "seed": "x",
+    "presence_penalty": {}, "frequency_penalty": True, "logit_bias": [], "max_tokens": -2, "n": 0,
     "stop": 5, "stream": "true", "stream_options": 1, "logprobs": "yes",
 }  # fmt: skip
 

@@ -212,7 +212,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "a tool's name has 1 to 128 letters, digits, _ . : / or -"),
     (of_role("assistant", USE), "messages", "the last message calls tools: send their results"),
     ({"system": [{"type": "image"}]}, "system.0.type", "a block here is of type text"),
-    ({"stop_sequences": [""]}, "stop_sequences", "a stop string has 1 to 256 characters"),
+    ({"stop_sequences": ["x" * 257]}, "stop_sequences",
+     "a stop string has at most 256 characters"),
     ({"stop_sequences": 5}, "stop_sequences", "stop_sequences is a string or a list of strings"),
     ({"tools": [5]}, "tools.0", "a tool is an object"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type",
@@ -238,7 +239,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "type is json_schema"),
     ({"output_config": {"format": {"type": "json_schema"}}}, "output_config.format.schema",
      "output_config.format.schema is missing"),
-    ({"temperature": 3}, "temperature", "temperature must be from 0 to 2"),
+    ({"temperature": "hot"}, "temperature", "temperature is not a number"),
 ]  # fmt: skip
 
 

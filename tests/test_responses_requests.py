@@ -264,7 +264,7 @@ def test_nulls_are_as_if_they_were_not_there() -> None:
         ({"max_output_tokens": -2}, "max_output_tokens", None,
          "max_output_tokens must be from -1 to 2147483647"),
         ({"top_logprobs": 21}, "top_logprobs", None, "top_logprobs must be from 0 to 20"),
-        ({"temperature": 3}, "temperature", None, "temperature must be from 0 to 2"),
+        ({"temperature": "hot"}, "temperature", None, "temperature is not a number"),
         ({"metadata": {"a": 1}}, "metadata", None, "metadata maps names to strings"),
         ({"truncation": "auto"}, "truncation", "unsupported_truncation",
          "input is never cut: truncation can only be disabled"),

@@ -15,20 +15,21 @@ from tests.server_process import RunningServer
 CHAT = "/v1/chat/completions"
 BIASED = "5"  # the token whose bias is varied
 
+ANY: set[float] = {0, -1, 2**31}  # what is out of range becomes the nearest in it
 # What each field takes: its least and its greatest value, and which of the others.
 FIELDS: dict[str, tuple[float, float, set[float]]] = {
-    "temperature": (0, 2, {0}),
-    "top_k": (-1, 2**31 - 1, {0, -1}),
-    "top_p": (0, 1, {0}),
-    "min_p": (0, 1, {0}),
-    "repeat_penalty": (1e-9, 10, set()),
-    "presence_penalty": (-2, 2, {0, -1}),
-    "frequency_penalty": (-2, 2, {0, -1}),
+    "temperature": (0, 2, ANY),
+    "top_k": (-1, 2**31 - 1, ANY),
+    "top_p": (0, 1, ANY),
+    "min_p": (0, 1, ANY),
+    "repeat_penalty": (1e-9, 10, {2**31}),
+    "presence_penalty": (-2, 2, ANY),
+    "frequency_penalty": (-2, 2, ANY),
     "seed": (-(2**63), 2**64 - 1, {0, -1, 2**31}),
     "max_tokens": (-1, 2**31 - 1, {0, -1}),
     "n": (1, 8, set()),
     "top_logprobs": (0, 20, {0}),
-    "logit_bias": (-100, 100, {0, -1}),
+    "logit_bias": (-100, 100, ANY),
 }
 STRANGE = (0, -1, math.nan, math.inf, 2**31)
 

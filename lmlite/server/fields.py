@@ -43,7 +43,9 @@ def string(body: Body, field: str, path: str | None = None) -> str | None:
     return text
 
 
-def integer(body: Body, field: str, low: int, high: int, default: int | None = None) -> int | None:
+def integer(
+    body: Body, field: str, low: float, high: float, default: int | None = None
+) -> int | None:
     """A whole number in a range, or the default."""
     value: int | None = typed(body, field, int, "a whole number")
     if value is None:
@@ -56,13 +58,26 @@ def number(
     body: Body, field: str, low: float, high: float, default: float, path: str | None = None
 ) -> float:
     """A number in a range, or the default."""
-    value = body.get(field)
+    value = _numeric(body, field, path)
     if value is None:
         return default
-    if type(value) not in (int, float):
-        raise BadRequest(f"{path or field} is not a number", param=path or field)
     check_range(value, path or field, low, high)
     return float(value)
+
+
+def clamped(
+    body: Body, field: str, low: float, high: float, default: float, path: str | None = None
+) -> float:
+    """A number, brought into a range; or the default."""
+    value = _numeric(body, field, path)
+    return default if value is None else float(min(max(low, value), high))
+
+
+def _numeric(body: Body, field: str, path: str | None = None) -> float | None:
+    value = body.get(field)
+    if value is not None and type(value) not in (int, float):
+        raise BadRequest(f"{path or field} is not a number", param=path or field)
+    return value
 
 
 def check_range(value: float, path: str, low: float, high: float) -> None:

@@ -17,8 +17,8 @@ from lmlite.server.chat_requests import parse_messages, parse_options
 from lmlite.server.fields import (
     Body,
     boolean,
+    clamped,
     integer,
-    number,
     required,
     string,
     typed,
@@ -147,7 +147,7 @@ def _sampling_params(
     body: Body, max_tokens: int | None, n_logprobs: int | None, defaults: Defaults
 ) -> SamplingParams:
     return SamplingParams(
-        **sampling_values(body, defaults.params),
+        **sampling_values(body, defaults.params, is_strict=False),
         logit_bias=_logit_bias(body, defaults.limits.max_biases),
         seed=_seed(body),
         max_tokens=max_tokens,
@@ -177,9 +177,10 @@ def stop_strings(body: Body, field: str, limits: Limits) -> tuple[str, ...]:
         raise BadRequest(f"{field} is a string or a list of strings", param=field)
     if len(stops) > limits.max_stops:
         raise BadRequest(f"{field} has more than {limits.max_stops} strings", param=field)
-    if not all(1 <= len(stop) <= limits.max_stop_length for stop in stops):
-        raise BadRequest(f"a stop string has 1 to {limits.max_stop_length} characters", param=field)
-    return tuple(stops)
+    if not all(len(stop) <= limits.max_stop_length for stop in stops):
+        words = f"a stop string has at most {limits.max_stop_length} characters"
+        raise BadRequest(words, param=field)
+    return tuple(filter(None, stops))  # an empty one never comes
 
 
 def _logit_bias(body: Body, most: int) -> tuple[tuple[int, float], ...]:
@@ -191,7 +192,7 @@ def _logit_bias(body: Body, most: int) -> tuple[tuple[int, float], ...]:
         if not re.fullmatch("0|[1-9][0-9]{0,9}", token):
             raise BadRequest("logit_bias maps token ids to numbers", param="logit_bias")
     return tuple(
-        (int(token), number(biases, token, -100, 100, 0.0, f"logit_bias.{token}"))
+        (int(token), clamped(biases, token, -100, 100, 0.0, f"logit_bias.{token}"))
         for token in biases
     )
 

@@ -5,13 +5,14 @@ are checked as a request's are. Pure.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lmlite.errors import BadRequest
 from lmlite.messages import SamplingParams
-from lmlite.server.fields import Body, integer, number
+from lmlite.server.fields import Body, clamped, integer, number
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 
 MAX_INT = 2**31 - 1
@@ -34,20 +35,28 @@ class Defaults:
 NO_DEFAULTS = Defaults(SamplingParams(), {}, separate_reasoning=True)
 
 
-def sampling_values(body: Body, params: SamplingParams) -> dict[str, Any]:
-    """Each of NAMES: the body's value, or that of params. Raises BadRequest."""
-    top_k = integer(body, "top_k", -1, MAX_INT, params.top_k)
-    penalty = number(body, "repeat_penalty", 0, 10, params.repeat_penalty)
+def sampling_values(
+    body: Body, params: SamplingParams, *, is_strict: bool = True
+) -> dict[str, Any]:
+    """Each of NAMES: the body's value, or that of params. Raises BadRequest.
+
+    Strict, a value out of its range is refused; else it becomes the nearest that is in it, as
+    far as that has a meaning.
+    """
+    read = number if is_strict else clamped
+    least, most = (-1, MAX_INT) if is_strict else (-math.inf, math.inf)
+    top_k = integer(body, "top_k", least, most, params.top_k) or 0
+    penalty = read(body, "repeat_penalty", 0, 10, params.repeat_penalty)
     if penalty == 0:
         raise BadRequest("repeat_penalty must be greater than 0", param="repeat_penalty")
     return {
-        "temperature": number(body, "temperature", 0, 2, params.temperature),
-        "top_k": max(0, top_k or 0),  # -1 means all, as 0 does
-        "top_p": number(body, "top_p", 0, 1, params.top_p),
-        "min_p": number(body, "min_p", 0, 1, params.min_p),
+        "temperature": read(body, "temperature", 0, 2, params.temperature),
+        "top_k": min(max(0, top_k), MAX_INT),  # less than 0 means all, as 0 does
+        "top_p": read(body, "top_p", 0, 1, params.top_p),
+        "min_p": read(body, "min_p", 0, 1, params.min_p),
         "repeat_penalty": penalty,
-        "presence_penalty": number(body, "presence_penalty", -2, 2, params.presence_penalty),
-        "frequency_penalty": number(body, "frequency_penalty", -2, 2, params.frequency_penalty),
+        "presence_penalty": read(body, "presence_penalty", -2, 2, params.presence_penalty),
+        "frequency_penalty": read(body, "frequency_penalty", -2, 2, params.frequency_penalty),
     }
 
 
