@@ -158,6 +158,7 @@ class Embed:
 
     id: int
     inputs: tuple[Prompt, ...]
+    dimensions: int | None = None  # of them that are wanted; None: all
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,15 @@ from typing import Any
 
 import pytest
 
-from lmlite.errors import ApiError, BadRequest, Forbidden, InternalError, NotFound, Unavailable
+from lmlite.errors import (
+    ApiError,
+    BadRequest,
+    BodyTooLarge,
+    Forbidden,
+    InternalError,
+    NotFound,
+    Unavailable,
+)
 from lmlite.messages import CallDelta, Chat, Delta, Finished, ReplyEvent, Started
 from lmlite.server.error_bodies import message_error
 from lmlite.server.messages_replies import MessageReply
@@ -357,6 +365,7 @@ def test_events_become_typed_events() -> None:
         delta(0, "thinking", thinking="m"),
         delta(0, "signature", signature=""),
         stop(0),
+        (BodyTooLarge("large"), "request_too_large", "large"),
         start(1, type="text", text=""),
         delta(1, "text", text="I "),
         delta(1, "text", text="look."),
@@ -473,6 +482,35 @@ def test_a_stream_folds_to_the_message(
     assert without_ids(folded_message(events)) == without_ids(message)
     kinds = [event["type"] for event in events]
     assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
+@pytest.mark.parametrize("first", ["", '{"a"'])
+def test_what_comes_amid_a_call_waits_for_its_end(first: str) -> None:
+    rest = '{"a": 1}'.removeprefix(first)
+    events: list[ReplyEvent] = [
+        EVENTS[0],
+        Delta(0, 0, "", calls=(CallDelta(0, first, "call_1", "f"),)),
+        Delta(0, 0, "O"),
+        Delta(0, 0, "k.", reasoning="hm"),
+        Delta(0, 0, "", calls=(CallDelta(0, rest), CallDelta(1, "{}", "call_2", "g"))),
+        Delta(0, 0, "Done."),
+        Delta(0, 0, "", calls=(CallDelta(1, "\n"),)),
+        EVENTS[-1],
+    ]
+    content = [
+        {"type": "tool_use", "id": "call_1", "name": "f", "input": {"a": 1}},
+        text("O"),
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        text("k."),
+        {"type": "tool_use", "id": "call_2", "name": "g", "input": {}},
+        text("Done."),
+    ]
+    found = streamed(events)
+    assert whole(events)["content"] == folded_message(found)["content"] == content
+    edges = [(e["type"], e["index"]) for e in found if e["type"].startswith("content_block_st")]
+    assert edges == [
+        (f"content_block_{edge}", i) for i in range(len(content)) for edge in ("start", "stop")
+    ]
+
+
 
 
 def test_a_plain_answer(server: RunningServer) -> None:

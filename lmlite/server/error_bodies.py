@@ -12,7 +12,7 @@ Json = dict[str, Any]
 MESSAGES_PATH = "/v1/messages"  # and what lies below it
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
-          503: "overloaded_error"}  # fmt: skip
+          413: "request_too_large", 503: "overloaded_error"}  # fmt: skip
 
 
 def body_of(error: ApiError, head: Head | None, token: str) -> Json:

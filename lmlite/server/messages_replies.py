@@ -38,6 +38,7 @@ class MessageReply:
         self._content: list[Json] = []  # complete blocks
         self._block: Json | None = None  # the one that grows, as it began
         self._pieces: list[str] = []  # its text
+        self._held: list[tuple[str, str]] = []  # by kind, what came amid a call
         self._message: Json = {
             "id": reply_id,
             "type": "message",
@@ -96,18 +97,36 @@ class MessageReply:
         changes = []
         # Thoughts in front of a text that the client began were its own.
         if event.reasoning and not self._begun["text"]:
-            changes += self._add_text("thinking", event.reasoning)
+            changes += self._say("thinking", event.reasoning)
         calls = list(event.calls)
         while calls and calls[0].id is None:  # the end of a call that the text may follow
-            changes += self._add_pieces(calls.pop(0).arguments)
+            changes += self._add_arguments(calls.pop(0).arguments)
         if event.text:
-            changes += self._add_text("text", event.text)
+            changes += self._say("text", event.text)
         for call in calls:
             if call.id is not None:
                 head: Json = {"type": "tool_use", "id": call.id, "name": call.name}
                 changes += self._open_block(head | {"input": {}})
-            changes += self._add_pieces(call.arguments)
+            changes += self._add_arguments(call.arguments)
         return changes
+
+    def _say(self, kind: str, text: str) -> list[Json]:
+        """More of a block of this kind; amid a call it waits, as blocks follow each other."""
+        if self._is_amid_call():
+            self._held.append((kind, text))
+            return []
+        return self._add_text(kind, text)
+
+    def _is_amid_call(self) -> bool:
+        if self._block is None or self._block["type"] != "tool_use":
+            return False
+        arguments = "".join(self._pieces)
+        return bool(self._held) or not arguments or _input(arguments) is None
+
+    def _add_arguments(self, text: str) -> list[Json]:
+        """More of the last call's; behind a whole object, which a text has ended, it is nothing."""
+        assert self._block is not None
+        return self._add_pieces(text) if self._block["type"] == "tool_use" else []
 
     def _add_text(self, kind: str, text: str) -> list[Json]:
         """More of a block of this kind, which may be a new one."""
@@ -144,7 +163,10 @@ class MessageReply:
         changes.append(self._about_block("content_block_stop"))
         self._content.append(_complete(self._block, "".join(self._pieces)))
         self._block, self._pieces = None, []
-        return changes
+        held, self._held = self._held, []
+        for kind, text in held:
+            changes += self._add_text(kind, text)
+        return [*changes, *self._close_block()] if held else changes
 
     def _about_block(self, kind: str, **more: Json) -> Json:
         return {"type": kind, "index": len(self._content), **more}
@@ -182,10 +204,16 @@ def _complete(block: Json, text: str) -> Json:
     """A block with its text; a call whose arguments are no JSON object is text itself."""
     if block["type"] != "tool_use":
         return block | {block["type"]: text}
+    arguments = _input(text)
+    return {"type": "text", "text": text} if arguments is None else block | {"input": arguments}
+
+
+def _input(arguments: str) -> Json | None:
+    """The object that a call's arguments are; None: they are none, or not yet."""
     try:
-        return block | {"input": wire.parse_json(text.encode() or b"{}")}
+        return wire.parse_json(arguments.encode() or b"{}")
     except BadRequest:
-        return {"type": "text", "text": text}
+        return None
 
 
 def _sse_event(change: Json) -> bytes:

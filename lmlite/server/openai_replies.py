@@ -12,12 +12,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmlite.errors import ApiError, BadRequest
+from lmlite.errors import ApiError
 from lmlite.messages import (
     CallDelta,
     Chat,
     Complete,
     Delta,
+    Embed,
     Embedded,
     Finished,
     ReplyEvent,
@@ -269,7 +270,9 @@ class EmbeddingReply:
     """The answer to POST /v1/embeddings; there is no streamed one."""
 
     def __init__(self, call: Call, _reply_id: str, model: str, _created: int) -> None:
-        self._call, self._model = call, model
+        assert isinstance(call.request, Embed)
+        self._dimensions, self._format = call.request.dimensions, call.encoding_format
+        self._model = model
         self._rows: dict[int, Embedded] = {}
 
     def add(self, event: ReplyEvent) -> None:
@@ -278,7 +281,7 @@ class EmbeddingReply:
             self._rows[event.index] = event
 
     def whole(self) -> Json:
-        """The response object. Raises BadRequest for more dimensions than the model has."""
+        """The response object."""
         rows = [event for _, event in sorted(self._rows.items())]
         n_prompt = sum(event.n_prompt for event in rows)
         return {
@@ -293,13 +296,11 @@ class EmbeddingReply:
 
     def _vector(self, event: Embedded) -> str | list[float]:
         vector = array("f", event.vector)
-        n = self._call.dimensions
+        n = self._dimensions
         if n is not None:
-            if n > len(vector):
-                raise BadRequest(f"the model has {len(vector)} dimensions", param="dimensions")
             length = math.hypot(*vector[:n]) or 1.0
             vector = array("f", (x / length for x in vector[:n]))
-        if self._call.encoding_format == "base64":
+        if self._format == "base64":
             return base64.b64encode(vector.tobytes()).decode("ascii")
         return vector.tolist()
 

@@ -53,8 +53,8 @@ class Call:
     stream: bool = False
     include_usage: bool = False
     encoding_format: str = "float"  # of embeddings: float or base64
-    dimensions: int | None = None  # of embeddings; None: all
-    ignored: tuple[str, ...] = ()  # fields that nobody here knows
+    ignored: tuple[str, ...] = ()  # names of fields and parts that nobody here knows
+    custom_tools: frozenset[str] = frozenset()  # the names of those whose calls are a text
 
 
 def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
@@ -109,10 +109,9 @@ def parse_embeddings(body: Body, limits: Limits = DEFAULT_LIMITS) -> Call:
     if encoding_format not in ("float", "base64"):
         raise BadRequest("encoding_format is float or base64", param="encoding_format")
     return Call(
-        Embed(0, inputs),
+        Embed(0, inputs, integer(body, "dimensions", 1, MAX_INT)),
         string(body, "model"),
         encoding_format=encoding_format,
-        dimensions=integer(body, "dimensions", 1, MAX_INT),
         ignored=ignored_fields(body, EMBEDDING_FIELDS),
     )
 

@@ -168,6 +168,9 @@ class Preparer:
         return sequences
 
     def _embed(self, request: Embed) -> list[Input]:
+        n_embd = self._model.n_embd
+        if request.dimensions is not None and request.dimensions > n_embd:
+            raise BadRequest(f"the model has {n_embd} dimensions", param="dimensions")
         inputs = []
         for index, prompt in enumerate(request.inputs):
             tokens = self._tokens(prompt, "input", f"input {index}")
