@@ -115,7 +115,7 @@ class ChatOptions:
 
     tools: str | None = None  # a JSON list of OpenAI's function tools
     tool_choice: Literal["auto", "none", "required"] = "auto"
-    tool_name: str | None = None  # the one tool that `required` means; None: any
+    tool_names: tuple[str, ...] = ()  # the only ones that may be called; (): any
     parallel_tool_calls: bool | None = None  # None: if the template is made for it
     json_schema: str | None = None  # what the answer must be
     thinks: bool = True  # False: without reasoning, where the template can

@@ -63,7 +63,8 @@ KINDS: dict[str, tuple[str, list[str]]] = {
 RESPONSE = ["*background", "*max_output_tokens", "*previous_response_id", "*reasoning", "*effort",
             "*summary", "*status", "*.text", "text", "*format", "*description", "*top_logprobs",
             "*truncation", "*usage", "*incomplete_details.reason", "*output.id", "*item.id",
-            "*output.content", "*item.content", "*text.format.strict", "*metadata.*"]  # fmt: skip
+            "*output.content", "*item.content", "*text.format.strict", "*metadata.*",
+            "*namespace"]  # fmt: skip
 KINDS["response"] = ("Response", RESPONSE)
 KINDS |= {  # the events of a response, by their types
     f"response.{kind}": (f"Response{name}Event", [*RESPONSE, "logprobs.top_logprobs*"])
@@ -78,6 +79,8 @@ KINDS |= {  # the events of a response, by their types
         "reasoning_text.done": "ReasoningTextDone",
         "function_call_arguments.delta": "FunctionCallArgumentsDelta",
         "function_call_arguments.done": "FunctionCallArgumentsDone",
+        "custom_tool_call_input.delta": "CustomToolCallInputDelta",
+        "custom_tool_call_input.done": "CustomToolCallInputDone",
         "content_part.done": "ContentPartDone",
         "output_item.done": "OutputItemDone",
         "completed": "Completed",
@@ -86,10 +89,11 @@ KINDS |= {  # the events of a response, by their types
     }.items()
 }
 KINDS["error event"] = ("ResponseErrorEvent", [])
-# Where a schema lets anything be: a client's own schemas.
-FREE = ["*tools.parameters*", "*text.format.schema*"]
+# Where a schema lets anything be: a client's own schemas, and the tools on a list of its own.
+FREE = ["*tools.parameters*", "*text.format.schema*", "*tool_choice.tools*"]
 # Kinds, a place in the schemas, what else it may be, and why.
 CHOICE = "CreateCompletionResponse/properties/choices/items/properties"
+IN_RESPONSES = ", ".join(kind for kind in KINDS if kind.startswith("response"))
 LOGPROBS = f"{CHOICE}/logprobs/anyOf/0/properties"
 EXEMPTIONS = [
     ("completion chunk, echo chunk", f"{CHOICE}/finish_reason", "null",
@@ -110,6 +114,10 @@ EXEMPTIONS = [
      "context_length, max_context_length: users ask for them, and clients ignore them"),
     ("model, models", "Model/additionalProperties", "string",
      "type, arch, quantization, as LM Studio names them: likewise"),
+    (IN_RESPONSES, "CustomToolCall/properties/status", "string",
+     "OpenAI's guide shows it, as in all other items; the schema has forgotten it"),
+    (IN_RESPONSES, "FunctionToolParam/properties/parameters", "object",
+     "parameters of a function in a namespace: of those, the schema says nothing"),
 ]  # fmt: skip
 
 
@@ -427,6 +435,9 @@ COMPLETION_CASES: dict[str, Json] = SHARED_CASES | {
 TOOL = {"type": "function", **FUNCTION}
 WEATHER = {"input": "What is the weather in Oslo?", "tools": [TOOL]}
 CALL = {"type": "function_call", "call_id": "1", "name": "get_weather", "arguments": "{}"}
+SPACE = {"type": "namespace", "name": "mcp__sky__", "description": "Weather.", "tools": [TOOL]}
+SAY = {"type": "custom", "name": "say"}
+SAID = {"type": "custom_tool_call", "call_id": "1", "name": "say", "input": "Hi"}
 THINK = {"input": "Think first: What is 12 + 9?"}
 FORM = {"type": "json_schema", "name": "place", "schema": CITY, "strict": True}
 RESPONSE_CASES: dict[str, Json] = {
@@ -444,6 +455,15 @@ RESPONSE_CASES: dict[str, Json] = {
     "a call cut short": {**WEATHER, "max_output_tokens": 18},
     "a call that is required": {"tools": [TOOL], "tool_choice": "required"},
     "a call by name": {"tools": [TOOL], "tool_choice": {"type": "function", "name": TOOL["name"]}},
+    "a call in a namespace": {**WEATHER, "tools": [SPACE, {"type": "web_search"}]},
+    "a call of a custom tool": {"tools": [SAY, SPACE], "tool_choice": SAY},
+    "allowed tools": {
+        "tools": [TOOL, SAY],
+        "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [SAY]},
+    },
+    "items of other types": {
+        "input": [USER, {"type": "web_search_call", "action": {"type": "search"}}, SAID, USER]
+    },
     "no call": {**WEATHER, "tool_choice": "none", "parallel_tool_calls": False},
     "the output of a call": {
         "input": [USER, CALL, {"type": "function_call_output", "call_id": "1", "output": "rain"}]
@@ -532,13 +552,14 @@ WRONG = {
     "dimensions": Wrong(400, None, "dimensions", EMBEDDINGS, {"dimensions": 10**6}),
     "format": Wrong(400, None, "encoding_format", EMBEDDINGS, {"encoding_format": "int8"}),
     "no input of a response": Wrong(400, MISSING, "input", RESPONSES, {"input": None}),
-    "an item": Wrong(400, "unsupported_type", "input.[0].type", RESPONSES,
-                     {"input": [{"type": "item_reference", "id": "msg_1"}]}),
+    "nothing but an item of another type": Wrong(
+        400, None, "input", RESPONSES, {"input": [{"type": "item_reference", "id": "msg_1"}]}),
     "a response that is not there": Wrong(400, "previous_response_not_found",
                                           "previous_response_id", RESPONSES,
                                           {"previous_response_id": "resp_1"}),
-    "a tool of another type": Wrong(400, "unsupported_type", "tools.[0].type", RESPONSES,
-                                    {"tools": [{"type": "web_search"}]}),
+    "a choice of a tool that is left out": Wrong(
+        400, None, "tool_choice", RESPONSES,
+        {"tools": [{"type": "web_search"}], "tool_choice": {"type": "web_search"}}),
     "host": Wrong(403, headers={"Host": "example.com"}, type="permission_error"),
     "origin": Wrong(403, headers={"Origin": "https://example.com"}, type="permission_error"),
     "route": Wrong(404, path="/v1/nothing"),

@@ -6,8 +6,13 @@ from typing import Any
 Json = dict[str, Any]
 
 ENDS = ("response.completed", "response.incomplete", "response.failed")
-DELTAS = ("response.output_text.delta", "response.reasoning_text.delta",
-          "response.function_call_arguments.delta")  # fmt: skip
+DELTAS = (
+    "response.output_text.delta",
+    "response.reasoning_text.delta",
+    "response.function_call_arguments.delta",
+    "response.custom_tool_call_input.delta",
+)
+FIELDS = {"function_call": "arguments", "custom_tool_call": "input"}  # that deltas lengthen
 
 
 def folded(events: list[Json]) -> Json:
@@ -37,8 +42,8 @@ def _apply(event: Json, output: list[Json]) -> None:
     if kind == "response.output_item.added":
         item = deepcopy(event["item"])
         assert event["output_index"] == len(output)
-        assert (item["status"], item.get("content"), item.get("arguments", "")) == (
-            "in_progress", None if "arguments" in item else [], "")  # fmt: skip
+        field = FIELDS.get(item["type"])
+        assert (item["status"], item[field or "content"]) == ("in_progress", "" if field else [])
         output.append(item)
         return
     item = output[event["output_index"]]
@@ -63,8 +68,8 @@ def _apply(event: Json, output: list[Json]) -> None:
 
 
 def _lengthen(item: Json, event: Json) -> None:
-    if item["type"] == "function_call":
-        item["arguments"] += event["delta"]
+    if field := FIELDS.get(item["type"]):
+        item[field] += event["delta"]
         return
     part = item["content"][event["content_index"]]
     part["text"] += event["delta"]
@@ -75,6 +80,9 @@ def _check_end(item: Json, event: Json) -> None:
     assert event["type"].removesuffix(".done") + ".delta" in DELTAS
     if item["type"] == "function_call":
         assert (event["name"], event["arguments"]) == (item["name"], item["arguments"])
+        return
+    if item["type"] == "custom_tool_call":
+        assert event["input"] == item["input"]
         return
     part = item["content"][event["content_index"]]
     assert event["text"] == part["text"]

@@ -191,7 +191,7 @@ def test_a_grammar_that_cannot_be_read_is_an_error(default_model: Model) -> None
 
 def test_a_tool_chosen_by_name_is_the_only_one_in_the_grammar(template: ChatTemplate) -> None:
     rendered = template.render(
-        ASK, ChatOptions(tools=TOOLS, tool_choice="required", tool_name="get_time")
+        ASK, ChatOptions(tools=TOOLS, tool_choice="required", tool_names=("get_time",))
     )
     grammar = json.loads(rendered.form.reply)["grammar"]
     assert "get_time" in grammar

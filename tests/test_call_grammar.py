@@ -106,7 +106,7 @@ def test_a_model_that_would_rather_talk_calls_what_it_must(
 ) -> None:
     template = ChatTemplate(default_model, source_of(name))
     content, names, reason = answer_of(
-        run, template, tool_choice="required", tool_name="get_time", thinks=False
+        run, template, tool_choice="required", tool_names=("get_time",), thinks=False
     )
     template.close()
     assert content.strip() == ""

@@ -7,7 +7,12 @@ import pytest
 
 from lmlite.errors import ApiError
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
-from lmlite.server.chat_requests import parse_messages, parse_options
+from lmlite.server.chat_requests import (
+    custom_tools,
+    left_out,
+    parse_messages,
+    parse_options,
+)
 
 WEATHER = {
     "type": "function",
@@ -16,6 +21,14 @@ WEATHER = {
         "description": "Get the weather.",
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
         "strict": True,
+    },
+}
+PATCH = {
+    "type": "custom",
+    "custom": {
+        "name": "apply_patch",
+        "description": "Edits files.",
+        "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: /x/"}},
     },
 }
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}}
@@ -65,7 +78,50 @@ def test_a_function_chosen_by_name_must_be_called() -> None:
     named = options(
         tools=[WEATHER], tool_choice={"type": "function", "function": {"name": "get_weather"}}
     )
-    assert (named.tool_choice, named.tool_name) == ("required", "get_weather")
+    assert (named.tool_choice, named.tool_names) == ("required", ("get_weather",))
+
+
+def test_a_custom_tool_is_a_function_of_one_text() -> None:
+    (tool,) = json.loads(options(tools=[PATCH]).tools or "")
+    assert tool == {
+        "type": "function",
+        "function": {
+            "name": "apply_patch",
+            "description": "Edits files.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "input": {
+                        "type": "string",
+                        "description": "A text that follows this lark grammar:\nstart: /x/",
+                    }
+                },
+                "required": ["input"],
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+def test_tools_of_other_types_are_left_out() -> None:
+    others = [{"type": kind} for kind in ("web_search", "mcp", "computer_use_preview", "new")]
+    assert options(tools=[*others, WEATHER, *others]) == options(tools=[WEATHER])
+    assert options(tools=others) == options(tools=others, tool_choice="auto") == ChatOptions()
+
+
+def test_what_is_left_out_has_names() -> None:
+    body = {
+        "messages": [
+            {"role": "user", "content": [{"type": "input_audio", "input_audio": {}},
+                                         {"type": "text", "text": "Hi"}]},
+            {"role": "user", "content": "Hi"},
+        ],
+        "tools": [WEATHER, {"type": "web_search"}, PATCH,
+                  {"type": "custom", "custom": {"name": "say", "format": {"type": "text"}}}],
+    }  # fmt: skip
+    assert list(left_out(body)) == [
+        "content.input_audio", "tools.web_search", "tools.apply_patch.format"]  # fmt: skip
+    assert custom_tools(body) == {"apply_patch", "say"}
 
 
 @pytest.mark.parametrize("parallel", [None, True, False])
@@ -97,16 +153,18 @@ def test_calls_and_their_results_are_turns() -> None:
     call = {"id": "call_1", "type": "function",
             "function": {"name": "f", "arguments": '{"a": 1}'}}  # fmt: skip
     empty = {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}}
+    custom = {"id": "call_3", "type": "custom", "custom": {"name": "h", "input": 'a "b"'}}
     assert parse_messages(
         takes_images=False,
         messages=[
-            {"role": "assistant", "content": None, "tool_calls": [call, empty]},
+            {"role": "assistant", "content": None, "tool_calls": [call, empty, custom]},
             {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "7"}]},
             {"role": "assistant", "content": "It is 7.", "reasoning_content": "Easy."},
         ]
     ) == (
         ChatMessage("assistant", "", tool_calls=(
-            ToolCall("call_1", "f", '{"a": 1}'), ToolCall("call_2", "g", "{}"))),
+            ToolCall("call_1", "f", '{"a": 1}'), ToolCall("call_2", "g", "{}"),
+            ToolCall("call_3", "h", '{"input": "a \\"b\\""}'))),
         ChatMessage("tool", "7", tool_call_id="call_1"),
         ChatMessage("assistant", "It is 7.", reasoning="Easy."),
     )  # fmt: skip
@@ -137,9 +195,14 @@ def called(**function: Any) -> dict[str, Any]:
 PATH = "response_format.json_schema.schema"
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "tools that are an object": ({"tools": {}}, "tools"),
-    "129 tools": ({"tools": [WEATHER] * 129}, "tools"),
+    "513 tools": ({"tools": [WEATHER] * 513}, "tools"),
     "a tool that is a text": ({"tools": ["f"]}, "tools.[0]"),
-    "a tool of another type": ({"tools": [{"type": "web_search"}]}, "tools.[0].type"),
+    "a tool without a type": ({"tools": [{}]}, "tools.[0].type"),
+    "a custom tool without a name": ({"tools": [{"type": "custom", "custom": {}}]},
+                                     "tools.[0].custom.name"),
+    "a custom tool in words": ({"tools": [{"type": "custom", "custom": "x"}]}, "tools.[0].custom"),
+    "a required call where all tools are left out": (
+        {"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice"),
     "a tool without a name": ({"tools": [{"type": "function", "function": {}}]},
                               "tools.[0].function.name"),
     "a name with a quote": (tool(name='f"'), "tools.[0].function.name"),

@@ -35,7 +35,7 @@ REQUESTS = [
          SamplingParams(logit_bias=((5, -100.0),), stop=("END",), seed=3), n=2, trace=True),
     Chat(7, (ChatMessage("assistant", "", None, "Hm.", (ToolCall("c", "f", "{}"),)),
              ChatMessage("tool", "7", tool_call_id="c")), SamplingParams(),
-         options=ChatOptions('[{"type": "function"}]', "required", "f", False, thinks=False)),
+         options=ChatOptions('[{"type": "function"}]', "required", ("f",), False, thinks=False)),
     Complete(8, ("text", (1, 2, 3), ()), SamplingParams(max_tokens=0, n_logprobs=5), echo=True),
     Cancel(9),
 ]  # fmt: skip

@@ -174,7 +174,7 @@ def test_a_count_needs_no_max_tokens_and_generates_nothing() -> None:
     assert (call.request.dry_run, call.stream) == (True, False)
 
 
-# ---- what is wrong is named as the client wrote it -------------------------------------------
+# ---- what a chat has no place for ------------------------------------------------------------
 
 
 def of_role(role: str, *content: Any) -> dict[str, Any]:
@@ -183,6 +183,100 @@ def of_role(role: str, *content: Any) -> dict[str, Any]:
 
 RESULT = {"type": "tool_result", "tool_use_id": "t", "content": "x"}
 USE = {"type": "tool_use", "id": "t", "name": "f", "input": {}}
+
+
+def document(source: dict[str, Any], **more: Any) -> dict[str, Any]:
+    return {"type": "document", "source": source, **more}
+
+
+TOLD: list[tuple[dict[str, Any], str]] = [
+    (document({"type": "text", "media_type": "text/plain", "data": "Grass is green."}, title="a"),
+     "Grass is green.\n"),
+    (document({"type": "content", "content": "Grass."}), "Grass.\n"),
+    (document({"type": "content", "content": [text("Grass "), text("is green.\n")]}),
+     "Grass is green.\n"),
+    (document({"type": "base64", "media_type": "application/pdf", "data": "JVBE"}, title="a.pdf"),
+     "[document a.pdf application/pdf: it cannot be read here]\n"),
+    (document({"type": "url", "url": "https://a.b/c.pdf"}),
+     "[document https://a.b/c.pdf: it cannot be read here]\n"),
+    (document({"type": "file", "file_id": "file_1"}),
+     "[document file_1: it cannot be read here]\n"),
+    ({"type": "search_result", "title": "Lawns", "source": "https://a.b", "citations": {},
+      "content": [text("Grass is green.")]},
+     '[search_result: {"title": "Lawns", "source": "https://a.b"}]\nGrass is green.\n'),
+    ({"type": "tool_reference", "tool_name": "set_timer", **CACHED},
+     '[tool_reference: {"tool_name": "set_timer"}]\n'),
+    ({"type": "container_upload", "file_id": "file_1"},
+     '[container_upload: {"file_id": "file_1"}]\n'),
+    ({"type": "server_tool_use", "id": "srvtoolu_1", "name": "web_search", "input": {"query": "x"}},
+     '[server_tool_use: {"name": "web_search", "input": {"query": "x"}}]\n'),
+    ({"type": "web_search_tool_result", "tool_use_id": "srvtoolu_1", "content": [
+        {"type": "web_search_result", "title": "Lawns", "url": "https://a.b",
+         "encrypted_content": "xyz", "page_age": None}]},
+     '[web_search_tool_result: {"content": [{"type": "web_search_result", "title": "Lawns", '
+     '"url": "https://a.b"}]}]\n'),
+    ({"type": "mcp_tool_result", "tool_use_id": "t", "is_error": False, "content": [text("7")]},
+     '[mcp_tool_result: {"is_error": false, "content": [{"type": "text", "text": "7"}]}]\n'),
+    ({"type": "of_next_year"}, ""),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("block", "words"), TOLD)
+def test_a_block_of_another_type_is_its_text_or_a_line(block: dict[str, Any], words: str) -> None:
+    def said(role: str, *content: Any) -> Chat:
+        return request(messages=[{"role": role, "content": list(content)}, *HI])
+
+    assert said("user", text("a"), block, text("b")) == chat(
+        messages=[{"role": "user", "content": f"a{words}b"}, *HI]
+    )
+    assert said("user", {**RESULT, "content": [block]}) == chat(
+        messages=[{"role": "tool", "tool_call_id": "t", "content": words}, *HI]
+    )
+    assert said("assistant", text("a"), block) == chat(
+        messages=[{"role": "assistant", "content": f"a{words}"}, *HI]
+    )
+
+
+def test_an_image_that_is_kept_elsewhere_is_told() -> None:
+    image = {"type": "image", "source": {"type": "file", "file_id": "file_1"}}
+    words = "[image file_1: it cannot be read here]\n"
+    assert request(messages=[{"role": "user", "content": [image]}]) == chat(
+        messages=[{"role": "user", "content": words}]
+    )
+
+
+def test_a_document_may_show_images() -> None:
+    shown = document({"type": "content", "content": [
+        {"type": "image", "source": {"type": "base64", "data": ""}}]})  # fmt: skip
+    with pytest.raises(BadRequest) as caught:
+        request(messages=[{"role": "user", "content": [shown]}])
+    assert caught.value.param == "messages.0.content.0.source.content.0.image_url"
+
+
+def test_tools_of_other_types_are_left_out_and_all_of_it_is_named() -> None:
+    server_tools = [{"type": "web_search_20250305", "name": "web_search", "max_uses": 5},
+                    {"type": "bash_20250124", "name": "bash"},
+                    {"type": "mcp_toolset", "mcp_server_name": "a"}]  # fmt: skip
+    own = {**TIMER, "type": "of_next_year", "defer_loading": True}
+    reference = {"type": "tool_reference", "tool_name": "f"}
+    call = parse_message({
+        "messages": [
+            {"role": "user", "content": [{"type": "container_upload", "file_id": "f"}]},
+            *of_role("user", {**RESULT, "content": [reference]}, text("x"))["messages"],
+        ],
+        "system": [text("Be brief."), {"type": "new"}],
+        "max_tokens": 9,
+        "tools": [*server_tools, WEATHER, own],
+    })  # fmt: skip
+    assert isinstance(call.request, Chat)
+    assert call.request.options == chat(tools=[function(WEATHER), function(TIMER)]).options
+    assert call.ignored == ("content.container_upload", "content.new", "content.tool_reference",
+        "tools.bash_20250124", "tools.mcp_toolset", "tools.web_search_20250305")  # fmt: skip
+
+
+# ---- what is wrong is named as the client wrote it -------------------------------------------
+
+
 REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"max_tokens": None}, "max_tokens", "max_tokens is missing"),
     ({"max_tokens": -1}, "max_tokens", "max_tokens must be from 0 to 2147483647"),
@@ -203,9 +297,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     (of_role("user", {"type": "image", "source": {"type": "base64", "data": ""}}),
      "messages.1.content.0.image_url",
      "this model sees no images: serve it with its projector, --mmproj FILE"),
-    (of_role("user", {**RESULT, "content": [{"type": "document"}]}),
-     "messages.1.content.0.content.0.type",
-     "document blocks are not supported"),
+    (of_role("user", {**RESULT, "content": [USE]}), "messages.1.content.0.content.0.type",
+     "a block here is of type text or image"),
     (of_role("user", USE), "messages.1.content.0.type",
      "a block here is of type text or image or tool_result"),
     (of_role("assistant", RESULT), "messages.1.content.0.type",
@@ -224,8 +317,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "a stop string has at most 256 characters"),
     ({"stop_sequences": 5}, "stop_sequences", "stop_sequences is a string or a list of strings"),
     ({"tools": [5]}, "tools.0", "a tool is an object"),
-    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type",
-     "this server runs no tools: only type custom is supported"),
+    ({"tools": [{"type": "web_search_20250305", "name": "web_search"}],
+      "tool_choice": {"type": "any"}}, "tool_choice", "tool_choice needs tools"),
     ({"tools": [{"name": "f"}]}, "tools.0.input_schema", "tools.0.input_schema is missing"),
     ({"tools": [{**WEATHER, "input_schema": []}]}, "tools.0.input_schema",
      "tools.0.input_schema is not a JSON schema"),
@@ -272,6 +365,7 @@ def test_an_error_names_the_field(body: dict[str, Any], param: str, message: str
          "output_config.format.schema.not cannot be honoured"),
         (Forbidden("not called so"), "permission_error", "not called so"),
         (NotFound("there is nothing"), "not_found_error", "there is nothing"),
+        (BodyTooLarge("large"), "request_too_large", "large"),
         (Unavailable("full"), "overloaded_error", "full"),
         (InternalError("broken"), "api_error", "broken"),
     ],
@@ -365,7 +459,6 @@ def test_events_become_typed_events() -> None:
         delta(0, "thinking", thinking="m"),
         delta(0, "signature", signature=""),
         stop(0),
-        (BodyTooLarge("large"), "request_too_large", "large"),
         start(1, type="text", text=""),
         delta(1, "text", text="I "),
         delta(1, "text", text="look."),
@@ -387,6 +480,35 @@ def test_a_text_may_follow_a_call() -> None:
     events = [EVENTS[0], Delta(0, 0, "", calls=(begin,)), Delta(0, 0, "Ok.", calls=(end,))]
     call = {"type": "tool_use", "id": "call_1", "name": "f", "input": {"a": 1}}
     assert whole([*events, EVENTS[-1]])["content"] == [call, text("Ok.")]
+
+
+@pytest.mark.parametrize("first", ["", '{"a"'])
+def test_what_comes_amid_a_call_waits_for_its_end(first: str) -> None:
+    rest = '{"a": 1}'.removeprefix(first)
+    events: list[ReplyEvent] = [
+        EVENTS[0],
+        Delta(0, 0, "", calls=(CallDelta(0, first, "call_1", "f"),)),
+        Delta(0, 0, "O"),
+        Delta(0, 0, "k.", reasoning="hm"),
+        Delta(0, 0, "", calls=(CallDelta(0, rest), CallDelta(1, "{}", "call_2", "g"))),
+        Delta(0, 0, "Done."),
+        Delta(0, 0, "", calls=(CallDelta(1, "\n"),)),
+        EVENTS[-1],
+    ]
+    content = [
+        {"type": "tool_use", "id": "call_1", "name": "f", "input": {"a": 1}},
+        text("O"),
+        {"type": "thinking", "thinking": "hm", "signature": ""},
+        text("k."),
+        {"type": "tool_use", "id": "call_2", "name": "g", "input": {}},
+        text("Done."),
+    ]
+    found = streamed(events)
+    assert whole(events)["content"] == folded_message(found)["content"] == content
+    edges = [(e["type"], e["index"]) for e in found if e["type"].startswith("content_block_st")]
+    assert edges == [
+        (f"content_block_{edge}", i) for i in range(len(content)) for edge in ("start", "stop")
+    ]
 
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event() -> None:
@@ -482,35 +604,6 @@ def test_a_stream_folds_to_the_message(
     assert without_ids(folded_message(events)) == without_ids(message)
     kinds = [event["type"] for event in events]
     assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
-@pytest.mark.parametrize("first", ["", '{"a"'])
-def test_what_comes_amid_a_call_waits_for_its_end(first: str) -> None:
-    rest = '{"a": 1}'.removeprefix(first)
-    events: list[ReplyEvent] = [
-        EVENTS[0],
-        Delta(0, 0, "", calls=(CallDelta(0, first, "call_1", "f"),)),
-        Delta(0, 0, "O"),
-        Delta(0, 0, "k.", reasoning="hm"),
-        Delta(0, 0, "", calls=(CallDelta(0, rest), CallDelta(1, "{}", "call_2", "g"))),
-        Delta(0, 0, "Done."),
-        Delta(0, 0, "", calls=(CallDelta(1, "\n"),)),
-        EVENTS[-1],
-    ]
-    content = [
-        {"type": "tool_use", "id": "call_1", "name": "f", "input": {"a": 1}},
-        text("O"),
-        {"type": "thinking", "thinking": "hm", "signature": ""},
-        text("k."),
-        {"type": "tool_use", "id": "call_2", "name": "g", "input": {}},
-        text("Done."),
-    ]
-    found = streamed(events)
-    assert whole(events)["content"] == folded_message(found)["content"] == content
-    edges = [(e["type"], e["index"]) for e in found if e["type"].startswith("content_block_st")]
-    assert edges == [
-        (f"content_block_{edge}", i) for i in range(len(content)) for edge in ("start", "stop")
-    ]
-
-
 
 
 def test_a_plain_answer(server: RunningServer) -> None:

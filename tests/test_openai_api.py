@@ -13,6 +13,7 @@ import pytest
 
 from lmlite.errors import ApiError, BadRequest
 from lmlite.messages import (
+    CallDelta,
     Chat,
     ChatMessage,
     Complete,
@@ -139,13 +140,12 @@ def test_no_more_than_twenty_ignored_fields_are_named() -> None:
         ("top_k", 0, 0),
         ("top_k", -1, 0),  # all, as llama.cpp has it
         ("top_k", 2**31 - 1, 2**31 - 1),
-        ("min_p", 0.5, 0.5),
         ("top_k", -2, 0),
         ("top_k", 2**40, 2**31 - 1),
+        ("min_p", 0.5, 0.5),
         ("repeat_penalty", 10, 10.0),
         ("presence_penalty", -2, -2.0),
         ("frequency_penalty", 2, 2.0),
-        ("max_tokens", -1, None),
         # What is out of range is the nearest that is in it.
         ("temperature", 2.1, 2.0),
         ("temperature", 10**400, 2.0),
@@ -156,6 +156,7 @@ def test_no_more_than_twenty_ignored_fields_are_named() -> None:
         ("presence_penalty", 3, 2.0),
         ("frequency_penalty", -3, -2.0),
         ("logit_bias", {"5": 200, "7": -999}, ((5, 100.0), (7, -100.0))),
+        ("max_tokens", -1, None),
         ("max_tokens", 0, 0),
         ("max_tokens", 2**31 - 1, 2**31 - 1),
         ("seed", 0, 0),
@@ -165,9 +166,9 @@ def test_no_more_than_twenty_ignored_fields_are_named() -> None:
         ("seed", 2**64 - 1, 2**32 - 1),
         ("seed", -(2**63), 0),
         ("stop", [], ()),
-        ("stop", "END", ("END",)),
         ("stop", "", ()),
         ("stop", ["", "a"], ("a",)),
+        ("stop", "END", ("END",)),
         ("stop", ["a", "b"], ("a", "b")),
         ("stop", ["x" * 256] * 16, ("x" * 256,) * 16),
         ("logit_bias", {}, ()),
@@ -376,11 +377,12 @@ def chunks(reply: CompletionReply, events: Iterable[ReplyEvent]) -> list[Any]:
     streamed, tail = [*map(reply.sse, events)], reply.sse_tail()
     assert tail.endswith(b"data: [DONE]\n\n")
     for data in [*streamed, tail.removesuffix(b"data: [DONE]\n\n")]:
-        if data:
-            assert data.startswith(b"data: {")
-            assert data.endswith(b"}\n\n")
-            assert data.count(b"\n") == 2
-            found.append(json.loads(data.removeprefix(b"data: ")))
+        *lines, end = data.split(b"\n\n")
+        assert end == b""
+        for line in lines:
+            assert line.startswith(b"data: {")
+            assert b"\n" not in line
+            found.append(json.loads(line.removeprefix(b"data: ")))
     return found
 
 
@@ -486,6 +488,67 @@ def test_a_streamed_completion_has_no_role_to_announce() -> None:
         {"index": 0, "text": 'Hé "you"', "logprobs": None, "finish_reason": None},
         {"index": 0, "text": "\n\u2028</s>", "logprobs": None, "finish_reason": None},
         {"index": 0, "text": "", "logprobs": None, "finish_reason": "stop"},
+    ]
+
+
+def test_a_streamed_call_begins_without_arguments_and_a_chunk_has_one_piece() -> None:
+    def piece(index: int, arguments: str, **head: str) -> Any:
+        return {"tool_calls": [{"index": index, **head, "function": {"arguments": arguments}}]}
+
+    def begun(index: int, name: str) -> Any:
+        function = {"name": name, "arguments": ""}
+        call = {"index": index, "id": f"call_{name}", "type": "function", "function": function}
+        return {"tool_calls": [call]}
+
+    first, second = CallDelta(0, '{"a"', "call_f", "f"), CallDelta(1, "{}", "call_g", "g")
+    events = [
+        GREETING[0],
+        Delta(0, 0, "I look.", calls=(first,)),
+        Delta(0, 0, "", calls=(CallDelta(0, ": 1}"), second)),
+        Finished(0, 0, "tool_calls", n_completion=9),
+    ]
+    assert chunks(answer(ChatReply, chat_call(stream=True)), events)[1:] == [
+        chat_chunk(begun(0, "f") | {"content": "I look."}),
+        chat_chunk(piece(0, '{"a"')),
+        chat_chunk(piece(0, ": 1}")),
+        chat_chunk(begun(1, "g")),
+        chat_chunk(piece(1, "{}")),
+        chat_chunk({}, "tool_calls"),
+    ]
+
+
+SAY = {"type": "custom", "custom": {"name": "say"}}
+SAID = [
+    GREETING[0],
+    Delta(0, 0, "", calls=(CallDelta(0, '{"inp', "call_1", "say"),)),
+    Delta(0, 0, "", calls=(CallDelta(0, 'ut": "a'),)),
+    Delta(0, 0, "", calls=(CallDelta(0, '\\n"}'), CallDelta(1, "{", "call_2", "say"))),
+    Finished(0, 0, "tool_calls", n_completion=9),
+]
+
+
+def test_a_call_of_a_custom_tool_is_a_text() -> None:
+    call = chat_call(tools=[SAY])
+    message = whole(answer(ChatReply, call), SAID)["choices"][0]["message"]
+    assert message["tool_calls"] == [
+        {"id": "call_1", "type": "custom", "custom": {"name": "say", "input": "a\n"}},
+        {"id": "call_2", "type": "custom", "custom": {"name": "say", "input": "{"}},
+    ]
+
+    def begun(index: int, name: str) -> Any:
+        custom = {"name": "say", "input": ""}
+        return {"tool_calls": [{"index": index, "id": name, "type": "custom", "custom": custom}]}
+
+    def more(index: int, text: str) -> Any:
+        return {"tool_calls": [{"index": index, "custom": {"input": text}}]}
+
+    assert chunks(answer(ChatReply, call), SAID)[1:] == [
+        chat_chunk(begun(0, "call_1")),
+        chat_chunk(more(0, "a")),
+        chat_chunk(more(0, "\n")),
+        chat_chunk(begun(1, "call_2")),
+        chat_chunk(more(1, "{")),
+        chat_chunk({}, "tool_calls"),
     ]
 
 

@@ -163,6 +163,34 @@ def test_a_call_can_be_required_or_forbidden(server: RunningServer) -> None:
     assert text_of(response) == "hello"
 
 
+def test_a_call_may_be_one_of_a_namespace_or_of_a_custom_tool(server: RunningServer) -> None:
+    apart = {"type": "namespace", "name": "mcp__sky__", "description": "", "tools": [WEATHER]}
+    body = {"tools": [apart], "tool_choice": "required"}
+    (call,) = ask(server, OSLO, **body)["output"]
+    assert (call["name"], call["namespace"]) == ("get_weather", "mcp__sky__")
+    assert json.loads(call["arguments"]) == {"city": "Oslo"}
+    result = {"type": "function_call_output", "call_id": call["call_id"], "output": "rain"}
+    items = [{"role": "user", "content": OSLO}, call, result]
+    assert text_of(ask(server, items, tools=[apart])) == "The result is rain."
+    say = {"type": "custom", "name": "say"}
+    (call,) = ask(server, OSLO, tools=[say, apart], tool_choice=say)["output"]
+    assert (call["type"], call["name"]) == ("custom_tool_call", "say")
+    assert call["input"]
+
+
+def test_allowed_tools_restrict_calls_and_leave_the_prompt_as_it_was(server: RunningServer) -> None:
+    tools = [WEATHER, WEATHER | {"name": "get_time"}]
+    plain = plan(server, input=OSLO, tools=tools)["prompts"][0]
+    for mode in ("auto", "required"):
+        only = [{"type": "function", "name": "get_time"}, {"type": "web_search"}]
+        choice = {"type": "allowed_tools", "mode": mode, "tools": only}
+        planned = plan(server, input=OSLO, tools=tools, tool_choice=choice)["prompts"][0]
+        assert planned["tokens"] == plain["tokens"]
+        assert "get_weather" not in planned["grammar"] and "get_weather" in plain["grammar"]
+    (call,) = ask(server, OSLO, tools=tools, tool_choice=choice)["output"]
+    assert call["name"] == "get_time"
+
+
 def test_logprobs_are_those_of_the_text(server: RunningServer) -> None:
     more = {"include": ["message.output_text.logprobs"], "top_logprobs": 2}
     for question, text in (("Say hello", b"hello"), (THINK, b"21")):
@@ -374,6 +402,59 @@ def test_items_stand_in_the_order_in_which_they_began() -> None:
     assert {item["status"] for item in response["output"]} == {"completed"}
     turn = ChatMessage("assistant", "I look. More.", None, "Two things.", CALLS)
     assert stored.find("resp_7") == (ChatMessage("user", "Hi"), turn)
+
+
+TOOLS = [
+    {"type": "custom", "name": "say"},
+    {"type": "namespace", "name": "mcp__a__", "description": "", "tools": [
+        {"type": "function", "name": "f"}, {"type": "custom", "name": "note"}]},
+]  # fmt: skip
+SPOKEN: list[ReplyEvent] = [
+    BEGUN,
+    calls_of(CallDelta(0, '{"input": "a', "call_s", "say")),
+    Delta(0, 0, "Ok.", calls=(CallDelta(0, '\\n"}'),)),
+    calls_of(CallDelta(1, "{}", "call_f", "mcp__a__f"), CallDelta(2, "", "call_n", "mcp__a__note")),
+    calls_of(CallDelta(2, '{"text": 7}')),
+    Finished(0, 0, "tool_calls", n_completion=20),
+]
+
+
+def test_calls_of_custom_tools_and_of_namespaces_have_their_own_form() -> None:
+    stored = StoredResponses()
+    response = streamed(reply_to(stored, tools=TOOLS), SPOKEN)
+    done = {"status": "completed"}
+    calls = [item for item in response["output"] if item["type"] != "message"]
+    assert calls == [
+        {"id": "ctc_7_0", "type": "custom_tool_call", **done, "call_id": "call_s", "name": "say",
+         "input": "a\n"},
+        {"id": "fc_7_2", "type": "function_call", **done, "call_id": "call_f", "name": "f",
+         "namespace": "mcp__a__", "arguments": "{}"},
+        {"id": "ctc_7_3", "type": "custom_tool_call", **done, "call_id": "call_n", "name": "note",
+         "namespace": "mcp__a__", "input": '{"text": 7}'},
+    ]  # fmt: skip
+    whole = reply_to(tools=TOOLS)
+    for event in SPOKEN:
+        whole.add(event)
+    assert whole.whole() == response
+    assert stored.find("resp_7")[-1].tool_calls == (
+        ToolCall("call_s", "say", '{"input": "a\\n"}'),
+        ToolCall("call_f", "mcp__a__f", "{}"),
+        ToolCall("call_n", "mcp__a__note", '{"input": "{\\"text\\": 7}"}'),
+    )
+
+
+def test_the_input_of_a_custom_tool_is_streamed_by_events_of_its_own() -> None:
+    reply = reply_to(tools=TOOLS)
+    data = [reply.sse(event) for event in [*SPOKEN[:3], SPOKEN[-1]]]
+    about = {"item_id": "ctc_7_0", "output_index": 0}
+    found = [event for event in parsed(data) if "custom" in event["type"]]
+    for event in found:
+        del event["sequence_number"]
+    assert found == [
+        {"type": "response.custom_tool_call_input.delta", **about, "delta": "a"},
+        {"type": "response.custom_tool_call_input.delta", **about, "delta": "\n"},
+        {"type": "response.custom_tool_call_input.done", **about, "input": "a\n"},
+    ]
 
 
 def test_the_same_events_in_one_piece_are_the_same_response() -> None:

@@ -21,6 +21,11 @@ HI = ChatMessage("user", "Hi")
 TOOL = {"type": "function", "name": "get_weather", "description": "Get the weather.",
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
         "strict": False}  # fmt: skip
+PATCH = {"type": "custom", "name": "apply_patch", "description": "Edits files.",
+         "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}}  # fmt: skip
+FILES = {"type": "namespace", "name": "mcp__files__", "description": "Files.",
+         "tools": [TOOL, {"type": "custom", "name": "note"}]}  # fmt: skip
+TABLES = {"type": "namespace", "name": "mcp__tables", "description": "Tables.", "tools": [TOOL]}
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}}
 MISSING = "missing_required_parameter"
 
@@ -112,6 +117,88 @@ def test_of_reasoning_that_is_not_shown_the_summary_counts() -> None:
     assert messages(HI_ITEM, summary | {"summary": []}) == (HI,)
 
 
+def test_calls_of_custom_tools_and_of_namespaces_are_calls_by_the_names_that_the_model_knows() -> (
+    None
+):
+    custom = {"type": "custom_tool_call", "call_id": "call_p", "name": "apply_patch",
+              "input": "a\n"}  # fmt: skip
+    noted = custom | {"call_id": "call_n", "name": "note", "namespace": "mcp__files__"}
+    apart = call("f") | {"namespace": "mcp__files"}
+    result = output("p", "ok") | {"type": "custom_tool_call_output"}
+    assert messages(HI_ITEM, custom, noted, apart, result) == (
+        HI,
+        ChatMessage("assistant", "", tool_calls=(
+            ToolCall("call_p", "apply_patch", '{"input": "a\\n"}'),
+            ToolCall("call_n", "mcp__files__note", '{"input": "a\\n"}'),
+            ToolCall("call_f", "mcp__files__f", "{}"))),
+        ChatMessage("tool", "ok", tool_call_id="call_p"),
+    )  # fmt: skip
+
+
+def test_calls_that_only_other_servers_know_are_calls_all_the_same() -> None:
+    shell = {"type": "local_shell_call", "id": "lsh_1", "call_id": "call_s", "status": "completed",
+             "action": {"type": "exec", "command": ["ls"]}}  # fmt: skip
+    patch = {"type": "apply_patch_call", "call_id": "call_p", "operation": {"path": "a"}}
+    patched = {"type": "apply_patch_call_output", "call_id": "call_p", "status": "completed",
+               "output": "done"}  # fmt: skip
+    searched = {"type": "tool_search_output", "call_id": "call_s", "tools": [{"name": "f"}]}
+    assert messages(HI_ITEM, shell, patch, output("s", "a.txt"), patched, searched) == (
+        HI,
+        ChatMessage("assistant", "", tool_calls=(
+            ToolCall("call_s", "local_shell",
+                     '{"action": {"type": "exec", "command": ["ls"]}}'),
+            ToolCall("call_p", "apply_patch", '{"operation": {"path": "a"}}'))),
+        ChatMessage("tool", "a.txt", tool_call_id="call_s"),
+        ChatMessage("tool", "done", tool_call_id="call_p"),
+        ChatMessage("tool", '{"tools": [{"name": "f"}]}', tool_call_id="call_s"),
+    )  # fmt: skip
+
+
+SEARCH = {"type": "web_search_call", "id": "ws_1", "status": "completed",
+          "action": {"type": "search", "query": "x"}}  # fmt: skip
+SEARCHED = '[web_search_call: {"action": {"type": "search", "query": "x"}}]\n'
+
+
+def test_items_of_other_types_are_told_in_a_line_or_skipped_and_named() -> None:
+    silent = [{"type": "item_reference", "id": "msg_1"}, {"type": "compaction", "id": "cmp_1",
+              "encrypted_content": "xyz"}, {"type": "ghost_snapshot"}]  # fmt: skip
+    secret = {"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "xyz"}
+    orphan = {"type": "shell_call_output", "call_id": "call_0", "output": "7"}
+    found = parse([HI_ITEM, *silent, secret, SEARCH, SEARCH, said("A"), orphan, HI_ITEM])
+    assert isinstance(found.request, Chat)
+    assert found.request.messages == (
+        HI,
+        ChatMessage("assistant", SEARCHED * 2),
+        ChatMessage("assistant", "A"),
+        ChatMessage("assistant", '[shell_call_output: {"output": "7"}]\n'),
+        HI,
+    )
+    assert found.ignored == ("input.compaction", "input.ghost_snapshot", "input.item_reference",
+        "input.reasoning", "input.shell_call_output", "input.web_search_call")  # fmt: skip
+
+
+def test_a_line_at_the_end_is_nothing_for_the_model_to_go_on_with() -> None:
+    assert messages(HI_ITEM, SEARCH) == (HI,)
+    assert messages(HI_ITEM, SEARCH, call("f")) == (
+        HI, ChatMessage("assistant", SEARCHED, tool_calls=(ToolCall("call_f", "f", "{}"),))
+    )  # fmt: skip
+
+
+def test_parts_of_other_types_are_text() -> None:
+    parts = [
+        {"type": "input_file", "filename": "a.txt", "file_data": "data:text/plain;base64,SGk="},
+        {"type": "input_file", "file_id": "file_1", "filename": "a.pdf"},
+        {"type": "input_image", "file_id": "file_2"},
+        {"type": "summary_text", "text": "."},
+    ]
+    found = parse([{"role": "user", "content": parts}])
+    assert isinstance(found.request, Chat)
+    assert found.request.messages[0].content == (
+        'Hi[file a.pdf: it cannot be read here]\n[input_image: {"file_id": "file_2"}]\n.'
+    )
+    assert found.ignored == ("content.file", "content.input_image")
+
+
 def test_instructions_come_first_and_stay_out_of_the_conversation() -> None:
     stored = StoredResponses()
     stored.keep("resp_1", (ChatMessage("user", "A"), ChatMessage("assistant", "B")))
@@ -148,9 +235,80 @@ def test_a_tool_is_that_of_a_chat_and_held_to_its_schema() -> None:
     function = {key: TOOL[key] for key in ("name", "description", "parameters")}
     assert json.loads(options.tools or "") == [{"type": "function", "function": function}]
     assert (options.tool_choice, options.parallel_tool_calls) == ("required", False)
-    assert found.settings["tools"] == [TOOL | {"strict": True}]
     named = chat(tools=[TOOL], tool_choice={"type": "function", "name": "get_weather"}).options
-    assert (named.tool_choice, named.tool_name) == ("required", "get_weather")
+    assert (named.tool_choice, named.tool_names) == ("required", ("get_weather",))
+
+
+def names(**body: Any) -> list[str]:
+    """Of the functions that the model is offered."""
+    return [tool["function"]["name"] for tool in json.loads(chat(**body).options.tools or "[]")]
+
+
+def test_tools_of_other_types_are_left_out_and_named() -> None:
+    others = [{"type": kind} for kind in ("web_search", "file_search", "mcp", "local_shell", "new")]
+    found = parse(tools=[*others, TOOL])
+    assert found.request == chat(tools=[TOOL])
+    assert found.ignored == tuple(sorted(f"tools.{tool['type']}" for tool in others))
+    assert found.settings["tools"] == [TOOL]
+    assert chat(tools=others, tool_choice="auto") == chat()
+
+
+def test_the_tools_of_a_namespace_are_offered_by_flat_names() -> None:
+    found = parse(tools=[TOOL, FILES, TABLES])
+    assert names(tools=[TOOL, FILES, TABLES]) == [
+        "get_weather", "mcp__files__get_weather", "mcp__files__note", "mcp__tables__get_weather",
+    ]  # fmt: skip
+    assert found.apart == {
+        "mcp__files__get_weather": ("mcp__files__", "get_weather"),
+        "mcp__files__note": ("mcp__files__", "note"),
+        "mcp__tables__get_weather": ("mcp__tables", "get_weather"),
+    }
+    assert found.custom_tools == frozenset({"mcp__files__note"})
+    assert found.ignored == ()
+    assert found.settings["tools"] == [TOOL, FILES, TABLES]
+
+
+def test_a_custom_tool_is_a_function_of_one_text_and_its_grammar_is_named() -> None:
+    found = parse(tools=[PATCH])
+    function = json.loads(chat(tools=[PATCH]).options.tools or "")[0]["function"]
+    assert function["parameters"]["required"] == ["input"]
+    assert found.custom_tools == frozenset({"apply_patch"})
+    assert found.ignored == ("tools.apply_patch.format",)
+    assert found.settings["tools"] == [PATCH]
+
+
+def test_strict_is_told_as_it_was_sent() -> None:
+    bare = {"type": "function", "name": "f"}
+    for strict in ({"strict": True}, {"strict": False}, {"strict": None}):
+        (told,) = parse(tools=[bare | strict]).settings["tools"]
+        assert told == {**bare, "parameters": None, **strict}
+    assert parse(tools=[bare]).settings["tools"][0]["strict"] is None
+
+
+@pytest.mark.parametrize(
+    ("choice", "meant"),
+    [
+        ({"type": "custom", "name": "apply_patch"}, ("required", ("apply_patch",))),
+        ({"type": "function", "name": "get_weather", "namespace": "mcp__files__"},
+         ("required", ("mcp__files__get_weather",))),
+        ({"type": "custom", "name": "note"}, ("required", ("mcp__files__note",))),
+        ({"type": "allowed_tools", "mode": "auto",
+          "tools": [{"type": "custom", "name": "apply_patch"}, {"type": "web_search"}]},
+         ("auto", ("apply_patch",))),
+        ({"type": "allowed_tools", "mode": "required",
+          "tools": [{"type": "namespace", "name": "mcp__files__"}]},
+         ("required", ("mcp__files__get_weather", "mcp__files__note"))),
+        ({"type": "allowed_tools", "mode": "auto",
+          "tools": [{"type": "function", "name": "get_weather"}]},
+         ("auto", ("mcp__files__get_weather", "mcp__tables__get_weather"))),
+    ],
+)  # fmt: skip
+def test_a_choice_may_name_custom_tools_and_those_in_namespaces(choice: Any, meant: Any) -> None:
+    options = chat(tools=[FILES, TABLES, PATCH], tool_choice=choice).options
+    assert (options.tool_choice, options.tool_names) == meant
+    assert names(tools=[FILES, TABLES, PATCH], tool_choice=choice) == names(
+        tools=[FILES, TABLES, PATCH]
+    )
 
 
 def test_the_form_of_the_text_is_a_schema() -> None:
@@ -234,21 +392,29 @@ def test_nulls_are_as_if_they_were_not_there() -> None:
          "the message has no content"),
         ({"input": [output("f", "x") | {"call_id": 5}]}, "input.[0].call_id", None,
          "input.[0].call_id is not a string"),
-        ({"input": [{"type": "reasoning", "content": [{}]}]}, "input.[0].content", None,
-         "each part of reasoning has a text"),
-        ({"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.[0].type",
-         "unsupported_type", "items cannot be referred to: send the item itself"),
-        ({"input": [{"type": "web_search_call"}]}, "input.[0].type", "unsupported_type",
-         "items are messages, function calls, their outputs and reasoning: this server knows no "
-         "other type"),
-        ({"tools": [{"type": "web_search"}]}, "tools.[0].type", "unsupported_type",
-         "tools are functions: this server knows no other type"),
+        ({"input": [SEARCH, {"type": "reasoning", "content": [{}]}]}, "input", None,
+         "input is a list of at least one message"),
+        ({"input": [said("B"), {"type": "custom_tool_call", "name": "f", "input": 5}]},
+         "input.[1].input", None, "input.[1].input is not a string"),
+        ({"tools": [{"type": "web_search"}], "tool_choice": "required"}, "tool_choice", None,
+         "tool_choice needs tools"),
+        ({"tools": [TOOL, {"type": "mcp"}], "tool_choice": {"type": "mcp"}}, "tool_choice", None,
+         "tool_choice names none of the tools"),
+        ({"tools": [{"type": "namespace"}]}, "tools.[0].name", MISSING,
+         "tools.[0].name is missing"),
+        ({"tools": [TOOL, FILES | {"tools": [TOOL, {"type": "function"}]}]},
+         "tools.[1].tools.[1].name", MISSING, "tools.[1].tools.[1].name is missing"),
+        ({"tools": [FILES | {"tools": [5]}]}, "tools.[0].tools.[0]", None, "a tool is an object"),
+        ({"tools": [{"type": "custom", "name": "a b"}]}, "tools.[0].name", None,
+         "a tool's name has 1 to 128 letters, digits, _ . : / or -"),
         ({"tools": [TOOL, {"type": "function"}]}, "tools.[1].name", MISSING,
          "tools.[1].name is missing"),
         ({"tools": [TOOL | {"parameters": 5}]}, "tools.[0].parameters", None,
          "tools.[0].parameters is not a JSON schema"),
         ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", None,
-         "tool_choice is auto, none, required, or a function by its name"),
+         "allowed_tools has a mode, auto or required, and a list of tools"),
+        ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "tools": [5]}},
+         "tool_choice.tools", None, "a tool is an object"),
         ({"tools": [TOOL], "tool_choice": {"type": "function", "name": "x"}}, "tool_choice", None,
          "tool_choice names none of the tools"),
         ({"text": "json"}, "text", None, "text is not an object"),

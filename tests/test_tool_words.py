@@ -185,11 +185,11 @@ def test_a_begun_answer_is_continued(default_model: Model, chatml: ChatTemplate)
 
 def test_calls_are_held_to_the_tools(special_model: Model, template: ChatTemplate) -> None:
     for choice, waits in (("auto", True), ("required", False)):
-        form = render(template, tool_choice=choice, tool_name=None).form
+        form = render(template, tool_choice=choice, tool_names=()).form
         assert ("get_weather" in form.grammar, form.grammar_waits) == (True, waits)
         Grammar(special_model, form.grammar, form.reply).close()
     assert render(template, tool_choice="none").form.grammar == ""
-    named = render(template, tool_choice="required", tool_name="get_time").form.grammar
+    named = render(template, tool_choice="required", tool_names=("get_time",)).form.grammar
     assert ("get_time" in named, "get_weather" in named) == (True, False)
 
 

@@ -5,18 +5,24 @@ Pure. Each error names the field that is wrong; what is left out gets its defaul
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from lmlite.errors import BadRequest, MissingParameter
 from lmlite.messages import ChatMessage, ChatOptions, Image, ToolCall
+from lmlite.server.content_parts import part_text, unread_parts
+from lmlite.server.custom_tools import as_arguments, as_function
 from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
 from lmlite.server.images import ImageReader
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.schemas import checked_schema, honoured_schema
+from lmlite.server.tool_choice import parse_tool_choice
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
          "tool": "tool"}  # fmt: skip
-MAX_TOOLS = 128
+MAX_TOOLS = 512
+TOOL_TYPES = ("function", "custom")  # others are left out
+TEXT = {"type": "text"}  # the format of a custom tool's input that asks for nothing
 MAX_KWARGS_BYTES = 16 << 10
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
@@ -79,18 +85,8 @@ def _content(content: Any, path: str, reader: ImageReader) -> tuple[str, tuple[I
         if required(part, "type", f"{part_path}.type") == "image_url":
             images.append(Image(reader.read(part, part_path), len(text), part_path))
         else:
-            text += _text_part(part, part_path)
+            text += part_text(part, part_path)
     return text, tuple(images)
-
-
-def _text_part(part: Body, path: str) -> str:
-    kind = part["type"]
-    if kind not in ("text", "refusal"):
-        unsupported(f"{path}.type", "content parts are of type text or image_url")
-    text = required(part, kind, f"{path}.{kind}")
-    if type(text) is not str:
-        raise BadRequest(f"{kind} is a string", param=f"{path}.{kind}")
-    return text
 
 
 def _tool_calls(message: Body, path: str) -> tuple[ToolCall, ...]:
@@ -101,6 +97,8 @@ def _tool_calls(message: Body, path: str) -> tuple[ToolCall, ...]:
 def _tool_call(call: Any, path: str) -> ToolCall:
     if type(call) is not dict:
         raise BadRequest("a tool call is an object", param=path)
+    if call.get("type") == "custom":
+        return _custom_call(call, path)
     function = required(call, "function", f"{path}.function")
     if type(function) is not dict:
         raise BadRequest("function is an object", param=f"{path}.function")
@@ -112,6 +110,13 @@ def _tool_call(call: Any, path: str) -> ToolCall:
         raise BadRequest("arguments is not JSON", param=path_of_arguments) from None
     call_id = string(call, "id", f"{path}.id") or ""
     return ToolCall(call_id, tool_name(function, f"{path}.function.name"), arguments)
+
+
+def _custom_call(call: Body, path: str) -> ToolCall:
+    custom = typed(call, "custom", dict, "an object", f"{path}.custom") or {}
+    text = string(custom, "input", f"{path}.custom.input") or ""
+    call_id = string(call, "id", f"{path}.id") or ""
+    return ToolCall(call_id, tool_name(custom, f"{path}.custom.name"), as_arguments(text))
 
 
 def tool_name(function: Body, path: str) -> str:
@@ -128,12 +133,13 @@ def tool_name(function: Body, path: str) -> str:
 def parse_options(body: Body) -> ChatOptions:
     """Tools, structured output and reasoning, as far as a chat request asks for them."""
     tools = _tools(body)
-    choice, name = _tool_choice(body, tools)
+    names = [tool["function"]["name"] for tool in tools]
+    choice, allowed = parse_tool_choice(body.get("tool_choice"), names)
     thinks, kwargs = _template_kwargs(body)
     return ChatOptions(
         tools=json.dumps(tools) if tools else None,
         tool_choice=choice,  # type: ignore[arg-type]
-        tool_name=name,
+        tool_names=allowed,
         parallel_tool_calls=_parallel(body),
         json_schema=_json_schema(body),
         thinks=thinks,
@@ -146,48 +152,52 @@ def _tools(body: Body) -> list[Body]:
     tools = typed(body, "tools", list, "a list") or []
     if len(tools) > MAX_TOOLS:
         raise BadRequest(f"tools has more than {MAX_TOOLS} tools", param="tools")
-    return [_tool(tool, f"tools.[{i}]") for i, tool in enumerate(tools)]
+    found = []
+    for i, tool in enumerate(tools):
+        path = f"tools.[{i}]"
+        if type(tool) is not dict:
+            raise BadRequest("a tool is an object", param=path)
+        if required(tool, "type", f"{path}.type") in TOOL_TYPES:
+            found.append(_tool(tool, path))
+    return found
 
 
-def _tool(tool: Any, path: str) -> Body:
+def _tool(tool: Body, path: str) -> Body:
     """A tool with the fields that templates know; frameworks add others."""
-    if type(tool) is not dict:
-        raise BadRequest("a tool is an object", param=path)
-    if required(tool, "type", f"{path}.type") != "function":
-        unsupported(f"{path}.type", "tools are functions: this server knows no other type")
-    function = required(tool, "function", f"{path}.function")
+    kind = tool["type"]
+    path = f"{path}.{kind}"
+    function = required(tool, kind, path)
     if type(function) is not dict:
-        raise BadRequest("function is an object", param=f"{path}.function")
+        raise BadRequest(f"{kind} is an object", param=path)
+    if kind == "custom":
+        function = as_function(function, path)
     parameters = function.get("parameters")
     if parameters is not None:
-        checked_schema(parameters, f"{path}.function.parameters")
+        checked_schema(parameters, f"{path}.parameters")
     return {
         "type": "function",
         "function": {
-            "name": tool_name(function, f"{path}.function.name"),
-            "description": string(function, "description", f"{path}.function.description") or "",
+            "name": tool_name(function, f"{path}.name"),
+            "description": string(function, "description", f"{path}.description") or "",
             "parameters": parameters or {"type": "object", "properties": {}},
         },
     }
 
 
-def _tool_choice(body: Body, tools: list[Body]) -> tuple[str, str | None]:
-    choice = body.get("tool_choice")
-    if choice is None or (not tools and choice in ("auto", "none")):
-        return "auto", None
-    if not tools:
-        raise BadRequest("tool_choice needs tools", param="tool_choice")
-    if choice in ("auto", "none", "required"):
-        return choice, None
-    function = choice.get("function") if type(choice) is dict else None
-    if type(function) is not dict or choice.get("type") != "function":
-        raise BadRequest(
-            "tool_choice is auto, none, required, or a function by its name", param="tool_choice"
-        )
-    name = function.get("name")
-    if name not in [tool["function"]["name"] for tool in tools]:
-        raise BadRequest("tool_choice names none of the tools", param="tool_choice")
-    return "required", name
+def left_out(body: Body) -> Iterator[str]:
+    """What a chat, whose fields have been checked, has beside what is read here: names for it."""
+    yield from unread_parts(body["messages"])
+    for tool in body.get("tools") or ():
+        if tool["type"] not in TOOL_TYPES:
+            yield f"tools.{tool['type']}"
+        elif tool["type"] == "custom" and (tool["custom"].get("format") or TEXT) != TEXT:
+            yield f"tools.{tool['custom']['name']}.format"
+
+
+def custom_tools(body: Body) -> frozenset[str]:
+    """The names of the custom tools of a chat whose fields have been checked."""
+    tools = body.get("tools") or ()
+    return frozenset(tool["custom"]["name"] for tool in tools if tool["type"] == "custom")
 
 
 def _parallel(body: Body) -> bool | None:

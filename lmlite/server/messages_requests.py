@@ -14,8 +14,20 @@ from typing import Any
 from lmlite.errors import BadRequest
 from lmlite.server.chat_requests import EFFORTS, tool_name
 from lmlite.server.dry_run import planned
-from lmlite.server.fields import Body, boolean, integer, required, string, typed, unsupported
+from lmlite.server.fields import Body, boolean, integer, required, string, typed
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
+from lmlite.server.message_blocks import (
+    BLOCKS_OF,
+    RESULT_BLOCKS,
+    Block,
+    block_parts,
+    of_kind,
+    parts,
+    read_blocks,
+    required_string,
+    text_of,
+    unread_blocks,
+)
 from lmlite.server.openai_requests import Call, ignored_fields, parse_chat, stop_strings
 from lmlite.server.responses_requests import own_names
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults
@@ -33,12 +45,7 @@ _INERT = {"metadata", "cache_control"}  # every prompt is cached as far as memor
 MESSAGE_FIELDS = {*_SAME, *_INERT, "max_tokens", "messages", "system", "tools", "tool_choice",
                   "stop_sequences", "thinking", "output_config"}  # fmt: skip
 
-_BLOCKS_OF = {"user": ("text", "image", "tool_result"), "system": ("text",),
-              "assistant": ("text", "thinking", "redacted_thinking", "tool_use")}  # fmt: skip
-_RESULT_BLOCKS = ("text", "image")
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
-
-_Block = tuple[Body, str]  # a content block and its path
 
 
 def parse_message(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
@@ -56,7 +63,8 @@ def _parse(body: Body, defaults: Defaults) -> Call:
     chat = chat_body(body, defaults.limits)
     with own_names(_names_of_images(chat["messages"])):
         call = parse_chat(chat, defaults)
-    return replace(call, ignored=ignored_fields(body, MESSAGE_FIELDS))
+    others = {*call.ignored, *unread_blocks(body)}
+    return replace(call, ignored=ignored_fields(body, MESSAGE_FIELDS, others))
 
 
 def chat_body(body: Body, limits: Limits = DEFAULT_LIMITS) -> Body:
@@ -93,7 +101,7 @@ def _messages(body: Body) -> list[Body]:
     if not messages:
         raise BadRequest("messages has no message", param="messages")
     turns: list[Body] = []
-    if system := _text(body.get("system") or "", "system"):
+    if system := text_of(body.get("system") or "", "system"):
         turns.append({"role": "system", "content": system})
     for i, message in enumerate(messages):
         turns += _turns(message, f"messages.{i}")
@@ -106,26 +114,26 @@ def _turns(message: Any, path: str) -> list[Body]:
     """A message as turns of a chat, where each result of a tool is one of its own."""
     if type(message) is not dict:
         raise BadRequest("a message is an object", param=path)
-    role = _required_string(message, "role", path)
-    if role not in _BLOCKS_OF:
+    role = required_string(message, "role", path)
+    if role not in BLOCKS_OF:
         raise BadRequest("role is user, assistant or system", param=f"{path}.role")
     content = required(message, "content", f"{path}.content")
-    blocks = _blocks(content, f"{path}.content", _BLOCKS_OF[role])
+    blocks = read_blocks(content, f"{path}.content", BLOCKS_OF[role])
     if role == "assistant":
         return [_assistant_turn(blocks)]
     return _user_turns(blocks) if role == "user" else [_turn("system", blocks)]
 
 
-def _user_turns(blocks: list[_Block]) -> list[Body]:
+def _user_turns(blocks: list[Block]) -> list[Body]:
     """In their order; texts that follow each other are one turn."""
     turns: list[Body] = []
     for block, path in blocks:
         if block["type"] == "tool_result":
             turns.append(_result_turn(block, path))
         elif turns and turns[-1]["role"] == "user":
-            turns[-1]["content"].append(_part(block, path))
+            turns[-1]["content"] += block_parts(block, path)
         else:
-            turns.append({"role": "user", "content": [_part(block, path)]})
+            turns.append({"role": "user", "content": block_parts(block, path)})
     return turns or [{"role": "user", "content": ""}]
 
 
@@ -133,22 +141,22 @@ def _result_turn(block: Body, path: str) -> Body:
     boolean(block, "is_error", f"{path}.is_error")  # templates have no place for it
     return {
         "role": "tool",
-        "tool_call_id": _required_string(block, "tool_use_id", path),
-        "content": _parts(_blocks(block.get("content") or "", f"{path}.content", _RESULT_BLOCKS)),
+        "tool_call_id": required_string(block, "tool_use_id", path),
+        "content": parts(read_blocks(block.get("content") or "", f"{path}.content", RESULT_BLOCKS)),
     }
 
 
-def _assistant_turn(blocks: list[_Block]) -> Body:
+def _assistant_turn(blocks: list[Block]) -> Body:
     thoughts = [
-        _required_string(block, "thinking", path) for block, path in _of_kind(blocks, "thinking")
+        required_string(block, "thinking", path) for block, path in of_kind(blocks, "thinking")
     ]
-    calls = [_tool_call(block, path) for block, path in _of_kind(blocks, "tool_use")]
-    turn = _turn("assistant", _of_kind(blocks, "text"))
+    calls = [_tool_call(block, path) for block, path in of_kind(blocks, "tool_use")]
+    turn = _turn("assistant", blocks)
     return {**turn, "reasoning_content": "".join(thoughts), "tool_calls": calls}
 
 
-def _turn(role: str, blocks: Iterable[_Block]) -> Body:
-    return {"role": role, "content": _parts(blocks)}
+def _turn(role: str, blocks: Iterable[Block]) -> Body:
+    return {"role": role, "content": parts(blocks)}
 
 
 def _tool_call(block: Body, path: str) -> Body:
@@ -159,56 +167,7 @@ def _tool_call(block: Body, path: str) -> Body:
     except RecursionError:  # a depth that reading just survived
         raise BadRequest("input is nested too deeply", param=f"{path}.input") from None
     function = {"name": tool_name(block, f"{path}.name"), "arguments": text}
-    return {"id": _required_string(block, "id", path), "function": function}
-
-
-# ---- content blocks ------------------------------------------------------------------------
-
-
-def _blocks(content: Any, path: str, kinds: tuple[str, ...]) -> list[_Block]:
-    """The blocks, each of a kind that may stand here; a text is a block of that text."""
-    if type(content) is str:
-        return [({"type": "text", "text": content}, path)]
-    if type(content) is not list:
-        raise BadRequest("content is a string or a list of blocks", param=path)
-    blocks = [(block, f"{path}.{i}") for i, block in enumerate(content)]
-    for block, where in blocks:
-        _check_kind(block, where, kinds)
-    return blocks
-
-
-def _check_kind(block: Any, path: str, kinds: tuple[str, ...]) -> None:
-    if type(block) is not dict:
-        raise BadRequest("a content block is an object", param=path)
-    kind = _required_string(block, "type", path)
-    if kind == "document":
-        unsupported(f"{path}.type", "document blocks are not supported")
-    if kind not in kinds:
-        unsupported(f"{path}.type", f"a block here is of type {' or '.join(kinds)}")
-
-
-def _of_kind(blocks: list[_Block], kind: str) -> list[_Block]:
-    return [(block, path) for block, path in blocks if block["type"] == kind]
-
-
-def _parts(blocks: Iterable[_Block]) -> list[Body]:
-    return [_part(block, path) for block, path in blocks]
-
-
-def _part(block: Body, path: str) -> Body:
-    """A content part of a chat, which reads images; an image's tells what it is called here."""
-    if block["type"] == "text":
-        return {"type": "text", "text": _required_string(block, "text", path)}
-    source = typed(block, "source", dict, "an object", f"{path}.source") or {}
-    field = "url" if source.get("type") == "url" else "data"
-    data = _required_string(source, field, f"{path}.source")
-    return {"type": "image_url", "image_url": {"url": data}, "path": path}
-
-
-def _text(content: Any, path: str) -> str:
-    """The text of a content that is text alone; nothing is added between its blocks."""
-    blocks = _blocks(content, path, ("text",))
-    return "".join(_part(block, where)["text"] for block, where in blocks)
+    return {"id": required_string(block, "id", path), "function": function}
 
 
 # ---- tools, and what the answer may be -----------------------------------------------------
@@ -217,8 +176,8 @@ def _text(content: Any, path: str) -> str:
 def _tool(tool: Any, path: str) -> Body:
     if type(tool) is not dict:
         raise BadRequest("a tool is an object", param=path)
-    if tool.get("type") not in (None, "custom"):
-        unsupported(f"{path}.type", "this server runs no tools: only type custom is supported")
+    if not _is_function(tool):
+        return tool  # left out, by the name of its type
     schema = required(tool, "input_schema", f"{path}.input_schema")
     checked_schema(schema, f"{path}.input_schema")
     function = {
@@ -229,18 +188,23 @@ def _tool(tool: Any, path: str) -> Body:
     return {"type": "function", "function": function}
 
 
+def _is_function(tool: Body) -> bool:
+    """Whether it is the client's own, not one that Anthropic describes to its models or runs."""
+    return tool.get("type") in (None, "custom") or "input_schema" in tool
+
+
 def _tool_choice(body: Body) -> Body:
     """The chat's `tool_choice` and `parallel_tool_calls`."""
     choice = typed(body, "tool_choice", dict, "an object")
     if choice is None:
         return {}
-    kind = _required_string(choice, "type", "tool_choice")
+    kind = required_string(choice, "type", "tool_choice")
     path = "tool_choice.disable_parallel_tool_use"
     # Allowed does not mean wanted: whether there are several is then the template's choice.
     is_single = boolean(choice, "disable_parallel_tool_use", path)
     parallel = {"parallel_tool_calls": False} if is_single else {}
     if kind == "tool":
-        function = {"name": _required_string(choice, "name", "tool_choice")}
+        function = {"name": required_string(choice, "name", "tool_choice")}
         return {"tool_choice": {"type": "function", "function": function}, **parallel}
     if kind not in _CHOICES:
         raise BadRequest("type is auto, any, tool or none", param="tool_choice.type")
@@ -250,7 +214,7 @@ def _tool_choice(body: Body) -> Body:
 def _effort(body: Body) -> str | None:
     """How much to think, as a chat's `reasoning_effort`; None: as much as the model does."""
     thinking = typed(body, "thinking", dict, "an object") or {"type": "adaptive"}
-    kind = _required_string(thinking, "type", "thinking")
+    kind = required_string(thinking, "type", "thinking")
     if kind not in ("enabled", "disabled", "adaptive"):
         raise BadRequest("type is enabled, disabled or adaptive", param="thinking.type")
     typed(thinking, "budget_tokens", int, "a whole number", "thinking.budget_tokens")
@@ -266,7 +230,7 @@ def _response_format(body: Body) -> Body | None:
     wanted = typed(_output_config(body), "format", dict, "an object", path)
     if wanted is None:
         return None
-    if _required_string(wanted, "type", path) != "json_schema":
+    if required_string(wanted, "type", path) != "json_schema":
         raise BadRequest("type is json_schema", param=f"{path}.type")
     schema = required(wanted, "schema", f"{path}.schema")
     checked_schema(schema, f"{path}.schema")
@@ -282,9 +246,3 @@ def _output_config(body: Body) -> Body:
 
 def _list(body: Body, field: str) -> list[Any]:
     return typed(body, field, list, "a list") or []
-
-
-def _required_string(body: Body, field: str, path: str) -> str:
-    """`path` is that of the object."""
-    required(body, field, f"{path}.{field}")
-    return string(body, field, f"{path}.{field}") or ""

@@ -8,8 +8,8 @@ import base64
 import codecs
 import math
 from array import array
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lmlite.errors import ApiError
@@ -26,6 +26,7 @@ from lmlite.messages import (
     TokenLogprob,
 )
 from lmlite.server import wire
+from lmlite.server.custom_tools import CustomCalls
 from lmlite.server.openai_requests import Call
 
 Json = dict[str, Any]
@@ -70,16 +71,18 @@ class _Choice:
 
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
-    calls: list[Json] = field(default_factory=list)
+    calls: list[CallDelta] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finish_reason: str | None = None
 
     def add_call(self, delta: CallDelta) -> None:
         """Begins a tool call, or lengthens the arguments of one."""
         if delta.number == len(self.calls):
-            function = {"name": delta.name, "arguments": ""}
-            self.calls.append({"id": delta.id, "type": "function", "function": function})
-        self.calls[delta.number]["function"]["arguments"] += delta.arguments
+            self.calls.append(delta)
+        else:
+            begun = self.calls[delta.number]
+            arguments = begun.arguments + delta.arguments
+            self.calls[delta.number] = replace(begun, arguments=arguments)
 
 
 class _Offset:
@@ -108,6 +111,7 @@ class CompletionReply:
         self._include_usage = call.include_usage
         self._wants_logprobs = call.request.params.n_logprobs is not None
         self._usage = Usage(call.request.n)
+        self._custom = CustomCalls(call.custom_tools)
         self._choices: dict[int, _Choice] = {}
         self._offsets: dict[int, _Offset] = {}  # by index
         self._templates: dict[int, tuple[bytes, bytes]] = {}
@@ -121,14 +125,17 @@ class CompletionReply:
             case Started():
                 self._choices[event.index] = _Choice()
             case Delta():
-                choice = self._choices[event.index]
+                event, choice = self._custom.read(event), self._choices[event.index]
                 choice.text.append(event.text)
                 choice.reasoning.append(event.reasoning)
                 choice.logprobs += event.logprobs
                 for call in event.calls:
                     choice.add_call(call)
             case Finished():
-                self._choices[event.index].finish_reason = event.reason
+                choice = self._choices[event.index]
+                choice.finish_reason = event.reason
+                for call in self._custom.rest(event.index):
+                    choice.add_call(call)
 
     def whole(self) -> Json:
         """The response object, after the last event."""
@@ -155,9 +162,11 @@ class CompletionReply:
             case Started():
                 return self._chunk(self._first_choice(event.index))
             case Delta():
-                return self._chunk(self._delta_choice(event))
+                return self._delta_chunks(self._custom.read(event))
             case Finished():
-                return self._chunk(self._last_choice(event))
+                rest = Delta(event.id, event.index, "", calls=self._custom.rest(event.index))
+                calls = self._delta_chunks(rest) if rest.calls else b""
+                return calls + self._chunk(self._last_choice(event))
         return b""
 
     def sse_tail(self) -> bytes:
@@ -192,6 +201,10 @@ class CompletionReply:
         if self._include_usage:
             chunk["usage"] = None
         return wire.sse_event(wire.to_json(chunk))
+
+    def _delta_chunks(self, event: Delta) -> bytes:
+        pieces = (one for one in _chunked(event) if one != Delta(one.id, one.index, ""))
+        return b"".join(self._chunk(self._delta_choice(one)) for one in pieces)
 
     def _first_choice(self, _index: int) -> Json | None:
         return None  # completions have no role to announce
@@ -235,7 +248,9 @@ class ChatReply(CompletionReply):
             message["reasoning_content"] = reasoning
         if choice.calls:
             message["content"] = text or None
-            message["tool_calls"] = choice.calls
+            message["tool_calls"] = [
+                self._whole_call(index, number, call) for number, call in enumerate(choice.calls)
+            ]
         logprobs = self._chat_logprobs(choice.logprobs)
         return {"index": index, "message": message, "logprobs": logprobs,
                 "finish_reason": choice.finish_reason}  # fmt: skip
@@ -251,7 +266,7 @@ class ChatReply(CompletionReply):
         if event.reasoning:
             delta["reasoning_content"] = event.reasoning
         if event.calls:
-            delta["tool_calls"] = [_call_delta(call) for call in event.calls]
+            delta["tool_calls"] = [self._call_delta(event.index, call) for call in event.calls]
         if event.text or not delta:
             delta["content"] = event.text
         return {"index": event.index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
@@ -259,6 +274,22 @@ class ChatReply(CompletionReply):
     def _last_choice(self, event: Finished) -> Json:
         return {"index": event.index, "delta": {}, "logprobs": None,
                 "finish_reason": event.reason}  # fmt: skip
+
+    def _whole_call(self, index: int, number: int, call: CallDelta) -> Json:
+        """Arguments of a function, or the text that a custom tool takes."""
+        if self._custom.has(index, number):
+            custom = {"name": call.name, "input": call.arguments}
+            return {"id": call.id, "type": "custom", "custom": custom}
+        function = {"name": call.name, "arguments": call.arguments}
+        return {"id": call.id, "type": "function", "function": function}
+
+    def _call_delta(self, index: int, call: CallDelta) -> Json:
+        """The first of a call is one without arguments; then they come in pieces."""
+        if call.id is not None:
+            return {"index": call.number, **self._whole_call(index, call.number, call)}
+        if self._custom.has(index, call.number):
+            return {"index": call.number, "custom": {"input": call.arguments}}
+        return {"index": call.number, "function": {"arguments": call.arguments}}
 
     def _chat_logprobs(self, entries: Iterable[TokenLogprob]) -> Json | None:
         if not self._wants_logprobs:
@@ -321,13 +352,17 @@ def logprob_object(entry: TokenLogprob) -> Json:
     return _chat_token(entry.piece, entry.logprob) | {"top_logprobs": top}
 
 
-def _call_delta(call: CallDelta) -> Json:
-    """The first of a call says what is called; clients put the arguments together."""
-    function: Json = {"arguments": call.arguments}
-    if call.id is None:
-        return {"index": call.number, "function": function}
-    head = {"index": call.number, "id": call.id, "type": "function"}
-    return head | {"function": {"name": call.name} | function}
+def _chunked(event: Delta) -> Iterator[Delta]:
+    """The same, a piece of one call in each; as OpenAI's, a call begins without arguments."""
+    pieces = []
+    for call in event.calls:
+        if call.id is not None:
+            pieces.append(replace(call, arguments=""))
+        if call.arguments:
+            pieces.append(CallDelta(call.number, call.arguments))
+    yield replace(event, calls=tuple(pieces[:1]))
+    for piece in pieces[1:]:
+        yield Delta(event.id, event.index, "", calls=(piece,))
 
 
 def _text(piece: bytes) -> str:

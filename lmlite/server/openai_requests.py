@@ -7,13 +7,13 @@ dictionaries.
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from lmlite.errors import BadRequest
 from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams
-from lmlite.server.chat_requests import parse_messages, parse_options
+from lmlite.server.chat_requests import custom_tools, left_out, parse_messages, parse_options
 from lmlite.server.fields import (
     Body,
     boolean,
@@ -78,7 +78,8 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
             raise BadRequest("grammar is not for tools, nor for a response_format", param="grammar")
         options = replace(options, thinks=False)  # a grammar leaves no place for thoughts
     request = Chat(0, messages, params, n, options=options, grammar=grammar)
-    return _call(body, request, CHAT_FIELDS)
+    call = _call(body, request, CHAT_FIELDS, left_out(body))
+    return replace(call, custom_tools=custom_tools(body))
 
 
 def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
@@ -116,26 +117,31 @@ def parse_embeddings(body: Body, limits: Limits = DEFAULT_LIMITS) -> Call:
     )
 
 
-def ignored_fields(body: Body, known: Collection[str]) -> tuple[str, ...]:
-    """The names of a body's fields that are not known, in order, fit for a header.
+def ignored_fields(
+    body: Body, known: Collection[str], others: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """The names of a body's fields that are not known, and others, in order, fit for a header.
 
     >>> ignored_fields({"n": 1, "top_a": 0.1, "Ü x": 1, "ttl": None}, {"n"})
     ('??x', 'top_a')
     """
-    unknown = sorted(name for name in body if name not in known and body[name] is not None)
+    fields = (name for name in body if name not in known and body[name] is not None)
+    unknown = sorted({*fields, *others})
     # What a client may spell freely must end no header and no list.
     names = [re.sub(r"[^\w.-]", "?", name[:64], flags=re.ASCII) for name in unknown[:MAX_NAMED]]
     return tuple(sorted(names))
 
 
-def _call(body: Body, request: Chat | Complete, known: Collection[str]) -> Call:
+def _call(
+    body: Body, request: Chat | Complete, known: Collection[str], others: Iterable[str] = ()
+) -> Call:
     options = typed(body, "stream_options", dict, "an object") or {}
     return Call(
         request,
         string(body, "model"),
         stream=boolean(body, "stream"),
         include_usage=boolean(options, "include_usage", "stream_options.include_usage"),
-        ignored=ignored_fields(body, known),
+        ignored=ignored_fields(body, known, others),
     )
 
 

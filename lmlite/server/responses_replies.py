@@ -21,6 +21,7 @@ from lmlite.messages import (
     ToolCall,
 )
 from lmlite.server import wire
+from lmlite.server.custom_tools import CustomCalls, as_arguments
 from lmlite.server.openai_replies import Usage, logprob_object
 from lmlite.server.openai_requests import Call
 from lmlite.server.responses_requests import ResponseCall, rename
@@ -33,6 +34,7 @@ class _Item:
     """An output item as it grows."""
 
     type: str
+    slot: str  # of one kind only one grows at a time
     id_prefix: str
     text_event: str  # of its text: with .delta for more, .done for all
 
@@ -67,6 +69,7 @@ class _Item:
 
 class _Reasoning(_Item):
     type, id_prefix, text_event = "reasoning", "rs", "response.reasoning_text"
+    slot = "reasoning"
 
     def parts(self) -> list[Json]:
         return [{"type": "reasoning_text", "text": self.text}]
@@ -77,6 +80,7 @@ class _Reasoning(_Item):
 
 class _Message(_Item):
     type, id_prefix, text_event = "message", "msg", "response.output_text"
+    slot = "message"
 
     def parts(self) -> list[Json]:
         text = {"type": "output_text", "text": self.text}
@@ -91,19 +95,32 @@ class _Message(_Item):
 
 class _FunctionCall(_Item):
     type, id_prefix, text_event = "function_call", "fc", "response.function_call_arguments"
+    slot = "call"
+    field = "arguments"
 
-    def __init__(self, suffix: str, index: int, call: CallDelta) -> None:
+    def __init__(self, suffix: str, index: int, call: CallDelta, tool: Json) -> None:
+        """`tool` has the name, and the namespace if there is one, that the client knows it by."""
         super().__init__(suffix, index)
-        self.call_id, self.name = call.id or "", call.name or ""
+        self.call_id, self.tool = call.id or "", tool
+        self._flat_name = call.name or ""
 
     @property
     def is_whole(self) -> bool:
         """Whether it can be called: a stop string may end it as well as the last token."""
         try:
-            json.loads(self.text or "{}")
+            json.loads(self.arguments)
         except (ValueError, RecursionError):
             return False
         return self.status == "completed"
+
+    @property
+    def arguments(self) -> str:
+        """As the model wrote them."""
+        return self.text or "{}"
+
+    def in_history(self) -> ToolCall:
+        """The call as a part of the conversation."""
+        return ToolCall(self.call_id, self._flat_name, self.arguments)
 
     def place(self) -> Json:
         return {"item_id": self.id, "output_index": self.index}
@@ -112,11 +129,23 @@ class _FunctionCall(_Item):
         return []
 
     def done(self) -> Json:
-        return {"name": self.name, "arguments": self.text}
+        return {"name": self.tool["name"], "arguments": self.text}
 
     def as_json(self) -> Json:
         return {"id": self.id, "type": self.type, "status": self.status, "call_id": self.call_id,
-                "name": self.name, "arguments": self.text}  # fmt: skip
+                **self.tool, self.field: self.text}  # fmt: skip
+
+
+class _CustomCall(_FunctionCall):
+    type, id_prefix, text_event = "custom_tool_call", "ctc", "response.custom_tool_call_input"
+    field = "input"
+
+    @property
+    def arguments(self) -> str:
+        return as_arguments(self.text)
+
+    def done(self) -> Json:
+        return {"input": self.text}
 
 
 class ResponseReply:
@@ -133,7 +162,8 @@ class ResponseReply:
         self._wants_logprobs = call.request.params.n_logprobs is not None
         self._usage = Usage(1)
         self._items: list[_Item] = []
-        self._open: dict[type[_Item], _Item] = {}
+        self._open: dict[str, _Item] = {}  # by slot
+        self._custom = CustomCalls(call.custom_tools)
         self._heads: dict[str, bytes] = {}  # of the events that lengthen an item, by its id
         self._entries: list[Json] = []  # log-probabilities of tokens whose text is still to come
         self._finish_reason: str | None = None
@@ -169,10 +199,11 @@ class ResponseReply:
                 begin = self._event("response.created", response)
                 return begin + self._event("response.in_progress", response)
             case Delta():
-                return b"".join(self._grow(event))
+                return b"".join(self._grow(self._custom.read(event)))
             case Finished():
                 self._usage.add(event)
-                return b"".join(self._finish(event.reason))
+                rest = Delta(event.id, event.index, "", calls=self._custom.rest(event.index))
+                return b"".join([*self._grow(rest), *self._finish(event.reason)])
         return b""
 
     def sse_tail(self) -> bytes:
@@ -203,18 +234,24 @@ class ResponseReply:
         for call in delta.calls:
             if call.id is not None:
                 yield from self._close("completed", list(self._open))
-                yield from self._begin(_FunctionCall(self._suffix, len(self._items), call))
+                yield from self._begin(self._call_item(call))
             if call.arguments:
-                yield self._lengthen(self._open[_FunctionCall], call.arguments, [])
+                yield self._lengthen(self._open["call"], call.arguments, [])
         if delta.reasoning or delta.text or delta.calls:
             self._entries = []
 
+    def _call_item(self, call: CallDelta) -> _FunctionCall:
+        namespace, name = self._call.apart.get(call.name or "", (None, call.name or ""))
+        tool = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
+        kind = _CustomCall if call.name in self._call.custom_tools else _FunctionCall
+        return kind(self._suffix, len(self._items), call, tool)
+
     def _say(self, kind: type[_Item], text: str, entries: list[Json]) -> Iterator[bytes]:
         """More text or thoughts. A call may still be going on: only another call ends it."""
-        if kind not in self._open:
-            yield from self._close("completed", [one for one in self._open if one != _FunctionCall])
+        if kind.slot not in self._open:
+            yield from self._close("completed", [slot for slot in self._open if slot != "call"])
             yield from self._begin(kind(self._suffix, len(self._items)))
-        yield self._lengthen(self._open[kind], text, entries)
+        yield self._lengthen(self._open[kind.slot], text, entries)
 
     def _entries_of(self, text: str) -> list[Json]:
         """The last log-probabilities, as many as tokens make up the text: others wrote tags."""
@@ -237,14 +274,14 @@ class ResponseReply:
 
     def _begin(self, item: _Item) -> Iterator[bytes]:
         self._items.append(item)
-        self._open[type(item)] = item
+        self._open[item.slot] = item
         about = {"output_index": item.index, "item": item.as_json()}
         yield self._event("response.output_item.added", about)
         for part in item.parts():
             yield self._event("response.content_part.added", item.place() | {"part": part})
 
-    def _close(self, status: str, kinds: Iterable[type[_Item]]) -> Iterator[bytes]:
-        for item in [self._open.pop(kind) for kind in kinds]:
+    def _close(self, status: str, slots: Iterable[str]) -> Iterator[bytes]:
+        for item in [self._open.pop(slot) for slot in slots]:
             item.status = status
             yield self._event(f"{item.text_event}.done", item.place() | item.done())
             for part in item.parts():
@@ -288,9 +325,7 @@ class ResponseReply:
             "assistant",
             self._all(_Message),
             reasoning=self._all(_Reasoning) or None,
-            tool_calls=tuple(
-                ToolCall(call.call_id, call.name, call.text or "{}") for call in calls
-            ),
+            tool_calls=tuple(call.in_history() for call in calls),
         )
 
     def _all(self, kind: type[_Item]) -> str:

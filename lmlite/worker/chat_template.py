@@ -381,10 +381,10 @@ def _with_pictures(request: Json, messages: Sequence[ChatMessage], mark: str) ->
 
 
 def _narrowed(request: Json, options: ChatOptions | None) -> Json:
-    """The request with the one tool that must be called; itself when any may be."""
-    if options is None or options.tool_name is None:
+    """The request with the only tools that may be called; itself when any may be."""
+    if options is None or not options.tool_names:
         return request
-    wanted = [t for t in request["tools"] if t["function"]["name"] == options.tool_name]
+    wanted = [t for t in request["tools"] if t["function"]["name"] in options.tool_names]
     return request | {"tools": wanted}
 
 

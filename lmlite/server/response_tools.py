@@ -1,0 +1,107 @@
+"""Tools of POST /v1/responses -> those of a chat: names in namespaces become flat ones, and back.
+
+Agents put the tools of each of their servers in a namespace. A chat knows none, so the model is
+offered `namespace__name`, and a call says both apart again. Pure.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmlite.errors import BadRequest
+from lmlite.server.chat_requests import TOOL_TYPES
+from lmlite.server.fields import Body, required, string, typed
+
+_SEPARATOR = "__"
+_OFFERED = (*TOOL_TYPES, "namespace")
+
+
+@dataclass
+class ResponseTools:
+    """The tools of a request."""
+
+    of_chat: list[Any] = field(default_factory=list)
+    names: dict[str, str] = field(default_factory=dict)  # of a chat's fields: what they are here
+    as_sent: list[Body] = field(default_factory=list)  # those that are offered
+    apart: dict[str, tuple[str, str]] = field(default_factory=dict)  # flat: namespace and name
+    _outside: set[str] = field(default_factory=set)  # the names of those in no namespace
+
+    def add(self, tool: Any, path: str, namespace: str | None = None) -> None:
+        """Takes a tool, or those in a namespace; what is none goes to the chat, to be refused."""
+        kind = tool.get("type") if type(tool) is dict else None
+        place = f"tools.[{len(self.of_chat)}]"
+        self.names |= {f"{place}.{kind}": path, place: path}
+        if kind == "namespace":
+            self._add_all(tool, path)
+        elif kind in TOOL_TYPES:
+            self.of_chat.append({"type": kind, kind: self._named(tool, namespace)})
+        else:
+            self.of_chat.append(tool)
+
+    def _add_all(self, tool: Body, path: str) -> None:
+        required(tool, "name", f"{path}.name")
+        namespace = string(tool, "name", f"{path}.name")
+        for i, inner in enumerate(typed(tool, "tools", list, "a list", f"{path}.tools") or []):
+            self.add(inner, f"{path}.tools.[{i}]", namespace)
+
+    def _named(self, tool: Body, namespace: str | None) -> Body:
+        name = tool.get("name")
+        if type(name) is not str:
+            return tool
+        if namespace is None:
+            self._outside.add(name)
+            return tool
+        flat = flat_name(name, namespace)
+        self.apart[flat] = namespace, name
+        return tool | {"name": flat}
+
+    def choice(self, choice: Any) -> Any:
+        """A `tool_choice` as a chat has it. Raises BadRequest."""
+        if type(choice) is not dict:
+            return choice
+        if choice.get("type") != "allowed_tools":
+            named = self._of_choice(choice)
+            return named[0] if named else choice
+        tools = typed(choice, "tools", list, "a list", "tool_choice.tools") or []
+        if not all(type(tool) is dict for tool in tools):
+            raise BadRequest("a tool is an object", param="tool_choice.tools")
+        allowed = [named for tool in tools for named in self._of_choice(tool)]
+        return {
+            "type": "allowed_tools",
+            "allowed_tools": {"mode": choice.get("mode"), "tools": allowed},
+        }
+
+    def _of_choice(self, tool: Body) -> list[Body]:
+        """The tools that are meant, by their flat names: those of a namespace, or of a name."""
+        kind, name, namespace = tool.get("type"), tool.get("name"), tool.get("namespace")
+        if kind == "namespace":
+            flat = [flat for flat, (where, _) in self.apart.items() if where == name]
+            kind = "function"
+        elif kind not in TOOL_TYPES or type(name) is not str:
+            return []
+        elif type(namespace) is str:
+            flat = [flat_name(name, namespace)]
+        else:
+            # Without a namespace, a name may be that of a tool in one.
+            inner = [flat for flat, (_, own) in self.apart.items() if own == name]
+            flat = [name] if name in self._outside or not inner else inner
+        return [{"type": kind, kind: {"name": one}} for one in flat]
+
+
+def read_tools(body: Body) -> ResponseTools:
+    """The tools of a body. Raises BadRequest."""
+    tools = ResponseTools()
+    for i, tool in enumerate(typed(body, "tools", list, "a list") or []):
+        tools.add(tool, f"tools.[{i}]")
+        if type(tool) is dict and tool.get("type") in _OFFERED:
+            keys = ("strict", "parameters") if tool["type"] == "function" else ()
+            tools.as_sent.append(dict.fromkeys(keys) | tool)  # a function has these, always
+    return tools
+
+
+def flat_name(name: str, namespace: str | None) -> str:
+    """What the model knows a tool by.
+
+    >>> flat_name("read", "mcp__files__"), flat_name("read", "mcp__files"), flat_name("read", None)
+    ('mcp__files__read', 'mcp__files__read', 'read')
+    """
+    return f"{(namespace or '').removesuffix(_SEPARATOR)}{_SEPARATOR}{name}" if namespace else name
