@@ -54,7 +54,9 @@ common_json list(const std::vector<std::string> & texts) {
 common_chat_templates_inputs inputs_of(const lml_chat & chat, const common_json & request) {
     common_chat_templates_inputs inputs;
     inputs.messages = common_chat_msgs_parse_oaicompat(request.at("messages"));
-    if (!inputs.messages.empty() && inputs.messages.back().role == "assistant") {
+    // Calls cannot be continued: there, the model goes on with a turn of its own.
+    if (!inputs.messages.empty() && inputs.messages.back().role == "assistant" &&
+        inputs.messages.back().tool_calls.empty()) {
         inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
     }
     if (request.contains("tools")) {

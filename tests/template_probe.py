@@ -11,7 +11,8 @@ import time
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker import capi, template_limits
-from lmlite.worker.chat_template import ChatTemplate, TemplateError, request_of
+from lmlite.worker.bridge_request import request_of
+from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.llama import Model
 
 

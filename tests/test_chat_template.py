@@ -8,7 +8,8 @@ import pytest
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
-from lmlite.worker.chat_template import ChatTemplate, TemplateError, request_of
+from lmlite.worker.bridge_request import request_of
+from lmlite.worker.chat_template import ChatTemplate, TemplateError
 from lmlite.worker.llama import Model
 from tests.gguf_writer import CHATML
 from tests.template_tree import source_of
@@ -106,6 +107,20 @@ def test_the_model_reads_exactly_what_was_written(
     assert text == f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
 
 
+@pytest.mark.parametrize("content", HOSTILE)
+def test_messages_that_become_one_write_none_either(
+    default_model: Model, template: Any, content: str
+) -> None:
+    made = template(
+        "{% for m in messages %}{% if loop.index0 %}{{ raise_exception('one only') }}{% endif %}"
+        "{{ m.content }}<|im_end|>{% endfor %}"
+    )
+    harmless = control_tokens(default_model, made, ("user", "x"), ("user", "y"))
+    found = control_tokens(default_model, made, ("user", content), ("user", content))
+    assert len(harmless) == 1
+    assert found == harmless
+
+
 def test_a_name_writes_no_control_token_either(default_model: Model, template: Any) -> None:
     made = template("{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}")
     tokens = made.render([ChatMessage("user", "Hi", "<|im_end|>")]).prompt.ids
@@ -191,11 +206,25 @@ def test_the_key_of_a_schema_is_no_word_of_ours(default_model: Model, template: 
     assert text == "type <|im_end|> <|im_end|>"
 
 
+def test_arguments_that_were_cut_write_no_control_token(
+    default_model: Model, template: Any
+) -> None:
+    made = template(
+        "{% for m in messages %}{{ m.content }}{% for call in m.tool_calls %}"
+        "{{ call.function.arguments }}{% endfor %}{% endfor %}"
+    )
+    call = ToolCall("1", "f", '{"a": "<|im_end|>", "b": "<|im_end|>')
+    message = ChatMessage("assistant", "", tool_calls=(call,))
+    prompt, _ = made.prompt(request_of([message, ChatMessage("user", "x")], ChatOptions()))
+    assert b"".join(map(default_model.vocab.piece, prompt.ids)).decode() == call.arguments + "x"
+
+
 def test_a_refusal_that_quotes_half_a_letter_is_still_told(special_model: Model) -> None:
     made = ChatTemplate(special_model, source_of("MiniMax-M3"))
     call = ToolCall("1", "f", '{"a": é}')
+    message = ChatMessage("assistant", "", tool_calls=(call,))
     with pytest.raises(BadRequest, match="Failed to parse tool call arguments as JSON"):
-        made.render([ChatMessage("assistant", "", tool_calls=(call,)), ChatMessage("user", "x")])
+        made.prompt(request_of([message, ChatMessage("user", "x")], ChatOptions()))
     made.close()
 
 

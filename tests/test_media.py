@@ -323,6 +323,23 @@ def test_a_template_that_drops_the_picture_is_told(default_model: Model, tmp_pat
     eye.close()
 
 
+def test_pictures_keep_their_places_in_messages_that_become_one(llava: Seer) -> None:
+    strict = ChatTemplate(
+        llava.run.model,
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('no') }}{% endif %}{{ m.role ~ ': ' ~ m.content }}{% endfor %}",
+    )
+    red, blue = (llava.eye.read(data) for data in (RED_PNG, BLUE_PNG))
+    apart = [message("See: a", RED_PNG, at=5), message("And: b", BLUE_PNG, at=5)]
+    images = (*apart[0].images, Image(BLUE_PNG, 13, "the part"))
+    as_one = ChatMessage("user", "See: a\n\nAnd: b", images=images)
+    assert (
+        strict.render(apart, None, [red, blue]).prompt.ids
+        == strict.render([as_one], None, [red, blue]).prompt.ids
+    )
+    strict.close()
+
+
 def test_a_worker_without_a_projector_takes_no_images(default_model: Model) -> None:
     template = ChatTemplate(default_model)
     said: list[Any] = []

@@ -11,7 +11,8 @@ import pytest
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
-from lmlite.worker.chat_template import ChatTemplate, request_of
+from lmlite.worker.bridge_request import request_of
+from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.llama import Model
 from tests.jinja_reference import Json, Refused, environment, message_json, variables
 from tests.template_tree import NAMES, source_of

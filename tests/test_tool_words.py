@@ -9,7 +9,8 @@ import pytest
 
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
 from lmlite.worker.answer import Answer
-from lmlite.worker.chat_template import ChatTemplate, Rendered, request_of
+from lmlite.worker.bridge_request import request_of
+from lmlite.worker.chat_template import ChatTemplate, Rendered
 from lmlite.worker.llama import Model
 from lmlite.worker.samplers import Grammar
 from tests.gguf_writer import CHATML

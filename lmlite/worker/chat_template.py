@@ -21,7 +21,9 @@ from typing import Any, NoReturn
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker.answer import Form
+from lmlite.worker.arranger import Arranger
 from lmlite.worker.breaker import Breaker
+from lmlite.worker.bridge_request import narrowed, request_of, with_pictures
 from lmlite.worker.call_grammar import call_or_form, without_small_talk, woken_by_name
 from lmlite.worker.capi import take_fault, take_text
 from lmlite.worker.llama import Model
@@ -90,6 +92,7 @@ class ChatTemplate:
             raise
         self._source: str = self._lib.lml_chat_source(self._pointer).decode("utf-8", "replace")
         self._breaker = Breaker(self._vocab.control_texts(), self._source)
+        self._arranger = Arranger(lambda request: str(self._reply(request)["prompt"]))
 
     def close(self) -> None:
         """Frees the templates."""
@@ -104,23 +107,42 @@ class ChatTemplate:
     ) -> Rendered:
         """The prompt for these messages; `pictures` are their images, read.
 
-        Raises BadRequest with the template's own words when it refuses them, and for a tool or
-        a schema of which llama.cpp can make no grammar.
+        Raises BadRequest with the template's own words when it refuses them however they are
+        arranged, and for a tool or a schema of which llama.cpp can make no grammar.
         """
         request = request_of(messages, options or ChatOptions())
         marks = self._unused_characters(request)
-        request = _with_pictures(request, messages, marks.picture)
-        told = self.told(request)
-        prompt, reply = self.prompt(told, marks, pictures)
+        request = with_pictures(request, messages, marks.picture)
+        told, prompt, reply = self.accepted(self.told(request), marks, pictures)
+        request = request | {"messages": told["messages"]}
         # With marks in it, a reply is of no use but for its prompt.
         plain = json.loads(reply or self._render(told))
         found = plain
         if "tools" in request and request["tool_choice"] != "none":
-            found = self._calling(_narrowed(request, options), told, plain)
+            found = self._calling(narrowed(request, options), told, plain)
         if "json_schema" in request and not found["grammar"]:
             found = self._bare_reply(found, request["json_schema"])
         one_call = request.get("parallel_tool_calls") is False
         return Rendered(prompt, tuple(plain["stops"]), self._form(found, one_call))
+
+    def accepted(
+        self, request: Json, marks: Marks | None = None, pictures: Sequence[Picture] = ()
+    ) -> tuple[Json, Tokens, bytes | None]:
+        """The request with its messages as the template takes them, and what `prompt` makes of it.
+
+        Raises BadRequest with what the template said first.
+        """
+        refusal: BadRequest | None = None
+        for messages in self._arranger.arrangements(request):
+            arranged = request | {"messages": messages}
+            try:
+                return arranged, *self.prompt(arranged, marks, pictures)
+            except BadRequest as err:
+                if err.param != "messages":
+                    raise
+                refusal = refusal or err
+        assert refusal is not None
+        raise refusal
 
     def told(self, request: Json) -> Json:
         """The same request, with tools in plain words where the template knows none."""
@@ -288,7 +310,7 @@ class ChatTemplate:
     def _break_field(self, key: str, value: Any, mark: str, keys: frozenset[str]) -> Any:
         if value in _OUR_WORDS.get(key, ()):
             return value
-        if key == "arguments" and keys is _API_KEYS and isinstance(value, str):
+        if key == "arguments" and keys is _API_KEYS and _is_json(value):
             return self._breaker.broken_json(value, mark)
         return self._break_all(value, mark, _keys_below(key, keys))
 
@@ -343,66 +365,16 @@ _OUR_WORDS: dict[str, Sequence[str]] = {
 }
 
 
+def _is_json(value: Any) -> bool:
+    try:
+        json.loads(value)
+    except (ValueError, TypeError, RecursionError):
+        return False
+    return True
+
+
 def _escaped(mark: str) -> str:
     return f"\\u{ord(mark):04x}"
-
-
-def request_of(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
-    """What the bridge is asked for, in OpenAI's form."""
-    request: Json = {
-        "messages": [_as_json(message) for message in messages],
-        "enable_thinking": options.thinks,
-        "reasoning": options.separate_reasoning,
-    }
-    if options.tools is not None:
-        request["tools"] = json.loads(options.tools)
-        request["tool_choice"] = options.tool_choice
-        if options.parallel_tool_calls is not None:
-            request["parallel_tool_calls"] = options.parallel_tool_calls
-    if options.json_schema is not None:
-        request["json_schema"] = json.loads(options.json_schema)
-    if options.template_kwargs is not None:
-        request["kwargs"] = json.loads(options.template_kwargs)
-    return request
-
-
-def _with_pictures(request: Json, messages: Sequence[ChatMessage], mark: str) -> Json:
-    """The request with a mark and a number in its contents for each picture; itself without."""
-    if not any(message.images for message in messages):
-        return request
-    shown, number = [], 0
-    for message, body in zip(messages, request["messages"], strict=True):
-        parts, end = [], 0
-        for image in message.images:
-            parts += [message.content[end : image.at], f"{mark}{number}{mark}"]
-            number, end = number + 1, image.at
-        shown.append(body | {"content": "".join([*parts, message.content[end:]])})
-    return request | {"messages": shown}
-
-
-def _narrowed(request: Json, options: ChatOptions | None) -> Json:
-    """The request with the only tools that may be called; itself when any may be."""
-    if options is None or not options.tool_names:
-        return request
-    wanted = [t for t in request["tools"] if t["function"]["name"] in options.tool_names]
-    return request | {"tools": wanted}
-
-
-def _as_json(message: ChatMessage) -> Json:
-    body: Json = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        body["name"] = message.name
-    if message.reasoning is not None:
-        body["reasoning_content"] = message.reasoning
-    if message.tool_call_id is not None:
-        body["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        body["tool_calls"] = [
-            {"id": call.id, "type": "function",
-             "function": {"name": call.name, "arguments": call.arguments}}
-            for call in message.tool_calls
-        ]  # fmt: skip
-    return body
 
 
 def _refuse(fault: str, request: Json) -> NoReturn:

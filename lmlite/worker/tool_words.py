@@ -82,7 +82,7 @@ def in_words(request: Json) -> Json:
     for role, group in groupby(request["messages"], lambda each: each["role"]):
         # Many templates want turns to alternate, so results that follow each other are one.
         turns = list(group)
-        messages += [_results(turns)] if role == "tool" else map(_spoken, turns)
+        messages += [told_results(turns)] if role == "tool" else map(spoken, turns)
     if "tools" in request:
         messages = _introduced(messages, request["tools"])
     of_tools = ("tools", "tool_choice", "parallel_tool_calls")
@@ -98,8 +98,8 @@ def _introduced(messages: list[Json], tools: list[Json]) -> list[Json]:
     return [first | {"content": f"{first['content']}\n\n{words}"}, *messages[1:]]
 
 
-def _spoken(message: Json) -> Json:
-    """A message whose calls are text."""
+def spoken(message: Json) -> Json:
+    """The message, with its calls as text."""
     if "tool_calls" not in message:
         return message
     calls = [
@@ -112,7 +112,8 @@ def _spoken(message: Json) -> Json:
     return same | {"content": "\n".join(said + calls)}
 
 
-def _results(messages: Iterable[Json]) -> Json:
+def told_results(messages: Iterable[Json]) -> Json:
+    """Results of tools as one text of the user."""
     words = [f"<tool_response>\n{message['content']}\n</tool_response>" for message in messages]
     return {"role": "user", "content": "\n".join(words)}
 
