@@ -111,8 +111,16 @@ def folded_message(events: list[Json]) -> Json:
                 message |= event["delta"]
                 message["usage"] |= event["usage"]
     for index, pieces in arguments.items():
-        message["content"][index]["input"] = json.loads(pieces)
+        message["content"][index]["input"] = _as_far_as_known(pieces)
     return message  # type: ignore[no-any-return]
+
+
+def _as_far_as_known(arguments: str) -> Any:
+    """Half an object stays text."""
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
 
 
 def agree(a: Any, b: Any) -> bool:

@@ -31,6 +31,7 @@ PATCH = {
         "format": {"type": "grammar", "grammar": {"syntax": "lark", "definition": "start: /x/"}},
     },
 }
+HI = [{"role": "user", "content": "Hi"}]
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}}
 
 
@@ -235,14 +236,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
                                      "chat_template_kwargs"),
     "a call that is a text": ({"messages": [{"role": "assistant", "tool_calls": ["f"]}]},
                               "messages.[0].tool_calls.[0]"),
-    "a call without a function": ({"messages": [{"role": "assistant", "tool_calls": [{}]}]},
-                                  "messages.[0].tool_calls.[0].function"),
-    "a call without a name": (called(arguments="{}"),
-                              "messages.[0].tool_calls.[0].function.name"),
-    "arguments that are no JSON": (called(name="f", arguments="{"),
-                                   "messages.[0].tool_calls.[0].function.arguments"),
-    "arguments that are an object": (called(name="f", arguments={}),
-                                     "messages.[0].tool_calls.[0].function.arguments"),
+    "arguments in a list": (called(name="f", arguments=[]),
+                            "messages.[0].tool_calls.[0].function.arguments"),
+    "an answer of nothing alone": ({"messages": [{"role": "assistant", "content": ""}]},
+                                   "messages"),
     "a result without content": ({"messages": [{"role": "tool", "tool_call_id": "1"}]},
                                  "messages.[0].content"),
 }  # fmt: skip
@@ -253,3 +250,41 @@ def test_a_bad_field_is_refused_by_its_name(body: dict[str, Any], param: str) ->
     found, message = refused(body)
     assert found == param
     assert message
+
+
+# ---- what an answer left behind --------------------------------------------------------------
+
+
+def calls_of(*tool_calls: Any) -> tuple[ToolCall, ...]:
+    messages = [*HI, {"role": "assistant", "content": "I look.", "tool_calls": [*tool_calls]}]
+    return parse_messages(messages, takes_images=False)[1].tool_calls
+
+
+def test_arguments_that_were_cut_stay_as_they_are() -> None:
+    cut = {"id": "1", "function": {"name": "f", "arguments": '{"city": "Par'}}
+    assert calls_of(cut) == (ToolCall("1", "f", '{"city": "Par'),)
+
+
+def test_arguments_that_are_an_object_become_its_text() -> None:
+    read = {"id": "1", "function": {"name": "f", "arguments": {"city": "Zürich"}}}
+    assert calls_of(read) == (ToolCall("1", "f", '{"city": "Zürich"}'),)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [{"id": "1"}, {"function": {}}, {"function": {"name": None}},
+     {"id": "1", "function": {"name": "", "arguments": ""}}],
+)  # fmt: skip
+def test_a_call_without_a_name_is_none(call: Any) -> None:
+    assert calls_of(call) == ()
+
+
+def test_answers_of_nothing_are_left_out() -> None:
+    nothing = [
+        {"role": "assistant", "content": None},
+        {"role": "assistant", "content": "", "tool_calls": []},
+        {"role": "assistant", "content": [], "reasoning_content": ""},
+        {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": ""}}]},
+    ]
+    found = parse_messages([*nothing, *HI, *nothing], takes_images=False)
+    assert found == (ChatMessage("user", "Hi"),)

@@ -15,7 +15,7 @@ from lmlite.errors import (
     NotFound,
     Unavailable,
 )
-from lmlite.messages import CallDelta, Chat, Delta, Finished, ReplyEvent, Started
+from lmlite.messages import CallDelta, Chat, Delta, Finished, ReplyEvent, Started, ToolCall
 from lmlite.server.error_bodies import message_error
 from lmlite.server.messages_replies import MessageReply
 from lmlite.server.messages_requests import parse_count, parse_message
@@ -307,7 +307,7 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
      "messages.1.content.0.tool_use_id is missing"),
     (of_role("user", {**RESULT, "is_error": "no"}), "messages.1.content.0.is_error",
      "messages.1.content.0.is_error is not true or false"),
-    (of_role("assistant", {**USE, "input": "{}"}), "messages.1.content.0.input",
+    (of_role("assistant", {**USE, "input": [1]}), "messages.1.content.0.input",
      "messages.1.content.0.input is not an object"),
     (of_role("assistant", {**USE, "name": "a b"}), "messages.1.content.0.name",
      "a tool's name has 1 to 128 letters, digits, _ . : / or -"),
@@ -372,6 +372,13 @@ def test_an_error_names_the_field(body: dict[str, Any], param: str, message: str
 )  # fmt: skip
 def test_an_error_has_anthropics_form(error: ApiError, kind: str, message: str) -> None:
     assert message_error(error) == {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def test_a_call_that_was_cut_is_taken_back_and_one_without_a_name_is_none() -> None:
+    cut, nameless = {**USE, "input": '{"city": "Par'}, {**USE, "name": ""}
+    answer = {"role": "assistant", "content": [cut, nameless]}
+    turn = request(messages=[*HI, answer, *HI]).messages[1]
+    assert turn.tool_calls == (ToolCall("t", "f", '{"city": "Par'),)
 
 
 # ---- events become a message, or its stream --------------------------------------------------

@@ -464,14 +464,22 @@ def test_the_same_events_in_one_piece_are_the_same_response() -> None:
     assert reply.whole() == streamed(reply_to(), MIXED)
 
 
-@pytest.mark.parametrize(("arguments", "reason"), [('{"a": ', "stop"), ("{}", "length")])
-def test_a_call_that_was_cut_short_is_not_remembered(arguments: str, reason: Any) -> None:
+def test_a_call_that_was_cut_short_is_remembered_as_it_is() -> None:
     stored = StoredResponses()
     reply = reply_to(stored)
-    for event in (BEGUN, calls_of(CallDelta(0, arguments, "call_a", "f")),
-                  Finished(0, 0, reason, n_completion=5)):  # fmt: skip
+    for event in (BEGUN, calls_of(CallDelta(0, '{"a": ', "call_a", "f")),
+                  Finished(0, 0, "length", n_completion=5)):  # fmt: skip
         reply.add(event)
-    assert stored.find("resp_7") == (ChatMessage("user", "Hi"), ChatMessage("assistant", ""))
+    turn = ChatMessage("assistant", "", tool_calls=(ToolCall("call_a", "f", '{"a": '),))
+    assert stored.find("resp_7") == (ChatMessage("user", "Hi"), turn)
+
+
+def test_an_answer_of_nothing_is_not_remembered() -> None:
+    stored = StoredResponses()
+    reply = reply_to(stored)
+    for event in (BEGUN, Finished(0, 0, "length", n_completion=0)):
+        reply.add(event)
+    assert stored.find("resp_7") == (ChatMessage("user", "Hi"),)
 
 
 def test_an_answer_that_says_nothing_is_an_empty_message() -> None:

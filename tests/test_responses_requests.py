@@ -199,6 +199,12 @@ def test_parts_of_other_types_are_text() -> None:
     assert found.ignored == ("content.file", "content.input_image")
 
 
+def test_a_call_that_was_cut_stays_and_one_without_a_name_goes() -> None:
+    cut, nameless = call("f", '{"city": "Par'), call("", "")
+    (turn, _) = messages(cut, nameless, output("f", "?"))
+    assert [(each.name, each.arguments) for each in turn.tool_calls] == [("f", '{"city": "Par')]
+
+
 def test_instructions_come_first_and_stay_out_of_the_conversation() -> None:
     stored = StoredResponses()
     stored.keep("resp_1", (ChatMessage("user", "A"), ChatMessage("assistant", "B")))
@@ -380,8 +386,8 @@ def test_nulls_are_as_if_they_were_not_there() -> None:
          "this model sees no images: serve it with its projector, --mmproj FILE"),
         ({"input": [{"role": "user", "content": [{"type": "input_text", "text": 5}]}]},
          "input.[0].content.[0].text", None, "text is a string"),
-        ({"input": [reasoning("A"), said("B"), call("f"), call("g", "{")]}, "input.[3].arguments",
-         None, "arguments is not JSON"),
+        ({"input": [reasoning("A"), said("B"), call("f"), call("g") | {"arguments": 5}]},
+         "input.[3].arguments", None, "arguments is a string"),
         ({"input": [said("B"), call("no name")]}, "input.[1].name", None,
          "a tool's name has 1 to 128 letters, digits, _ . : / or -"),
         ({"input": [said("B"), call("f") | {"call_id": 5}]}, "input.[1].call_id", None,

@@ -2,7 +2,8 @@
 
 import pytest
 
-from lmlite.worker.chat_template import ChatTemplate, request_of
+from lmlite.worker.bridge_request import request_of
+from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.llama import Model
 from tests.jinja_reference import environment
 from tests.template_tree import NAMES, source_of

@@ -36,11 +36,20 @@ _TOOL_NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 def parse_messages(
     messages: Any, takes_images: bool, limits: Limits = DEFAULT_LIMITS
 ) -> tuple[ChatMessage, ...]:
-    """The turns of a conversation. Raises BadRequest."""
+    """The turns of a conversation, without those that are empty. Raises BadRequest."""
     if type(messages) is not list or not messages:
         raise BadRequest("messages is a list of at least one message", param="messages")
     reader = ImageReader(takes_images, limits)
-    return tuple(_message(message, f"messages.[{i}]", reader) for i, message in enumerate(messages))
+    turns = [_message(message, f"messages.[{i}]", reader) for i, message in enumerate(messages)]
+    if not any(map(says_something, turns)):
+        raise BadRequest("messages has only empty messages of the assistant", param="messages")
+    return tuple(filter(says_something, turns))
+
+
+def says_something(message: ChatMessage) -> bool:
+    """False for an answer that ended before it began."""
+    said = message.content or message.reasoning or message.tool_calls
+    return message.role != "assistant" or bool(said)
 
 
 def _message(message: Any, path: str, reader: ImageReader) -> ChatMessage:
@@ -91,29 +100,32 @@ def _content(content: Any, path: str, reader: ImageReader) -> tuple[str, tuple[I
 
 def _tool_calls(message: Body, path: str) -> tuple[ToolCall, ...]:
     calls = typed(message, "tool_calls", list, "a list", f"{path}.tool_calls") or []
-    return tuple(_tool_call(call, f"{path}.tool_calls.[{i}]") for i, call in enumerate(calls))
+    read = (_tool_call(call, f"{path}.tool_calls.[{i}]") for i, call in enumerate(calls))
+    return tuple(filter(None, read))
 
 
-def _tool_call(call: Any, path: str) -> ToolCall:
+def _tool_call(call: Any, path: str) -> ToolCall | None:
+    """None for a call that was cut before its name; one that was cut later has half a JSON."""
     if type(call) is not dict:
         raise BadRequest("a tool call is an object", param=path)
     if call.get("type") == "custom":
         return _custom_call(call, path)
-    function = required(call, "function", f"{path}.function")
-    if type(function) is not dict:
-        raise BadRequest("function is an object", param=f"{path}.function")
-    path_of_arguments = f"{path}.function.arguments"
-    arguments = string(function, "arguments", path_of_arguments) or "{}"
-    try:
-        json.loads(arguments)
-    except (ValueError, RecursionError):
-        raise BadRequest("arguments is not JSON", param=path_of_arguments) from None
+    function = typed(call, "function", dict, "an object", f"{path}.function") or {}
+    if not function.get("name"):
+        return None
+    arguments = function.get("arguments")
+    if type(arguments) is dict:
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif arguments is not None and type(arguments) is not str:
+        raise BadRequest("arguments is a string", param=f"{path}.function.arguments")
     call_id = string(call, "id", f"{path}.id") or ""
-    return ToolCall(call_id, tool_name(function, f"{path}.function.name"), arguments)
+    return ToolCall(call_id, tool_name(function, f"{path}.function.name"), arguments or "{}")
 
 
-def _custom_call(call: Body, path: str) -> ToolCall:
+def _custom_call(call: Body, path: str) -> ToolCall | None:
     custom = typed(call, "custom", dict, "an object", f"{path}.custom") or {}
+    if not custom.get("name"):
+        return None
     text = string(custom, "input", f"{path}.custom.input") or ""
     call_id = string(call, "id", f"{path}.id") or ""
     return ToolCall(call_id, tool_name(custom, f"{path}.custom.name"), as_arguments(text))

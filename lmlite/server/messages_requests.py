@@ -160,13 +160,16 @@ def _turn(role: str, blocks: Iterable[Block]) -> Body:
 
 
 def _tool_call(block: Body, path: str) -> Body:
-    required(block, "input", f"{path}.input")
-    arguments = typed(block, "input", dict, "an object", f"{path}.input")
-    try:
-        text = json.dumps(arguments, ensure_ascii=False)
-    except RecursionError:  # a depth that reading just survived
-        raise BadRequest("input is nested too deeply", param=f"{path}.input") from None
-    function = {"name": tool_name(block, f"{path}.name"), "arguments": text}
+    """A call; its input is text where a client kept what came of half an object."""
+    arguments = block.get("input")
+    if type(arguments) is not str:
+        found = typed(block, "input", dict, "an object", f"{path}.input") or {}
+        try:
+            arguments = json.dumps(found, ensure_ascii=False)
+        except RecursionError:  # a depth that reading just survived
+            raise BadRequest("input is nested too deeply", param=f"{path}.input") from None
+    name = tool_name(block, f"{path}.name") if block.get("name") else ""
+    function = {"name": name, "arguments": arguments}
     return {"id": required_string(block, "id", path), "function": function}
 
 

@@ -5,7 +5,6 @@ one piece is the response that the last of them shows. Pure, but for the convers
 complete response leaves behind; knows no sockets.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -21,6 +20,7 @@ from lmlite.messages import (
     ToolCall,
 )
 from lmlite.server import wire
+from lmlite.server.chat_requests import says_something
 from lmlite.server.custom_tools import CustomCalls, as_arguments
 from lmlite.server.openai_replies import Usage, logprob_object
 from lmlite.server.openai_requests import Call
@@ -103,15 +103,6 @@ class _FunctionCall(_Item):
         super().__init__(suffix, index)
         self.call_id, self.tool = call.id or "", tool
         self._flat_name = call.name or ""
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether it can be called: a stop string may end it as well as the last token."""
-        try:
-            json.loads(self.arguments)
-        except (ValueError, RecursionError):
-            return False
-        return self.status == "completed"
 
     @property
     def arguments(self) -> str:
@@ -270,7 +261,8 @@ class ResponseReply:
         status = "incomplete" if reason == "length" else "completed"
         yield from self._close(status, list(self._open))
         if self._call.is_stored:
-            self._stored.keep(self._id, (*self._call.conversation, self._turn()))
+            turns = filter(says_something, (*self._call.conversation, self._turn()))
+            self._stored.keep(self._id, tuple(turns))
 
     def _begin(self, item: _Item) -> Iterator[bytes]:
         self._items.append(item)
@@ -319,8 +311,8 @@ class ResponseReply:
         return self._id.removeprefix("resp_") + "_"
 
     def _turn(self) -> ChatMessage:
-        """The answer as a turn of the conversation. A call that was cut short never happened."""
-        calls = [item for item in self._items if isinstance(item, _FunctionCall) and item.is_whole]
+        """The answer as a turn of the conversation."""
+        calls = [item for item in self._items if isinstance(item, _FunctionCall)]
         return ChatMessage(
             "assistant",
             self._all(_Message),
