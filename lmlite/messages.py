@@ -162,13 +162,24 @@ class Embed:
 
 
 @dataclass(frozen=True, slots=True)
+class Tokenize:
+    """A text that becomes tokens, or tokens that become a text; answered by a `Planned`."""
+
+    id: int
+    prompt: Prompt
+    add_special: bool = False  # what the model wants at a prompt's borders (BOS)
+    parse_special: bool = True  # the text may spell control tokens
+
+
+@dataclass(frozen=True, slots=True)
 class Cancel:
     """Nobody waits for request `id` any more."""
 
     id: int
 
 
-Request = Load | Chat | Complete | Embed | Cancel
+Work = Chat | Complete | Embed | Tokenize  # what is answered
+Request = Load | Work | Cancel
 
 # ---- events: worker to server -------------------------------------------------------------
 
@@ -192,6 +203,10 @@ class Ready:
     n_gpu_layers: int
     generates: bool  # False: an embedding model
     sees: bool = False  # takes pictures
+    bos_token: str | None = None  # how it is spelt; None: there is none
+    eos_token: str | None = None
+    pad_token: str | None = None
+    adds_bos: bool = False  # in front of each prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +287,7 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What would be read and generated: the end of a choice of a dry run."""
+    """What would be read and generated: the end of a choice of a dry run, or of a Tokenize."""
 
     id: int
     index: int

@@ -23,8 +23,8 @@ from lmlite.errors import (
     RequestTimeout,
     Unavailable,
 )
-from lmlite.messages import Chat, Complete, Embed, Queued, Reading, ReplyEvent
-from lmlite.server import error_bodies, metrics, openai_replies, wire
+from lmlite.messages import Chat, Complete, Queued, Reading, ReplyEvent, Work
+from lmlite.server import error_bodies, metrics, openai_replies, tokenizer_api, wire
 from lmlite.server.answers import Answer, StreamedAnswer
 from lmlite.server.connection import Connection
 from lmlite.server.dry_run import DryRun, planned
@@ -155,6 +155,9 @@ class Handler:
             "/health": {"GET": self._health},
             "/metrics": {"GET": self._metrics},
             "/log/stream": {"GET": self._log_stream},
+            "/tokenize": {"POST": self._tokenize},
+            "/detokenize": {"POST": self._detokenize},
+            "/tokenizer_info": {"GET": self._tokenizer_info},
         }
         if path == "*":  # the server itself, of which OPTIONS may ask
             return {}
@@ -234,6 +237,22 @@ class Handler:
     def _embeddings(self) -> None:
         call = parse_embeddings(self._json(), self._limits)
         self._serve(call, f"embd-{self._token}", EmbeddingReply)
+
+    def _tokenize(self) -> None:
+        model = self.server.registry.models()[0]
+        call = tokenizer_api.parse_tokenize(self._json(), model.defaults)
+        kind = partial(tokenizer_api.TokenReply, model.supervisor.wait_until_ready())
+        self._serve(call, f"tokens-{self._token}", kind)
+
+    def _detokenize(self) -> None:
+        call = tokenizer_api.parse_detokenize(self._json())
+        self._serve(call, f"text-{self._token}", tokenizer_api.TextReply)
+
+    def _tokenizer_info(self) -> None:
+        model = self.server.registry.models()[0]
+        ready = model.supervisor.wait_until_ready()
+        template = model.supervisor.load.chat_template or model.file.chat_template
+        self._sender.send_json(200, tokenizer_api.tokenizer_info(ready, template))
 
     def _log_stream(self) -> None:
         assert self._head is not None
@@ -418,8 +437,8 @@ def describe(event: ReplyEvent | None) -> str:
     return ""
 
 
-def traced(request: Chat | Complete | Embed, is_traced: bool) -> Chat | Complete | Embed:
+def traced(request: Work, is_traced: bool) -> Work:
     """The request, asking for its prompt when somebody watches."""
-    if isinstance(request, Embed) or not is_traced:
-        return request
-    return replace(request, trace=True)
+    if isinstance(request, Chat | Complete) and is_traced:
+        return replace(request, trace=True)
+    return request

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NoReturn
 
 from lmlite.errors import BadRequest
-from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams
+from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams, Work
 from lmlite.server.chat_requests import custom_tools, left_out, parse_messages, parse_options
 from lmlite.server.fields import (
     Body,
@@ -48,7 +48,7 @@ EMBEDDING_FIELDS = {*_EVERYWHERE, "input", "encoding_format", "dimensions"}
 class Call:
     """One request as the server sees it: what the worker does, and how the answer is sent."""
 
-    request: Chat | Complete | Embed  # its id is set when it is sent
+    request: Work  # its id is set when it is sent
     model: str | None  # None: the one that is served
     stream: bool = False
     include_usage: bool = False
@@ -219,15 +219,16 @@ def _prompts(body: Body, field: str, most: int) -> tuple[Prompt, ...]:
     if type(value) is not list or not value:
         _bad_prompt(field)
     if all(type(item) is int for item in value):
-        return (_token_ids(value, field),)
+        return (token_ids(value, field),)
     if len(value) > most:
         raise BadRequest(f"{field} has more than {most:,} items", param=field)
     if all(type(item) is str for item in value):
         return tuple(value)
-    return tuple(_token_ids(item, field) for item in value)
+    return tuple(token_ids(item, field) for item in value)
 
 
-def _token_ids(value: Any, field: str) -> tuple[int, ...]:
+def token_ids(value: Any, field: str) -> tuple[int, ...]:
+    """A list of token ids, at least one. Raises BadRequest."""
     if type(value) is not list or not value or any(type(item) is not int for item in value):
         _bad_prompt(field)
     if min(value) < 0 or max(value) > MAX_INT:

@@ -5,7 +5,7 @@ with `/v1` or without, and with a slash at its end or without.
 """
 
 # The first word of paths that belong to no API, and have no version.
-OWN = {"health", "metrics", "log"}
+OWN = {"health", "metrics", "log", "tokenize", "detokenize", "tokenizer_info"}
 
 
 def endpoint(path: str) -> str:

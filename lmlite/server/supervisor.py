@@ -38,6 +38,8 @@ from lmlite.messages import (
     Ready,
     ReplyEvent,
     Request,
+    Tokenize,
+    Work,
 )
 from lmlite.server.logs import Log
 from lmlite.server.model_check import checked_again, has_changed
@@ -57,9 +59,7 @@ WATCHDOG_S = 30.0  # how long a worker may owe an answer without a sign of life
 class Reply:
     """The events of one request, for the one thread that waits for them."""
 
-    def __init__(
-        self, supervisor: "Supervisor", request: Chat | Complete | Embed, process: WorkerProcess
-    ) -> None:
+    def __init__(self, supervisor: "Supervisor", request: Work, process: WorkerProcess) -> None:
         self.request_id = request.id
         self.fingerprint = fingerprint(request)
         self.process = process  # that has the request; a later one knows nothing of it
@@ -159,6 +159,14 @@ class Supervisor:
         with self._changed:
             self._changed.wait_for(lambda: self.ready or self.fault, timeout_s)
 
+    def wait_until_ready(self) -> Ready:
+        """What the worker says of itself, once it has loaded. Raises Unavailable."""
+        self.wait_until_settled(LOAD_WAIT_S)
+        with self._changed:
+            self._ready_process()
+            assert self.ready is not None
+            return self.ready
+
     def check_admission(self) -> None:
         """Raises Unavailable when a further request would be refused, whatever it asks."""
         with self._changed:
@@ -167,7 +175,7 @@ class Supervisor:
             if len(self._replies) >= self.load.n_parallel + self.load.n_queue:
                 raise Unavailable(f"{len(self._replies)} requests are waiting already")
 
-    def submit(self, request: Chat | Complete | Embed) -> Reply:
+    def submit(self, request: Work) -> Reply:
         """Sends a request to the worker, waiting for it to load.
 
         Raises Unavailable when there is no worker, and when too many requests wait for it;
@@ -392,7 +400,7 @@ class Supervisor:
                 process.kill(f"gave no sign of life for {self._watchdog_s:g} s")
 
 
-def n_results(request: Chat | Complete | Embed) -> int:
+def n_results(request: Work) -> int:
     """How many choices or vectors a request ends in."""
     match request:
         case Chat():
@@ -401,8 +409,10 @@ def n_results(request: Chat | Complete | Embed) -> int:
             return request.n * len(request.prompts)
         case Embed():
             return len(request.inputs)
+        case Tokenize():
+            return 1
 
 
-def fingerprint(request: Chat | Complete | Embed) -> int:
+def fingerprint(request: Work) -> int:
     """The same for requests that ask for the same."""
     return hash(dataclasses.replace(request, id=0))

@@ -44,6 +44,7 @@ from lmlite.messages import (
     Outdated,
     Ready,
     Request,
+    Tokenize,
 )
 from lmlite.worker import capi, mappings, sandbox
 from lmlite.worker.chat_template import ChatTemplate, TemplateError
@@ -139,6 +140,10 @@ class Worker:
             n_gpu_layers=self._model.n_gpu_layers,
             generates=self._load.generates,
             sees=self._load.mmproj_path is not None,
+            bos_token=self._model.vocab.spelling("bos"),
+            eos_token=self._model.vocab.spelling("eos"),
+            pad_token=self._model.vocab.spelling("pad"),
+            adds_bos=self._model.vocab.adds_bos,
         )
 
     def handle(self, request: Request) -> None:
@@ -148,10 +153,13 @@ class Worker:
                 self._engine.cancel(request_id)
             case Embed() if not self._load.embeds:
                 self._fail(request.id, Unsupported(NO_MEMORY_TO_EMBED, param="model"))
-            case Chat() | Complete() | Embed():
+            case Chat() | Complete() | Embed() | Tokenize():
                 self._check_files()
                 try:
-                    self._engine.submit(self._preparer.prepare(request))
+                    if isinstance(request, Tokenize):
+                        self._send([self._preparer.tokenize(request)])
+                    else:
+                        self._engine.submit(self._preparer.prepare(request))
                 except ApiError as err:
                     self._fail(request.id, err)
                 except Exception as err:  # our mistake or the library's: others go on

@@ -121,6 +121,29 @@ class Vocab:
                 return buffer.raw[:n]
             buffer = ctypes.create_string_buffer(-n)  # C asks for -n bytes
 
+    def pieces(self, tokens: Sequence[int]) -> list[bytes]:
+        """The bytes of each of some tokens, which add up to the text that they were made of."""
+        pieces = [self.piece(token, special=True) for token in tokens]
+        if pieces and self._has_space_in_front:
+            pieces[0] = pieces[0].removeprefix(b" ")
+        return pieces
+
+    @functools.cached_property
+    def _has_space_in_front(self) -> bool:
+        """Whether tokenizing puts a space before a text."""
+        (first, *_) = self._tokenize("a", False, False)
+        return self.piece(first).startswith(b" ")
+
+    def spelling(self, name: str) -> str | None:
+        """How the token is spelt that ends (`eos`), begins (`bos`) or fills up (`pad`) a text."""
+        token: int = getattr(self._lib, f"llama_vocab_{name}")(self._pointer)
+        return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else None
+
+    @property
+    def adds_bos(self) -> bool:
+        """Whether each prompt begins with the token `bos`."""
+        return bool(self._lib.llama_vocab_get_add_bos(self._pointer))
+
     def ends_generation(self, token: int) -> bool:
         """Whether the model says with this token that it is done."""
         return bool(self._lib.llama_vocab_is_eog(self._pointer, token))

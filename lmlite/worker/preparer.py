@@ -19,9 +19,11 @@ from lmlite.messages import (
     Complete,
     Embed,
     Event,
+    Planned,
     Prompt,
     Prompted,
     SamplingParams,
+    Tokenize,
 )
 from lmlite.worker.answer import Answer, Form
 from lmlite.worker.chat_template import ChatTemplate, Tokens
@@ -34,6 +36,9 @@ from lmlite.worker.sequence import Sequence
 # Far more than a token of prose or code has; only long runs of one sign come near. Longer texts are
 # refused unread: megabytes take a tokenizer seconds, in which nobody else's request is prepared.
 MAX_TOKEN_BYTES = 64
+# Of tokens and their pieces in one frame, where a piece is a third longer.
+MAX_TOKENIZED_BYTES = 16 << 20
+N_TOKEN_BYTES = 16  # of an id, and what is around it and its piece
 
 
 class Preparer:
@@ -182,6 +187,25 @@ class Preparer:
                 )
             inputs.append(Input(request.id, index, tokens))
         return inputs
+
+    def tokenize(self, request: Tokenize) -> Planned:
+        """The tokens of a text, or the text of tokens; the prompt may be longer than a context.
+
+        Raises BadRequest.
+        """
+        vocab, prompt = self._model.vocab, request.prompt
+        if isinstance(prompt, str):
+            self._check_bytes(prompt, "prompt", "the text")
+            add_special, parse_special = request.add_special, request.parse_special
+            tokens = vocab.tokenize(prompt, add_special=add_special, parse_special=parse_special)
+        else:
+            tokens = list(prompt)
+            self._check_ids(tokens, "tokens")
+        pieces = tuple(vocab.pieces(tokens))
+        n_bytes = sum(map(len, pieces)) + N_TOKEN_BYTES * len(tokens)
+        if n_bytes > MAX_TOKENIZED_BYTES:
+            raise BadRequest(f"the answer would have {n_bytes:,} bytes", param="prompt")
+        return Planned(request.id, 0, tuple(tokens), pieces, n_cached=0, grammar=None)
 
     def _choices(
         self,
