@@ -254,7 +254,7 @@ def post(body: bytes, *headers: bytes) -> bytes:
         (b"\x16\x03\x01\x02\x00\x01\r\n\r\n", 400),
         (b"GET /\r\n\r\n", 400),
         (post(b"{}"), 411),
-        (post(b"5\r\nhello\r\n0\r\n\r\n", b"Transfer-Encoding: chunked"), 411),
+        (post(b"5;\nhello\r\n0\r\n\r\n", b"Transfer-Encoding: chunked"), 400),
         (post(b"", b"Content-Length: 99000000000", b"Expect: 100-continue"), 413),
         (post(b"{}", b"Content-Length: 2", b"Expect: coffee"), 417),
         (b"GET /health HTTP/1.1\r\nHost: localhost\r\nVisible: a\rEvil: b\r\n\r\n", 400),
