@@ -11,6 +11,7 @@ import pytest
 from lmlite.server import connection
 from lmlite.server.connection import Connection
 from lmlite.server.limits import Limits
+from tests.house import until
 from tests.raw_requests import Line
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -130,18 +131,47 @@ def test_a_client_that_does_not_read_has_a_deadline_for_all_that_is_written(dial
         server.write(bytes(64 << 20))
 
 
-def test_a_client_that_hung_up_is_gone_and_no_other(dial: Dial) -> None:
+def test_a_client_that_closed_is_gone_also_with_bytes_sent_ahead(dial: Dial) -> None:
     client, server = dial(Limits())
     assert not server.is_gone()
-    client.sendall(HEAD)
+    client.sendall(HEAD + b"ahead")
     assert server.read_head() == HEAD
+    assert not server.is_gone(b"?")
+    client.close()
+    until(lambda: server.is_gone(b"?"))
+    assert server.read_body(5) == b"ahead"
+
+
+def test_a_client_that_only_sends_no_more_is_asked_now_and_then_and_is_not_gone(
+    dial: Dial,
+) -> None:
+    client, server = dial(Limits(ping_seconds=60))
     client.sendall(b"ahead")
     client.shutdown(socket.SHUT_WR)
-    while not server._socket.recv(5, socket.MSG_PEEK | socket.MSG_WAITALL):
-        pass
-    assert not server.is_gone()
+    until(lambda: server.is_gone())  # as one counts who cannot be asked
+    for _ in range(20):
+        assert not server.is_gone(b"?")
+    server.write(b"!")
+    assert client.recv(2, socket.MSG_WAITALL) == b"?!"
     assert server.read_body(5) == b"ahead"
-    assert server.is_gone()
+
+
+def test_a_client_that_sends_no_more_and_then_closes_is_found_out_by_the_next_question(
+    dial: Dial,
+) -> None:
+    client, server = dial(Limits(ping_seconds=0.001))
+    client.shutdown(socket.SHUT_WR)
+    until(lambda: server.is_gone())
+    assert not server.is_gone(b"?")
+    client.close()
+    until(lambda: server.is_gone(b"?"))
+
+
+def test_a_client_that_takes_no_question_is_gone(dial: Dial) -> None:
+    client, server = dial(Limits(send_seconds=0.05))
+    client.shutdown(socket.SHUT_WR)
+    until(lambda: server.is_gone())
+    assert server.is_gone(bytes(64 << 20))
 
 
 def test_a_client_that_reset_the_connection_is_gone(dial: Dial) -> None:

@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import re
+import socket
 import threading
 from contextlib import closing
 from pathlib import Path
@@ -400,6 +401,63 @@ def test_an_idle_connection_is_closed_without_a_word(open_house: Any) -> None:
     with house.dial() as sock:
         assert rest_of(sock) == b""
     assert house.log_text() == ""
+
+
+# ---- clients that go away --------------------------------------------------------------------
+
+
+def asking(content: str, stream: bool, first: str = f"POST {CHAT} HTTP/1.1") -> bytes:
+    body = {"messages": [{"role": "user", "content": content}], "stream": stream}
+    data = json.dumps(body).encode()
+    return post(f"Content-Length: {len(data)}", JSON, "Connection: close", body=data, first=first)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("behind", [b"", b"x", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_client_that_closed_is_noticed_whatever_it_sent_behind_its_body(
+    house: House, stream: bool, behind: bytes
+) -> None:
+    with house.dial() as sock:
+        sock.sendall(asking("hang", stream) + behind)
+        until(lambda: house.supervisor.n_open() == 1)
+    until(lambda: house.supervisor.n_open() == 0)
+    (line,) = house.logged(1)
+    assert f"POST {CHAT} 499 " in line
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_only_ends_its_side_is_told_to_go_on_and_gets_its_answer(
+    house: House, go_on: Path, stream: bool
+) -> None:
+    with house.dial() as sock:
+        sock.sendall(asking(f"wait {go_on}", stream))
+        sock.shutdown(socket.SHUT_WR)
+        assert sock.recv(65536) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        go_on.write_text("")
+        answer = rest_of(sock)
+    assert b'"content":"done"' in answer
+    assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n" if stream else b"}")
+
+
+def test_a_client_that_ends_its_side_of_a_stream_hears_the_rest(
+    open_house: Any, go_on: Path
+) -> None:
+    house = open_house(limits=Limits(ping_seconds=0.05))
+    with house.dial() as sock:
+        sock.sendall(asking(f"wait {go_on}", stream=True))
+        assert sock.recv(12) == b"HTTP/1.1 200"
+        sock.shutdown(socket.SHUT_WR)
+        heard = b""
+        while b": ping\n" not in heard:
+            heard += sock.recv(65536)
+        go_on.write_text("")
+        assert rest_of(sock).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
+
+
+def test_a_client_of_http_1_0_that_ends_its_side_is_taken_for_one_that_left(house: House) -> None:
+    data = asking("hang", stream=False, first=f"POST {CHAT} HTTP/1.0")
+    assert house.exchange(data, ends=True) == b""
+    assert house.supervisor.n_open() == 0
 
 
 # ---- metrics -------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def test_a_request_is_read_alike_whole_byte_by_byte_and_in_any_two_parts(
 def test_the_server_says_so_too_and_takes_nothing_of_it_for_another_request(
     house: House, _name: str, data: bytes, expected: tuple[int, ...]
 ) -> None:
-    # A client that ends its side while it waits is taken for one that is gone.
+    # Where nothing is answered, it is the client that has to end the connection.
     ends = not expected
     sent = data if ends else data + raw.get("Connection: close", first="GET /health HTTP/1.1")
     answers = raw.answers_of(house.exchange(sent, ends=ends))

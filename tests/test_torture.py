@@ -55,7 +55,7 @@ WAIT_S = 30.0
 
 
 class FailingSocket:
-    """A connection whose operations may fail. Looks ahead do not: how many there are is chance."""
+    """A connection whose operations may fail."""
 
     def __init__(self, sock: Any, saboteur: Saboteur) -> None:
         self._sock = sock
@@ -63,11 +63,7 @@ class FailingSocket:
         self.setsockopt = saboteur.wrap("setsockopt", sock.setsockopt, OSError("no"))
         self.sendall = saboteur.wrap("sendall", sock.sendall, late)
         self.shutdown = saboteur.wrap("shutdown", sock.shutdown, gone)
-        self._recv = saboteur.wrap("recv", sock.recv, gone)
-
-    def recv(self, n_bytes: int, flags: int = 0) -> bytes:
-        received: bytes = self._sock.recv(n_bytes, flags) if flags else self._recv(n_bytes)
-        return received
+        self.recv = saboteur.wrap("recv", sock.recv, gone)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)

@@ -5,6 +5,8 @@ time-out strikes; so bytes come from `recv` into a buffer of our own. Knows no H
 where heads and bodies end. One thread per connection.
 """
 
+import math
+import select
 import socket
 import time
 
@@ -25,6 +27,7 @@ class Connection:
         self._socket = sock
         self._limits = limits
         self._buffer = bytearray()
+        self._asked_s = -math.inf  # when `is_gone` last sent its question
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
 
@@ -67,15 +70,29 @@ class Connection:
         self._socket.settimeout(self._limits.send_seconds)
         self._socket.sendall(data)
 
-    def is_gone(self) -> bool:
-        """Whether the client has hung up. What it may have sent ahead stays readable."""
-        try:
-            self._socket.setblocking(False)
-            return self._socket.recv(1, socket.MSG_PEEK) == b""
-        except BlockingIOError:
+    def is_gone(self, question: bytes = b"") -> bool:
+        """Whether the client takes no more. What it may have sent ahead stays readable.
+
+        One that has closed its connection looks like one that only sends no more, as some do while
+        they wait for the answer, until it is sent something: then its machine resets the
+        connection. So it is sent the question. Without one it counts as gone.
+        """
+        if not self._hang_up():
             return False
-        except OSError:
-            return True
+        now = time.monotonic()
+        if question and now - self._asked_s >= self._limits.ping_seconds:
+            self._asked_s = now
+            try:
+                self.write(question)
+            except OSError:
+                return True
+        return not question or bool(self._hang_up() & (select.POLLHUP | select.POLLERR))
+
+    def _hang_up(self) -> int:
+        """POLLRDHUP when the client sends no more, POLLHUP or POLLERR when it takes no more."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return sum(events for _, events in poll.poll(0))
 
     def linger(self) -> None:
         """After a refusal: says that no more follows, and lets the client read it.

@@ -55,6 +55,7 @@ POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
 SPACE_S = 60.0
 
 AnswerKind = Callable[[Call, str, str, int], Answer]  # call, id, model's name, seconds since 1970
+PING = wire.sse_comment("ping")
 STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
     ("Cache-Control", "no-cache"),
@@ -139,7 +140,7 @@ class Handler:
             self.server.registry.models()[0].supervisor.check_admission()
         connection = self._connection
         if n_bytes != 0 and head.expects_continue:
-            connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            connection.write(wire.CONTINUE)
         return connection.read_chunks(most) if n_bytes is None else connection.read_body(n_bytes)
 
     def _route(self, path: str) -> dict[str, Callable[[], None]]:
@@ -261,7 +262,7 @@ class Handler:
         if source not in ("model", "server"):
             raise BadRequest("source is model or server", param="source")
         with self.server.log.subscription("model" if source == "model" else "server") as records:
-            self._sender.begin(STREAM_HEADERS)
+            self._sender.begin(STREAM_HEADERS, PING)
             quiet_s = 0.0
             while self._sender.has_body and not self._is_over():
                 record = records.get(POLL_S)
@@ -271,12 +272,12 @@ class Handler:
                     self._sender.send_piece(wire.sse_event(wire.to_json(record)))
                     quiet_s = 0.0
                 if quiet_s >= self._limits.ping_seconds:
-                    self._sender.send_piece(wire.sse_comment("ping"))
+                    self._sender.send_filler()
                     quiet_s = 0.0
             self._sender.end()
 
     def _is_over(self) -> bool:
-        return self.server.is_draining or self._connection.is_gone()
+        return self.server.is_draining or self._sender.is_client_gone()
 
     # ---- events to bytes -------------------------------------------------------------------
 
@@ -309,7 +310,7 @@ class Handler:
                 if not data and now - last_write_s >= self._limits.ping_seconds:
                     data = wire.sse_comment(progress)
                 if data:
-                    self._sender.begin(STREAM_HEADERS)
+                    self._sender.begin(STREAM_HEADERS, PING)
                     self._sender.send_piece(data)
                     last_write_s = now
         except ApiError as err:
@@ -331,8 +332,8 @@ class Handler:
                     answer.add(event)
                 if time.monotonic() - last_write_s >= SPACE_S:
                     last_write_s = time.monotonic()
-                    self._sender.begin([JSON_TYPE])
-                    self._sender.send_piece(b" ")
+                    self._sender.begin([JSON_TYPE], b" ")
+                    self._sender.send_filler()
             body = answer.whole()
         except ApiError as err:
             if not self._sender.is_begun:
@@ -361,7 +362,7 @@ class Handler:
                 raise Unavailable(f"not its turn within {self._limits.queue_seconds:g} seconds")
             if now - looked_s >= POLL_S:
                 looked_s = now
-                if self._connection.is_gone():
+                if self._sender.is_client_gone():
                     raise ConnectionAbortedError
             if event is not None:
                 tally.add(event)

@@ -26,6 +26,7 @@ class Sender:
         self._connection = connection
         self.has_body = True  # what is sent of it to HEAD is dropped
         self._may_chunk, self._is_chunked = True, False
+        self._filler = b""
 
     def suit(self, head: wire.Head) -> None:
         """Takes the form that the request asks for."""
@@ -41,10 +42,14 @@ class Sender:
         length = ("Content-Length", str(len(data)))
         self.send_head(status, [*headers, length], data if self.has_body else b"")
 
-    def begin(self, headers: Headers) -> None:
-        """The head of a reply in pieces, once. A client of HTTP/1.0 gets them without chunks."""
+    def begin(self, headers: Headers, filler: bytes) -> None:
+        """The head of a reply in pieces, once. A client of HTTP/1.0 gets them without chunks.
+
+        The filler is a piece that means nothing.
+        """
         if self.is_begun:
             return
+        self._filler = filler
         self._is_chunked = self._may_chunk
         if self._is_chunked:
             headers = [*headers, ("Transfer-Encoding", "chunked")]
@@ -54,14 +59,25 @@ class Sender:
 
     def send_piece(self, data: bytes) -> None:
         """The next piece, in one write."""
-        if not self.has_body:
-            return
-        self._connection.write(wire.http_chunk(data) if self._is_chunked else data)
+        if self.has_body:
+            self._connection.write(self._framed(data))
+
+    def send_filler(self) -> None:
+        """Shows a client and its proxies that somebody is there."""
+        self.send_piece(self._filler)
+
+    def is_client_gone(self) -> bool:
+        """Whether nobody is left to take this reply."""
+        question = wire.CONTINUE if self._may_chunk else b""
+        return self._connection.is_gone(self._framed(self._filler) if self.is_begun else question)
 
     def end(self) -> None:
         """After the last piece."""
         if self._is_chunked and self.has_body:
             self._connection.write(wire.LAST_HTTP_CHUNK)
+
+    def _framed(self, data: bytes) -> bytes:
+        return wire.http_chunk(data) if self._is_chunked else data
 
     def send_head(self, status: int, headers: Headers, data: bytes = b"") -> None:
         """A head, and in the same write what follows it."""

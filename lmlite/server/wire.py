@@ -272,6 +272,7 @@ def sse_comment(text: str) -> bytes:
 
 # ---- writing replies -----------------------------------------------------------------------
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # before a reply, as often as one likes
 LAST_HTTP_CHUNK = b"0\r\n\r\n"
 
 
