@@ -7,10 +7,12 @@ MODEL         ?=
 ARGS          ?=
 MINUTES       ?= 60
 LLAMA_CPP_DIR ?=
+LIBWEBP_DIR   ?=
 CMAKE_ARGS    ?=
 
 BUILD   := native/build
 SOURCE  := $(if $(LLAMA_CPP_DIR),$(abspath $(LLAMA_CPP_DIR)),$(CURDIR)/$(BUILD)/llama.cpp)
+WEBP    := $(if $(LIBWEBP_DIR),$(abspath $(LIBWEBP_DIR)),$(CURDIR)/$(BUILD)/libwebp)
 LIBRARY := lmlite/lib/liblmlite_bridge.so
 BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt
 
@@ -44,7 +46,8 @@ lint: .venv/lint/.complete ## check style and types (ruff, mypy)
 # Whatever reads what strangers send, and the tests that concern it.
 COVERED      := lmlite/server/wire.py lmlite/server/chunked_body.py lmlite/server/connection.py \
   lmlite/frames.py lmlite/gguf.py lmlite/gguf_header.py lmlite/gguf_shape.py \
-  lmlite/gguf_projector.py lmlite/server/model_check.py lmlite/server/images.py
+  lmlite/gguf_projector.py lmlite/server/model_check.py lmlite/server/images.py \
+  lmlite/server/image_formats.py
 COVERED_BY   := $(addprefix tests/test_,$(addsuffix .py,wire raw_requests connection frames gguf gguf_shape \
   gguf_projector model_check images))
 TOO_SLOW     := --deselect tests/test_gguf.py::test_a_large_vocabulary_is_read_in_half_a_second
@@ -69,7 +72,7 @@ clients: native .venv/clients/.complete .venv/instructor/.complete ## run the re
 fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
 	@$(PYTHON) -m tests.fuzz_gguf $(ARGS)
 
-fuzz-images: native ## send 40,000 damaged images (ARGS="--count 1000 --seed 2")
+fuzz-images: native ## send 100,000 damaged images (ARGS="--count 1000 --seed 2")
 	@$(PYTHON) -m tests.fuzz_images $(ARGS)
 
 fuzz-http: ## send damaged requests to the server's front (ARGS="raw --count 200000 --seed 2")
@@ -101,13 +104,13 @@ clean: ## remove everything that was fetched or built
 # Each step ends by making the file that it is named after, so that one that was interrupted
 # is done again, and one that is complete is not.
 
-$(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/options
+$(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/libwebp.found $(BUILD)/options
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
 	  echo "lmlite needs a C++17 compiler: install g++ or clang" \
 	       "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++)"; exit 1; }
 	@echo "building llama.cpp: about 4 minutes on two cores, once"
 	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/cmake -G Ninja -DLLAMA_CPP_DIR=$(SOURCE) \
-	  $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+	  -DLIBWEBP_DIR=$(WEBP) $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake
 	@$(WITH_CMAKE) cmake --install $(BUILD)/cmake --component lmlite --strip \
 	  --prefix $(CURDIR)/lmlite/lib > /dev/null
@@ -120,7 +123,7 @@ $(BUILD)/peer.built: $(LIBRARY)
 	@$(if $(LLAMA_CPP_DIR),,rm -rf $(UNPATCHED) && cp -R $(SOURCE) $(UNPATCHED) && \
 	  $(call patch,$(UNPATCHED) $(if $(HAS_PATCH),-R,--revert)))
 	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/peer -G Ninja -DLLAMA_CPP_DIR=$(UNPATCHED) \
-	  $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+	  -DLIBWEBP_DIR=$(WEBP) $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@$(WITH_CMAKE) cmake --build $(BUILD)/peer --target llama-server llama-bench
 	@touch $@
 
@@ -139,7 +142,23 @@ $(LIBRARY): | .venv/build/.complete
 .PHONY: force
 $(BUILD)/options: force
 	@mkdir -p $(BUILD)
-	@echo '$(SOURCE) $(CMAKE_ARGS)' | cmp -s - $@ || echo '$(SOURCE) $(CMAKE_ARGS)' > $@
+	@echo '$(OPTIONS)' | cmp -s - $@ || echo '$(OPTIONS)' > $@
+OPTIONS := $(SOURCE) $(LIBWEBP_DIR:%=% )$(CMAKE_ARGS)
+
+# A source tree that a source package carries: its name, which is that of its pin, and how large the
+# package is. What a rule does to the tree before it moves it to its place comes in between.
+package = $(shell sed -n 's/==.*//p' native/$(1).txt)
+define fetch
+	@rm -rf $(BUILD)/$(1).download $(BUILD)/$(1) $(BUILD)/$(1).part
+	@mkdir -p $(BUILD)/$(1).part
+	@echo "fetching the source of $(1) ($(2))"
+	@.venv/build/bin/pip download --quiet --disable-pip-version-check --no-deps \
+	  --no-binary $(package) --require-hashes -r native/$(1).txt -d $(BUILD)/$(1).download
+	@# -m: the archive's times may lie in the future, which build tools do not survive
+	@tar -xzmf $(BUILD)/$(1).download/*.tar.gz -C $(BUILD)/$(1).part \
+	  --strip-components=$(4) --exclude=.git --wildcards '*/$(3)/*'
+	@rm -rf $(BUILD)/$(1).download
+endef
 
 ifdef LLAMA_CPP_DIR
 $(BUILD)/llama.cpp.found: $(BUILD)/options
@@ -148,17 +167,21 @@ $(BUILD)/llama.cpp.found: $(BUILD)/options
 	@touch $@
 else
 $(BUILD)/llama.cpp.found: native/llama.cpp.txt $(PATCHES) $(BUILD)/options | .venv/build/.complete
-	@rm -rf $(BUILD)/download $(BUILD)/llama.cpp $(BUILD)/llama.cpp.part
-	@mkdir -p $(BUILD)/llama.cpp.part
-	@echo "fetching the source of llama.cpp (77 MB)"
-	@.venv/build/bin/pip download --quiet --disable-pip-version-check --no-deps \
-	  --no-binary llama-cpp-python --require-hashes -r native/llama.cpp.txt -d $(BUILD)/download
-	@# -m: the archive's times may lie in the future, which build tools do not survive
-	@tar -xzmf $(BUILD)/download/llama_cpp_python-*.tar.gz -C $(BUILD)/llama.cpp.part \
-	  --strip-components=3 --exclude=.git --wildcards '*/vendor/llama.cpp/*'
+	$(call fetch,llama.cpp,77 MB,vendor/llama.cpp,3)
 	@$(call patch,$(BUILD)/llama.cpp.part)
 	@mv $(BUILD)/llama.cpp.part $(BUILD)/llama.cpp
-	@rm -rf $(BUILD)/download
+	@touch $@
+endif
+
+ifdef LIBWEBP_DIR
+$(BUILD)/libwebp.found: $(BUILD)/options
+	@test -f $(WEBP)/src/webp/decode.h || { \
+	  echo "LIBWEBP_DIR=$(LIBWEBP_DIR) is not a libwebp source tree"; exit 1; }
+	@touch $@
+else
+$(BUILD)/libwebp.found: native/libwebp.txt $(BUILD)/options | .venv/build/.complete
+	$(call fetch,libwebp,20 MB,thirdparty/libwebp,5)
+	@mv $(BUILD)/libwebp.part $(BUILD)/libwebp
 	@touch $@
 endif
 

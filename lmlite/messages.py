@@ -89,7 +89,7 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture in a message: a JPEG or PNG file whose head was found in order."""
+    """A picture in a message: an image file whose head was found in order."""
 
     data: bytes
     at: int  # characters of the message's content that stand before it

@@ -1,9 +1,9 @@
 // What lmlite needs of llama.cpp beyond llama.h, behind a C interface.
 //
-// Three things live here: chats, from messages to a prompt and from a completion back to a
+// Four things live here: chats, from messages to a prompt and from a completion back to a
 // message (chat.cpp, over llama.cpp's `common` library, which is C++); the layout of the structs
-// that lmlite/worker/capi.py declares by hand; and the loops over a vocabulary that Python would
-// make slow (bridge.cpp). Text that crosses is JSON in UTF-8. No C++ exception crosses: a failure
+// that lmlite/worker/capi.py declares by hand; the loops over a vocabulary that Python would
+// make slow (bridge.cpp); and WebP, which llama.cpp cannot read (webp.cpp). Text that crosses is JSON in UTF-8. No C++ exception crosses: a failure
 // is {"error": "..."}, or NULL and a text in *error. A returned string belongs to the caller, who
 // gives it back to lml_free.
 #pragma once
@@ -81,6 +81,10 @@ LML_API llama_token lml_sample(struct llama_context * ctx, int32_t index, struct
 // Writes the k most likely tokens, best first, and returns the log-probability of `token`.
 LML_API float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token,
                            int32_t k, llama_token * top_tokens, float * top_logprobs);
+
+// The pixels of a WebP file: RGB, 8 bits each, row by row, without gaps. NULL when it is damaged, or
+// takes much more memory than its pixels. For lml_free. One thread at a time.
+LML_API char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32_t * height);
 
 #ifdef __cplusplus
 }

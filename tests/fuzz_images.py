@@ -1,13 +1,13 @@
-"""Feeds thousands of broken PNG and JPEG files to the check, and those it accepts to a real worker.
+"""Feeds thousands of broken image files to the check, and those it accepts to a real worker.
 
     make fuzz-images                         (or: python -m tests.fuzz_images --help)
     python -m tests.fuzz_images --only 42 --format png --keep 42.png      one mutant, to look at
 
 A mutant is a small whole file with one to four things changed: bytes anywhere, fields of its head,
 chunks or segments that are left out, doubled or cut, packed data that unpacks to something else.
-Checksums are right again afterwards, or the check would see nothing else. A mutant depends on the
-seed, the format and its number alone. Every death of the worker is a bound that the check lacks;
-`--unchecked` shows what it is worth.
+Checksums and lengths are right again afterwards, or the check would see nothing else. A mutant
+depends on the seed, the format and its number alone. Every death of the worker is a bound that the
+check lacks; `--unchecked` shows what it is worth.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from lmlite import frames
 from lmlite.cli import EMBEDDED_MODEL
@@ -32,19 +33,29 @@ from lmlite.messages import (
     Ready,
     SamplingParams,
 )
-from lmlite.server.images import ImageFault, checked_size
+from lmlite.server.image_formats import ImageFault, checked_size
 from lmlite.server.worker_process import WORKER_COMMAND, worker_environment
 from tests import projectors
 from tests.fuzz_gguf import Patience, events, send
 from tests.image_files import (
+    ALPHA_WEBP,
     BLUE_JPEG,
     GREY_JPEG,
+    LOSSLESS_WEBP,
+    LOSSY_WEBP,
+    MOVING_WEBP,
     PNG_BEGIN,
     RED,
     RED_JPEG,
+    bmp_of,
     chunk,
+    gif_of,
+    growing_codes,
     png,
     png_of,
+    vp8l,
+    vp8x,
+    webp,
 )
 
 N_EMBD = 192  # of the embedded model
@@ -64,6 +75,31 @@ PNGS = (
            interlace=1, more=(chunk(b"tRNS", bytes(6)),)),
 )  # fmt: skip
 JPEGS = (RED_JPEG, BLUE_JPEG, GREY_JPEG)
+WEBPS = (
+    LOSSY_WEBP,
+    LOSSLESS_WEBP,
+    ALPHA_WEBP,
+    MOVING_WEBP,
+    webp((b"VP8L", vp8l(64, 64, RED, n_codes=256))),
+    webp(vp8x(9, 7, flags=0x10), (b"ALPH", b"\0" + _NOISE.randbytes(63)), (b"VP8L", vp8l(9, 7))),
+)
+# What `gif_of` takes.
+GIFS: tuple[dict[str, Any], ...] = (
+    {"width": 12, "height": 9, "pixels": bytes(range(108))},
+    {"width": 12, "height": 9, "pixels": bytes(20), "frame": (3, 2, 5, 4), "local": 0xC6},
+    {"width": 28, "height": 15, "pixels": b"", "n_bits": 2, "packed": growing_codes(406)},
+    {"width": 91, "height": 90, "pixels": b"", "n_bits": 2, "packed": growing_codes(8000)},
+    {"width": 9, "height": 9, "pixels": bytes(81), "before": b"!\xf9\4\5\0\0\0\0!\xfe\1a\0"},
+)
+BMPS = (
+    bmp_of(5, 4, _NOISE.randbytes(64)),
+    bmp_of(5, -4, _NOISE.randbytes(64)),
+    bmp_of(5, 4, _NOISE.randbytes(80), n_bits=32, packing=3, n_head=124),
+    bmp_of(5, 4, _NOISE.randbytes(48), n_bits=16),
+    bmp_of(5, 4, bytes(n % 7 for n in range(32)), n_bits=8, palette=_NOISE.randbytes(28)),
+    bmp_of(9, 4, _NOISE.randbytes(32), n_bits=4, palette=_NOISE.randbytes(64)),
+    bmp_of(9, 4, _NOISE.randbytes(16), n_bits=1, palette=_NOISE.randbytes(8)),
+)
 
 
 # ---- mutants -------------------------------------------------------------------------------
@@ -72,13 +108,11 @@ JPEGS = (RED_JPEG, BLUE_JPEG, GREY_JPEG)
 def mutant(seed: int, kind: str, number: int) -> bytes:
     """The mutant of this number."""
     source = random.Random(f"{seed} {kind} {number}")
-    if kind == "png":
-        return _mutant_png(source, source.choice(PNGS))
-    return _mutant_jpeg(source, source.choice(JPEGS))
+    return _MUTATORS[kind](source)
 
 
-def _mutant_png(source: random.Random, data: bytes) -> bytes:
-    chunks = _png_chunks(data)
+def _mutant_png(source: random.Random) -> bytes:
+    chunks = _png_chunks(source.choice(PNGS))
     for _ in range(source.randint(1, 3)):
         i = source.randrange(len(chunks))
         kind, body = chunks[i]
@@ -126,15 +160,77 @@ def _unpacked(body: bytes) -> bytes:
         return body
 
 
-def _mutant_jpeg(source: random.Random, data: bytes) -> bytes:
-    """Heads and tables lie in the first three hundred bytes: they are changed more often."""
-    for _ in range(source.randint(1, 4)):
-        end = len(data) if source.random() < 0.5 else min(len(data), 300)
-        place = source.randrange(2, max(3, end))
+def _mutant_jpeg(source: random.Random) -> bytes:
+    """Heads and tables lie in the first three hundred bytes."""
+    data = _damaged(source, source.choice(JPEGS), 300, ">H")
+    return data if data.endswith(b"\xff\xd9") or source.random() < 0.2 else data + b"\xff\xd9"
+
+
+def _mutant_webp(source: random.Random) -> bytes:
+    chunks = _webp_chunks(source.choice(WEBPS))
+    for _ in range(source.randint(1, 3)):
+        i = source.randrange(len(chunks))
+        kind, body = chunks[i]
+        match source.randrange(8):
+            case 0:
+                chunks.insert(i, chunks[source.randrange(len(chunks))])
+            case 1 if len(chunks) > 1:
+                del chunks[i]
+            case 2:
+                kinds = (b"VP8 ", b"VP8L", b"VP8X", b"ALPH", b"ANIM", b"ANMF", b"abcd")
+                chunks[i] = source.choice(kinds), body
+            case 3:
+                chunks[i] = kind, _spoilt(source, body)
+            case _:
+                chunks[i] = kind, _damaged(source, body, 30, "<H")
+    whole = webp(*chunks)
+    return whole if source.random() < 0.9 else _spoilt(source, whole)
+
+
+def _webp_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    chunks, place = [], 12
+    while place < len(data):
+        (n,) = struct.unpack_from("<I", data, place + 4)
+        chunks.append((data[place : place + 4], data[place + 8 : place + 8 + n]))
+        place += 8 + n + n % 2
+    return chunks
+
+
+def _mutant_gif(source: random.Random) -> bytes:
+    parts = dict(source.choice(GIFS))
+    sides = (*EDGES[:9], 12, 28, 91, 8192, 65535)
+    for _ in range(source.randint(0, 2)):
         match source.randrange(6):
             case 0:
-                data = data[:place] + struct.pack(">H", source.choice(EDGES) & 0xFFFF) + data[
-                    place + 2 :]  # fmt: skip
+                parts[source.choice(("width", "height"))] = source.choice(sides)
+            case 1:
+                parts["frame"] = tuple(source.choice(sides) for _ in range(4))
+            case 2:
+                parts["n_bits"] = source.randrange(14)
+            case 3:
+                parts[source.choice(("flags", "local"))] = source.randrange(256)
+            case 4:
+                parts["pixels"] = _spoilt(source, parts["pixels"])
+            case _:
+                parts["packed"] = _spoilt(source, parts.get("packed") or source.randbytes(40))
+    whole = gif_of(**parts)
+    return whole if source.random() < 0.5 else _damaged(source, whole, 30, "<H")
+
+
+def _mutant_bmp(source: random.Random) -> bytes:
+    return _damaged(source, source.choice(BMPS), 54, source.choice(("<H", "<I")))
+
+
+def _damaged(source: random.Random, data: bytes, n_first: int, layout: str) -> bytes:
+    """One to four changes, half of them in the first bytes; edges are written by the layout."""
+    most = (1 << 8 * struct.calcsize(layout)) - 1
+    for _ in range(source.randint(1, 4)):
+        end = len(data) if source.random() < 0.5 else min(len(data), n_first)
+        place = source.randrange(max(1, end))
+        match source.randrange(6):
+            case 0:
+                edge = struct.pack(layout, source.choice(EDGES) & most)
+                data = data[:place] + edge + data[place + len(edge) :]
             case 1:
                 data = data[:place] + bytes((0xFF, source.randrange(256))) + data[place + 2 :]
             case 2:
@@ -143,7 +239,7 @@ def _mutant_jpeg(source: random.Random, data: bytes) -> bytes:
                 data = data[:place] + data[place : place + source.randint(1, 80)] + data[place:]
             case _:
                 data = data[:place] + bytes((source.randrange(256),)) + data[place + 1 :]
-    return data if data.endswith(b"\xff\xd9") or source.random() < 0.2 else data + b"\xff\xd9"
+    return data
 
 
 def _spoilt(source: random.Random, data: bytes) -> bytes:
@@ -160,6 +256,11 @@ def _spoilt(source: random.Random, data: bytes) -> bytes:
             case _:
                 spoilt[place] = source.randrange(256)
     return bytes(spoilt)
+
+
+_MUTATORS = {"png": _mutant_png, "jpeg": _mutant_jpeg, "webp": _mutant_webp, "gif": _mutant_gif,
+             "bmp": _mutant_bmp}  # fmt: skip
+KINDS = tuple(_MUTATORS)
 
 
 # ---- the worker ----------------------------------------------------------------------------
@@ -251,7 +352,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20000, help="of each format")
     parser.add_argument("--first", type=int, default=0, help="the number to begin with")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--format", choices=("png", "jpeg"), help="only this one")
+    parser.add_argument("--format", choices=KINDS, help="only this one")
     parser.add_argument("--only", type=int, help="the number of one mutant")
     parser.add_argument("--keep", help="write that mutant to a file instead")
     parser.add_argument("--unchecked", action="store_true", help="send it without the check")
@@ -263,7 +364,7 @@ def main() -> int:
     if options.only is not None:
         numbers = range(options.only, options.only + 1)
     n_finds = 0
-    for kind in ("png", "jpeg") if options.format is None else (options.format,):
+    for kind in KINDS if options.format is None else (options.format,):
         begin_s = time.monotonic()
         totals = run(options.seed, kind, numbers, not options.unchecked)
         n_finds += sum(n for outcome, n in totals.items() if outcome.startswith(FINDS))

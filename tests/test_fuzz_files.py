@@ -34,7 +34,7 @@ def test_a_text_that_an_earlier_change_left_without_an_end_is_not_followed(
     assert fuzz_vocabularies.mutant(original, name, 1, number) != original.data
 
 
-@pytest.mark.parametrize("kind", ["png", "jpeg"])
+@pytest.mark.parametrize("kind", fuzz_images.KINDS)
 def test_damaged_images_end_no_worker(kind: str) -> None:
     totals = fuzz_images.run(SEED, kind, range(100))
     assert totals["died by the worker"] == 0

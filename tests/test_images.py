@@ -2,6 +2,7 @@
 
 import base64
 import random
+import tracemalloc
 import urllib.parse
 import zlib
 from typing import Any
@@ -10,20 +11,32 @@ import pytest
 
 from lmlite.errors import BadRequest, Unsupported
 from lmlite.server.chat_requests import parse_messages
-from lmlite.server.images import ImageFault, ImageReader, checked_size
+from lmlite.server.image_formats import ImageFault, checked_size
+from lmlite.server.images import ImageReader
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from tests.image_files import (
+    ALPHA_WEBP,
     BLUE,
     BLUE_JPEG,
     GREY_JPEG,
+    LOSSLESS_WEBP,
+    LOSSY_WEBP,
+    MOVING_WEBP,
     PNG_BEGIN,
     RED,
     RED_JPEG,
+    bmp_of,
     chunk,
+    gif_of,
+    growing_codes,
     jpeg_of,
     png,
     png_of,
     segment,
+    vp8,
+    vp8l,
+    vp8x,
+    webp,
 )
 
 DOT = png(1, 1, RED)
@@ -60,6 +73,9 @@ def test_a_data_url_is_read_however_it_is_written(url: str) -> None:
     assert read(url) == DOT
 
 
+_OTHER = "is none of PNG, JPEG, WebP, GIF and BMP"
+
+
 @pytest.mark.parametrize(
     ("image_url", "param", "message"),
     [
@@ -69,8 +85,8 @@ def test_a_data_url_is_read_however_it_is_written(url: str) -> None:
         ({"url": "data:image/png;base64,%%%"}, "here", "is not valid base64"),
         ({"url": "data:image/png;base64,é"}, "here", "is not valid base64"),
         ({"url": "data:image/png;base64,AAAAA"}, "here", "is not valid base64"),
-        ({"url": "data:image/png;base64,"}, "here", "is neither PNG nor JPEG"),
-        ({"url": ""}, "here", "is neither PNG nor JPEG"),
+        ({"url": "data:image/png;base64,"}, "here", _OTHER),
+        ({"url": ""}, "here", _OTHER),
         ({"url": 5}, "here.image_url.url", "url is a string"),
         ({}, "here.image_url.url", "is missing"),
         (5, "here.image_url", "image_url is an object with a url"),
@@ -124,6 +140,31 @@ GOOD: dict[str, tuple[bytes, tuple[int, int]]] = {
     "JPEG with a comment and filling": (
         RED_JPEG[:2] + segment(0xFE, b"words \xff\xda") + b"\xff\xff" + RED_JPEG[2:], (48, 32)),
     "as wide as allowed": (png(200, 1, BLUE), (200, 1)),
+    "lossy WebP": (LOSSY_WEBP, (48, 32)),
+    "lossless WebP": (LOSSLESS_WEBP, (40, 24)),
+    "WebP with alpha": (ALPHA_WEBP, (30, 20)),
+    "WebP with other chunks": (
+        webp(vp8x(9, 5, flags=0x08), (b"ICCP", b"abc"), (b"VP8L", vp8l(9, 5)), (b"EXIF", b"")),
+        (9, 5)),
+    "WebP with something behind its end": (LOSSY_WEBP + b"more", (48, 32)),
+    "GIF": (gif_of(9, 5, bytes(range(45))), (9, 5)),
+    "GIF of 1987": (b"GIF87a" + gif_of(9, 5, bytes(45))[6:], (9, 5)),
+    "GIF with extensions": (
+        gif_of(9, 5, bytes(45), before=b"!\xf9\4\0\0\0\0\0!\xfe\1a\1b\0"), (9, 5)),
+    "GIF whose first frame is smaller": (gif_of(9, 5, bytes(6), frame=(7, 2, 2, 3)), (9, 5)),
+    "GIF with a palette of its frame": (
+        gif_of(2, 1, bytes(2), flags=0, local=0x86), (2, 1)),
+    "GIF whose codes grow": (gif_of(7, 3, b"", n_bits=2, packed=growing_codes(21)), (7, 3)),
+    "GIF without a last code": (gif_of(5, 1, b"", packed=b"\x80\1\2\3\4\5"), (5, 1)),
+    "BMP": (bmp_of(3, 2, bytes(24)), (3, 2)),
+    "BMP from the top": (bmp_of(3, -2, bytes(24)), (3, 2)),
+    "BMP of 32 bits, with masks": (
+        bmp_of(3, 2, bytes(24), n_bits=32, packing=3, n_head=108), (3, 2)),
+    "BMP of 16 bits": (bmp_of(3, 2, bytes(16), n_bits=16), (3, 2)),
+    "BMP of 8 bits": (bmp_of(3, 2, b"\2\1\0\0" * 2, n_bits=8, palette=bytes(12)), (3, 2)),
+    "BMP of 4 bits": (bmp_of(3, 2, b"\x21\x10\0\0" * 2, n_bits=4, palette=bytes(12)), (3, 2)),
+    "BMP of 1 bit": (bmp_of(9, 1, b"\xff\x80\0\0", n_bits=1, palette=bytes(8)), (9, 1)),
+    "BMP without the last filling": (bmp_of(3, 2, bytes(21)), (3, 2)),
 }  # fmt: skip
 
 
@@ -137,18 +178,14 @@ _HEAD = png(4, 4, RED)[8 : 8 + 25]
 _BOMB = zlib.compress(bytes(50 << 20), 9)
 
 BAD: dict[str, tuple[bytes, str]] = {
-    "nothing": (b"", "is neither PNG nor JPEG"),
-    "text": (b"hello", "is neither PNG nor JPEG"),
-    "a GIF": (b"GIF89a\1\0\1\0", "is neither PNG nor JPEG"),
-    "a WebP": (b"RIFF\x1a\0\0\0WEBPVP8 ", "is neither PNG nor JPEG"),
-    "a BMP that asks for gigabytes": (
-        b"BM" + bytes(16) + b"\x20\x4e\0\0\x20\x4e\0\0" + bytes(38), "is neither PNG nor JPEG"),
-    "a sound": (b"ID3\4" + bytes(60), "is neither PNG nor JPEG"),
-    "a video": (b"\0\0\0\x18ftypmp42" + bytes(40), "is neither PNG nor JPEG"),
-    "a PSD": (b"8BPS\0\1" + bytes(40), "is neither PNG nor JPEG"),
-    "a TGA": (bytes((0, 0, 2)) + bytes(40), "is neither PNG nor JPEG"),
-    "a picture as text": (b"P6 9999 9999 255 ", "is neither PNG nor JPEG"),
-    "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "is neither PNG nor JPEG"),
+    "nothing": (b"", _OTHER),
+    "text": (b"hello", _OTHER),
+    "a sound": (b"ID3\4" + bytes(60), _OTHER),
+    "a video": (b"\0\0\0\x18ftypmp42" + bytes(40), _OTHER),
+    "a PSD": (b"8BPS\0\1" + bytes(40), _OTHER),
+    "a TGA": (bytes((0, 0, 2)) + bytes(40), _OTHER),
+    "a picture as text": (b"P6 9999 9999 255 ", _OTHER),
+    "an SVG": (b"<svg xmlns='http://www.w3.org/2000/svg'/>", _OTHER),
     "a beginning of a PNG": (PNG_BEGIN, "is cut short"),
     "a PNG's head alone": (PNG_BEGIN + _HEAD, "is cut short"),
     "a PNG without its end": (png(4, 4, RED)[:-12], "is cut short"),
@@ -206,6 +243,67 @@ BAD: dict[str, tuple[bytes, str]] = {
     "a segment of no length": (b"\xff\xd8\xff\xe0\0\1" + bytes(40), "is cut short or damaged"),
     "bytes between segments": (
         RED_JPEG[:2] + segment(0xFE, b"x") + b"zz" + RED_JPEG[2:], "is cut short or damaged"),
+    "a JPEG of segments": (
+        b"\xff\xd8" + segment(0xFE, b"") * 50_001 + b"\xff\xd9", "is cut short or damaged"),
+    "a PNG of chunks": (PNG_BEGIN + chunk(b"abcd") * 50_001, "of more than 50,000 chunks"),
+    "a WebP that is cut": (LOSSY_WEBP[:-1], "is cut short"),
+    "a WebP's beginning": (LOSSY_WEBP[:12], "is cut short"),
+    "an empty WebP": (webp(), "is a WebP without a picture"),
+    "a WebP of metadata": (webp((b"EXIF", b"abc")), "is a WebP without a picture"),
+    "a WebP of chunks": (webp(*[(b"abcd", b"")] * 50_001), "is a WebP without a picture"),
+    "a WebP that moves": (MOVING_WEBP, "is a WebP that moves; send one frame of it"),
+    "a WebP's head alone": (webp(vp8x(4, 4)), "is a WebP without a picture"),
+    "a WebP's head cut short": (webp((b"VP8X", b"\0")), "is cut short"),
+    "a WebP of two sizes": (webp(vp8x(4, 4), (b"VP8L", vp8l(4, 5))), "not of the size that its"),
+    "a chunk longer than the WebP": (
+        LOSSY_WEBP[:16] + b"\xff\xff\xff\xff" + LOSSY_WEBP[20:], "longer than the file"),
+    "a WebP of many pixels": (webp((b"VP8L", vp8l(8192, 8192))), "is 8192x8192 pixels, more than"),
+    "a WebP of a long side": (webp((b"VP8 ", vp8(16_383, 9))), "is 16383x9 pixels; each side"),
+    "a WebP of no height": (webp((b"VP8 ", vp8(4, 0))), "is 4x0 pixels"),
+    "a WebP between key frames": (webp((b"VP8 ", vp8(4, 4, tag=0x11))), "with a wrong head"),
+    "a WebP without its start code": (webp((b"VP8 ", vp8(4, 4, start=bytes(3)))), "a wrong head"),
+    "a WebP of a part that is longer": (webp((b"VP8 ", vp8(4, 4, tag=0x210))), "a wrong head"),
+    "a lossless WebP without its sign": (webp((b"VP8L", bytes(9))), "with a wrong head"),
+    "a lossless WebP of a later version": (webp((b"VP8L", b"\x2f\0\0\0\x20")), "a wrong head"),
+    "a GIF's beginning": (b"GIF89a", "is cut short"),
+    "a GIF without a frame": (gif_of(4, 4, bytes(16))[:397] + b";", "is a GIF without a picture"),
+    "a GIF of extensions": (
+        gif_of(4, 4, bytes(16), before=b"!\xfe\0" * 50_001), "is a GIF without a picture"),
+    "a GIF of empty blocks": (
+        gif_of(4, 4, bytes(16), before=b"!\xfe" + b"\1a" * 50_001), "of more than 50,000 blocks"),
+    "a GIF that is cut": (gif_of(4, 4, bytes(16))[:-2], "is cut short"),
+    "a GIF of gigapixels": (gif_of(65_535, 65_535, b""), "is 65535x65535 pixels"),
+    "a GIF without width": (gif_of(0, 4, b""), "is 0x4 pixels"),
+    "a GIF whose frame is too wide": (gif_of(4, 4, bytes(4), frame=(3, 0, 2, 2)), "not within it"),
+    "a GIF whose frame is too low": (gif_of(4, 4, bytes(4), frame=(0, 4, 2, 2)), "not within it"),
+    "a GIF whose frame is nothing": (gif_of(4, 4, b"", frame=(0, 0, 4, 0)), "not within it"),
+    "a GIF without a palette": (gif_of(4, 4, bytes(16), flags=0x76), "is a GIF without a palette"),
+    "a GIF of a pixel too few": (gif_of(4, 4, bytes(15)), "is not as much as its head says"),
+    "a GIF of a pixel too many": (gif_of(4, 4, bytes(17)), "is not as much as its head says"),
+    "a GIF of no bits": (gif_of(4, 4, bytes(16), n_bits=0), "is not as much as its head says"),
+    "a GIF of 12 bits": (gif_of(4, 4, bytes(16), n_bits=12), "is not as much as its head says"),
+    "a GIF of a code that comes later": (
+        gif_of(4, 4, b"", packed=b"\x80\0\x83"), "its data cannot be unpacked"),
+    "a GIF that begins with no pixel": (
+        gif_of(4, 4, b"", packed=b"\x80\x82"), "its data cannot be unpacked"),
+    "a GIF of a bomb": (
+        gif_of(4, 4, b"", n_bits=2, packed=growing_codes(1 << 20)), "not as much as its head says"),
+    "a GIF of megabytes a frame": (
+        gif_of(4, 4, b"", packed=bytes((2 << 20) + 1)), "of more than 2,097,152 bytes a frame"),
+    "a BMP that is cut": (bmp_of(3, 2, bytes(20)), "is cut short"),
+    "a BMP's beginning": (b"BM" + bytes(20), "is cut short"),
+    "a BMP that asks for gigabytes": (bmp_of(20_000, 20_000, b""), "is 20000x20000 pixels"),
+    "a BMP of a negative width": (bmp_of(-3, 2, bytes(24)), "is -3x2 pixels"),
+    "a BMP of the most negative height": (bmp_of(3, -(1 << 31), bytes(24)), "is 3x2147483648"),
+    "a BMP of run lengths": (bmp_of(3, 2, bytes(24), n_bits=8, packing=1), "of a rare kind"),
+    "a BMP of a file within": (bmp_of(3, 2, bytes(24), packing=4), "of a rare kind"),
+    "a BMP of 2 bits": (bmp_of(3, 2, bytes(24), n_bits=2), "of a rare kind; send it as PNG"),
+    "a BMP of OS/2": (b"BM" + bytes(12) + b"\x0c" + bytes(60), "is a BMP of a rare kind"),
+    "a BMP with its pixels in its head": (
+        b"BM" + bytes(12) + bmp_of(3, 2, bytes(24))[14:], "is cut short"),
+    "a BMP of a number beyond its palette": (
+        bmp_of(3, 2, b"\2\3\0\0" * 2, n_bits=8, palette=bytes(12)), "palette that is too small"),
+    "a BMP without a palette": (bmp_of(9, 1, bytes(4), n_bits=1), "palette that is too small"),
 }  # fmt: skip
 
 
@@ -287,6 +385,17 @@ def test_the_number_of_images_and_of_their_pixels_is_bounded() -> None:
     parse_messages([{"role": "user", "content": [large] * 4}], takes_images=True)
     with pytest.raises(BadRequest, match="67,108,864 pixels"):
         parse_messages([{"role": "user", "content": [large] * 5}], takes_images=True)
+
+
+@pytest.mark.parametrize("piece", ["%41", "A%41", "%", "%4", " ", "é"])
+def test_a_url_of_fifteen_megabytes_takes_no_more_than_five_times_as_much(piece: str) -> None:
+    url = "data:image/png;base64," + piece * ((15 << 20) // len(piece))
+    tracemalloc.start()
+    with pytest.raises(BadRequest):
+        read(url)
+    _, n_most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert n_most < 5 * (15 << 20)
 
 
 def test_a_file_over_ten_megabytes_is_refused_before_it_is_decoded() -> None:

@@ -1,5 +1,6 @@
 """Pictures in prompts: read once, found again, and seen by models that differ in how they see."""
 
+import ctypes
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,7 +27,23 @@ from lmlite.worker.preparer import Preparer
 from lmlite.worker.sequence import Sequence
 from tests import architectures, projectors
 from tests.conftest import DEFAULT_MODEL
-from tests.image_files import BLUE, BLUE_JPEG, RED, RED_JPEG, png
+from tests.image_files import (
+    ALPHA_WEBP,
+    BLUE,
+    BLUE_JPEG,
+    LOSSLESS_WEBP,
+    LOSSY_WEBP,
+    MOVING_WEBP,
+    RED,
+    RED_JPEG,
+    bmp_of,
+    gif_of,
+    png,
+    png_of,
+    sunset,
+    vp8l,
+    webp,
+)
 from tests.test_engine import Run, joined, started
 
 RED_PNG, BLUE_PNG = png(64, 48, RED), png(64, 48, BLUE)
@@ -299,6 +316,65 @@ def test_an_image_that_the_library_cannot_decode_is_named(llava: Seer) -> None:
         with pytest.raises(BadRequest, match="cannot be read") as caught:
             llava.sequences(1, message("Hello", data))
         assert caught.value.param == "the part"
+
+
+def decoded(lib: Any, data: bytes) -> bytes | None:
+    """The RGB pixels of a WebP file."""
+    width, height = ctypes.c_int32(), ctypes.c_int32()
+    pixels = lib.lml_webp_decode(data, len(data), width, height)
+    if not pixels:
+        return None
+    copy = ctypes.string_at(pixels, 3 * width.value * height.value)
+    lib.lml_free(pixels)
+    return copy
+
+
+def test_a_lossless_webp_has_the_pixels_that_were_put_into_it(lib: Any) -> None:
+    assert decoded(lib, LOSSLESS_WEBP) == sunset(40, 24)
+    assert decoded(lib, webp((b"VP8L", vp8l(5, 3)))) == bytes(RED) * 15
+    assert decoded(lib, webp((b"VP8L", vp8l(64, 64, BLUE, n_codes=256)))) == bytes(BLUE) * 64 * 64
+
+
+@pytest.mark.parametrize(("data", "width", "height"), [(LOSSY_WEBP, 48, 32), (ALPHA_WEBP, 30, 20)])
+def test_a_lossy_webp_has_about_those_pixels(
+    lib: Any, data: bytes, width: int, height: int
+) -> None:
+    found, original = decoded(lib, data), sunset(width, height)
+    assert found is not None
+    assert len(found) == len(original)
+    assert sum(abs(a - b) for a, b in zip(found, original, strict=True)) / len(found) < 8
+
+
+def test_a_webp_that_is_cut_or_moves_has_none(lib: Any) -> None:
+    for data in (LOSSY_WEBP, LOSSLESS_WEBP, ALPHA_WEBP):
+        assert decoded(lib, data[:-8]) is None
+    assert decoded(lib, MOVING_WEBP) is None
+
+
+def test_a_webp_gets_no_more_memory_than_its_pixels_are_worth(lib: Any) -> None:
+    """Codes for each 16 pixels of a megapixel are 580 KB of a file, and 387 MB of memory."""
+    assert decoded(lib, webp((b"VP8L", vp8l(1024, 1024, RED, n_codes=65_536)))) is None
+
+
+def test_the_same_pixels_are_the_same_picture_in_every_format(seer: Seer) -> None:
+    shades = [bytes((2 * i, 0, 0)) for i in range(64)]
+    rows = [b"".join(shades[(x + y) % 64] for x in range(64)) for y in range(48)]
+    files = (
+        png_of(64, 48, b"".join(b"\0" + row for row in rows)),
+        gif_of(64, 48, bytes((x + y) % 64 for y in range(48) for x in range(64))),
+        bmp_of(64, -48, b"".join(row[::-1] for row in _mirrored(rows))),
+    )
+    shaded = [first(seer.ask(message("Hello", data))) for data in files]
+    assert shaded == pytest.approx([shaded[0]] * 3, abs=1e-5)
+    red = [first(seer.ask(message("Hello", data)))
+           for data in (RED_PNG, webp((b"VP8L", vp8l(64, 48))))]  # fmt: skip
+    assert red == pytest.approx([red[0]] * 2, abs=1e-5)
+    assert shaded[0] != pytest.approx(red[0], abs=1e-5)
+
+
+def _mirrored(rows: list[bytes]) -> list[bytes]:
+    """From right to left, so that the bytes of a row backwards are blue, green and red."""
+    return [b"".join(row[i : i + 3] for i in range(len(row) - 3, -1, -3)) for row in rows]
 
 
 def test_a_picture_that_is_read_at_once_has_to_fit_a_batch(lib: Any, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from lmlite import cli
-from tests.image_files import BLUE, BLUE_JPEG, RED, png, png_of
+from tests.image_files import BLUE, BLUE_JPEG, RED, bmp_of, gif_of, png, png_of, vp8l, webp
 from tests.server_process import RunningServer
 
 CHAT = "/v1/chat/completions"
@@ -80,13 +80,28 @@ def test_a_stream_says_what_the_whole_answer_says(server: RunningServer) -> None
     assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == whole
 
 
-def test_responses_and_messages_show_pictures_too(server: RunningServer) -> None:
-    expected = text_of(ask(server, turn("What colour is this?", RED_URL)))
+RED_FILES = {
+    "image/png": png(64, 48, RED),
+    "image/webp": webp((b"VP8L", vp8l(64, 48))),
+    "image/gif": gif_of(64, 48, bytes([127]) * 64 * 48),
+    "image/bmp": bmp_of(64, 48, bytes((0, 0, 255)) * 64 * 48),
+    "image/jpeg": webp((b"VP8L", vp8l(64, 48))),  # its bytes are what counts
+}
+
+
+@pytest.mark.parametrize("media_type", RED_FILES)
+def test_every_api_shows_pictures_of_every_format(server: RunningServer, media_type: str) -> None:
+    data = base64.b64encode(RED_FILES[media_type]).decode()
+    url = f"data:{media_type};base64,{data}"
+    answer = ask(server, turn("What colour is this?", url))
+    expected = text_of(answer)
+    n_text = ask(server, turn("What colour is this?"))["usage"]["prompt_tokens"]
+    assert answer["usage"]["prompt_tokens"] == n_text + 16
     item = {"role": "user", "content": [{"type": "input_text", "text": "What colour is this?"},
-                                        {"type": "input_image", "image_url": RED_URL}]}  # fmt: skip
+                                        {"type": "input_image", "image_url": url}]}  # fmt: skip
     answer = server.post("/v1/responses", input=[item], temperature=0, max_output_tokens=8).json
     assert answer["output"][0]["content"][0]["text"] == expected
-    source = {"type": "base64", "media_type": "image/png", "data": RED_URL.partition(",")[2]}
+    source = {"type": "base64", "media_type": media_type, "data": data}
     content = [{"type": "text", "text": "What colour is this?"},
                {"type": "image", "source": source}]  # fmt: skip
     body = {"messages": [{"role": "user", "content": content}], "max_tokens": 8, "temperature": 0}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lmlite import gguf, gguf_projector
-from lmlite.server.images import checked_size
+from lmlite.server.image_formats import checked_size
 from lmlite.worker.llama import Model
 from tests.gguf_writer import Shape, Tensor, layer_shapes, llama_metadata, tensor, write_gguf
 from tests.server_process import REPOSITORY, RunningServer

@@ -70,6 +70,7 @@ class Eye:
     ) -> None:
         """Loads the file. `max_bytes` is for embeddings that are kept. Raises LlamaError."""
         self._lib = lib = capi.load_mtmd(lib_path)
+        self._bridge = model.lib
         lib.mtmd_helper_log_set(ctypes.cast(model.lib.lml_log, ctypes.c_void_p), None)
         params = lib.mtmd_context_params_default()
         params.n_threads, params.print_timings = n_threads, False
@@ -89,25 +90,39 @@ class Eye:
         self._lib.mtmd_free(self._pointer)
 
     def read(self, data: bytes) -> Picture:
-        """The picture in a PNG or JPEG file. Raises UnreadableImage."""
-        options = self._lib.mtmd_helper_init_opt_default()
-        decoded = self._lib.mtmd_helper_bitmap_init_from_buf(
-            self._pointer, data, len(data), False, options
-        )
-        if not decoded.bitmap:
+        """The picture in an image file. Raises UnreadableImage."""
+        bitmap = self._from_webp(data) if data.startswith(b"RIFF") else self._from_others(data)
+        if not bitmap:
             raise UnreadableImage("the file is damaged")
-        part = ctypes.pointer(mtmd.mtmd_input_part(None, decoded.bitmap))
+        part = ctypes.pointer(mtmd.mtmd_input_part(None, bitmap))
         chunks = self._lib.mtmd_input_chunks_init()
         code = self._lib.mtmd_tokenize_from_parts(
             self._pointer, chunks, ctypes.pointer(part), 1, False
         )
         sides = self._lib.mtmd_bitmap_get_nx, self._lib.mtmd_bitmap_get_ny
-        size = "x".join(str(side(decoded.bitmap)) for side in sides)
-        self._lib.mtmd_bitmap_free(decoded.bitmap)
+        size = "x".join(str(side(bitmap)) for side in sides)
+        self._lib.mtmd_bitmap_free(bitmap)
         if code != 0:
             self._lib.mtmd_input_chunks_free(chunks)
             raise UnreadableImage("the model takes no picture of this form")
         return Picture(self._lib, chunks, hashlib.sha256(data).digest(), size)
+
+    def _from_others(self, data: bytes) -> Any:
+        """The library's bitmap of a PNG, JPEG, GIF or BMP file; None when it is damaged."""
+        options = self._lib.mtmd_helper_init_opt_default()
+        return self._lib.mtmd_helper_bitmap_init_from_buf(
+            self._pointer, data, len(data), False, options
+        ).bitmap
+
+    def _from_webp(self, data: bytes) -> Any:
+        """That of a WebP file, which the library cannot read."""
+        width, height = ctypes.c_int32(), ctypes.c_int32()
+        pixels = self._bridge.lml_webp_decode(data, len(data), width, height)
+        if not pixels:
+            return None
+        bitmap = self._lib.mtmd_bitmap_init(width.value, height.value, pixels)
+        self._bridge.lml_free(pixels)
+        return bitmap
 
     def is_read_at_once(self, chunk: InputChunk) -> bool:
         """Whether all of it has to be in one batch, as each part sees each other one."""

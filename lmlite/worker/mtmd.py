@@ -17,6 +17,7 @@ void mtmd_helper_log_set(ggml_log_callback log_callback, void * user_data);
 
 struct mtmd_helper_init_opt mtmd_helper_init_opt_default(void);
 struct mtmd_helper_bitmap_wrapper mtmd_helper_bitmap_init_from_buf(const mtmd_context * ctx, const unsigned char * buf, size_t len, bool placeholder, struct mtmd_helper_init_opt opt);
+mtmd_bitmap * mtmd_bitmap_init(uint32_t nx, uint32_t ny, const unsigned char * data);
 uint32_t mtmd_bitmap_get_nx(const mtmd_bitmap * bitmap);
 uint32_t mtmd_bitmap_get_ny(const mtmd_bitmap * bitmap);
 void mtmd_bitmap_free(mtmd_bitmap * bitmap);
