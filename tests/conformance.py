@@ -64,7 +64,7 @@ RESPONSE = ["*background", "*max_output_tokens", "*previous_response_id", "*reas
             "*summary", "*status", "*.text", "text", "*format", "*description", "*top_logprobs",
             "*truncation", "*usage", "*incomplete_details.reason", "*output.id", "*item.id",
             "*output.content", "*item.content", "*text.format.strict", "*metadata.*",
-            "*namespace"]  # fmt: skip
+            "*namespace", "*tools.execution"]  # fmt: skip
 KINDS["response"] = ("Response", RESPONSE)
 KINDS |= {  # the events of a response, by their types
     f"response.{kind}": (f"Response{name}Event", [*RESPONSE, "logprobs.top_logprobs*"])
@@ -90,7 +90,7 @@ KINDS |= {  # the events of a response, by their types
 }
 KINDS["error event"] = ("ResponseErrorEvent", [])
 # Where a schema lets anything be: a client's own schemas, and the tools on a list of its own.
-FREE = ["*tools.parameters*", "*text.format.schema*", "*tool_choice.tools*"]
+FREE = ["*tools.parameters*", "*text.format.schema*", "*tool_choice.tools*", "*.arguments.*"]
 # Kinds, a place in the schemas, what else it may be, and why.
 CHOICE = "CreateCompletionResponse/properties/choices/items/properties"
 IN_RESPONSES = ", ".join(kind for kind in KINDS if kind.startswith("response"))
@@ -118,6 +118,7 @@ EXEMPTIONS = [
      "OpenAI's guide shows it, as in all other items; the schema has forgotten it"),
     (IN_RESPONSES, "FunctionToolParam/properties/parameters", "object",
      "parameters of a function in a namespace: of those, the schema says nothing"),
+    (IN_RESPONSES, "ToolSearchToolParam/properties/parameters", "object", "likewise, of a search"),
 ]  # fmt: skip
 
 
@@ -437,6 +438,8 @@ WEATHER = {"input": "What is the weather in Oslo?", "tools": [TOOL]}
 CALL = {"type": "function_call", "call_id": "1", "name": "get_weather", "arguments": "{}"}
 SPACE = {"type": "namespace", "name": "mcp__sky__", "description": "Weather.", "tools": [TOOL]}
 SAY = {"type": "custom", "name": "say"}
+QUERY = {"type": "object", "properties": {"query": {"type": "string"}}, "required": ["query"]}
+SEARCH = {"type": "tool_search", "execution": "client", "description": "", "parameters": QUERY}
 SAID = {"type": "custom_tool_call", "call_id": "1", "name": "say", "input": "Hi"}
 THINK = {"input": "Think first: What is 12 + 9?"}
 FORM = {"type": "json_schema", "name": "place", "schema": CITY, "strict": True}
@@ -457,6 +460,11 @@ RESPONSE_CASES: dict[str, Json] = {
     "a call by name": {"tools": [TOOL], "tool_choice": {"type": "function", "name": TOOL["name"]}},
     "a call in a namespace": {**WEATHER, "tools": [SPACE, {"type": "web_search"}]},
     "a call of a custom tool": {"tools": [SAY, SPACE], "tool_choice": SAY},
+    "tools among the items": {
+        "input": [{"type": "additional_tools", "role": "developer", "tools": [SAY]}, USER],
+        "tool_choice": "required",
+    },
+    "a search of the client's": {"tools": [SEARCH], "tool_choice": "required"},
     "allowed tools": {
         "tools": [TOOL, SAY],
         "tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [SAY]},

@@ -42,8 +42,12 @@ def _apply(event: Json, output: list[Json]) -> None:
     if kind == "response.output_item.added":
         item = deepcopy(event["item"])
         assert event["output_index"] == len(output)
-        field = FIELDS.get(item["type"])
-        assert (item["status"], item[field or "content"]) == ("in_progress", "" if field else [])
+        assert item["status"] == "in_progress"
+        if item["type"] == "tool_search_call":
+            assert item["arguments"] == {}
+        else:
+            field = FIELDS.get(item["type"])
+            assert item[field or "content"] == ("" if field else [])
         output.append(item)
         return
     item = output[event["output_index"]]
@@ -51,6 +55,8 @@ def _apply(event: Json, output: list[Json]) -> None:
     if kind == "response.output_item.done":
         assert event["item"]["status"] in ("completed", "incomplete")
         item["status"] = event["item"]["status"]
+        if item["type"] == "tool_search_call":  # whose arguments come as a whole
+            item["arguments"] = event["item"]["arguments"]
         # Only the item has the bytes of log-probabilities.
         assert without_bytes(event["item"]) == without_bytes(item)
         output[event["output_index"]] = event["item"]

@@ -443,6 +443,25 @@ def test_calls_of_custom_tools_and_of_namespaces_have_their_own_form() -> None:
     )
 
 
+@pytest.mark.parametrize(("cut", "arguments"), [("", {"query": "x"}), ('"}', {})])
+def test_a_call_of_the_clients_search_has_its_arguments_as_an_object(
+    cut: str, arguments: Any
+) -> None:
+    search = {"type": "tool_search", "execution": "client", "parameters": {"type": "object"}}
+    written = '{"query": "x"}'.removesuffix(cut)
+    reason: Any = "length" if cut else "tool_calls"
+    events: list[ReplyEvent] = [
+        BEGUN,
+        calls_of(CallDelta(0, written, "call_t", "tool_search")),
+        Finished(0, 0, reason, n_completion=5),
+    ]
+    (call,) = streamed(reply_to(tools=[search]), events)["output"]
+    assert call == {
+        "id": "tsc_7_0", "type": "tool_search_call", "call_id": "call_t", "execution": "client",
+        "status": "incomplete" if cut else "completed", "arguments": arguments,
+    }  # fmt: skip
+
+
 def test_the_input_of_a_custom_tool_is_streamed_by_events_of_its_own() -> None:
     reply = reply_to(tools=TOOLS)
     data = [reply.sse(event) for event in [*SPOKEN[:3], SPOKEN[-1]]]

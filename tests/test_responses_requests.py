@@ -141,8 +141,8 @@ def test_calls_that_only_other_servers_know_are_calls_all_the_same() -> None:
     patch = {"type": "apply_patch_call", "call_id": "call_p", "operation": {"path": "a"}}
     patched = {"type": "apply_patch_call_output", "call_id": "call_p", "status": "completed",
                "output": "done"}  # fmt: skip
-    searched = {"type": "tool_search_output", "call_id": "call_s", "tools": [{"name": "f"}]}
-    assert messages(HI_ITEM, shell, patch, output("s", "a.txt"), patched, searched) == (
+    ran = {"type": "shell_call_output", "call_id": "call_s", "output": [{"stdout": "a.txt"}]}
+    assert messages(HI_ITEM, shell, patch, output("s", "a.txt"), patched, ran) == (
         HI,
         ChatMessage("assistant", "", tool_calls=(
             ToolCall("call_s", "local_shell",
@@ -150,7 +150,7 @@ def test_calls_that_only_other_servers_know_are_calls_all_the_same() -> None:
             ToolCall("call_p", "apply_patch", '{"operation": {"path": "a"}}'))),
         ChatMessage("tool", "a.txt", tool_call_id="call_s"),
         ChatMessage("tool", "done", tool_call_id="call_p"),
-        ChatMessage("tool", '{"tools": [{"name": "f"}]}', tool_call_id="call_s"),
+        ChatMessage("tool", '{"output": [{"stdout": "a.txt"}]}', tool_call_id="call_s"),
     )  # fmt: skip
 
 
@@ -264,7 +264,7 @@ def test_the_tools_of_a_namespace_are_offered_by_flat_names() -> None:
     assert names(tools=[TOOL, FILES, TABLES]) == [
         "get_weather", "mcp__files__get_weather", "mcp__files__note", "mcp__tables__get_weather",
     ]  # fmt: skip
-    assert found.apart == {
+    assert found.tools.apart == {
         "mcp__files__get_weather": ("mcp__files__", "get_weather"),
         "mcp__files__note": ("mcp__files__", "note"),
         "mcp__tables__get_weather": ("mcp__tables", "get_weather"),
@@ -281,6 +281,42 @@ def test_a_custom_tool_is_a_function_of_one_text_and_its_grammar_is_named() -> N
     assert found.custom_tools == frozenset({"apply_patch"})
     assert found.ignored == ("tools.apply_patch.format",)
     assert found.settings["tools"] == [PATCH]
+
+
+def test_tools_may_come_with_items_of_the_input() -> None:
+    items = [{"type": "additional_tools", "role": "developer", "tools": [FILES, PATCH]}, HI_ITEM]
+    found = parse(items, tools=[TOOL, TOOL])
+    assert isinstance(found.request, Chat)
+    assert found.request.messages == (HI,)
+    assert names(input_=items, tools=[TOOL, TOOL]) == [
+        "get_weather", "mcp__files__get_weather", "mcp__files__note", "apply_patch"
+    ]  # fmt: skip
+    assert found.ignored == ("tools.apply_patch.format",)
+    assert found.settings["tools"] == [TOOL, TOOL]
+
+
+def test_a_search_of_the_clients_is_a_function_and_finds_tools() -> None:
+    search = {"type": "tool_search", "execution": "client", "description": "Finds tools.",
+              "parameters": SCHEMA}  # fmt: skip
+    asks = {"type": "tool_search_call", "id": "tsc_1", "call_id": "call_t", "execution": "client",
+            "status": "completed", "arguments": {"age": 7}}  # fmt: skip
+    finds = {"type": "tool_search_output", "call_id": "call_t", "execution": "client",
+             "status": "completed", "tools": [TOOL, TABLES]}  # fmt: skip
+    items = [HI_ITEM, asks, finds]
+    found = parse(items, tools=[search])
+    assert isinstance(found.request, Chat)
+    assert found.request.messages == (
+        HI,
+        ChatMessage("assistant", "", tool_calls=(ToolCall("call_t", "tool_search", '{"age": 7}'),)),
+        ChatMessage("tool", '{"tools": ["get_weather", "mcp__tables__get_weather"]}',
+                    tool_call_id="call_t"),
+    )  # fmt: skip
+    assert names(input_=items, tools=[search]) == [
+        "tool_search", "get_weather", "mcp__tables__get_weather"
+    ]  # fmt: skip
+    assert (found.tools.has_search, found.ignored) == (True, ())
+    assert found.settings["tools"] == [search]
+    assert parse(tools=[{"type": "tool_search"}]).ignored == ("tools.tool_search",)
 
 
 def test_strict_is_told_as_it_was_sent() -> None:
@@ -410,6 +446,10 @@ def test_nulls_are_as_if_they_were_not_there() -> None:
          "tools.[0].name is missing"),
         ({"tools": [TOOL, FILES | {"tools": [TOOL, {"type": "function"}]}]},
          "tools.[1].tools.[1].name", MISSING, "tools.[1].tools.[1].name is missing"),
+        ({"input": [HI_ITEM, {"type": "additional_tools", "tools": [FILES, {"type": "custom"}]}]},
+         "input.[1].tools.[1].name", MISSING, "input.[1].tools.[1].name is missing"),
+        ({"input": [{"type": "additional_tools", "tools": {}}]}, "input.[0].tools", None,
+         "input.[0].tools is not a list"),
         ({"tools": [FILES | {"tools": [5]}]}, "tools.[0].tools.[0]", None, "a tool is an object"),
         ({"tools": [{"type": "custom", "name": "a b"}]}, "tools.[0].name", None,
          "a tool's name has 1 to 128 letters, digits, _ . : / or -"),

@@ -4,13 +4,14 @@ What the assistant thought, said and called in a row is one turn. Items of other
 servers have made, are calls and results where they have ids, and else told in a line of text. Pure.
 """
 
+import json
 import re
 from typing import Any
 
 from lmlite.errors import BadRequest
 from lmlite.server.content_parts import facts_of, told
-from lmlite.server.fields import Body, required
-from lmlite.server.response_tools import flat_name
+from lmlite.server.fields import Body, required, typed
+from lmlite.server.response_tools import SEARCH, flat_name, flat_names
 
 ROLES = ("user", "assistant", "system", "developer")
 
@@ -24,6 +25,7 @@ class Turns:
         """`value` is a text or a list of items. Raises BadRequest."""
         self.messages: list[Body] = []
         self.names: dict[str, str] = {}  # of a chat's fields: what they are here
+        self.tools: list[tuple[Any, str]] = []  # those that came with items, and their paths
         self.unread: set[str] = set()  # what was left out or told, as names of what is ignored
         self._call_ids: set[str] = set()
         self._told: Body = {}  # the last turn that was made of a line of text
@@ -52,6 +54,15 @@ class Turns:
                 self._read_output(item, _parts(item.get("output")), path)
             case "reasoning":
                 self._read_reasoning(item, path)
+            case "additional_tools":
+                self._read_tools(item, path)
+            case "tool_search_call":
+                function = {"name": SEARCH, "arguments": _arguments(item, path)}
+                self._read_call({"function": function}, item, path)
+            case "tool_search_output":
+                self._read_tools(item, path)
+                found = {"tools": flat_names(item.get("tools"))}
+                self._read_output(item, json.dumps(found, ensure_ascii=False), path)
             case kind:
                 self._read_other(str(kind), item, path)
 
@@ -86,6 +97,10 @@ class Turns:
             turn["reasoning_content"] = turn.get("reasoning_content", "") + text
         else:
             self.unread.add("input.reasoning")
+
+    def _read_tools(self, item: Body, path: str) -> None:
+        tools = typed(item, "tools", list, "a list", f"{path}.tools") or []
+        self.tools += [(tool, f"{path}.tools.[{i}]") for i, tool in enumerate(tools)]
 
     def _read_other(self, kind: str, item: Body, path: str) -> None:
         """An item that another server has made: a call, its result, or a line about it."""
@@ -132,6 +147,15 @@ def _flat(item: Body) -> Body:
     if type(name) is not str or type(namespace) is not str:
         return item
     return item | {"name": flat_name(name, namespace)}
+
+
+def _arguments(item: Body, path: str) -> str:
+    """Those of a search, which are no text."""
+    try:
+        return json.dumps(item.get("arguments") or {}, ensure_ascii=False)
+    except RecursionError:  # a depth that reading just survived
+        words = "arguments is nested too deeply"
+        raise BadRequest(words, param=f"{path}.arguments") from None
 
 
 def _parts(content: Any) -> Any:

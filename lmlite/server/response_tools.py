@@ -12,7 +12,7 @@ from lmlite.server.chat_requests import TOOL_TYPES
 from lmlite.server.fields import Body, required, string, typed
 
 _SEPARATOR = "__"
-_OFFERED = (*TOOL_TYPES, "namespace")
+SEARCH = "tool_search"
 
 
 @dataclass
@@ -23,19 +23,21 @@ class ResponseTools:
     names: dict[str, str] = field(default_factory=dict)  # of a chat's fields: what they are here
     as_sent: list[Body] = field(default_factory=list)  # those that are offered
     apart: dict[str, tuple[str, str]] = field(default_factory=dict)  # flat: namespace and name
-    _outside: set[str] = field(default_factory=set)  # the names of those in no namespace
+    has_search: bool = False  # the client's own, for tools that it has not sent yet
+    _offered: set[str] = field(default_factory=set)  # by their flat names
 
     def add(self, tool: Any, path: str, namespace: str | None = None) -> None:
         """Takes a tool, or those in a namespace; what is none goes to the chat, to be refused."""
         kind = tool.get("type") if type(tool) is dict else None
-        place = f"tools.[{len(self.of_chat)}]"
-        self.names |= {f"{place}.{kind}": path, place: path}
         if kind == "namespace":
             self._add_all(tool, path)
         elif kind in TOOL_TYPES:
-            self.of_chat.append({"type": kind, kind: self._named(tool, namespace)})
+            self._offer(kind, self._named(tool, namespace), path)
+        elif kind == "tool_search" and is_clients_search(tool):
+            self.has_search = True
+            self._offer("function", tool | {"name": SEARCH}, path)
         else:
-            self.of_chat.append(tool)
+            self._append(tool, path)
 
     def _add_all(self, tool: Body, path: str) -> None:
         required(tool, "name", f"{path}.name")
@@ -45,14 +47,23 @@ class ResponseTools:
 
     def _named(self, tool: Body, namespace: str | None) -> Body:
         name = tool.get("name")
-        if type(name) is not str:
-            return tool
-        if namespace is None:
-            self._outside.add(name)
+        if namespace is None or type(name) is not str:
             return tool
         flat = flat_name(name, namespace)
         self.apart[flat] = namespace, name
         return tool | {"name": flat}
+
+    def _offer(self, kind: str, tool: Body, path: str) -> None:
+        """A name is that of the first tool that has it: agents send some of them again."""
+        if tool.get("name") in self._offered:
+            return
+        self._append({"type": kind, kind: tool}, path)
+        self._offered.add(str(tool.get("name")))
+
+    def _append(self, tool: Any, path: str) -> None:
+        place = f"tools.[{len(self.of_chat)}]"
+        self.names |= {place: path, **{f"{place}.{kind}": path for kind in TOOL_TYPES}}
+        self.of_chat.append(tool)
 
     def choice(self, choice: Any) -> Any:
         """A `tool_choice` as a chat has it. Raises BadRequest."""
@@ -83,7 +94,7 @@ class ResponseTools:
         else:
             # Without a namespace, a name may be that of a tool in one.
             inner = [flat for flat, (_, own) in self.apart.items() if own == name]
-            flat = [name] if name in self._outside or not inner else inner
+            flat = [name] if name in self._offered or not inner else inner
         return [{"type": kind, kind: {"name": one}} for one in flat]
 
 
@@ -92,10 +103,31 @@ def read_tools(body: Body) -> ResponseTools:
     tools = ResponseTools()
     for i, tool in enumerate(typed(body, "tools", list, "a list") or []):
         tools.add(tool, f"tools.[{i}]")
-        if type(tool) is dict and tool.get("type") in _OFFERED:
+        if _is_offered(tool):
             keys = ("strict", "parameters") if tool["type"] == "function" else ()
             tools.as_sent.append(dict.fromkeys(keys) | tool)  # a function has these, always
     return tools
+
+
+def _is_offered(tool: Body) -> bool:
+    return tool["type"] in (*TOOL_TYPES, "namespace") or is_clients_search(tool)
+
+
+def is_clients_search(tool: Body) -> bool:
+    """Whether it is a search that the client runs, who then sends the tools that it finds."""
+    return tool.get("type") == SEARCH and tool.get("execution") == "client"
+
+
+def flat_names(tools: Any) -> list[str]:
+    """What the model knows some tools by, as far as they are in order."""
+    found = []
+    for tool in tools if type(tools) is list else ():
+        name = tool.get("name") if type(tool) is dict else None
+        if type(name) is str and tool.get("type") == "namespace":
+            found += [flat_name(inner, name) for inner in flat_names(tool.get("tools"))]
+        elif type(name) is str:
+            found.append(name)
+    return found
 
 
 def flat_name(name: str, namespace: str | None) -> str:

@@ -8,7 +8,7 @@ complete response leaves behind; knows no sockets.
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lmlite.errors import ApiError
+from lmlite.errors import ApiError, BadRequest
 from lmlite.messages import (
     CallDelta,
     Chat,
@@ -24,6 +24,7 @@ from lmlite.server.chat_requests import says_something
 from lmlite.server.custom_tools import CustomCalls, as_arguments
 from lmlite.server.openai_replies import Usage, logprob_object
 from lmlite.server.openai_requests import Call
+from lmlite.server.response_tools import SEARCH
 from lmlite.server.responses_requests import ResponseCall, rename
 from lmlite.server.stored_responses import StoredResponses
 
@@ -36,7 +37,7 @@ class _Item:
     type: str
     slot: str  # of one kind only one grows at a time
     id_prefix: str
-    text_event: str  # of its text: with .delta for more, .done for all
+    text_event: str  # of its text: with .delta for more, .done for all; "": there is none
 
     def __init__(self, suffix: str, index: int) -> None:
         self.id = f"{self.id_prefix}_{suffix}{index}"
@@ -139,6 +140,18 @@ class _CustomCall(_FunctionCall):
         return {"input": self.text}
 
 
+class _SearchCall(_FunctionCall):
+    type, id_prefix, text_event = "tool_search_call", "tsc", ""  # it comes as a whole
+
+    def as_json(self) -> Json:
+        try:
+            arguments = wire.parse_json(self.text.encode() or b"{}")
+        except BadRequest:  # not all of it yet, or cut short
+            arguments = {}
+        return {"id": self.id, "type": self.type, "status": self.status, "call_id": self.call_id,
+                "execution": "client", "arguments": arguments}  # fmt: skip
+
+
 class ResponseReply:
     """The answer to POST /v1/responses."""
 
@@ -232,9 +245,12 @@ class ResponseReply:
             self._entries = []
 
     def _call_item(self, call: CallDelta) -> _FunctionCall:
-        namespace, name = self._call.apart.get(call.name or "", (None, call.name or ""))
+        tools = self._call.tools
+        namespace, name = tools.apart.get(call.name or "", (None, call.name or ""))
         tool = {"name": name} if namespace is None else {"name": name, "namespace": namespace}
         kind = _CustomCall if call.name in self._call.custom_tools else _FunctionCall
+        if call.name == SEARCH and tools.has_search:
+            kind = _SearchCall
         return kind(self._suffix, len(self._items), call, tool)
 
     def _say(self, kind: type[_Item], text: str, entries: list[Json]) -> Iterator[bytes]:
@@ -275,7 +291,8 @@ class ResponseReply:
     def _close(self, status: str, slots: Iterable[str]) -> Iterator[bytes]:
         for item in [self._open.pop(slot) for slot in slots]:
             item.status = status
-            yield self._event(f"{item.text_event}.done", item.place() | item.done())
+            if item.text_event:
+                yield self._event(f"{item.text_event}.done", item.place() | item.done())
             for part in item.parts():
                 yield self._event("response.content_part.done", item.place() | {"part": part})
             about = {"output_index": item.index, "item": item.as_json()}
@@ -285,6 +302,8 @@ class ResponseReply:
         """More of an item's text: many times a second, so only what differs is made each time."""
         item.pieces.append(text)
         item.logprobs += entries
+        if not item.text_event:
+            return b""
         kind = f"{item.text_event}.delta"
         if entries:
             logprobs = list(map(_without_bytes, entries))

@@ -15,7 +15,7 @@ from lmlite.messages import Chat, ChatMessage
 from lmlite.server.fields import Body, boolean, integer, required, string, typed, unsupported
 from lmlite.server.input_items import Turns
 from lmlite.server.openai_requests import CHAT_FIELDS, Call, ignored_fields, parse_chat
-from lmlite.server.response_tools import read_tools
+from lmlite.server.response_tools import ResponseTools, read_tools
 from lmlite.server.sampling import NO_DEFAULTS, Defaults
 from lmlite.server.stored_responses import Conversation, StoredResponses
 
@@ -42,7 +42,7 @@ class ResponseCall(Call):
     conversation: Conversation = ()  # up to the answer, without instructions
     is_stored: bool = True
     settings: Body = field(default_factory=dict)  # those of the request, as the response has them
-    apart: Mapping[str, tuple[str, str]] = field(default_factory=dict)  # see ResponseTools
+    tools: ResponseTools = field(default_factory=ResponseTools)
 
 
 def parse_response(
@@ -51,6 +51,8 @@ def parse_response(
     """A body of POST /v1/responses. Raises BadRequest."""
     _refuse_unsupported(body)
     turns, tools = Turns(required(body, "input")), read_tools(body)
+    for tool, path in turns.tools:
+        tools.add(tool, path)
     chat = {name: body[name] for name in _SAME if name in body}
     chat |= _in_other_words(body) | {"messages": turns.messages, "tools": tools.of_chat}
     chat["tool_choice"] = tools.choice(body.get("tool_choice"))
@@ -69,7 +71,7 @@ def parse_response(
         stream=call.stream,
         ignored=ignored_fields(body, RESPONSE_FIELDS, {*call.ignored, *turns.unread}),
         custom_tools=call.custom_tools,
-        apart=tools.apart,
+        tools=tools,
         conversation=conversation,
         is_stored=body.get("store") is None or boolean(body, "store"),
         settings=_settings(body, request) | {"tools": tools.as_sent},
