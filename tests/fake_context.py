@@ -20,6 +20,8 @@ LETTERS = "abcdef"  # the pieces of tokens 1 to 6
 N_VOCAB = 1 + len(LETTERS)
 END_PER_MILLE = 25  # how often END is sampled
 BROKEN = LlamaError("llama_decode failed with code -3")
+NO_TOKEN = LlamaError("the grammar allows no further token")
+NO_NUMBERS = LlamaError("the model produced invalid numbers")
 
 
 class Violation(BaseException):
@@ -173,7 +175,8 @@ class FakeContext:
         self._n_used += len(tokens)
         return True
 
-    def clear_memory(self) -> None:
+    def clear_memory(self, *, data: bool = False) -> None:
+        require(data, "after a fault no number stays")
         self._lanes = [[] for _ in self._lanes]
         self._n_used = 0
 
@@ -208,6 +211,7 @@ class FakeChain:
     """In place of SamplerChain. Remembers how many tokens it sampled, as C remembers which."""
 
     n_open = 0  # of all chains
+    can_open = True
 
     def __init__(
         self,
@@ -218,13 +222,18 @@ class FakeChain:
         n_ctx: int,  # noqa: ARG002
         prompt: Sequence[int],  # noqa: ARG002
     ) -> None:
+        if not FakeChain.can_open:
+            raise NO_TOKEN
         self._salt = salt_of(params, seed)
         self._n_sampled = 0
         self._is_open = True
+        self.fails_at: int | None = None  # the token, counted from 0, that it cannot choose
         FakeChain.n_open += 1
 
     def sample(self, context: FakeContext, index: int, grammar: Any) -> int:
         require(self._is_open and grammar is None, "a chain is used until it is closed")
+        if self._n_sampled == self.fails_at:
+            raise NO_TOKEN
         token = next_token(context.before(index), self._salt, self._n_sampled)
         self._n_sampled += 1
         return token

@@ -166,7 +166,7 @@ class CountingContext:
     def embedding(self, _seq_id: int) -> "array[float]":
         return array("f", [1.0, 0.0])
 
-    def clear_memory(self) -> None:
+    def clear_memory(self, *, data: bool = False) -> None:
         pass
 
 

@@ -28,7 +28,7 @@ from lmlite.messages import (
 from lmlite.worker import capi
 from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.engine import Engine
-from lmlite.worker.llama import Context, Model
+from lmlite.worker.llama import Batch, Context, Model
 from lmlite.worker.media import Eye
 from lmlite.worker.prefix import MIN_SHARED, n_cells
 from lmlite.worker.sequence import Sequence
@@ -384,30 +384,46 @@ def test_random_arrivals_and_cancellations_end_every_request_once_with_its_own_t
     assert not any(lane.busy for lane in tight.memory.lanes)
 
 
+def without_end(run: Run, request_id: int) -> Sequence:
+    endless = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)), max_tokens=60)
+    return run.sequence(request_id, PROMPTS[request_id], endless)
+
+
 @pytest.mark.parametrize("code", [-1, -2, -3, 2])
-def test_a_failing_step_fails_its_requests_and_the_loop_lives_on(
+def test_a_decode_that_fails_for_one_sequence_fails_its_request_and_no_other(
     run: Run, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
+    alone = {}
+    for request_id in range(4):
+        run.engine.submit([without_end(run, request_id)])
+        alone[request_id] = joined(run.until_finished(1)[request_id])
+    sequences = [without_end(run, request_id) for request_id in range(4)]
+    decode = run.context._lib.llama_decode
+
+    def broken(pointer: Any, batch: Any) -> int:
+        lanes = {batch.seq_id[i][0] for i in range(batch.n_tokens)}
+        faulty = sequences[2]
+        if faulty.lane and faulty.lane.seq_id in lanes and faulty.n_completion == 5:
+            return code
+        return int(decode(pointer, batch))
+
+    monkeypatch.setattr(run.context, "_lib", Overridden(run.context._lib, llama_decode=broken))
+    run.engine.submit(sequences)
+    by_request = run.until_finished(4)
+    message = f"llama_decode failed with code {code}"
+    assert by_request[2][-1] == Failed(2, "InternalError", message)
+    assert {i: joined(by_request[i]) for i in (0, 1, 3)} == {i: alone[i] for i in (0, 1, 3)}
+
+
+def test_a_decode_that_fails_once_fails_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run.text(PROMPTS[0])
-    endless = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)))
-    for request_id in range(1, 5):  # four run, and one waits
-        run.submit(request_id, PROMPTS[request_id], endless)
-    run.submit(5, PROMPTS[0])
-    n_begun = 0
-    while n_begun < 4:
-        n_begun += isinstance(run.events.get(timeout=DEADLINE_S), Started)
 
     def broken(_pointer: Any, _batch: Any) -> int:
         monkeypatch.undo()
-        return code
+        return -3
 
     lib = Overridden(run.context._lib, llama_decode=broken)
     monkeypatch.setattr(run.context, "_lib", lib)
-    by_request = run.until_finished(5)
-    message = f"llama_decode failed with code {code}"
-    for request_id in range(1, 5):
-        assert by_request[request_id][-1] == Failed(request_id, "InternalError", message)
-    assert joined(by_request[5]) == expected
     assert run.text(PROMPTS[0]) == expected
 
 
@@ -424,18 +440,30 @@ def test_logits_that_are_no_numbers_fail_the_request_and_no_other(
     assert run.text(PROMPTS[0])
 
 
-def test_an_embedding_that_is_no_numbers_fails_its_request(
+def test_an_embedding_that_is_no_numbers_fails_its_request_and_no_other(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broken = array("f", [float("nan")] * run.model.n_embd)
+    embedding, decode = Context.embedding, Context.decode
+    batches = []
+
+    def watched(context: Context, batch: Batch) -> bool:
+        batches.append(batch._tokens[: len(batch)])
+        return decode(context, batch)
+
+    def broken(context: Context, seq_id: int) -> "array[float]":
+        """Of every sequence that is read beside the tokens 7 and 8."""
+        return array("f", [float("nan")]) if 7 in batches[-1] else embedding(context, seq_id)
+
+    inputs = [Input(3, 0, [5, 6]), Input(4, 0, [9]), Input(4, 1, [7, 8]), Input(4, 2, [9]),
+              Input(5, 0, [5, 6])]  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr(Context, "embedding", lambda _context, _seq_id: broken)
-        run.engine.submit([Input(3, 0, [5, 6]), Input(4, 0, [7])])
-        failed = {run.events.get(timeout=DEADLINE_S) for _ in range(2)}
-    message = "the model produced invalid numbers"
-    assert failed == {Failed(3, "InternalError", message), Failed(4, "InternalError", message)}
-    run.engine.submit([Input(5, 0, [5, 6])])
-    assert isinstance(run.events.get(timeout=DEADLINE_S), Embedded)
+        patched.setattr(Context, "embedding", broken)
+        patched.setattr(Context, "decode", watched)
+        run.engine.submit(inputs)
+        events = [run.events.get(timeout=DEADLINE_S) for _ in range(4)]
+    assert Failed(4, "InternalError", "the model produced invalid numbers") in events
+    vectors = [event.vector for event in events if isinstance(event, Embedded) and event.id != 4]
+    assert len(vectors) == 2 and vectors[0] == vectors[1]
 
 
 class Overridden:

@@ -41,6 +41,8 @@ FLOORS = [
      "server.chat_requests", "server.sender", "server.message_blocks"],
     ["worker.chat_template", "worker.memory", "worker.sequence", "server.openai_requests",
      "server.response_tools"],
+    ["worker.batcher"],
+    ["worker.logprobs"],
     ["worker.engine", "worker.preparer", "server.tally", "server.openai_replies",
      "server.dry_run", "server.input_items"],
     ["server.responses_requests"],

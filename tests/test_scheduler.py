@@ -4,9 +4,9 @@
 
 The real engine runs on the test's own thread, over the memory of `fake_context.py`. Its inbox is a
 script, drawn from a seed: prompts that begin alike, of one token up to the whole context, answers
-of every length, clients that leave, steps that fail, and memory for a few of them at a time. Before
-every step memory is compared with what the engine believes of it; at its end every answer with the
-one that follows from its prompt alone.
+of every length, clients that leave, requests with a fault, decodes that fail for nobody's fault,
+and memory for a few of them at a time. Before every step memory is compared with what the engine
+believes of it; at its end every answer with the one that follows from its prompt alone.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from lmlite.frames import FrameError
 from lmlite.messages import (
     Cause,
     Delta,
@@ -31,10 +32,11 @@ from lmlite.messages import (
     Started,
     TokenLogprob,
 )
+from lmlite.worker import batcher as batcher_module
 from lmlite.worker import engine as engine_module
 from lmlite.worker import sequence as sequence_module
 from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
-from lmlite.worker.embedder import Embedder
+from lmlite.worker.embedder import Embedder, failed
 from lmlite.worker.engine import Engine, _Cancel
 from lmlite.worker.llama import Batch
 from lmlite.worker.prefix import Place, n_common
@@ -43,9 +45,12 @@ from tests.fake_context import (
     BROKEN,
     END,
     LETTERS,
+    NO_NUMBERS,
+    NO_TOKEN,
     FakeChain,
     FakeContext,
     FakeModel,
+    Violation,
     entry,
     next_token,
     piece,
@@ -114,6 +119,22 @@ def key_of(sequence: Sequence) -> Key:
     return sequence.request_id, sequence.index
 
 
+class Fault(NamedTuple):
+    """What goes wrong with one choice, once so much of it went well."""
+
+    kind: str  # one of FAULTS
+    after: int  # of what FAULTS says
+
+
+FAULTS = {
+    "chain": NO_TOKEN,  # after tokens sampled
+    "decode": BROKEN,  # after tokens held: every batch that has the next one
+    "numbers": NO_NUMBERS,  # after tokens held: every row, until memory is cleared
+    "start": NO_TOKEN,  # when it is given a lane
+    "emit": FrameError("too large"),  # after events
+}
+
+
 @dataclass(eq=False)
 class Choice:
     """A sequence that is at work, and what is known of it."""
@@ -122,6 +143,9 @@ class Choice:
     due: Outcome
     arrived: int  # step
     n_ahead: int  # sequences that had not ended then
+    fault: Fault | None = None
+    n_lost_before: int = 0  # times that memory was cleared before it came
+    n_lost: int = 0  # and while it ran
     events: list[ReplyEvent] = field(default_factory=list)
     n_read: int = 0  # tokens decoded for it
     n_put_back: int = 0
@@ -154,7 +178,7 @@ class Stage:
         fake: Any = context
         self.engine = Engine(
             model, fake, Embedder(lambda: fake), n_parallel=n_parallel,
-            prefill_budget_s=prefill_budget_s, emit=self.take, checkpoints=stores,
+            prefill_budget_s=prefill_budget_s, emit=self.emit, checkpoints=stores,
             parked=parked,
         )  # fmt: skip
         inbox: Any = self
@@ -169,6 +193,9 @@ class Stage:
         self._commands: deque[Any] = deque()
         self._put_back: set[Sequence] = set()  # who waits for a place again
         self._n_gone = 0  # times that somebody gave up a place, or a wish for one
+        self._at_fault: set[int] = set()  # requests that must fail now
+        self._poisoned: set[int] = set()  # lanes with numbers that are none
+        self._n_lost = 0  # times that memory was cleared
         self._watch()
 
     def run(self) -> None:
@@ -177,10 +204,12 @@ class Stage:
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(engine_module, "SamplerChain", FakeChain)
             patched.setattr(engine_module, "time", self.context)
+            patched.setattr(batcher_module, "time", self.context)
             patched.setattr(sequence_module, "time", self.context)
             patched.setattr(engine_module, "REPORT_S", REPORT_S)
             self.engine.run()
         assert not (self.choices or self.engine._running or self.engine._waiting)
+        assert not self._at_fault
         assert not any(lane.busy for lane in self.lanes)
         assert (self.state.n_running, self.state.n_waiting, self.state.n_cells_used) == (0, 0, 0)
         assert FakeChain.n_open == 0
@@ -206,9 +235,9 @@ class Stage:
     def when_idle(self) -> None:
         """What comes when there is none; nothing: the engine stops."""
 
-    def submit(self, sequence: Sequence) -> Choice:
+    def submit(self, sequence: Sequence, fault: Fault | None = None) -> Choice:
         due = alone(sequence, self.context.n_ctx_seq)
-        choice = Choice(sequence, due, self.context.n_steps, len(self.choices))
+        choice = Choice(sequence, due, self.context.n_steps, len(self.choices), fault, self._n_lost)
         self.choices[key_of(sequence)] = choice
         self._commands.append(sequence)
         return choice
@@ -219,6 +248,7 @@ class Stage:
 
     def _drop(self, request_id: int, how: str) -> None:
         """From now on nothing is to be heard of it."""
+        self._at_fault.discard(request_id)
         for key in [key for key in self.choices if key[0] == request_id]:
             del self.choices[key]
             self.ended[how] += 1
@@ -228,15 +258,45 @@ class Stage:
 
     def _watch(self) -> None:
         """Counts what is read for each sequence, and sees to it that it has to be."""
-        decode, start = self.context.decode, self.engine._start
+        self._watch_memory()
+        self._watch_starts()
+        decode = self.context.decode
 
         def watched_decode(batch: Batch) -> bool:
             keys = {s.lane.seq_id: key_of(s) for s in self.engine._running if s.lane}
+            counts = Counter(batch._seq_ids[: len(batch)])
+            self._misbehave(counts, keys)
             if not decode(batch):
                 return False
-            for seq_id, n_tokens in Counter(batch._seq_ids[: len(batch)]).items():
+            for seq_id, n_tokens in counts.items():
                 self.choices[keys[seq_id]].n_read += n_tokens
             return True
+
+        self.context.decode = watched_decode  # type: ignore[method-assign]
+
+    def _watch_memory(self) -> None:
+        """What is no number spreads until it is cleared."""
+        memory, check_numbers = self.engine._memory, self.context.check_numbers
+        assert memory is not None
+        forget_all = memory.forget_all
+
+        def watched_numbers(index: int) -> None:
+            check_numbers(index)
+            if self._poisoned:
+                raise NO_NUMBERS
+
+        def watched_forgetting() -> None:
+            self._poisoned.clear()
+            self._n_lost += 1
+            for sequence in self.engine._running:
+                self.choices[key_of(sequence)].n_lost += 1
+            forget_all()
+
+        self.context.check_numbers = watched_numbers  # type: ignore[method-assign]
+        memory.forget_all = watched_forgetting  # type: ignore[method-assign]
+
+    def _watch_starts(self) -> None:
+        start = self.engine._start
 
         def watched_start(sequence: Sequence, place: Place) -> None:
             lanes = map(self.context.held, range(self.context.n_seq_max))
@@ -245,14 +305,37 @@ class Stage:
             self._put_back.discard(sequence)
             if sequence.chain is None:
                 self.starts.append(key_of(sequence))
+            fault = self.choices[key_of(sequence)].fault or Fault("none", 0)
+            FakeChain.can_open = fault.kind != "start"
+            if not FakeChain.can_open:
+                self._at_fault.add(sequence.request_id)
             start(sequence, place)
+            if fault.kind == "chain" and isinstance(sequence.chain, FakeChain):
+                sequence.chain.fails_at = fault.after
             wants_all = sequence.wants_prompt_logprobs or not self.context.can_cut
             made_room = self.context.n_refused > n_refused  # in vain, for a checkpoint
             if sequence.lane and not wants_all and not made_room:
                 require(len(sequence.lane.tokens) >= n_held, "what is held is not read again")
 
-        self.context.decode = watched_decode  # type: ignore[method-assign]
         self.engine._start = watched_start  # type: ignore[method-assign]
+
+    def _misbehave(self, counts: Counter[int], keys: dict[int, Key]) -> None:
+        """What the faulty ones of a batch do to it."""
+        alone = self.engine._on_trial is not None
+        if alone:
+            require(len(counts) == 1 and self._poisoned <= {*counts}, "who is on trial is alone")
+            require(self.context.n_cells([*counts]) == self.context.n_used, "memory is new")
+        for seq_id, n_tokens in counts.items():
+            request_id, fault = keys[seq_id][0], self.choices[keys[seq_id]].fault
+            is_broken = alone and self.context.breaks  # for nobody's fault, but who should know
+            if fault is None or len(self.context.held(seq_id)) + n_tokens <= fault.after:
+                fault = None
+            if is_broken or (alone and fault and fault.kind in ("decode", "numbers")):
+                self._at_fault.add(request_id)
+            if fault and fault.kind == "decode":
+                raise BROKEN
+            if fault and fault.kind == "numbers":
+                self._poisoned.add(seq_id)
 
     def look(self) -> None:
         """Before each step: what the engine believes is true."""
@@ -290,16 +373,32 @@ class Stage:
             self.ended["put back"] += 1
         self._put_back = waiting
 
+    def emit(self, events: list[ReplyEvent | EngineState]) -> None:
+        """Takes all of them or none."""
+        n_before: Counter[Key] = Counter()
+        for event in events:
+            if isinstance(event, EngineState | Failed):
+                continue
+            key = event.id, event.index
+            fault = self.choices[key].fault
+            n_taken = len(self.choices[key].events) + n_before[key]
+            if fault is not None and fault.kind == "emit" and n_taken >= fault.after:
+                self._at_fault.add(event.id)
+                raise FAULTS[fault.kind]
+            n_before[key] += 1
+        try:
+            self.take(events)
+        except Exception as err:  # which the engine would take for a fault of this function
+            raise Violation from err
+
     def take(self, events: list[ReplyEvent | EngineState]) -> None:
-        """The engine's `emit`."""
         for event in events:
             match event:
                 case EngineState():
                     self._check_state(event)
-                case Failed(request_id, message=message):
-                    assert message == str(BROKEN)
-                    assert any(key[0] == request_id for key in self.choices)
-                    self._drop(request_id, "failed")
+                case Failed():
+                    self._check_failure(event)
+                    self._drop(event.id, "failed")
                 case Finished(request_id, index):
                     choice = self.choices.pop((request_id, index))  # nothing may follow
                     self.finished[request_id, index] = choice
@@ -308,6 +407,15 @@ class Stage:
                     self._check_answer(choice, event)
                 case _:
                     self.choices[event.id, event.index].events.append(event)
+
+    def _check_failure(self, event: Failed) -> None:
+        """Who fails has a fault, or was alone in a decode that failed for nobody's."""
+        choices = [self.choices[key] for key in self.choices if key[0] == event.id]
+        assert choices
+        faults = [FAULTS[c.fault.kind] for c in choices if c.fault is not None]
+        if event.id in self._at_fault:
+            faults.append(BROKEN)
+        assert event.message in {failed(event.id, fault).message for fault in faults}
 
     def _check_state(self, state: EngineState) -> None:
         """What it reports is what is so, to the cell."""
@@ -325,23 +433,37 @@ class Stage:
         entries = tuple(entry for delta in deltas for entry in delta.logprobs)
         assert (text, entries) == (due.echo + due.said, due.entries)
         assert (end.cause, end.n_completion) == (due.cause, due.n_completion)
+        if choice.fault is not None:  # it never came to it
+            assert self._n_done(choice, end, choice.fault.kind) <= choice.fault.after
         assert all(e.n_read < e.n_prompt for e in events if isinstance(e, Reading))
         returned = [event.text for event in events if isinstance(event, Returned)]
         assert returned == [due.said] * choice.sequence.trace
         self._check_effort(choice, end)
 
+    def _n_done(self, choice: Choice, end: Finished, kind: str) -> int:
+        """How far it came, counted as a fault of this kind is."""
+        if kind in ("chain", "emit"):
+            return end.n_completion if kind == "chain" else len(choice.events)
+        sequence = choice.sequence
+        scores = choice.due.echo != "" and sequence.params.n_logprobs is not None
+        is_read = end.n_completion or scores
+        return len(sequence.prompt) + max(end.n_completion - 1, 0) if is_read else 0
+
     def _check_effort(self, choice: Choice, end: Finished) -> None:
         """Each token is read once, and nobody waits for longer than those in front may take."""
         # The last token is sampled, not decoded.
         n_due = choice.started.n_prompt - choice.started.n_cached + max(end.n_completion - 1, 0)
-        if choice.n_put_back:
-            n_due += choice.n_put_back * self.context.n_ctx_seq
+        if choice.n_put_back or choice.n_lost:
+            n_due += (choice.n_put_back + choice.n_lost) * self.context.n_ctx_seq
             assert choice.n_read <= n_due
         elif choice.n_read or choice.sequence.params.max_tokens != 0:
             assert choice.n_read == n_due
         # Whoever runs for longest is never put back and gets a token further at each step, up to
         # the context at most. Then it is the next one's turn.
-        n_steps_due = (choice.n_ahead + 1) * self.context.n_ctx_seq
+        # Memory that is lost is read again by one after the other.
+        n_losses = self._n_lost - choice.n_lost_before
+        n_steps_due = choice.n_ahead + 1 + n_losses * self.engine._n_parallel
+        n_steps_due *= self.context.n_ctx_seq
         choice.n_steps = self.context.n_steps - choice.arrived
         assert choice.n_steps <= n_steps_due
         self.slowest = max(self.slowest, choice.n_steps / n_steps_due)
@@ -397,6 +519,7 @@ class World(Stage):
         self._rate = rng.choice((0.02, 0.1, 0.4, 0.7))  # of something to come before a step
         self._cancel_rate = rng.choice((0.0, 0.1, 0.4))
         self._break_rate = rng.choice((0.0, 0.0, 0.05))
+        self._fault_rate = rng.choice((0.0, 0.1, 0.5))  # of choices
         self._prompts = [self.tokens(rng.randrange(1, n_ctx)) for _ in range(3)]
 
     def before_step(self) -> None:
@@ -430,8 +553,13 @@ class World(Stage):
         trace = rng.random() < 0.2
         for index in range(rng.choice((1, 1, 1, 2, 4))):
             ids, seed = (self.n_requests, index), self.n_requests + index
-            self.submit(Sequence(*ids, prompt, params, seed, (), echo, trace))
+            self.submit(Sequence(*ids, prompt, params, seed, (), echo, trace), self._fault())
         self.n_requests += 1
+
+    def _fault(self) -> Fault | None:
+        if self.rng.random() >= self._fault_rate:
+            return None
+        return Fault(self.rng.choice([*FAULTS]), self.rng.choice((0, 1, 3, 10, 40)))
 
     def _prompt(self) -> list[int]:
         """A beginning that others have, or all of it, and an end of its own."""
@@ -488,7 +616,10 @@ class Script(Stage):
             self._later.remove(at)
             self.submit(at[1])
 
-    def ask(self, prompt: list[int], n_out: int, *, after: int = 0, echo: bool = False) -> Key:
+    def ask(
+        self, prompt: list[int], n_out: int, *, after: int = 0, echo: bool = False,
+        fault: Fault | None = None,
+    ) -> Key:  # fmt: skip
         """A request, so many steps from now, whose answer is exactly so long."""
         params = SamplingParams(temperature=1.0, max_tokens=n_out, n_logprobs=0 if echo else None)
         self._n_asked += 1
@@ -501,7 +632,7 @@ class Script(Stage):
         if after:
             self._later.append((self.context.n_steps + after, made))
         else:
-            self.submit(made)
+            self.submit(made, fault)
         return key_of(made)
 
 
@@ -615,6 +746,47 @@ def test_the_going_of_the_last_one_is_reported() -> None:
     assert leaving.ended == {"cancelled": 1}
     assert (leaving.state.n_running, leaving.state.n_cells_used) == (0, 0)
     assert leaving.state.n_cells_idle == 10 + 1
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_whoever_has_a_fault_fails_and_the_others_get_their_answers(kind: str) -> None:
+    script = Script(100)
+    others = [script.ask(fresh(10), 20), script.ask(fresh(15, 1), 20)]
+    script.ask(fresh(8, 2), 20, fault=Fault(kind, 12))
+    last = script.ask(fresh(8, 3), 5)
+    script.run()  # which compares each answer with the one that is due
+    assert script.ended["failed"] == 1
+    assert {*others, last} == {*script.finished}
+    is_everybodys = kind in ("decode", "numbers")
+    assert [script.finished[key].n_lost > 0 for key in others] == [is_everybodys] * 2
+
+
+def test_who_cannot_be_closed_is_gone_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_chain: FakeChain) -> None:
+        FakeChain.n_open -= 1
+        raise BROKEN
+
+    leaving = Leaving("generating")
+    leaving.leaver = leaving.ask(fresh(10), 30)
+    other = leaving.ask(fresh(12, 1), 20)
+    monkeypatch.setattr(FakeChain, "close", broken)
+    leaving.run()
+    assert other in leaving.finished
+    assert capsys.readouterr().err.count(str(BROKEN)) == 2
+
+
+def test_the_probabilities_of_a_long_prompt_come_in_several_events(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sequence_module, "MAX_ENTRIES", 16)
+    script = Script(100)
+    key = script.ask(fresh(40), 1, echo=True)
+    script.run()
+    deltas = [event for event in script.finished[key].events if isinstance(event, Delta)]
+    assert [len(delta.logprobs) for delta in deltas] == [16, 16, 8, 1]
+    assert [len(delta.text) for delta in deltas] == [40, 0, 0, 1]
 
 
 # ---- by hand ---------------------------------------------------------------------------------

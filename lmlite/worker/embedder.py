@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lmlite.errors import InternalError
 from lmlite.memory_estimate import EMBEDDING_LANES
-from lmlite.messages import Embedded, ReplyEvent
+from lmlite.messages import Embedded, Failed, ReplyEvent
 from lmlite.worker import capi
 from lmlite.worker.llama import INVALID_NUMBERS, Batch, Context, LlamaError
 
@@ -58,14 +59,6 @@ class Embedder:
         """Forgets the inputs of a request."""
         self._waiting = deque(i for i in self._waiting if i.request_id != request_id)
 
-    def fail_all(self) -> set[int]:
-        """Forgets everything; the requests concerned."""
-        request_ids = {item.request_id for item in self._waiting}
-        self._waiting.clear()
-        if self._context is not None:  # what a failed step has left would be in the next one's way
-            self._context.clear_memory()
-        return request_ids
-
     def close(self) -> None:
         """Frees the context, if there ever was one."""
         if self._context is not None:
@@ -73,24 +66,58 @@ class Embedder:
             self._context = None
 
     def step(self) -> list[ReplyEvent]:
-        """Embeds as many inputs as fit one batch. Raises LlamaError."""
+        """Embeds as many inputs as fit one batch; what fails together is tried one by one."""
         if not self._waiting:
             return []
+        try:
+            context = self._ready_context()
+        except Exception as err:
+            return self._fail(list(self._waiting), err)
+        items = self._next_inputs(context.n_batch)
+        try:
+            return self._embed(context, items)
+        except Exception as err:
+            context.clear_memory(data=True)  # what is left of it would be in the next one's way
+            return self._fail(items, err) if len(items) == 1 else self._embed_each(context, items)
+
+    def _ready_context(self) -> Context:
         if self._context is None:
             self._context = self._make_context()
             self._batch = Batch(self._context.n_batch)
-        items = self._next_inputs(self._context.n_batch)
-        if len(items[0].tokens) > self._context.n_batch:
-            vectors = [self._read_in_pieces(self._context, items[0].tokens)]
+        return self._context
+
+    def _embed(self, context: Context, items: list[Input]) -> list[ReplyEvent]:
+        """All of them, or none: then they still wait. Raises LlamaError."""
+        if len(items[0].tokens) > context.n_batch:
+            vectors = [self._read_in_pieces(context, items[0].tokens)]
         else:
-            vectors = self._read_together(self._context, items)
+            vectors = self._read_together(context, items)
         events: list[ReplyEvent] = [
             Embedded(item.request_id, item.index, len(item.tokens), normalised(vector))
             for item, vector in zip(items, vectors, strict=True)
         ]
-        for _ in items:  # only now: what fails before this must still be found by fail_all
+        for _ in items:
             self._waiting.popleft()
         return events
+
+    def _embed_each(self, context: Context, items: list[Input]) -> list[ReplyEvent]:
+        events: list[ReplyEvent] = []
+        for item in items:
+            if item not in self._waiting:  # its request has failed
+                continue
+            try:
+                events += self._embed(context, [item])
+            except Exception as err:
+                context.clear_memory(data=True)
+                events += self._fail([item], err)
+        return events
+
+    def _fail(self, items: list[Input], error: Exception) -> list[ReplyEvent]:
+        """Ends their requests, with all of their inputs."""
+        request_ids = {item.request_id for item in items}
+        for request_id in request_ids:
+            self.cancel(request_id)
+        return [failed(request_id, error) for request_id in request_ids]
 
     def _next_inputs(self, n_batch: int) -> list[Input]:
         """The first inputs that fit together; one alone when it is longer than that."""
@@ -128,6 +155,12 @@ class Embedder:
         if not context.decode(self._batch):
             context.clear_memory()
             raise LlamaError("the inputs do not fit the memory for embeddings")
+
+
+def failed(request_id: int, error: Exception) -> Failed:
+    """How a request ends after an error that is not its client's."""
+    words = str(error) if isinstance(error, LlamaError) else f"{type(error).__name__}: {error}"
+    return Failed(request_id, InternalError.__name__, words)
 
 
 def combined(parts: "list[tuple[int, array[float]]]", pooling_type: int) -> "array[float]":

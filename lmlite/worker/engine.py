@@ -8,6 +8,10 @@ reading a prompt and generating are the same thing with different amounts pendin
 request joins at the next step, and a sequence that lost its memory simply has all of its
 tokens pending again.
 
+An error belongs to the sequence that was at work: its request fails, and no other. Only a decode
+is everybody's. When one fails, each of its sequences in turn reads its tokens again, alone and in
+memory that is new: whose decode fails then is the one at fault.
+
 `submit`, `cancel` and `stop` may be called from any thread; all else belongs to the engine
 thread, the only one that touches the context. Knows no templates, no frames, no HTTP.
 """
@@ -15,22 +19,18 @@ thread, the only one that touches the context. Knows no templates, no frames, no
 import math
 import queue
 import time
+import traceback
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from lmlite.errors import InternalError
-from lmlite.memory_estimate import MAX_OUTPUT_PIECE
-from lmlite.messages import (
-    Cause,
-    EngineState,
-    Failed,
-    ReplyEvent,
-    TokenLogprob,
-)
+from lmlite.messages import Cause, EngineState, ReplyEvent
+from lmlite.worker.batcher import Batcher, Piece
 from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
-from lmlite.worker.embedder import Embedder, Input
-from lmlite.worker.llama import Batch, Context, LlamaError, Model
+from lmlite.worker.embedder import Embedder, Input, failed
+from lmlite.worker.llama import Context, Model
+from lmlite.worker.logprobs import Logprobs
 from lmlite.worker.media import Eye
 from lmlite.worker.memory import Memory
 from lmlite.worker.meter import Meter
@@ -40,16 +40,6 @@ from lmlite.worker.sequence import Sequence
 from lmlite.worker.threads import ThreadGovernor
 
 REPORT_S = 1.0  # between two reports of what the engine is doing
-ROW_BLOCK = 16  # tokens that matrix products on a CPU take at once: a part costs nearly as much
-
-
-@dataclass(frozen=True)
-class _Piece:
-    """What one sequence has in the batch of this step."""
-
-    sequence: Sequence
-    n_tokens: int
-    last_index: int  # batch index of its last token
 
 
 @dataclass(frozen=True)
@@ -78,27 +68,29 @@ class Engine:
         governor: ThreadGovernor | None = None,
         eye: Eye | None = None,
     ) -> None:
-        """`context` is None for a model that cannot generate; `emit` is called once per step.
+        """`context` is None for a model that cannot generate.
 
+        `emit` is called once per step. If it raises, it has sent none of the events.
         Without a governor the context's own number of threads holds.
         """
         self._model, self._vocab = model, model.vocab
         self._context = context
         self._memory = Memory(model, context, tuple(checkpoints), parked) if context else None
         self._governor = governor
-        self._n_threads = governor.n_max if governor else 0  # of the last step
         self._embedder = embedder
         self._eye = eye
         self._emit = emit
         self._inbox: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._waiting: deque[Sequence] = deque()  # in order of arrival
         self._running: list[Sequence] = []  # in order of admission
+        self._on_trial: Sequence | None = None
         self._n_parallel = n_parallel
-        self._prefill_budget_s = prefill_budget_s
         self._max_s = max_s
-        self._batch = Batch(context.n_batch if context else 1)
         self._events: list[ReplyEvent | EngineState] = []  # of this step
         self._meter = Meter()
+        if context is not None:
+            self._batcher = Batcher(context, self._meter, prefill_budget_s, governor)
+            self._logprobs = Logprobs(context, model.vocab)
         self._reported_s = 0.0  # when, on the monotonic clock
 
     # ---- from any thread -------------------------------------------------------------------
@@ -125,12 +117,9 @@ class Engine:
                 self._admit()
                 self._tell_waiting()
                 self._step()
-            except Exception as err:  # whatever it was, the loop lives on
+            except Exception as err:  # no sequence's own: whatever it was, the loop lives on
                 self._fail_running(err)
-            try:
-                self._events += self._embedder.step()
-            except Exception as err:
-                self._fail(self._embedder.fail_all(), err)
+            self._events += self._embedder.step()
             self._report()
             self._flush()
 
@@ -149,7 +138,9 @@ class Engine:
             elif isinstance(command, Input):
                 self._embedder.submit(command)
             elif command.dry_run:
-                self._plan(command)
+                with self._blame(command):
+                    self._plan(command)
+                self._release(command)
             else:
                 self._waiting.append(command)
         return True
@@ -159,7 +150,6 @@ class Engine:
         assert self._memory is not None
         n_cached = self._memory.n_held(sequence.reusable)
         self._events.append(sequence.planned(n_cached, self._vocab))
-        sequence.close()
 
     def _is_idle(self) -> bool:
         return not (self._waiting or self._running or self._embedder.has_work)
@@ -167,20 +157,31 @@ class Engine:
     def _admit(self) -> None:
         """Gives waiting sequences a lane each, oldest first, while places and memory last.
 
-        One that begins with what another is reading just now waits until that is read.
+        One that begins with what another is reading just now waits until that is read. All wait
+        while there is a trial: what a checkpoint brings is not new.
         """
+        if self._suspects:
+            return
         for sequence in list(self._waiting):
             if len(self._running) >= self._n_parallel:
                 return
-            assert self._memory is not None
-            place = self._memory.place(sequence.reusable)
-            if place is None or not self._has_room(sequence, place):
-                return
-            reading = [(s.tokens, s.marks) for s in self._running if s.n_pending > 1]
-            if self._memory.is_coming(sequence.reusable, place.n_tokens, reading):
+            if sequence not in self._waiting:  # another choice of its request has failed
                 continue
+            with self._blame(sequence):
+                if not self._admit_one(sequence):
+                    return
+
+    def _admit_one(self, sequence: Sequence) -> bool:
+        """False: there is no room for it, nor for any behind it."""
+        assert self._memory is not None
+        place = self._memory.place(sequence.reusable)
+        if place is None or not self._has_room(sequence, place):
+            return False
+        reading = [(s.tokens, s.marks) for s in self._running if s.n_pending > 1]
+        if not self._memory.is_coming(sequence.reusable, place.n_tokens, reading):
             self._waiting.remove(sequence)
             self._start(sequence, place)
+        return True
 
     def _tell_waiting(self) -> None:
         for n_ahead, sequence in enumerate(self._waiting):
@@ -200,18 +201,39 @@ class Engine:
         if not self._running:
             return
         self._meter.n_steps += 1
-        self._look()
-        pieces = self._build_batch()
-        while pieces and not self._decode(pieces):
-            self._make_room()
-            pieces = self._build_batch()
+        sequences = self._next_sequences()
+        self._look(sequences)
+        try:
+            pieces = self._decode_next(sequences)
+        except Exception as err:
+            self._start_over(sequences, err)
+            return
         for piece in pieces:
-            self._account(piece)
+            if piece.sequence.lane is None:  # another choice of its request has failed
+                continue
+            with self._blame(piece.sequence):
+                self._account(piece)
 
-    def _look(self) -> None:
+    def _next_sequences(self) -> list[Sequence]:
+        """Those who take part in this step: all that run, or one on trial, whose memory is new."""
+        suspects = self._suspects
+        if not suspects:
+            self._on_trial = None
+            return list(self._running)
+        if self._on_trial is not suspects[0]:
+            self._on_trial = suspects[0]
+            self._clear_memory()
+        return suspects[:1]
+
+    @property
+    def _suspects(self) -> list[Sequence]:
+        return [sequence for sequence in self._running if sequence.suspect]
+
+    def _look(self, sequences: list[Sequence]) -> None:
         """Sees one picture at most, so that those who generate wait for no more than one."""
-        if (sequence := next((s for s in self._running if s.next_chunk), None)) is not None:
-            self._see(sequence)
+        if (sequence := next((s for s in sequences if s.next_chunk), None)) is not None:
+            with self._blame(sequence):
+                self._see(sequence)
 
     def _see(self, sequence: Sequence) -> None:
         """Encodes a picture, and reads it into memory; or its sequence had to leave for room."""
@@ -237,9 +259,9 @@ class Engine:
 
     def _start(self, sequence: Sequence, place: Place) -> None:
         assert self._context is not None and self._memory is not None
-        closest = self._memory.closest(sequence.reusable)
         sequence.lane = place.lane
         self._running.append(sequence)
+        closest = self._memory.closest(sequence.reusable)
         sequence.prompt_logprobs.clear()  # they come again with the tokens
         sequence.n_cached = self._memory.begin(place, sequence.reusable)
         sequence.marks = self._memory.marks(sequence.prompt, sequence.n_cached, closest)
@@ -264,7 +286,13 @@ class Engine:
     def _release(self, sequence: Sequence) -> None:
         """Gives up the lane, whose memory stays for prompts that begin alike, and the samplers."""
         self._leave_lane(sequence)
-        sequence.close()
+        self._close(sequence)
+
+    def _close(self, sequence: Sequence) -> None:
+        try:
+            sequence.close()
+        except Exception:  # it has ended: there is nobody to be told
+            traceback.print_exc()
 
     def _leave_lane(self, sequence: Sequence) -> None:
         if sequence.lane is not None:
@@ -281,18 +309,47 @@ class Engine:
             self._release(sequence)
         self._embedder.cancel(request_id)
 
-    def _fail_running(self, error: Exception) -> None:
-        """After a failed step nothing about memory is certain: all end, and it is cleared."""
-        self._fail({sequence.request_id for sequence in self._running}, error)
-        if self._memory is not None:
-            self._memory.forget_all()
+    @contextmanager
+    def _blame(self, sequence: Sequence) -> Iterator[None]:
+        """An error in here is the sequence's own: its request fails, and no other."""
+        try:
+            yield
+        except Exception as err:
+            lane = sequence.lane
+            self._fail(sequence.request_id, err)
+            self._release(sequence)  # an admission that failed has left it in no list
+            if lane is not None:
+                assert self._memory is not None
+                self._memory.empty(lane)  # what it holds is not certain
 
-    def _fail(self, request_ids: set[int], error: Exception) -> None:
-        known = isinstance(error, LlamaError)
-        message = str(error) if known else f"{type(error).__name__}: {error}"
-        for request_id in request_ids:
-            self._forget(request_id)
-            self._events.append(Failed(request_id, InternalError.__name__, message))
+    def _start_over(self, sequences: list[Sequence], error: Exception) -> None:
+        """After a failed decode, which may be the fault of any that took part, or left by others.
+
+        So each goes on trial: alone, in memory that is new, until its next token is sampled.
+        """
+        if sequences == [self._on_trial]:
+            self._fail(sequences[0].request_id, error)
+        for sequence in sequences:
+            sequence.suspect = True
+        self._on_trial = None
+        self._clear_memory()
+
+    def _clear_memory(self) -> None:
+        """After a failed step nothing about it is certain: all that run read their tokens again."""
+        assert self._memory is not None
+        for sequence in self._running:
+            sequence.lose_memory()
+        self._memory.forget_all()
+
+    def _fail_running(self, error: Exception) -> None:
+        for request_id in {sequence.request_id for sequence in self._running}:
+            self._fail(request_id, error)
+        if self._memory is not None:
+            self._clear_memory()
+
+    def _fail(self, request_id: int, error: Exception) -> None:
+        self._forget(request_id)
+        self._events.append(failed(request_id, error))
 
     def _report(self) -> None:
         """Says what the engine is doing, now and then, and when there is nothing left to do."""
@@ -300,83 +357,47 @@ class Engine:
         if self._memory is None or (now - self._reported_s < REPORT_S and not self._is_idle()):
             return
         self._reported_s = now
-        n_used, n_idle = self._memory.n_cells()
-        state = EngineState(
-            n_running=len(self._running),
-            n_waiting=len(self._waiting),
-            n_cells=self._memory.n_max,
-            n_cells_used=n_used,
-            n_cells_idle=n_idle,
-            n_bytes_parked=self._memory.n_bytes_parked,
-            n_steps=self._meter.n_steps,
-            step_s=self._meter.step_s,
-            steps_within=tuple(self._meter.steps_within),
-        )
-        self._events.append(state)
+        counts = len(self._running), len(self._waiting)
+        self._events.append(self._memory.state(*counts, self._meter))
 
     def _flush(self) -> None:
-        if self._events:
-            self._emit(self._events)
-            self._events = []
+        events, self._events = self._events, []
+        if not events:
+            return
+        try:
+            self._emit(events)
+        except Exception:
+            self._flush_each(events)
+
+    def _flush_each(self, events: list[ReplyEvent | EngineState]) -> None:
+        """Sends the events one by one: a request ends with the first of its own that cannot be."""
+        ended = set()
+        for event in events:
+            if isinstance(event, EngineState) or event.id in ended:
+                continue
+            try:
+                self._emit([event])
+            except Exception as err:
+                traceback.print_exc()
+                ended.add(event.id)
+                self._fail(event.id, err)
+        self._reported_s = -math.inf  # what was reported has changed
+        self._report()
+        events, self._events = self._events, []
+        self._emit(events)
 
     # ---- one step --------------------------------------------------------------------------
 
-    def _build_batch(self) -> list[_Piece]:
-        """Those who generate first, one token each; then prompts, within the budget.
-
-        Changes nothing but the batch, so that it can be built again when memory is short.
-        """
-        self._batch.clear()
-        generating = [s for s in self._running if s.n_pending == 1]
-        reading = [s for s in self._running if s.n_pending > 1]
-        pieces = [self._add(sequence, 1) for sequence in generating[: self._batch.n_free]]
-        n_budget = self._prompt_budget(len(pieces)) if generating else self._batch.n_max
-        for sequence in reading:
-            n = min(sequence.n_next, n_budget, self._batch.n_free)
-            if sequence.wants_prompt_logprobs:
-                n = min(n, MAX_OUTPUT_PIECE)
-            if n > 0:
-                pieces.append(self._add(sequence, n))
-                n_budget -= n
+    def _decode_next(self, sequences: list[Sequence]) -> list[Piece]:
+        """Runs one batch of what is pending of these, and makes room for it before."""
+        pieces = self._batcher.build(sequences)
+        while pieces and not self._batcher.decode(pieces):
+            self._make_room()
+            pieces = self._batcher.build([s for s in sequences if s.lane is not None])
+        for sequence, begin, n_tokens in ((p.sequence, p.begin, p.n_tokens) for p in pieces):
+            assert sequence.lane is not None
+            sequence.lane.tokens += sequence.tokens[begin : begin + n_tokens]
         return pieces
-
-    def _add(self, sequence: Sequence, n_tokens: int) -> _Piece:
-        assert sequence.lane is not None
-        lane, begin = sequence.lane, len(sequence.lane.tokens)
-        ends = n_tokens == sequence.n_pending
-        all_outputs = sequence.wants_prompt_logprobs
-        if n_tokens == 1:
-            output = ends or all_outputs
-            last = self._batch.add(sequence.tokens[begin], begin, lane.seq_id, output)
-        else:
-            tokens = sequence.tokens[begin : begin + n_tokens]
-            last = self._batch.extend(tokens, begin, lane.seq_id, ends, all_outputs)
-        return _Piece(sequence, n_tokens, last)
-
-    def _prompt_budget(self, n_generating: int) -> int:
-        """Tokens of prompts in a step, so that it takes its time, in whole blocks of rows."""
-        n_fitting = round(self._meter.prompt_rate * self._prefill_budget_s / ROW_BLOCK)
-        n_least = math.ceil(n_generating / ROW_BLOCK) + 1  # however slow the machine
-        return max(n_fitting, n_least) * ROW_BLOCK - n_generating
-
-    def _decode(self, pieces: list[_Piece]) -> bool:
-        """Runs the batch, with as many threads as pay. False: memory has no room for it."""
-        assert self._context is not None
-        n_tokens = sum(piece.n_tokens for piece in pieces)
-        reads = n_tokens > len(pieces)
-        if self._governor is not None:
-            n_threads = self._governor.choose(n_tokens, reads=reads)
-            if n_threads != self._n_threads:
-                self._context.set_n_threads(n_threads)
-                self._n_threads = n_threads
-        began_s = time.monotonic()
-        if not self._context.decode(self._batch):
-            return False
-        elapsed_s = time.monotonic() - began_s
-        if self._governor is not None:
-            self._governor.note(n_tokens, elapsed_s, reads=reads)
-        self._meter.note(n_tokens, elapsed_s)
-        return True
 
     def _make_room(self) -> None:
         """Memory is full: idle prefixes go first, then the youngest waits again, then it ends."""
@@ -390,15 +411,12 @@ class Engine:
         self._leave_lane(youngest)
         self._waiting.appendleft(youngest)
 
-    def _account(self, piece: _Piece) -> None:
-        """Notes what memory holds now; samples the next token when nothing is pending."""
+    def _account(self, piece: Piece) -> None:
+        """Tells how much is read; samples the next token when nothing is pending."""
         sequence = piece.sequence
-        assert sequence.lane is not None and self._memory is not None
-        begin = len(sequence.lane.tokens)
-        sequence.lane.tokens += sequence.tokens[begin : begin + piece.n_tokens]
         self._note_read(sequence)
-        if sequence.wants_prompt_logprobs and begin < len(sequence.prompt):
-            self._note_prompt_logprobs(sequence, begin, piece)
+        if sequence.wants_prompt_logprobs and piece.begin < len(sequence.prompt):
+            sequence.prompt_logprobs += self._logprobs.of_prompt(piece)
         if sequence.n_pending == 0:
             self._sample(sequence, piece.last_index)
         else:
@@ -412,38 +430,17 @@ class Engine:
                 self._finish(sequence, "max_tokens")
                 return
         assert sequence.chain is not None and self._context is not None
-        self._context.check_numbers(index)
         token = sequence.chain.sample(self._context, index, sequence.awake_grammar)
+        sequence.suspect = False
         sequence.tokens.append(token)
         sequence.n_completion += 1
         if self._vocab.ends_generation(token):
             self._finish(sequence, "end_token")
             return
         wanted = sequence.params.n_logprobs
-        logprob = None if wanted is None else self._logprob(wanted, token, index)
+        logprob = None if wanted is None else self._logprobs.of(token, index, wanted)
         piece = self._vocab.piece(token, special=sequence.piece_is_text(token))
         self._events += sequence.extended(piece, logprob)
         cause = sequence.cause_to_end(self._context.n_ctx_seq)
         if cause is not None:
             self._finish(sequence, cause)
-
-    def _note_prompt_logprobs(self, sequence: Sequence, begin: int, piece: _Piece) -> None:
-        """The probability of each prompt token, found at the logits of the token before it."""
-        assert sequence.params.n_logprobs is not None
-        if begin == 0:
-            first = self._vocab.piece(sequence.prompt[0], special=True)
-            # A beginning that the tokenizer put there is no part of the client's text.
-            is_theirs = (sequence.echo or "").encode().startswith(first)
-            sequence.prompt_logprobs.append(TokenLogprob(first if is_theirs else b"", None, ()))
-        first_index = piece.last_index - piece.n_tokens + 1
-        following = sequence.prompt[begin + 1 : begin + 1 + piece.n_tokens]
-        for i, token in enumerate(following, first_index):
-            entry = self._logprob(sequence.params.n_logprobs, token, i)
-            sequence.prompt_logprobs.append(entry)
-
-    def _logprob(self, n_top: int, token: int, index: int) -> TokenLogprob:
-        assert self._context is not None
-        logprob, top = self._context.logprobs(index, token, n_top)
-        piece = self._vocab.piece
-        alternatives = tuple((piece(t, special=True), value) for t, value in top)
-        return TokenLogprob(piece(token, special=True), logprob, alternatives)

@@ -320,10 +320,13 @@ class Context:
         """Fills a sequence, whose memory is empty, with such a copy. False: it found no room."""
         return bool(self._lib.llama_state_seq_set_data(self.pointer, state, len(state), seq_id))
 
-    def clear_memory(self) -> None:
-        """Forgets every sequence."""
+    def clear_memory(self, *, data: bool = False) -> None:
+        """Forgets every sequence; `data`: down to the numbers, which others may still stumble on.
+
+        What is no number stays none, even where attention weighs it with zero.
+        """
         if self._memory:
-            self._lib.llama_memory_clear(self._memory, False)
+            self._lib.llama_memory_clear(self._memory, data)
 
     def logprobs(self, index: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
         """log p(token) at a batch index, and the n_top likeliest (token, log p), best first.

@@ -7,9 +7,11 @@ no requests: a prompt is a list of token ids, and runs in a lane.
 
 from collections.abc import Iterable, Sequence
 
+from lmlite.messages import EngineState
 from lmlite.worker import prefix
 from lmlite.worker.checkpoints import MIN_PARKED, Checkpoints, ParkedLanes
 from lmlite.worker.llama import Context, Model
+from lmlite.worker.meter import Meter
 from lmlite.worker.prefix import Lane, Place
 
 MIN_SHARE = 4  # a lane is parked if at least one of so many of its cells is its own
@@ -61,7 +63,7 @@ class Memory:
         self._park_idle(place)
         n_tokens = self._restored(place, tokens) or self._taken(place)
         if n_tokens == 0:
-            self._empty(lane)
+            self.empty(lane)
         lane.busy = True
         return n_tokens
 
@@ -77,7 +79,7 @@ class Memory:
             self._context.keep(lane.seq_id, n_tokens)
             lane.cut(n_tokens)
         else:
-            self._empty(lane)
+            self.empty(lane)
             self._context.share(source.seq_id, lane.seq_id, n_tokens)
             lane.begin_with(source, n_tokens)
         return n_tokens
@@ -100,12 +102,12 @@ class Memory:
                 self._context.keep(lane.seq_id, n_tokens)
                 lane.tokens = tokens[:n_tokens]
                 return n_tokens
-            self._empty(lane)
+            self.empty(lane)
         return 0
 
     def _restore(self, lane: Lane, state: bytes) -> bool:
         """Idle lanes leave until there is room for it."""
-        self._empty(lane)
+        self.empty(lane)
         while not self._context.restore(lane.seq_id, state):
             if not self.evict():
                 return False
@@ -166,7 +168,7 @@ class Memory:
             if not parked.has_room(self._context.n_state_bytes(lane.seq_id)):
                 return
             parked.add(lane.tokens, self._context.state(lane.seq_id))
-        self._empty(lane)
+        self.empty(lane)
 
     def leave(self, lane: Lane, now: int) -> None:
         """The lane is idle; what it holds stays for prompts that begin alike."""
@@ -180,7 +182,7 @@ class Memory:
             return False
         if self._parked is not None and len(victim.tokens) >= MIN_PARKED:
             self._parked.add(victim.tokens, self._context.state(victim.seq_id))
-        self._empty(victim)
+        self.empty(victim)
         return True
 
     def drop_end(self, lane: Lane) -> None:
@@ -188,12 +190,13 @@ class Memory:
         self._context.keep(lane.seq_id, len(lane.tokens))
 
     def forget_all(self) -> None:
-        """After a failed step nothing about memory is certain."""
+        """Empties all lanes, and what their cells hold."""
         for lane in self.lanes:
             lane.cut(0)
-        self._context.clear_memory()
+        self._context.clear_memory(data=True)
 
-    def _empty(self, lane: Lane) -> None:
+    def empty(self, lane: Lane) -> None:
+        """Forgets what a lane holds."""
         self._context.keep(lane.seq_id, 0)
         lane.cut(0)
 
@@ -217,6 +220,21 @@ class Memory:
         """(cells of lanes that run, cells of idle ones)."""
         n_used = prefix.n_cells(lane for lane in self.lanes if lane.busy)
         return n_used, prefix.n_cells(self.lanes) - n_used
+
+    def state(self, n_running: int, n_waiting: int, meter: Meter) -> EngineState:
+        """What the engine is doing, for the server."""
+        n_used, n_idle = self.n_cells()
+        return EngineState(
+            n_running=n_running,
+            n_waiting=n_waiting,
+            n_cells=self.n_max,
+            n_cells_used=n_used,
+            n_cells_idle=n_idle,
+            n_bytes_parked=self.n_bytes_parked,
+            n_steps=meter.n_steps,
+            step_s=meter.step_s,
+            steps_within=tuple(meter.steps_within),
+        )
 
     @property
     def n_bytes_parked(self) -> int:

@@ -31,6 +31,8 @@ from lmlite.worker.prefix import Lane
 from lmlite.worker.samplers import Grammar, SamplerChain
 from lmlite.worker.text import LogprobQueue, TextStream
 
+MAX_ENTRIES = 4096  # log-probabilities of one event: 8 MB in a frame, with 20 alternatives each
+
 
 @dataclass(eq=False)
 class Sequence:
@@ -56,6 +58,7 @@ class Sequence:
     marks: list[int] = field(default_factory=list)  # tokens still to read up to a checkpoint
     chain: SamplerChain | None = None  # None until it was first admitted
     end_s: float = math.inf  # when it has to end, on the monotonic clock
+    suspect: bool = False  # it took part in a decode that failed, perhaps for its fault
     n_completion: int = 0
     n_reasoning: int = 0  # those of them that were thoughts
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -126,6 +129,11 @@ class Sequence:
             return "time_limit"
         return "context_full" if len(self.tokens) >= n_ctx else None
 
+    def lose_memory(self) -> None:
+        """Its lane holds nothing any more: all of its tokens are pending again."""
+        self.n_cached, self.marks = 0, []
+        self.prompt_logprobs.clear()  # they come again with the tokens
+
     # ---- events ----------------------------------------------------------------------------
 
     def queued(self, n_ahead: int) -> list[ReplyEvent]:
@@ -165,7 +173,12 @@ class Sequence:
         if self.echo is None:
             return []
         text, self.echo = self.echo, None
-        return [self._delta(text, tuple(self.prompt_logprobs))]
+        entries = tuple(self.prompt_logprobs)
+        begins = range(0, len(entries), MAX_ENTRIES) or (0,)
+        return [
+            self._delta("" if begin else text, entries[begin : begin + MAX_ENTRIES])
+            for begin in begins
+        ]
 
     def extended(self, piece: bytes, logprob: TokenLogprob | None) -> list[ReplyEvent]:
         """What a sampled token's piece makes safe to send."""
