@@ -29,7 +29,7 @@ from lmlite.messages import Load
 from lmlite.server import http, listener, machine_memory, sampling, systemd
 from lmlite.server.gate import LOOPBACK_HOSTS, Gate, is_host
 from lmlite.server.keys import VARIABLE, read_keys
-from lmlite.server.limits import DEFAULT_LIMITS, Limits
+from lmlite.server.limits import Limits
 from lmlite.server.logs import Log
 from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import SPAWN_FAULTS, Supervisor
@@ -140,7 +140,7 @@ def _serve(options: argparse.Namespace, log: Log) -> int:
     waiting = _waiting_worker(log)
     try:
         model = served_model(options, limits, log, waiting)
-        if model.sees and limits.max_body == DEFAULT_LIMITS.max_body:
+        if model.sees and options.max_body is None:
             limits = replace(limits, max_body=IMAGE_FACTOR * limits.max_body)
         server = _server(options, limits, Registry([model]), log)
     except BaseException:
@@ -178,8 +178,9 @@ def _waiting_worker(log: Log) -> WorkerProcess | None:
 
 
 def limits_of(options: argparse.Namespace) -> Limits:
-    """What the flags of `limit_flags` say."""
-    return Limits(**{field.name: getattr(options, field.name) for field in fields(Limits)})
+    """What the flags of `limit_flags` say; those that were not given leave the default."""
+    given = {field.name: getattr(options, field.name) for field in fields(Limits)}
+    return Limits(**{name: value for name, value in given.items() if value is not None})
 
 
 def _server(
@@ -248,7 +249,7 @@ def served_model(
         takes_images=projector is not None,
         limits=limits,
     )
-    name = options.alias or Path(path).stem
+    name, *aliases = dict.fromkeys(options.alias or [Path(path).stem])
     supervisor = Supervisor(
         plan.load,
         log,
@@ -257,7 +258,7 @@ def served_model(
         projector=projector,
         waiting=waiting,
     )
-    return ServedModel(name, file, supervisor, defaults, plan)
+    return ServedModel(name, file, supervisor, defaults, plan, tuple(aliases))
 
 
 def _load_of(

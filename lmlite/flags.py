@@ -83,6 +83,12 @@ def _host(text: str) -> str:
     return text.lower()
 
 
+def _name(text: str) -> str:
+    if not text.strip() or not text.isprintable():
+        raise argparse.ArgumentTypeError("must be a name")
+    return text
+
+
 def _origin(text: str) -> str:
     if not is_origin(text):
         raise argparse.ArgumentTypeError(
@@ -110,7 +116,8 @@ SERVE_FLAGS = (
          "given again", _host, repeats=True),
     Flag("--cors-origin", "URL", None, "web pages from there may use this server; may be given "
          "again", _origin, repeats=True),
-    Flag("--alias", "NAME", None, "the model's name for clients (default: its file's name)"),
+    Flag("--alias", "NAME", None, "the model's name for clients; may be given again, the first is "
+         "in answers (default: its file's name)", _name, repeats=True),
     Flag("--ctx", "N", None, "tokens of memory, shared by all sequences (default: what the model "
          "was trained for, at most 4096)", _count),
     Flag("--parallel", "N", 4, "sequences that generate at the same time", _count),
@@ -166,6 +173,7 @@ def limit_flags() -> list[Flag]:
     flags = []
     for field in fields(Limits):
         bound, name = field.metadata["bound"], f"--{field.name.replace('_', '-')}"
-        shown = bound.show(field.default)
-        flags.append(Flag(name, bound.unit, shown, bound.help, _in_words(bound.parse)))
+        text = f"{bound.help} (default: {bound.show(field.default)})"
+        # None, so that one that is given is told from one that is left out.
+        flags.append(Flag(name, bound.unit, None, text, _in_words(bound.parse)))
     return flags

@@ -47,7 +47,7 @@ FLOORS = [
      "server.dry_run", "server.input_items"],
     ["server.responses_requests"],
     ["server.metrics", "server.responses_replies", "server.messages_requests",
-     "server.messages_replies", "server.tokenizer_api"],
+     "server.messages_replies", "server.tokenizer_api", "server.models_replies"],
     ["server.listener"],
     ["worker.__main__", "server.http"],
     ["flags"],

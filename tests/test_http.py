@@ -167,6 +167,16 @@ def test_a_path_cannot_forge_a_line_of_the_log(house: House) -> None:
     assert "GET /x\\n2026-01-01 fake\\x1b[2J 404" in line
 
 
+def test_a_model_is_shown_with_its_facts(house: House) -> None:
+    shown = {
+        "id": "fake", "object": "model", "created": 1234567890, "owned_by": "lmlite",
+        "context_length": 512, "max_context_length": 512, "type": "llm", "arch": "llama",
+        "quantization": "F16",
+    }  # fmt: skip
+    assert house.get("/v1/models") == (200, {"object": "list", "data": [shown]})
+    assert house.get("/v1/models/fake") == house.get("/v1/models/fake.gguf") == (200, shown)
+
+
 # ---- bodies ----------------------------------------------------------------------------------
 
 

@@ -96,6 +96,20 @@ def test_a_value_that_does_not_do_is_refused_with_what_would(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("arguments", "n_most"), [([], 16 << 20), (["--max-body", "4M"], 4 << 20)])
+def test_bodies_for_a_model_that_sees_may_be_larger_where_nothing_else_was_said(
+    arguments: list[str], n_most: int
+) -> None:
+    def answer(n_bytes: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", server.port)) as sock:
+            sock.sendall(post(f"Content-Length: {n_bytes}", JSON, "Expect: 100-continue", body=b""))
+            return sock.recv(65536)
+
+    with RunningServer(*arguments) as server:
+        assert answer(n_most) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        assert answer(n_most + 1).startswith(b"HTTP/1.1 413 ")
+
+
 # ---- sizes -----------------------------------------------------------------------------------
 
 

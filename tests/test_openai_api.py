@@ -32,8 +32,6 @@ from lmlite.server.openai_replies import (
     CompletionReply,
     EmbeddingReply,
     Usage,
-    model_list,
-    model_object,
 )
 from lmlite.server.openai_requests import (
     Call,
@@ -727,10 +725,3 @@ def test_a_cut_that_leaves_only_zeros_is_no_division_by_zero() -> None:
 
 def test_all_dimensions_may_be_asked_for() -> None:
     assert embedding_reply({0: [0.0, 1.0]}, dimensions=2)["data"][0]["embedding"] == [0.0, 1.0]
-
-
-def test_a_model_is_shown_with_its_facts() -> None:
-    shown = model_object("a/b", 7, type="llm", context_length=512)
-    assert shown == {"id": "a/b", "object": "model", "created": 7, "owned_by": "lmlite",
-                     "type": "llm", "context_length": 512}  # fmt: skip
-    assert model_list([shown]) == {"object": "list", "data": [shown]}

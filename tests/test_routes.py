@@ -110,3 +110,22 @@ def test_an_empty_name_of_a_model_is_none_in_every_api() -> None:
             assert server.post(path, **body, model="").status == 200, path
             assert server.post(path, **body, model=" ").status == 404, path
         assert server.post(CHAT, **bodies[CHAT], model="").json["model"] == "tiny"
+
+
+def test_a_model_has_each_name_that_it_is_given_and_answers_by_the_first() -> None:
+    names = ["first", "gpt-4o", "org/model"]
+    with RunningServer(*(word for name in [*names, "first"] for word in ("--alias", name))) as it:
+        assert it.model == "first"
+        rows = it.get("/v1/models").json["data"]
+        assert [row.pop("id") for row in rows] == names
+        assert rows[0] == rows[1] == rows[2]
+        for name in [*names, "tiny.gguf", ""]:
+            assert it.chat("Hi", model=name, max_tokens=1)["model"] == "first"
+        for path, name in (
+            ("gpt-4o", "gpt-4o"),
+            ("org/model", "org/model"),
+            ("tiny.gguf", "first"),
+        ):
+            assert it.get(f"/v1/models/{path}").json["id"] == name
+        message = "there is no model 'tiny'; this server has: first, gpt-4o, org/model"
+        assert it.get("/v1/models/tiny").error["message"] == message

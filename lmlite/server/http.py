@@ -24,7 +24,7 @@ from lmlite.errors import (
     Unavailable,
 )
 from lmlite.messages import Chat, Complete, Queued, Reading, ReplyEvent, Work
-from lmlite.server import error_bodies, metrics, openai_replies, tokenizer_api, wire
+from lmlite.server import error_bodies, metrics, tokenizer_api, wire
 from lmlite.server.answers import Answer, StreamedAnswer
 from lmlite.server.connection import Connection
 from lmlite.server.dry_run import DryRun, planned
@@ -32,6 +32,7 @@ from lmlite.server.gate import allowed_by, check_method
 from lmlite.server.listener import Server
 from lmlite.server.messages_replies import MessageReply, TokenCount
 from lmlite.server.messages_requests import parse_count, parse_message
+from lmlite.server.models_replies import model_list, model_object
 from lmlite.server.openai_replies import ChatReply, CompletionReply, EmbeddingReply
 from lmlite.server.openai_requests import (
     Call,
@@ -39,7 +40,6 @@ from lmlite.server.openai_requests import (
     parse_completion,
     parse_embeddings,
 )
-from lmlite.server.registry import ServedModel
 from lmlite.server.responses_replies import ResponseReply
 from lmlite.server.responses_requests import own_names, parse_response
 from lmlite.server.routes import endpoint
@@ -172,13 +172,12 @@ class Handler:
     # ---- what the routes do ----------------------------------------------------------------
 
     def _models(self) -> None:
-        rows = [model_object(model) for model in self.server.registry.models()]
-        self._sender.send_json(200, openai_replies.model_list(rows))
+        self._sender.send_json(200, model_list(self.server.registry.models()))
 
     def _model(self) -> None:
         assert self._head is not None
         name = endpoint(self._head.path).removeprefix(MODEL_PATH)
-        self._sender.send_json(200, model_object(self.server.registry.find(name)))
+        self._sender.send_json(200, model_object(self.server.registry.find(name), name))
 
     def _health(self) -> None:
         model = self.server.registry.models()[0]
@@ -409,23 +408,6 @@ class Handler:
 def serve(sock: socket.socket, server: Server) -> None:
     """Serves one connection, to its end."""
     Handler(sock, server).run()
-
-
-def model_object(model: ServedModel) -> dict[str, Any]:
-    """A model as GET /v1/models shows it."""
-    ready = model.supervisor.ready
-    kind = "vlm" if model.sees else "llm"  # LM Studio's words
-    if model.file.embeds_only:
-        kind = "embeddings"
-    return openai_replies.model_object(
-        name=model.name,
-        created=model.file.mtime,
-        context_length=ready.n_ctx if ready else None,
-        max_context_length=model.file.n_ctx_train,
-        type=kind,
-        arch=model.file.architecture,
-        quantization=model.file.quantisation,
-    )
 
 
 def describe(event: ReplyEvent | None) -> str:

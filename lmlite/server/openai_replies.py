@@ -336,16 +336,6 @@ class EmbeddingReply:
         return vector.tolist()
 
 
-def model_object(name: str, created: int, **facts: Any) -> Json:
-    """A model as GET /v1/models shows it; clients ignore facts that they do not know."""
-    return {"id": name, "object": "model", "created": created, "owned_by": "lmlite"} | facts
-
-
-def model_list(models: list[Json]) -> Json:
-    """The answer to GET /v1/models."""
-    return {"object": "list", "data": models}
-
-
 def logprob_object(entry: TokenLogprob) -> Json:
     """A token and what else it might have been, as chats and responses show it."""
     top = [_chat_token(piece, value) for piece, value in entry.top]

@@ -15,13 +15,19 @@ from lmlite.server.supervisor import Supervisor
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model file, the name that clients call it by, its worker, and what requests leave to it."""
+    """A model file, what clients call it, its worker, and what requests leave to it."""
 
-    name: str
+    name: str  # in answers, and in the log
     file: ModelFile
     supervisor: Supervisor
     defaults: Defaults = NO_DEFAULTS
     plan: Plan | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is called."""
+        return (self.name, *self.aliases)
 
     def memory(self) -> dict[str, object]:
         """Bytes that the worker was estimated to take, may take, and holds; None: not known."""
@@ -51,14 +57,14 @@ class Registry:
         return list(self._models)
 
     def find(self, name: str | None) -> ServedModel:
-        """The model of this name, or of its file's; the only one for None or an empty name.
+        """The model of one of its names, or of its file's; the only one for None or an empty name.
 
         Raises ModelNotFound.
         """
         for model in self._models:
-            if not name or name in (model.name, Path(model.file.path).name):
+            if not name or name in (*model.names, Path(model.file.path).name):
                 return model
-        known = ", ".join(model.name for model in self._models)
+        known = ", ".join(name for model in self._models for name in model.names)
         raise ModelNotFound(f"there is no model '{name}'; this server has: {known}", param="model")
 
     @contextmanager
