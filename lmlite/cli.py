@@ -27,7 +27,7 @@ from lmlite.library import drives_a_gpu, library_folder
 from lmlite.memory_estimate import Plan
 from lmlite.messages import Load
 from lmlite.server import http, listener, machine_memory, sampling, systemd
-from lmlite.server.gate import LOOPBACK_HOSTS, Gate, is_host
+from lmlite.server.gate import ANY_ORIGIN, LOOPBACK_HOSTS, NO_ORIGIN, Gate, is_host
 from lmlite.server.keys import VARIABLE, read_keys
 from lmlite.server.limits import Limits
 from lmlite.server.logs import Log
@@ -197,19 +197,30 @@ def _server(
         where = f"{options.host}:{options.port}"
         raise StartError(f"cannot listen on {where}: {err.strerror}", 2) from None
     is_open = listener.is_open(sockets)
-    if is_open and not keys:
-        raise StartError("other machines would reach this server, so it has to ask for a key: "
-                         f"name a file with --api-key-file, or set {VARIABLE}", 2)  # fmt: skip
+    origins = frozenset(options.cors_origin or ())
+    if not keys:
+        _check_that_no_key_is_needed(is_open, origins)
     names = [options.host.lower(), *map(listener.host_of, sockets), *(options.allow_host or ())]
     gate = Gate(
         LOOPBACK_HOSTS.union(filter(is_host, names)),
         any_address=is_open,
-        origins=frozenset(options.cors_origin or ()),
+        origins=origins,
         keys=keys,
     )
     return listener.Server(
         sockets, http.serve, registry, log, gate=gate, limits=limits, is_strict=options.strict
     )
+
+
+def _check_that_no_key_is_needed(is_open: bool, origins: frozenset[str]) -> None:
+    """Raises StartError where strangers could ask."""
+    strangers = ["other machines"] if is_open else []
+    if not origins.isdisjoint({NO_ORIGIN, ANY_ORIGIN}):
+        strangers.append("all web pages")
+    if strangers:
+        who = " and ".join(strangers)
+        raise StartError(f"{who} would reach this server, so it has to ask for a key: "
+                         f"name a file with --api-key-file, or set {VARIABLE}", 2)  # fmt: skip
 
 
 def _keys(options: argparse.Namespace) -> tuple[bytes, ...]:

@@ -92,7 +92,8 @@ def _name(text: str) -> str:
 def _origin(text: str) -> str:
     if not is_origin(text):
         raise argparse.ArgumentTypeError(
-            "must be as browsers write it: https://app.example or http://localhost:3000"
+            "must be as browsers write it, such as https://app.example or http://localhost:3000, "
+            "or chrome-extension://*, null or *"
         )
     return text
 
@@ -114,8 +115,9 @@ SERVE_FLAGS = (
          "$LMLITE_API_KEY holds further ones"),
     Flag("--allow-host", "NAME", None, "a further name that this server has for clients; may be "
          "given again", _host, repeats=True),
-    Flag("--cors-origin", "URL", None, "web pages from there may use this server; may be given "
-         "again", _origin, repeats=True),
+    Flag("--cors-origin", "URL", None, "web pages from there may use this server, extensions of a "
+         "browser by chrome-extension://*, and with a key all by *; may be given again", _origin,
+         repeats=True),
     Flag("--alias", "NAME", None, "the model's name for clients; may be given again, the first is "
          "in answers (default: its file's name)", _name, repeats=True),
     Flag("--ctx", "N", None, "tokens of memory, shared by all sequences (default: what the model "

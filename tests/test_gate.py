@@ -33,6 +33,10 @@ FOREIGN_NAMES = ("evil.internal", "evil.docker.internal", "host.docker.internal.
                  ".local", "local", "a..local", "board.local.",
                  "host.docker.internal.")  # fmt: skip
 CORS = Gate(origins=frozenset({APP, DEV}))
+EXTENSION = "chrome-extension://abcdefghijklmnop"
+PATTERNS = Gate(origins=frozenset({"chrome-extension://*", "app://*"}))
+SANDBOX = Gate(origins=frozenset({"null"}), keys=(KEY,))
+ALL = Gate(origins=frozenset({"*"}), keys=(KEY,))
 
 
 def status(gate: Gate, *lines: str, first: str = "GET /v1/models HTTP/1.1", **more: str) -> int:
@@ -113,6 +117,32 @@ PAGES: list[tuple[Gate, str, str, list[str], int]] = [
     (CORS, "localhost:1234", "GET", ["Origin: null"], 403),
     (CORS, "evil.example", "GET", [f"Origin: {APP}"], 403),
     (CORS, "localhost:1234", "POST", [TEXT, f"Origin: {APP}"], 415),
+    # Origins that are in the list by a pattern.
+    (PATTERNS, "localhost:1234", "POST", [JSON, f"Origin: {EXTENSION}"], 200),
+    (PATTERNS, "localhost:1234", "GET", ["Origin: app://obsidian.md"], 200),
+    (PATTERNS, "localhost:1234", "GET", ["Origin: moz-extension://abcdef"], 403),
+    (PATTERNS, "localhost:1234", "GET", ["Origin: chrome-extension://"], 403),
+    (PATTERNS, "localhost:1234", "GET", ["Origin: chrome-extension://*"], 403),
+    (PATTERNS, "localhost:1234", "GET", ["Origin: chrome-extension://a/b"], 403),
+    (PATTERNS, "localhost:1234", "GET", ["Origin: Chrome-Extension://abcdef"], 403),
+    (PATTERNS, "localhost:1234", "GET", ["Origin: https://chrome-extension"], 403),
+    (PATTERNS, "localhost:1234", "GET", [f"Origin: {OTHER}"], 403),
+    (PATTERNS, "localhost:1234", "GET", ["Origin: null"], 403),
+    (PATTERNS, "localhost:1234", "GET", ["Sec-Fetch-Site: cross-site"], 403),
+    (SANDBOX, "localhost:1234", "OPTIONS", ["Origin: null"], 200),
+    (SANDBOX, "localhost:1234", "GET", ["Origin: null"], 401),
+    (SANDBOX, "localhost:1234", "GET", ["Origin: null", f"X-Api-Key: {KEY.decode()}"], 200),
+    (SANDBOX, "localhost:1234", "GET", [f"Origin: {OTHER}"], 403),
+    (SANDBOX, "localhost:1234", "GET", ["Origin: null://a"], 403),
+    (ALL, "localhost:1234", "OPTIONS", [f"Origin: {OTHER}"], 200),
+    (ALL, "localhost:1234", "OPTIONS", ["Origin: null"], 200),
+    (ALL, "localhost:1234", "GET", [f"Origin: {OTHER}"], 401),
+    (ALL, "localhost:1234", "GET", [f"Origin: {OTHER}", f"X-Api-Key: {KEY.decode()}"], 200),
+    (ALL, "localhost:1234", "GET", ["Origin: *"], 403),
+    (ALL, "localhost:1234", "GET", ["Origin:"], 403),
+    (ALL, "localhost:1234", "GET", ["Origin: https://a\x85b.example"], 403),
+    (ALL, "evil.example", "GET", [f"Origin: {OTHER}"], 403),
+    (ALL, "localhost:1234", "GET", ["Sec-Fetch-Site: cross-site"], 403),
     # A server that other machines reach has addresses, and the names that it was given.
     (OPEN, "192.168.1.5:1234", "OPTIONS", [], 200),
     (OPEN, "[fe80::1]", "OPTIONS", [], 200),
@@ -164,6 +194,19 @@ def test_a_page_that_is_in_the_list_may_ask_and_read_but_no_other() -> None:
     assert headers(CORS, f"Origin: {OTHER}") == headers(CORS) == {"Vary": "Origin"}
 
 
+@pytest.mark.parametrize(
+    ("gate", "origin"),
+    [(PATTERNS, EXTENSION), (SANDBOX, "null"), (ALL, OTHER), (ALL, "null"), (ALL, DEV)],
+)
+def test_a_page_that_a_pattern_lets_in_is_told_so_by_its_own_origin(
+    gate: Gate, origin: str
+) -> None:
+    told = headers(gate, f"Origin: {origin}", "Access-Control-Request-Private-Network: true")
+    assert (told["Access-Control-Allow-Origin"], told["Vary"]) == (origin, "Origin")
+    assert told["Access-Control-Allow-Private-Network"] == "true"
+    assert headers(gate, "Origin: https://a, https://b") == {"Vary": "Origin"}
+
+
 def test_a_private_network_is_opened_to_pages_that_are_in_the_list_only() -> None:
     asks = "Access-Control-Request-Private-Network: true"
     name = "Access-Control-Allow-Private-Network"
@@ -181,8 +224,17 @@ def test_a_private_network_is_opened_to_pages_that_are_in_the_list_only() -> Non
         ("http://[::1]:3000", True),
         ("app://obsidian.md", True),
         ("chrome-extension://abcdef", True),
-        ("*", False),
-        ("null", False),
+        ("chrome-extension://*", True),
+        ("vscode-webview://*", True),
+        ("null", True),
+        ("*", True),
+        ("**", False),
+        ("://*", False),
+        ("http://*", False),
+        ("https://*", False),
+        ("*://*", False),
+        ("chrome-extension://*:1", False),
+        ("Chrome-Extension://*", False),
         ("https://*.example", False),
         ("https://app.example/", False),
         ("https://app.example/path", False),
@@ -492,6 +544,26 @@ def test_a_server_that_others_could_reach_does_not_start_without_a_key(host: str
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "strangers"),
+    [
+        (["--cors-origin", "*"], "all web pages"),
+        (["--cors-origin", "null"], "all web pages"),
+        (["--cors-origin", APP, "--cors-origin", "*"], "all web pages"),
+        (["--cors-origin", "*", "--host", "0.0.0.0"], "other machines and all web pages"),
+    ],
+)
+def test_a_server_that_every_page_could_use_does_not_start_without_a_key(
+    arguments: list[str], strangers: str
+) -> None:
+    done = serve(*arguments)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"lmlite: {strangers} would reach this server, so it has to ask for a key: name a file "
+        "with --api-key-file, or set LMLITE_API_KEY\n",
+    )
+
+
 def test_a_key_that_is_none_is_one_sentence_and_code_2(tmp_path: Path) -> None:
     done = serve(LMLITE_API_KEY="short")
     sentence = "a key in LMLITE_API_KEY is not of 16 or more letters, digits and signs"
@@ -505,7 +577,7 @@ def test_keys_names_and_origins_of_the_command_line_hold_and_no_worker_sees_a_ke
 ) -> None:
     path = tmp_path / "keys"
     path.write_text(KEY.decode())
-    arguments = ("--api-key-file", str(path), "--allow-host", "My.lan", "--cors-origin", APP)
+    arguments = ("--api-key-file", str(path), "--allow-host", "My.lan", "--cors-origin", "*")
     with RunningServer(*arguments, LMLITE_API_KEY=SECOND.decode()) as server:
         for key in (KEY, SECOND):
             headers = {"X-Api-Key": key.decode(), "Host": "my.lan:80", "Origin": APP}

@@ -85,7 +85,7 @@ def test_limits_without_flags_are_the_defaults_and_flags_set_them() -> None:
         (["--max-headers", "1.5"], "argument --max-headers: must be a whole number"),
         (["--head-seconds", "1e9"], "argument --head-seconds: must be from 0.001 to 3600"),
         (["--allow-host", "my.lan:1234"], "argument --allow-host: must be a name such as"),
-        (["--cors-origin", "*"], "argument --cors-origin: must be as browsers write it"),
+        (["--cors-origin", "https://*"], "argument --cors-origin: must be as browsers write it"),
     ],
 )
 def test_a_value_that_does_not_do_is_refused_with_what_would(

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.errors import BadRequest
+from lmlite.errors import BadRequest, UnsupportedMediaType
 from lmlite.server import wire
 from tests.raw_requests import get
 
@@ -73,6 +73,26 @@ def test_a_connection_is_kept_as_the_version_says(
 def test_a_head_without_an_end_is_refused() -> None:
     with pytest.raises(BadRequest, match="the request's head does not end"):
         wire.parse_head(GOOD[:-2])
+
+
+@pytest.mark.parametrize(
+    ("lines", "found"),
+    [
+        ([], "none"),
+        (["Content-Type: application/x-www-form-urlencoded"], "application/x-www-form-urlencoded"),
+        ([f"Content-Type: {'a' * 200}"], "a" * 100),
+    ],
+)
+def test_a_body_of_another_type_is_refused_with_the_header_to_send(
+    lines: list[str], found: str
+) -> None:
+    head = wire.parse_head(get("Content-Length: 2", *lines, first="POST / HTTP/1.1"))
+    with pytest.raises(UnsupportedMediaType) as caught:
+        wire.body_length(head, 100)
+    assert caught.value.message == (
+        "the request needs the header Content-Type: application/json (curl -H, wget --header); "
+        f"it has {found}"
+    )
 
 
 # ---- JSON ----------------------------------------------------------------------------------

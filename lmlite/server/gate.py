@@ -22,15 +22,22 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 # What containers call the machine that they run on, and machines each other without a name server.
 # Anybody on the network may take such a name, and lead a page here by it: so they need a key.
 LOCAL_NAME = re.compile(r"host\.[a-z0-9\-]+\.internal|[a-z0-9\-_]+(\.[a-z0-9\-_]+)*\.local")
+# What browsers say for a page in a sandbox or of a file, and what stands in a list for all pages.
+# Any page can put one into a sandbox, so either lets in whoever has a key.
+NO_ORIGIN, ANY_ORIGIN = "null", "*"
 OPEN_TARGET = "/health"  # for load balancers, which have no key
 
 _HOST = re.compile(r"(?P<name>[A-Za-z0-9.\-_]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?")
+_SCHEME = re.compile(r"(?!https?:)[a-z][a-z0-9+.\-]*://\*")
 _ORIGIN = re.compile(rf"[a-z][a-z0-9+.\-]*://{_HOST.pattern}")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """What is let in. The hosts are in lower case, without ports; no keys: none is asked for."""
+    """What is let in. The hosts are in lower case, without ports; no keys: none is asked for.
+
+    Origins are as `is_origin` takes them.
+    """
 
     hosts: frozenset[str] = LOOPBACK_HOSTS
     any_address: bool = False  # as a Host: only a name can be made to lead to another server
@@ -48,7 +55,7 @@ class Gate:
             # Pages need no Origin to show an image. Another port's are of the same site.
             if head.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
                 raise Forbidden("requests from web pages of other origins are refused")
-        elif origin not in self.origins and not _is_same(origin, host):
+        elif not self._is_listed(origin) and not _is_same(origin, host):
             raise Forbidden("requests from web pages of other origins are refused "
                             "(--cors-origin lets one in)")  # fmt: skip
 
@@ -78,6 +85,13 @@ class Gate:
         if not (self.any_address and _address(name) and is_host(name)):
             raise Forbidden(f"this server is not called {name} (--allow-host gives it a name)")
 
+    def _is_listed(self, origin: str) -> bool:
+        """Whether it is in the list by itself, by its scheme, or as any other is."""
+        if origin != NO_ORIGIN and not _ORIGIN.fullmatch(origin):
+            return False
+        scheme = origin.partition("://")[0]
+        return not self.origins.isdisjoint({origin, f"{scheme}://*", ANY_ORIGIN})
+
     # ---- what a page's browser wants to hear -----------------------------------------------
 
     def headers(self, head: Head) -> Headers:
@@ -85,17 +99,17 @@ class Gate:
         if not self.origins:
             return []
         origin = head.headers.get("origin")
-        if origin not in self.origins:
+        if origin is None or not self._is_listed(origin):
             return [("Vary", "Origin")]
         return [
             ("Vary", "Origin"),
-            ("Access-Control-Allow-Origin", origin),  # equal to one in the list
+            ("Access-Control-Allow-Origin", origin),
             ("Access-Control-Expose-Headers", "Retry-After, X-Ignored-Params, X-Request-Id"),
         ]
 
     def preflight_headers(self, head: Head) -> Headers:
         """Further ones of the reply to OPTIONS, by which a browser asks for a page."""
-        if head.headers.get("origin") not in self.origins:
+        if not self._is_listed(head.headers.get("origin", "")):
             return []
         headers = [
             ("Access-Control-Allow-Methods", "GET, POST"),
@@ -136,7 +150,13 @@ def is_host(name: str) -> bool:
 
 
 def is_origin(text: str) -> bool:
-    """Whether browsers write an origin so: scheme, host, and a port where it is not the usual."""
+    """Whether it can be in the list: an origin, or a pattern of several.
+
+    An origin is as browsers write it: scheme, host, and a port where it is not the usual. Of a
+    scheme that is not the web's, as extensions and programs have, there may be all hosts.
+    """
+    if text in (NO_ORIGIN, ANY_ORIGIN) or _SCHEME.fullmatch(text):
+        return True
     is_usual = re.fullmatch("http:.*:80|https:.*:443", text)
     return _ORIGIN.fullmatch(text) is not None and text == text.lower() and not is_usual
 

@@ -156,7 +156,9 @@ def body_length(head: Head, max_bytes: int) -> int | None:
         raise BodyTooLarge(f"the body is over {max_bytes:,} bytes")
     content_type = head.headers.get("content-type", "").strip()
     if head.method == "POST" and not _CONTENT_TYPE.fullmatch(content_type):
-        raise UnsupportedMediaType("the Content-Type must be application/json")
+        found = content_type[:100] or "none"
+        raise UnsupportedMediaType("the request needs the header Content-Type: application/json "
+                                   f"(curl -H, wget --header); it has {found}")  # fmt: skip
     if head.headers.get("content-encoding", "identity").lower() != "identity":
         raise UnsupportedMediaType("send the body as it is, not compressed")
     if head.headers.get("expect", "100-continue").lower() != "100-continue":
