@@ -125,6 +125,20 @@ def test_what_is_left_out_has_names() -> None:
     assert custom_tools(body) == {"apply_patch", "say"}
 
 
+def test_what_a_tool_shows_to_a_model_that_sees_nothing_is_told() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+    content = [{"type": "text", "text": "A: "}, image]
+    result = {"role": "tool", "tool_call_id": "call_1", "content": content}
+    words = "A: [image: it cannot be read here]\n"
+    assert parse_messages([result], takes_images=False) == (
+        ChatMessage("tool", words, tool_call_id="call_1"),)  # fmt: skip
+    assert list(left_out({"messages": [result]})) == ["content.image_url"]
+    assert list(left_out({"messages": [result]}, takes_images=True)) == []
+    for role, sees in (("user", False), ("tool", True)):  # where it is one, it is looked at
+        with pytest.raises(ApiError):
+            parse_messages([{"role": role, "content": content}], takes_images=sees)
+
+
 @pytest.mark.parametrize("parallel", [None, True, False])
 def test_parallel_calls_are_the_templates_choice_unless_said(parallel: bool | None) -> None:
     assert options(tools=[WEATHER], parallel_tool_calls=parallel).parallel_tool_calls == parallel

@@ -10,7 +10,7 @@ from typing import Any
 
 from lmlite.errors import BadRequest, MissingParameter
 from lmlite.messages import ChatMessage, ChatOptions, Image, ToolCall
-from lmlite.server.content_parts import part_text, unread_parts
+from lmlite.server.content_parts import part_text, shows_images, unread_parts
 from lmlite.server.custom_tools import as_arguments, as_function
 from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
 from lmlite.server.images import ImageReader
@@ -65,7 +65,8 @@ def _message(message: Any, path: str, reader: ImageReader) -> ChatMessage:
     content = message.get("content")
     if content is None and role != "assistant":
         raise MissingParameter("the message has no content", param=f"{path}.content")
-    text, images = _content(content, f"{path}.content", reader)
+    shows = shows_images(role, reader.takes_images)
+    text, images = _content(content, f"{path}.content", reader, shows)
     if images and role == "assistant":
         unsupported(f"{path}.content", "a message of the assistant has no images")
     reasoning = string(message, "reasoning_content", f"{path}.reasoning_content")
@@ -80,7 +81,9 @@ def _message(message: Any, path: str, reader: ImageReader) -> ChatMessage:
     )
 
 
-def _content(content: Any, path: str, reader: ImageReader) -> tuple[str, tuple[Image, ...]]:
+def _content(
+    content: Any, path: str, reader: ImageReader, shows: bool
+) -> tuple[str, tuple[Image, ...]]:
     """A message's text and images. Parts follow each other, with nothing added in between."""
     if content is None or type(content) is str:
         return content or "", ()
@@ -91,7 +94,7 @@ def _content(content: Any, path: str, reader: ImageReader) -> tuple[str, tuple[I
         part_path = f"{path}.[{i}]"
         if type(part) is not dict:
             raise BadRequest("a content part is an object", param=part_path)
-        if required(part, "type", f"{part_path}.type") == "image_url":
+        if required(part, "type", f"{part_path}.type") == "image_url" and shows:
             images.append(Image(reader.read(part, part_path), len(text), part_path))
         else:
             text += part_text(part, part_path)
@@ -196,9 +199,9 @@ def _tool(tool: Body, path: str) -> Body:
     }
 
 
-def left_out(body: Body) -> Iterator[str]:
+def left_out(body: Body, takes_images: bool = False) -> Iterator[str]:
     """What a chat, whose fields have been checked, has beside what is read here: names for it."""
-    yield from unread_parts(body["messages"])
+    yield from unread_parts(body["messages"], takes_images)
     for tool in body.get("tools") or ():
         if tool["type"] not in TOOL_TYPES:
             yield f"tools.{tool['type']}"

@@ -15,18 +15,20 @@ from lmlite.server.fields import Body, required
 
 MAX_LINE = 2000  # characters
 _MAX_WORD = 200  # of a value without a space: what is longer is no text, but data
-_READ = ("text", "refusal", "image_url")  # the types of parts that a chat has
+_TEXTS = ("text", "refusal")  # the types of parts that are text
 _SECRET = {"encrypted_content", "signature", "cache_control", "citations"}
 _NOT_TOLD = {*_SECRET, "id", "type", "status", "call_id", "tool_use_id"}
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
 
 def part_text(part: Body, path: str) -> str:
-    """The text of a chat's content part that is no image. Raises BadRequest."""
+    """The text of a chat's content part, of an image that is not shown too. Raises BadRequest."""
     kind = required(part, "type", f"{path}.type")
     if kind == "file" and type(part.get("file")) is dict:
         return file_text(part["file"])
-    if kind not in _READ:
+    if kind == "image_url":
+        return unreadable("image")
+    if kind not in _TEXTS:
         return told(kind, part)
     text = required(part, kind, f"{path}.{kind}")
     if type(text) is not str:
@@ -34,14 +36,22 @@ def part_text(part: Body, path: str) -> str:
     return text
 
 
-def unread_parts(messages: Any) -> Iterator[str]:
-    """The types of the parts of these messages that are told, as names of what is ignored."""
-    for message in messages if type(messages) is list else ():
-        content = message.get("content") if type(message) is dict else None
+def shows_images(role: str, takes_images: bool) -> bool:
+    """Whether images in a message are looked at, and refused by a model that sees none.
+
+    What a tool has shown to such a model is told: it would end a conversation that nobody can mend.
+    """
+    return role != "tool" or takes_images
+
+
+def unread_parts(messages: list[Body], takes_images: bool) -> Iterator[str]:
+    """The types of the parts of read messages that are told, as names of what is ignored."""
+    for message in messages:
+        content = message.get("content")
+        shown = ("image_url",) if shows_images(message["role"], takes_images) else ()
         for part in content if type(content) is list else ():
-            kind = part.get("type") if type(part) is dict else None
-            if kind is not None and kind not in _READ:
-                yield f"content.{kind}"
+            if part["type"] not in (*_TEXTS, *shown):
+                yield f"content.{part['type']}"
 
 
 def file_text(file: Body) -> str:

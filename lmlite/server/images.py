@@ -27,12 +27,12 @@ class ImageReader:
 
     def __init__(self, takes_images: bool, limits: Limits = DEFAULT_LIMITS) -> None:
         """`takes_images` says whether the model sees."""
-        self._takes_images, self._limits = takes_images, limits
+        self.takes_images, self._limits = takes_images, limits
         self._n_images = self._n_pixels = 0
 
     def read(self, part: Body, path: str) -> bytes:
         """The file in a content part of type image_url. Raises BadRequest."""
-        if not self._takes_images:
+        if not self.takes_images:
             unsupported(
                 f"{path}.image_url",
                 "this model sees no images: serve it with its projector, --mmproj FILE",

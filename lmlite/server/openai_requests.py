@@ -78,7 +78,7 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
             raise BadRequest("grammar is not for tools, nor for a response_format", param="grammar")
         options = replace(options, thinks=False)  # a grammar leaves no place for thoughts
     request = Chat(0, messages, params, n, options=options, grammar=grammar)
-    call = _call(body, request, CHAT_FIELDS, left_out(body))
+    call = _call(body, request, CHAT_FIELDS, left_out(body, defaults.takes_images))
     return replace(call, custom_tools=custom_tools(body))
 
 
