@@ -25,7 +25,7 @@ from lmlite.gguf import ModelFile
 from lmlite.gguf_projector import Projector
 from lmlite.library import drives_a_gpu, library_folder
 from lmlite.memory_estimate import Plan
-from lmlite.messages import Load
+from lmlite.messages import Load, RopeScaling
 from lmlite.server import http, listener, machine_memory, sampling, systemd
 from lmlite.server.gate import ANY_ORIGIN, LOOPBACK_HOSTS, NO_ORIGIN, Gate, is_host
 from lmlite.server.keys import VARIABLE, read_keys
@@ -298,6 +298,7 @@ def _load_of(
         cache_type_k=options.cache_type_k,
         cache_type_v=options.cache_type_v,
         flash_attn=options.flash_attn,
+        rope=rope_of(options, file.n_ctx_train),
         chat_template=template,
         cache_dir=options.cache_dir and str(Path(options.cache_dir).resolve()),
         cache_size=options.cache_size,
@@ -309,6 +310,26 @@ def _load_of(
     )
 
 
+def rope_of(options: argparse.Namespace, n_ctx_train: int) -> RopeScaling:
+    """What its flags say; where they name a kind and no scale, one that is enough for --ctx."""
+    scale = options.rope_freq_scale
+    if scale is None and options.rope_scale is not None:
+        scale = 1 / options.rope_scale
+    if scale is None and options.rope_scaling in ("linear", "yarn"):
+        n_orig = options.yarn_orig_ctx or n_ctx_train
+        scale = min(1.0, n_orig / (options.ctx or n_orig))
+    return RopeScaling(
+        kind=options.rope_scaling,
+        freq_base=options.rope_freq_base,
+        freq_scale=scale,
+        yarn_orig_ctx=options.yarn_orig_ctx,
+        yarn_ext_factor=options.yarn_ext_factor,
+        yarn_attn_factor=options.yarn_attn_factor,
+        yarn_beta_slow=options.yarn_beta_slow,
+        yarn_beta_fast=options.yarn_beta_fast,
+    )
+
+
 def _planned(
     options: argparse.Namespace,
     file: ModelFile,
@@ -317,12 +338,11 @@ def _planned(
     log: Log,
 ) -> Plan:
     """What of the Load there is memory for. Raises StartError."""
-    bound = machine_memory.least_bound(options.memory)
     # What goes to a GPU's own memory is not known here.
-    if bound is None or load.uses_gpu:
-        return memory_estimate.plan(file, load, None, projector=projector)
+    bound = None if load.uses_gpu else machine_memory.least_bound(options.memory)
+    n_allowed, because = (bound.n_bytes, bound.because) if bound else (None, "")
     try:
-        plan = memory_estimate.plan(file, load, bound.n_bytes, bound.because, projector)
+        plan = memory_estimate.plan(file, load, n_allowed, because, projector)
     except memory_estimate.DoesNotFit as err:
         raise StartError(str(err), 1) from None
     for note in plan.notes:

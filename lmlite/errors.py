@@ -56,9 +56,19 @@ class MissingParameter(BadRequest):
 
 
 class PromptTooLong(BadRequest):
-    """The prompt does not fit the context; clients match this code to shorten the history."""
+    """The prompt does not fit the context; clients match the code, or read OpenAI's sentences."""
 
     code = "context_length_exceeded"
+
+    def __init__(self, advice: str, *, param: str, tokens: tuple[int, int]) -> None:
+        """`tokens` are those of the prompt, and those that fit."""
+        n_prompt, n_ctx = self.tokens = tokens
+        self.advice = advice
+        message = (
+            f"This model's maximum context length is {n_ctx} tokens. "
+            f"However, your {param} resulted in {n_prompt} tokens. {advice}"
+        )
+        super().__init__(message, param=param)
 
 
 class Unsupported(BadRequest):

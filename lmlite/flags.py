@@ -70,6 +70,13 @@ def _seconds(text: str) -> float:
     return number
 
 
+def _factor(text: str) -> float:
+    number = float(text)
+    if not 1e-9 <= number <= 1e9:
+        raise argparse.ArgumentTypeError("must be more than 0")
+    return number
+
+
 def _port(text: str) -> int:
     number = int(text)
     if not 0 <= number < 2**16:
@@ -120,8 +127,20 @@ SERVE_FLAGS = (
          repeats=True),
     Flag("--alias", "NAME", None, "the model's name for clients; may be given again, the first is "
          "in answers (default: its file's name)", _name, repeats=True),
-    Flag("--ctx", "N", None, "tokens of memory, shared by all sequences (default: what the model "
-         "was trained for, at most 4096)", _count),
+    Flag("--ctx", "N", None, "tokens of memory, shared by all sequences, of which each has at most "
+         "what the model was trained for (default: that, at most 4096)", _count),
+    Flag("--rope-scaling", "none|linear|yarn", None, "stretches the model over more tokens than it "
+         "was trained for; this and what follows mean what they mean to llama.cpp"),
+    Flag("--rope-scale", "N", None, "how many times as many (default: what --ctx asks for)",
+         _factor),
+    Flag("--rope-freq-base", "N", None, "base of the frequencies (default: the model's)", _factor),
+    Flag("--rope-freq-scale", "N", None, "1/N of --rope-scale", _factor),
+    Flag("--yarn-orig-ctx", "N", None, "tokens that it was trained for (default: the model's)",
+         _count),
+    Flag("--yarn-ext-factor", "N", None, "how much is extrapolated (default: the model's)", float),
+    Flag("--yarn-attn-factor", "N", None, "scale of attention (default: the model's)", float),
+    Flag("--yarn-beta-slow", "N", None, "the high correction (default: the model's)", float),
+    Flag("--yarn-beta-fast", "N", None, "the low correction (default: the model's)", float),
     Flag("--parallel", "N", 4, "sequences that generate at the same time", _count),
     Flag("--queue", "N", 64, "requests that may wait for them; further ones get a 503", _count),
     Flag("--threads", "N", None, "threads of the worker (default: one for each core, "

@@ -71,11 +71,21 @@ class Plan:
     notes: tuple[str, ...] = ()  # what is less than was asked for, a line each
 
 
+def n_ctx_max(load: Load, n_ctx_train: int) -> int:
+    """Tokens that a sequence may have: as many as the model was trained for, or stretched to."""
+    rope = load.rope
+    if rope.freq_base is not None and rope.freq_scale is None:
+        return max(n_ctx_train, load.n_ctx or 0)  # only its user knows how far that reaches
+    n_orig = rope.yarn_orig_ctx or n_ctx_train if rope.kind == "yarn" else n_ctx_train
+    return max(n_ctx_train, round(n_orig / (rope.freq_scale or 1)))
+
+
 def context_size(load: Load, n_ctx_train: int) -> int:
     """Tokens of the context that a Load asks for."""
+    n_most = n_ctx_max(load, n_ctx_train)
     if not load.generates:
-        return min(load.n_ctx or DEFAULT_N_CTX, n_ctx_train)
-    return load.n_ctx or min(DEFAULT_N_CTX, n_ctx_train * load.n_parallel)
+        return min(load.n_ctx or DEFAULT_N_CTX, n_most)
+    return load.n_ctx or min(DEFAULT_N_CTX, n_most * load.n_parallel)
 
 
 def n_ubatch(load: Load, n_batch: int, n_seq: int) -> int:
@@ -121,7 +131,7 @@ def estimate(file: ModelFile, load: Load, projector: Projector | None = None) ->
 
 def embedding_bytes(file: ModelFile, load: Load) -> int:
     """What the first input to embed takes more, in a worker that generates."""
-    n_ctx_seq = min(context_size(load, file.n_ctx_train), file.n_ctx_train)
+    n_ctx_seq = min(context_size(load, file.n_ctx_train), n_ctx_max(load, file.n_ctx_train))
     n_batch = min(EMBEDDING_BATCH, n_ctx_seq)
     n_ctx = _padded(n_ctx_seq)
     return (
@@ -144,9 +154,11 @@ def plan(
     What only saves time gives way first, images before checkpoints, and then the context.
     """
     reckon = partial(estimate, file, projector=projector)
-    wanted = replace(load, n_ctx=context_size(load, file.n_ctx_train))
+    n_usable = n_ctx_max(load, file.n_ctx_train) * load.n_parallel
+    wanted = replace(load, n_ctx=min(context_size(load, file.n_ctx_train), n_usable))
+    unused = _unused(file, load, wanted)
     if n_allowed is None:
-        return Plan(wanted, reckon(wanted), None)
+        return Plan(wanted, reckon(wanted), None, unused)
     bare = replace(wanted, checkpoint_memory=0, image_memory=0)
     fitting = replace(bare, n_ctx=_largest_context(reckon, bare, n_allowed))
     n_left = n_allowed - reckon(fitting).total
@@ -164,7 +176,7 @@ def plan(
         fitting, checkpoint_memory=n_checkpoints, image_memory=n_images, embeds=embeds
     )
     notes = _notes(reckon, wanted, fitting, n_embedding, f"{because} {in_words(n_allowed)}")
-    return Plan(fitting, reckon(fitting), n_allowed, tuple(notes))
+    return Plan(fitting, reckon(fitting), n_allowed, (*unused, *notes))
 
 
 def _largest_context(reckon: Callable[[Load], Estimate], load: Load, n_allowed: int) -> int:
@@ -178,6 +190,18 @@ def _largest_context(reckon: Callable[[Load], Estimate], load: Load, n_allowed: 
         fits = reckon(replace(load, n_ctx=middle * N_CTX_BLOCK)).total <= n_allowed
         low, high = (middle, high) if fits else (low, middle)
     return min(load.n_ctx, max(low * N_CTX_BLOCK, LEAST_N_CTX))
+
+
+def _unused(file: ModelFile, load: Load, wanted: Load) -> tuple[str, ...]:
+    """A note when more context was asked for than a sequence, or all of them, can use."""
+    n_most = n_ctx_max(load, file.n_ctx_train)
+    if load.n_ctx is None or load.n_ctx <= n_most:
+        return ()
+    assert wanted.n_ctx is not None
+    why = f"the model was trained for {file.n_ctx_train}; --rope-scaling stretches that"
+    if wanted.n_ctx < load.n_ctx:
+        return (f"the context is {wanted.n_ctx} tokens instead of {load.n_ctx}: {why}",)
+    return (f"a sequence has at most {n_most} of the {load.n_ctx} tokens of --ctx: {why}",)
 
 
 def _notes(

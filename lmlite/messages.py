@@ -48,6 +48,23 @@ class ModelPart:
 
 
 @dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How a model is stretched over more tokens than it was trained for, by llama.cpp's names.
+
+    None leaves a value to the model.
+    """
+
+    kind: Literal["none", "linear", "yarn"] | None = None
+    freq_base: float | None = None
+    freq_scale: float | None = None  # 1/N for N times as many tokens
+    yarn_orig_ctx: int | None = None
+    yarn_ext_factor: float | None = None
+    yarn_attn_factor: float | None = None
+    yarn_beta_slow: float | None = None
+    yarn_beta_fast: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Load:
     """The first message, once: which model to serve and how. None leaves it to the worker."""
 
@@ -67,6 +84,7 @@ class Load:
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attn: str = "auto"
+    rope: RopeScaling = RopeScaling()
     chat_template: str | None = None  # its text; None: the model's own
     cache_dir: str | None = None  # for checkpoints that survive a restart
     cache_size: int = 512 << 20  # bytes in that folder
@@ -367,8 +385,9 @@ class Failed:
 
     id: int
     kind: str
-    message: str
+    message: str  # of a PromptTooLong, its advice
     param: str | None = None
+    tokens: tuple[int, int] | None = None  # those of a PromptTooLong
 
 
 # Those with an id, of one request.

@@ -198,25 +198,35 @@ def test_after_all_of_them_the_server_works_and_printed_one_line_each(
 
 def test_the_index_of_an_input_that_is_too_long_is_named(server: RunningServer) -> None:
     answer = server.post(EMBED, input=["a", "b", "word " * 9000])
-    assert answer.error["message"].startswith("input 2 has ")
+    assert "tokens. Input 2 is too long. " in answer.error["message"]
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "name"),
+    ("path", "body", "words"),
     [
-        (CHAT, {"messages": [{"role": "user", "content": "é" * 65_537}]}, "the prompt"),
-        (TEXT, {"prompt": " " * 131_074}, "the prompt"),
-        (EMBED, {"input": ["a", "é" * 65_537]}, "input 1"),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": "é" * 65_537}]},
+            "your messages resulted in 2049 tokens. ",
+        ),
+        (TEXT, {"prompt": " " * 131_074}, "your prompt resulted in 2049 tokens. "),
+        (
+            EMBED,
+            {"input": ["a", "é" * 65_537]},
+            "your input resulted in 2049 tokens. Input 1 is too long. ",
+        ),
     ],
     ids=["chat", "text", "embedding"],
 )
 def test_a_text_that_no_context_holds_is_refused_by_its_bytes(
-    server: RunningServer, path: str, body: dict[str, Any], name: str
+    server: RunningServer, path: str, body: dict[str, Any], words: str
 ) -> None:
     answer = server.post(path, **body)
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
     assert answer.error["message"] == (
-        f"{name} has 131,074 bytes, more than the context of 2,048 tokens holds"
+        f"This model's maximum context length is 2048 tokens. However, {words}"
+        "That is the least that 131074 bytes can be. Shorten it: the model was trained for 2048, "
+        "which --rope-scaling stretches."
     )
 
 

@@ -83,7 +83,9 @@ def test_an_input_over_the_models_context_is_refused_by_index(minilm: RunningSer
     answer = minilm.post(EMBED, input=["short", "word " * 600])
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
     assert answer.error["message"] == (
-        "input 1 has 602 tokens, more than the model's context of 512"
+        "This model's maximum context length is 512 tokens. However, your input resulted in 602 "
+        "tokens. Input 1 is too long. Shorten it: the model was trained for 512, which "
+        "--rope-scaling stretches."
     )
 
 

@@ -50,6 +50,7 @@ EVENTS = [
     Finished(1, 0, "tool_calls", 9, "end_token", 4),
     Embedded(2, 1, 4, b"\x00\x01\xff"),
     Failed(3, "BadRequest", "no", "prompt"),
+    Failed(3, "PromptTooLong", "Shorten it.", "prompt", (300, 256)),
 ]  # fmt: skip
 
 

@@ -307,7 +307,7 @@ def test_text_cannot_stand_for_a_picture(llava: Seer) -> None:
 
 
 def test_a_prompt_that_fits_but_for_its_pictures_is_too_long(llava: Seer) -> None:
-    with pytest.raises(PromptTooLong, match="more than the context of 256"):
+    with pytest.raises(PromptTooLong, match="maximum context length is 256 tokens"):
         llava.sequences(1, message("Hello", *[RED_PNG] * 16))
 
 

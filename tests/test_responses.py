@@ -349,10 +349,11 @@ BEGUN = Started(0, 0, n_prompt=9, n_cached=4)
 
 
 def test_an_error_before_the_response_is_an_event_of_its_own() -> None:
-    error = PromptTooLong("the messages are long", param="messages")
+    error = PromptTooLong("Shorten it.", param="messages", tokens=(70, 64))
     assert reply_to().sse_error(error) == (
         b'event: error\ndata: {"type":"error","code":"context_length_exceeded",'
-        b'"message":"the messages are long","param":"input","sequence_number":0}\n\n'
+        b'"message":"This model\'s maximum context length is 64 tokens. However, your input '
+        b'resulted in 70 tokens. Shorten it.","param":"input","sequence_number":0}\n\n'
     )
 
 

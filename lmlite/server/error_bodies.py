@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from lmlite.errors import ApiError, MethodNotAllowed, Unauthorized
+from lmlite.errors import ApiError, MethodNotAllowed, PromptTooLong, Unauthorized
 from lmlite.server.routes import endpoint
 from lmlite.server.wire import Head
 
@@ -40,7 +40,10 @@ def message_error(error: ApiError) -> Json:
     """Anthropic's object. It has no place for the field at fault, so the message names it."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     message = error.message
-    if error.param is not None and error.param not in message:
+    if isinstance(error, PromptTooLong):  # in Anthropic's words, which clients look for
+        n_prompt, n_ctx = error.tokens
+        message = f"prompt is too long: {n_prompt} tokens > {n_ctx} maximum. {error.advice}"
+    elif error.param is not None and error.param not in message:
         message = f"{error.param}: {message}"
     # The worker, and what reads schemas, know the form of an answer by its name in a chat.
     message = re.sub(r"response_format(\.json_schema)?", "output_config.format", message)

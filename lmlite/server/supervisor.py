@@ -15,7 +15,14 @@ import time
 from collections.abc import Sequence
 
 from lmlite import frames
-from lmlite.errors import KINDS, ApiError, BodyTooLarge, ModelFileError, Unavailable
+from lmlite.errors import (
+    KINDS,
+    ApiError,
+    BodyTooLarge,
+    ModelFileError,
+    PromptTooLong,
+    Unavailable,
+)
 from lmlite.gguf import ModelFile, read_model_file
 from lmlite.gguf_projector import Projector, read_projector_file
 from lmlite.messages import (
@@ -95,8 +102,7 @@ class Reply:
             return None
         if isinstance(event, Failed):
             self._n_open = 0
-            kind = KINDS.get(event.kind, ApiError)
-            raise kind(event.message, param=event.param)
+            raise _error_of(event)
         self._n_open -= isinstance(event, END_EVENTS)
         return event
 
@@ -416,3 +422,10 @@ def n_results(request: Work) -> int:
 def fingerprint(request: Work) -> int:
     """The same for requests that ask for the same."""
     return hash(dataclasses.replace(request, id=0))
+
+
+def _error_of(event: Failed) -> ApiError:
+    if event.kind == PromptTooLong.__name__:
+        assert event.tokens is not None
+        return PromptTooLong(event.message, param=event.param or "", tokens=event.tokens)
+    return KINDS.get(event.kind, ApiError)(event.message, param=event.param)

@@ -17,16 +17,18 @@ import threading
 import traceback
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmlite import frames
-from lmlite.errors import ApiError, InternalError, Unsupported
+from lmlite.errors import ApiError, InternalError, PromptTooLong, Unsupported
 from lmlite.library import library_folder
 from lmlite.memory_estimate import (
     EMBEDDING_BATCH,
     EMBEDDING_LANES,
     context_size,
+    n_ctx_max,
     n_lanes,
     n_ubatch,
 )
@@ -97,13 +99,14 @@ class Worker:
                 raise LlamaError("models with an encoder and a decoder are not supported")
             self._n_threads = load.n_threads or default_n_threads()
             self._n_ctx = context_size(load, self._model.n_ctx_train)
+            self._n_ctx_max = n_ctx_max(load, self._model.n_ctx_train)
             context = self._make_context(stack) if load.generates else None
             template = self._make_template(stack) if load.generates else None
-            self._n_ctx_seq = min(self._n_ctx, self._model.n_ctx_train)
+            self._n_ctx_seq = min(self._n_ctx, self._n_ctx_max)
             eye = self._make_eye(stack)
             n_batch = context.n_batch if context else 0
             self._preparer = Preparer(
-                self._model, template, self._n_ctx_seq, self._send, eye, n_batch
+                self._model, template, self._n_ctx_seq, self._send, eye, n_batch, self._advice()
             )
             if load.sandbox:  # before there are further threads, to which it would not apply
                 self._enter_sandbox()
@@ -171,8 +174,10 @@ class Worker:
         self._open.close()
 
     def _fail(self, request_id: int, error: ApiError) -> None:
-        kind = type(error).__name__
-        self._outbox.send([Failed(request_id, kind, error.message, error.param)])
+        failed = Failed(request_id, type(error).__name__, error.message, error.param)
+        if isinstance(error, PromptTooLong):
+            failed = replace(failed, message=error.advice, tokens=error.tokens)
+        self._outbox.send([failed])
 
     def _send(self, events: Iterable[Event]) -> None:
         """What the model said. From any thread."""
@@ -224,10 +229,19 @@ class Worker:
             cache_type_k=load.cache_type_k,
             cache_type_v=load.cache_type_v,
             flash_attn=load.flash_attn,
+            rope=load.rope,
+            n_ctx_max=self._n_ctx_max,
         )
         stack.callback(context.close)
         self._n_ctx = context.n_ctx
         return context
+
+    def _advice(self) -> str:
+        """How a longer prompt could be read."""
+        if self._n_ctx_seq < self._n_ctx_max:
+            return f"Shorten it, or serve with a larger --ctx, {self._n_ctx_max} at most."
+        trained = self._model.n_ctx_train
+        return f"Shorten it: the model was trained for {trained}, which --rope-scaling stretches."
 
     def _make_eye(self, stack: ExitStack) -> Eye | None:
         load = self._load
@@ -274,7 +288,7 @@ class Worker:
             try:
                 identity = identity_of(
                     [*filter(None, (load.model_path, load.mmproj_path)), library],
-                    self._n_ctx, load.cache_type_k, load.cache_type_v, load.flash_attn,
+                    self._n_ctx, load.cache_type_k, load.cache_type_v, load.flash_attn, load.rope,
                 )  # fmt: skip
                 files = CheckpointFiles(Path(load.cache_dir), load.cache_size, identity, self._warn)
             except OSError as err:
@@ -317,6 +331,8 @@ class Worker:
             n_seq_max=EMBEDDING_LANES,
             n_threads=self._n_threads,
             flash_attn=self._load.flash_attn,
+            rope=self._load.rope,
+            n_ctx_max=self._n_ctx_max,
         )
         context = make(pooling_type=capi.POOLING_TYPE_UNSPECIFIED)
         if context.pooling_type == capi.POOLING_TYPE_NONE:

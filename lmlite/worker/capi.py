@@ -246,6 +246,7 @@ POOLING_TYPE_UNSPECIFIED, POOLING_TYPE_NONE = -1, 0
 POOLING_TYPE_MEAN, POOLING_TYPE_CLS, POOLING_TYPE_LAST, POOLING_TYPE_RANK = 1, 2, 3, 4
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama-cparams.h, which is no public header
 LOG_LEVELS = {"debug": 1, "info": 2, "warning": 3, "error": 4}
+ROPE_SCALING_TYPES = {None: -1, "none": 0, "linear": 1, "yarn": 2}
 FLASH_ATTN_TYPES = {"auto": -1, "off": 0, "on": 1}
 # enum ggml_type, those that llama.cpp takes for the KV memory
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20,
@@ -261,6 +262,10 @@ CONSTANTS = {
     "LLAMA_POOLING_TYPE_CLS": POOLING_TYPE_CLS,
     "LLAMA_POOLING_TYPE_LAST": POOLING_TYPE_LAST,
     "LLAMA_POOLING_TYPE_RANK": POOLING_TYPE_RANK,
+    "LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED": ROPE_SCALING_TYPES[None],
+    "LLAMA_ROPE_SCALING_TYPE_NONE": ROPE_SCALING_TYPES["none"],
+    "LLAMA_ROPE_SCALING_TYPE_LINEAR": ROPE_SCALING_TYPES["linear"],
+    "LLAMA_ROPE_SCALING_TYPE_YARN": ROPE_SCALING_TYPES["yarn"],
     "GGML_LOG_LEVEL_DEBUG": LOG_LEVELS["debug"],
     "GGML_LOG_LEVEL_ERROR": LOG_LEVELS["error"],
     "LLAMA_FLASH_ATTN_TYPE_AUTO": FLASH_ATTN_TYPES["auto"],

@@ -10,8 +10,10 @@ import functools
 import os
 from array import array
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from lmlite.messages import RopeScaling
 from lmlite.worker import capi
 
 INVALID_NUMBERS = "the model produced invalid numbers"
@@ -239,9 +241,14 @@ class Context:
         cache_type_k: str = "f16",
         cache_type_v: str = "f16",
         flash_attn: str = "auto",
+        rope: RopeScaling | None = None,
+        n_ctx_max: int | None = None,
         pooling_type: int | None = None,
     ) -> None:
-        """`pooling_type` makes a context for embeddings. Raises LlamaError."""
+        """`pooling_type` makes a context for embeddings. Raises LlamaError.
+
+        A sequence has at most n_ctx_max tokens, those that the model was trained for if None.
+        """
         self._lib = lib = model.lib
         params = lib.llama_context_default_params()
         params.n_ctx, params.n_batch, params.n_seq_max = n_ctx, n_batch, n_seq_max
@@ -250,6 +257,7 @@ class Context:
         params.type_k = capi.CACHE_TYPES[cache_type_k]
         params.type_v = capi.CACHE_TYPES[cache_type_v]
         params.flash_attn_type = capi.FLASH_ATTN_TYPES[flash_attn]
+        _scale_rope(params, rope or RopeScaling())
         params.kv_unified = True  # one pool of cells that all sequences share
         if pooling_type is not None:
             params.embeddings, params.pooling_type = True, pooling_type
@@ -261,7 +269,8 @@ class Context:
             )
         # C pads what it was asked for; a sequence ends where the model's training did.
         self.n_ctx: int = lib.llama_n_ctx(self.pointer)
-        self.n_ctx_seq: int = min(lib.llama_n_ctx_seq(self.pointer), model.n_ctx_train)
+        n_ctx_max = n_ctx_max or model.n_ctx_train
+        self.n_ctx_seq: int = min(lib.llama_n_ctx_seq(self.pointer), n_ctx_max)
         self.n_batch: int = lib.llama_n_batch(self.pointer)
         self.n_seq_max = n_seq_max
         self.n_vocab, self.n_embd = model.vocab.n_tokens, model.n_embd
@@ -364,3 +373,14 @@ class Context:
         if not pointer:
             raise LlamaError("llama.cpp returned no embedding")
         return array("f", pointer[: self.n_embd])
+
+
+def _scale_rope(params: Any, rope: RopeScaling) -> None:
+    """Writes what is said of it into the parameters of a context; the library has the rest."""
+    params.rope_scaling_type = capi.ROPE_SCALING_TYPES[rope.kind]
+    values = asdict(rope)
+    del values["kind"]
+    for name, value in values.items():
+        if value is not None:
+            field = name if name.startswith("yarn_") else f"rope_{name}"
+            setattr(params, field, value)

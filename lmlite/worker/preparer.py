@@ -52,15 +52,18 @@ class Preparer:
         send: Callable[[Iterable[Event]], None],
         eye: Eye | None = None,
         n_batch: int = 0,
+        advice: str = "",
     ) -> None:
         """No template: the model does not generate. `send` takes the events of the log stream.
 
-        With an eye, `n_batch` is how many tokens of a picture can be read at once.
+        With an eye, `n_batch` is how many tokens of a picture can be read at once. `advice` says
+        how n_ctx_seq can be raised.
         """
         self._model, self._template = model, template
         self._n_ctx_seq = n_ctx_seq
         self._send = send
         self._eye, self._n_batch = eye, n_batch
+        self._advice = advice
 
     def prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
         """What the engine is to run. Raises ApiError: all that a client can get wrong."""
@@ -178,13 +181,9 @@ class Preparer:
             raise BadRequest(f"the model has {n_embd} dimensions", param="dimensions")
         inputs = []
         for index, prompt in enumerate(request.inputs):
-            tokens = self._tokens(prompt, "input", f"input {index}")
-            if len(tokens) > self._n_ctx_seq:
-                raise PromptTooLong(
-                    f"input {index} has {len(tokens):,} tokens, more than the model's context "
-                    f"of {self._n_ctx_seq:,}",
-                    param="input",
-                )
+            remark = f"Input {index} is too long."
+            tokens = self._tokens(prompt, "input", remark)
+            self._check_prompt(len(tokens), "input", remark)
             inputs.append(Input(request.id, index, tokens))
         return inputs
 
@@ -234,10 +233,10 @@ class Preparer:
             for i in range(request.n)
         ]
 
-    def _tokens(self, prompt: Prompt, param: str, name: str = "the prompt") -> list[int]:
+    def _tokens(self, prompt: Prompt, param: str, remark: str = "") -> list[int]:
         """Tokens of a prompt that the client owns: its text may spell control tokens."""
         if isinstance(prompt, str):
-            self._check_bytes(prompt, param, name)
+            self._check_bytes(prompt, param, remark)
             tokens = self._model.vocab.tokenize(prompt, add_special=True, parse_special=True)
         else:
             tokens = list(prompt)
@@ -256,21 +255,15 @@ class Preparer:
         piece = functools.partial(self._model.vocab.piece, special=True)
         return b"".join(map(piece, prompt)).decode("utf-8", "replace")
 
-    def _check_bytes(self, text: str, param: str, name: str = "the prompt") -> None:
-        if (n_bytes := len(text.encode())) > MAX_TOKEN_BYTES * self._n_ctx_seq:
-            raise PromptTooLong(
-                f"{name} has {n_bytes:,} bytes, more than the context of {self._n_ctx_seq:,} "
-                "tokens holds",
-                param=param,
-            )
+    def _check_bytes(self, text: str, param: str, remark: str = "") -> None:
+        n_bytes = len(text.encode())
+        remark = f"{remark} That is the least that {n_bytes} bytes can be."
+        self._check_prompt(math.ceil(n_bytes / MAX_TOKEN_BYTES), param, remark)
 
-    def _check_prompt(self, n_tokens: int, param: str) -> None:
+    def _check_prompt(self, n_tokens: int, param: str, remark: str = "") -> None:
         if n_tokens > self._n_ctx_seq:
-            raise PromptTooLong(
-                f"the prompt has {n_tokens:,} tokens, more than the context of "
-                f"{self._n_ctx_seq:,}; shorten it, or serve with a larger --ctx",
-                param=param,
-            )
+            advice = f"{remark} {self._advice}".strip()
+            raise PromptTooLong(advice, param=param, tokens=(n_tokens, self._n_ctx_seq))
 
     def _check_sampling(self, params: SamplingParams) -> None:
         self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
