@@ -381,6 +381,33 @@ def test_a_call_that_was_cut_is_taken_back_and_one_without_a_name_is_none() -> N
     assert turn.tool_calls == (ToolCall("t", "f", '{"city": "Par'),)
 
 
+BILLING = "x-anthropic-billing-header: cc_version=2.1.{}; cc_entrypoint=cli; cch={};"
+
+
+@pytest.mark.parametrize(
+    ("system", "left"),
+    [
+        (BILLING + "\nBe kind.", "Be kind."),
+        ([text(BILLING), text("Be "), text("kind.")], "Be kind."),
+        ([text(f"{BILLING}\n\nBe kind.\n{BILLING}")], f"Be kind.\n{BILLING}"),
+        (f"Be kind.\n{BILLING}", f"Be kind.\n{BILLING}"),
+    ],
+)
+def test_the_line_that_changes_each_turn_is_no_part_of_the_system_prompt(
+    system: Any, left: str
+) -> None:
+    assert request(system=system) == request(system=left)
+
+
+def test_a_system_prompt_of_that_line_alone_is_none() -> None:
+    assert request(system=[text(BILLING)]) == request()
+
+
+def test_the_line_stays_in_what_others_say() -> None:
+    said = [{"role": "user", "content": BILLING}]
+    assert request(messages=said).messages[0].content == BILLING
+
+
 # ---- events become a message, or its stream --------------------------------------------------
 
 
@@ -680,6 +707,23 @@ def test_a_count_is_the_number_that_the_answer_reports(server: RunningServer) ->
         usage = ask(server, "", **body)["usage"]
         n_prompt = usage["input_tokens"] + usage["cache_read_input_tokens"]
         assert counted.json == {"input_tokens": n_prompt}
+
+
+def test_the_second_turn_of_claude_code_reads_the_tail_alone(server: RunningServer) -> None:
+    prompt = "You are an agent. " * 40
+
+    def ask(turns: list[Any], n: int) -> Any:
+        blocks = [text(BILLING.format(n, f"{n:05x}")), {**text(prompt), **CACHED}]
+        body = {"messages": turns, "max_tokens": 5, "temperature": 0, "system": blocks}
+        return server.post(MESSAGES, **body).json
+
+    first = ask(HI, 1)
+    turns = [*HI, {"role": "assistant", "content": first["content"]}, *HI]
+    n_first = first["usage"]["input_tokens"] + first["usage"]["cache_read_input_tokens"]
+    usage = ask(turns, 2)["usage"]
+    assert n_first > 150
+    assert usage["cache_read_input_tokens"] >= n_first - 5
+    assert usage["input_tokens"] < 30
 
 
 def test_what_is_in_memory_is_counted_apart(server: RunningServer) -> None:

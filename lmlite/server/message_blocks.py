@@ -4,12 +4,17 @@ What a chat has no part for, as documents and what Anthropic's own tools say, be
 line that tells of it. Pure. The formats are those of the types in Anthropic's Python package.
 """
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lmlite.errors import BadRequest
 from lmlite.server.content_parts import told, unreadable
 from lmlite.server.fields import Body, required, string, typed, unsupported
+
+# Claude Code begins its system prompt with this line, whose value is another one in each turn:
+# nothing behind it would be found in memory.
+_BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 
 Block = tuple[Body, str]  # a content block and its path
 
@@ -66,9 +71,10 @@ def block_parts(block: Body, path: str) -> list[Body]:
     return [_text(told(block["type"], block))]
 
 
-def text_of(content: Any, path: str) -> str:
-    """The text of a content that is text alone; nothing is added between its blocks."""
-    return "".join(part.get("text", "") for part in parts(read_blocks(content, path, ("text",))))
+def system_text(content: Any, path: str) -> str:
+    """The text of a system prompt; nothing is added between its blocks."""
+    texts = (part.get("text", "") for part in parts(read_blocks(content, path, ("text",))))
+    return "".join(_BILLING.sub("", text) for text in texts)
 
 
 def unread_blocks(body: Body) -> Iterator[str]:

@@ -25,7 +25,7 @@ from lmlite.server.message_blocks import (
     parts,
     read_blocks,
     required_string,
-    text_of,
+    system_text,
     unread_blocks,
 )
 from lmlite.server.openai_requests import Call, ignored_fields, parse_chat, stop_strings
@@ -101,7 +101,7 @@ def _messages(body: Body) -> list[Body]:
     if not messages:
         raise BadRequest("messages has no message", param="messages")
     turns: list[Body] = []
-    if system := text_of(body.get("system") or "", "system"):
+    if system := system_text(body.get("system") or "", "system"):
         turns.append({"role": "system", "content": system})
     for i, message in enumerate(messages):
         turns += _turns(message, f"messages.{i}")
