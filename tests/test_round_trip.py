@@ -12,7 +12,7 @@ from tests.streams import folded_chunks, folded_message
 Json = dict[str, Any]
 
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-OSLO = "What is the weather in Oslo and in Rome?"
+OSLO = "What is the weather in Oslo?"
 THINK = "Think first: What is 12 + 9?"
 MOST = 60  # tokens: more than any of the answers has
 
@@ -24,13 +24,16 @@ def server() -> Iterator[RunningServer]:
 
 
 def ends(ask: Callable[[Json], str], limit: str) -> set[str]:
-    """How answers end that are cut behind each of their tokens, and those that are not cut."""
+    """How answers end: a call is cut behind each of its tokens, others here and there."""
     found = set()
-    for question, has_tools in ((OSLO, True), (THINK, False), ("Say hello", True)):
-        for n_tokens in range(MOST):
-            body = {"question": question, "has_tools": has_tools, limit: n_tokens}
-            found.add(end := ask(body))
-            if "length" not in end and "max" not in end:
+    for question, has_tools, cuts in (
+        (OSLO, True, range(MOST)),
+        (THINK, False, (1, 2, 3, 20, MOST)),
+        ("Say hello", True, (0, 1, MOST)),
+    ):
+        for n_tokens in cuts:
+            found.add(end := ask({"question": question, "has_tools": has_tools, limit: n_tokens}))
+            if not end.startswith(("length", "max_tokens", "incomplete")):
                 break
         else:
             raise AssertionError("the answer does not end")
@@ -59,7 +62,7 @@ def test_a_chat_takes_back_its_answers(server: RunningServer, is_streamed: bool)
         results = [{"role": "tool", "tool_call_id": call["id"], "content": "rain"}
                    for call in message.get("tool_calls", [])]  # fmt: skip
         go_on = {"role": "user", "content": "Go on."}
-        for rest in ([], [go_on], results, [*results, go_on]):
+        for rest in ([], [go_on], results):
             body |= {"messages": [*turns, message, *rest], "max_tokens": 1}
             answer = server.post(CHAT, **body)
             assert answer.status == 200, (message, answer.body)
@@ -87,7 +90,7 @@ def test_a_response_takes_back_its_items(server: RunningServer, is_streamed: boo
         results = [{"type": "function_call_output", "call_id": item["call_id"], "output": "rain"}
                    for item in output if item["type"] == "function_call"]  # fmt: skip
         go_on = {"role": "user", "content": "Go on."}
-        for rest in ([go_on], results or [go_on], [*results, go_on]):
+        for rest in ([go_on], results or [go_on]):
             body |= {"max_output_tokens": 1}
             sent = server.post(RESPONSES, input=[*items, *output, *rest], **body)
             assert sent.status == 200, (output, sent.body)
@@ -120,7 +123,7 @@ def test_a_message_takes_back_its_blocks(server: RunningServer, is_streamed: boo
         results = [{"type": "tool_result", "tool_use_id": block["id"], "content": "rain"}
                    for block in content if block["type"] == "tool_use"]  # fmt: skip
         go_on = {"type": "text", "text": "Go on."}
-        for rest in ([go_on], results or [go_on], [*results, go_on]):
+        for rest in ([go_on], results or [go_on]):
             answer = {"role": "assistant", "content": content}
             next_turns = [*turns, answer, {"role": "user", "content": rest}]
             body |= {"messages": next_turns, "max_tokens": 1}
