@@ -12,6 +12,10 @@ class ModelFileError(Exception):
     """A model file that cannot be served; the message names the file's fault in one sentence."""
 
 
+class ModelFileMissing(ModelFileError):
+    """A model file, or a part of it, that is not there; it may come back."""
+
+
 class ApiError(Exception):
     """An error that becomes `{"error": {"message", "type", "param", "code"}}`.
 
@@ -165,6 +169,12 @@ class Unavailable(ApiError):
 
     status = 503
     retry_after_s: int | None = 1
+
+
+class ModelFailed(Unavailable):
+    """There is no worker, and there will be none: waiting does not help."""
+
+    retry_after_s = None
 
 
 def _family(kind: type[ApiError]) -> Iterator[type[ApiError]]:

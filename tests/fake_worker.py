@@ -5,8 +5,9 @@ something that may be no frame, "hang" answers nothing, "queue" says so, "refuse
 "babble N" first writes as many bytes to standard error, "wait PATH" and "fail PATH" go on when
 somebody writes to that pipe. "tick N SECONDS" answers in N deltas so far apart, each its number and
 the nanosecond of its sending; any number at once. Started with the argument "crash" it ends before
-it is ready, with "broken" it says that the model cannot be loaded, with "wait" it is half loaded
-until somebody writes to the pipe that the Load names, with "stop" it stops itself while it loads.
+it is ready, with "broken" it says that the model cannot be loaded, with "fragile" that it cannot as
+long as there is a file of that name, with "wait" it is half loaded until somebody writes to the
+pipe that the Load names, with "stop" it stops itself while it loads.
 """
 
 import contextlib
@@ -131,7 +132,7 @@ def main(mode: str) -> None:
         os.kill(os.getpid(), signal.SIGABRT)
     if mode == "stop":
         os.kill(os.getpid(), signal.SIGSTOP)
-    if mode == "broken":
+    if mode == "broken" or (mode == "fragile" and os.path.exists(load.model_path)):
         send(LoadFailed(f"llama.cpp cannot load {load.model_path}"))
         return
     if mode == "wait":

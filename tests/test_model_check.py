@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.errors import ModelFileError
+from lmlite.errors import ModelFileError, ModelFileMissing
 from lmlite.gguf import ModelFile, read_model_file
 from lmlite.gguf_projector import read_projector_file
 from lmlite.messages import Load
 from lmlite.server.logs import Log
-from lmlite.server.model_check import N_LOOKS, checked_again, has_changed
+from lmlite.server.model_check import LOOK_S, N_LOOKS, checked_again, has_changed, is_replaced
 from lmlite.server.supervisor import Supervisor
 from lmlite.worker.model_files import FilesChanged, ModelFiles
 from tests import projectors
 from tests.gguf_writer import tiny_llama, tiny_llama_parts, write_gguf
+
+WAIT_S = 20.0
 
 
 @pytest.fixture
@@ -46,6 +48,13 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
+def settle(supervisor: Supervisor) -> None:
+    """Has it load its model, until it is known what comes of that."""
+    supervisor.start()
+    supervisor.wait_until_settled(WAIT_S)
+    supervisor.stop()
+
+
 def no_wait(_seconds: float) -> None:
     pass
 
@@ -61,8 +70,10 @@ def test_a_file_that_nobody_touched_has_not_changed(file: ModelFile) -> None:
 def test_any_other_file_of_that_name_is_a_change(
     path: Path, file: ModelFile, change: Callable[[Path], object]
 ) -> None:
+    assert not is_replaced(file)
     change(path)
     assert has_changed(file)
+    assert is_replaced(file) == (change is not Path.unlink)
 
 
 def test_what_stays_as_it_is_is_checked_again(path: Path, file: ModelFile) -> None:
@@ -91,12 +102,19 @@ def test_a_fault_that_stays_is_believed(path: Path, file: ModelFile) -> None:
     assert len(waits) == N_LOOKS
 
 
-def test_a_file_that_comes_back_is_taken(path: Path, file: ModelFile) -> None:
+def test_a_file_that_is_not_there_is_missing_and_not_at_fault(path: Path, file: ModelFile) -> None:
     waits: list[float] = []
+    path.unlink()
+    with pytest.raises(ModelFileMissing, match=r"^model.gguf cannot be loaded: it does not exist$"):
+        checked_again(file, read_model_file, waits.append)
+    assert waits == [LOOK_S]
 
-    def come_back(seconds: float) -> None:
-        waits.append(seconds)
-        if len(waits) == N_LOOKS:
+
+def test_a_file_that_comes_back_while_it_is_looked_for_is_taken(
+    path: Path, file: ModelFile
+) -> None:
+    def come_back(_seconds: float) -> None:
+        if not path.exists():
             path.with_suffix(".away").rename(path)
 
     path.rename(path.with_suffix(".away"))
@@ -110,7 +128,7 @@ def test_a_model_that_becomes_one_of_another_kind_is_not_loaded(
     metadata, tensors = tiny_llama_parts()
     write_gguf(path, metadata | {"llama.attention.causal": False}, tensors)
     supervisor = Supervisor(Load(str(path)), Log("error", io.StringIO()), ("false",), file=file)
-    supervisor._run()
+    settle(supervisor)
     assert supervisor.fault == f"{path} has become a model of another kind"
     assert supervisor.n_started == 0
 
@@ -130,7 +148,7 @@ def test_a_projector_is_checked_again_when_it_has_changed_and_only_then(
     supervisor._check_file()
     assert supervisor._projector == read_projector_file(str(mmproj)) != projector
     mmproj.write_bytes(b"GGUF")
-    supervisor._run()
+    settle(supervisor)
     assert supervisor.fault is not None
     assert supervisor.fault.startswith("mmproj.gguf cannot be loaded: it ")
     assert supervisor.n_started == 0

@@ -88,7 +88,7 @@ def test_what_is_wrong_is_named(parse: Any, body: dict[str, Any], param: str) ->
 
 
 def answer(**body: Any) -> Any:
-    reply = TokenReply(READY, parse_tokenize({"content": "x", **body}), "tokens-1", "m", 0)
+    reply = TokenReply(lambda: READY, parse_tokenize({"content": "x", **body}), "tokens-1", "m", 0)
     reply.add(Planned(1, 0, (5, 6, 7, 8), PIECES, 0, None))
     return reply.whole()
 

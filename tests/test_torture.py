@@ -37,7 +37,7 @@ from lmlite.server import connection as connection_module
 from lmlite.server import supervisor as supervisor_module
 from lmlite.server import wire
 from lmlite.server.connection import Connection
-from lmlite.server.supervisor import Reply
+from lmlite.server.reply import Reply
 from lmlite.server.worker_process import WorkerProcess
 from lmlite.worker import capi
 from lmlite.worker.__main__ import Worker
@@ -99,7 +99,7 @@ def saboteur(monkeypatch: pytest.MonkeyPatch) -> Saboteur:
 
     monkeypatch.setattr("lmlite.server.http.Connection", FailingConnection)
     monkeypatch.setattr(supervisor_module, "WorkerProcess", FailingProcess)
-    monkeypatch.setattr(supervisor_module, "BACKOFF_S", (0.0,))
+    monkeypatch.setattr("lmlite.server.restarts.BACKOFF_S", (0.0,))
     monkeypatch.setattr(connection_module, "LINGER_S", 0.05)
     seam(frames, "encode", MemoryError("no memory"))
     seam(frames, "read", frames.FrameError("a frame is malformed"))

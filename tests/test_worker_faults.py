@@ -300,7 +300,7 @@ def load_within(n_bytes: int) -> str:
 def test_too_little_memory_is_a_reason_and_never_the_end_of_the_server(
     figure: Figure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmlite.server.supervisor.BACKOFF_S", (0.0,))
+    monkeypatch.setattr("lmlite.server.restarts.BACKOFF_S", (0.0,))
     n_points = 35 if TIMES > 1 else 7
     low, high = 20 * MIB, 190 * MIB
     outcomes = [load_within(low + (high - low) * i // (n_points - 1)) for i in range(n_points)]
@@ -395,6 +395,24 @@ def pieces_of(events: list[Any]) -> Iterator[str]:
             yield choice["delta"].get("content") or ""
 
 
+def test_a_model_file_that_is_away_between_two_workers_is_served_again_when_it_is_back(
+    copy: Path,
+) -> None:
+    with RunningServer(str(copy)) as server:
+        expected = text_of(server.chat("Say hello world"))
+        away = copy.rename(copy.with_suffix(".away"))
+        os.kill(server.worker_pid(), signal.SIGKILL)
+        server.wait_for_log("copy.gguf cannot be loaded: it does not exist")
+        answer = server.post(CHAT, **ASK)
+        assert (answer.status, answer.headers["retry-after"]) == (503, "1")
+        reason = "copy.gguf cannot be loaded: it does not exist"
+        assert answer.error["message"] == f"the model is not available now: {reason}"
+        assert server.get("/health").json == {"status": "loading", "progress": 0, "reason": reason}
+        away.rename(copy)
+        until(lambda: server.get("/health").status == 200)
+        assert text_of(server.chat("Say hello world")) == expected
+
+
 @pytest.mark.parametrize("n_bytes", [0, 2_000_000])
 def test_a_model_file_that_is_cut_short_is_a_failure_with_its_reason(
     copy: Path, n_bytes: int
@@ -411,6 +429,9 @@ def test_a_model_file_that_is_cut_short_is_a_failure_with_its_reason(
         answer = server.post(CHAT, **ASK)
         assert (answer.status, "retry-after" in answer.headers) == (503, False)
         assert reason in answer.error["message"]
+        shutil.copy(DEFAULT_MODEL, copy)
+        until(lambda: server.get("/health").status == 200)
+        assert text_of(server.chat("Say hello world")) == "hello world"
 
 
 def test_weights_that_are_no_numbers_are_an_error_and_no_text(tmp_path: Path) -> None:

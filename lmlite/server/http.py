@@ -40,12 +40,12 @@ from lmlite.server.openai_requests import (
     parse_completion,
     parse_embeddings,
 )
+from lmlite.server.reply import Reply
 from lmlite.server.responses_replies import ResponseReply
 from lmlite.server.responses_requests import own_names, parse_response
 from lmlite.server.routes import endpoint
 from lmlite.server.sampling import Defaults
 from lmlite.server.sender import JSON_TYPE, Sender
-from lmlite.server.supervisor import Reply
 from lmlite.server.tally import Tally
 
 MODEL_PATH = "/v1/models/"  # before a model's name
@@ -194,7 +194,8 @@ class Handler:
             self._sender.send_json(503, {"status": "failed", **reason})
         else:
             progress = round(supervisor.fraction_loaded, 3)
-            self._sender.send_json(503, {"status": "loading", "progress": progress})
+            reason = {"reason": supervisor.lacks} if has_key and supervisor.lacks else {}
+            self._sender.send_json(503, {"status": "loading", "progress": progress, **reason})
 
     def _metrics(self) -> None:
         supervisor = self.server.registry.models()[0].supervisor
@@ -241,7 +242,7 @@ class Handler:
     def _tokenize(self) -> None:
         model = self.server.registry.models()[0]
         call = tokenizer_api.parse_tokenize(self._json(), model.defaults)
-        kind = partial(tokenizer_api.TokenReply, model.supervisor.wait_until_ready())
+        kind = partial(tokenizer_api.TokenReply, model.supervisor.loaded)
         self._serve(call, f"tokens-{self._token}", kind)
 
     def _detokenize(self) -> None:
@@ -250,7 +251,7 @@ class Handler:
 
     def _tokenizer_info(self) -> None:
         model = self.server.registry.models()[0]
-        ready = model.supervisor.wait_until_ready()
+        ready = model.supervisor.loaded()
         template = model.supervisor.load.chat_template or model.file.chat_template
         self._sender.send_json(200, tokenizer_api.tokenizer_info(ready, template))
 
@@ -357,6 +358,7 @@ class Handler:
             event = reply.next(POLL_S)
             now = time.monotonic()
             is_queued = isinstance(event, Queued) or (is_queued and event is None)
+            is_queued = is_queued or reply.process is None
             if is_queued and not tally.n_prompt and now - began_s >= self._limits.queue_seconds:
                 raise Unavailable(f"not its turn within {self._limits.queue_seconds:g} seconds")
             if now - looked_s >= POLL_S:

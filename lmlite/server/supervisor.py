@@ -2,113 +2,52 @@
 
 One thread per supervisor spawns the process, reads its events, and notices its death by the
 end of the pipe. The kernel ends a worker when the thread that spawned it ends, so that
-thread lives as long as the supervisor. A second one kills a worker that shows no sign of life.
-A request that was running when its worker died is failed and never tried again: it may be what
-killed it. Knows no HTTP.
+thread lives as long as the supervisor. A second one hands requests to the worker, as soon as there
+is one that is ready; a third one kills a worker that shows no sign of life. A request that a worker
+had when it died is failed and never tried again: it may be what killed it. Knows no HTTP.
 """
 
+import collections
 import dataclasses
 import itertools
-import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lmlite import frames
 from lmlite.errors import (
-    KINDS,
-    ApiError,
     BodyTooLarge,
+    ModelFailed,
     ModelFileError,
-    PromptTooLong,
+    ModelFileMissing,
     Unavailable,
 )
 from lmlite.gguf import ModelFile, read_model_file
 from lmlite.gguf_projector import Projector, read_projector_file
 from lmlite.messages import (
     Cancel,
-    Chat,
-    Complete,
-    Embed,
-    Embedded,
     EngineState,
     Event,
     Failed,
-    Finished,
     Load,
     LoadFailed,
     Loading,
     Note,
     Outdated,
-    Planned,
-    Queued,
     Ready,
-    ReplyEvent,
-    Request,
-    Tokenize,
     Work,
 )
-from lmlite.server.logs import Log
-from lmlite.server.model_check import checked_again, has_changed
+from lmlite.server.logs import Log, printable
+from lmlite.server.model_check import Identity, checked_again, has_changed, identities, is_replaced
+from lmlite.server.reply import END_EVENTS, Reply
+from lmlite.server.restarts import MAX_DEATHS, Restarts
 from lmlite.server.suspects import Suspects
 from lmlite.server.watchdog import Watchdog
 from lmlite.server.worker_process import STOP_WAIT_S, WORKER_COMMAND, WorkerProcess, close
 
-# Deaths of workers that had answered nothing: so many within so long, and the model has failed.
-MAX_DEATHS, DEATHS_WINDOW_S = 5, 60.0
-BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next start, by deaths in the window
-LOAD_WAIT_S = 60.0  # how long a request waits for a model that is being loaded
+LOOK_S = 1.0  # between two looks for another file, once a model has failed
 SPAWN_FAULTS = (OSError, RuntimeError, MemoryError)  # no descriptors, no threads, no memory
-END_EVENTS = (Finished, Embedded, Planned)  # of a choice or an input
 WATCHDOG_S = 30.0  # how long a worker may owe an answer without a sign of life
-
-
-class Reply:
-    """The events of one request, for the one thread that waits for them."""
-
-    def __init__(self, supervisor: "Supervisor", request: Work, process: WorkerProcess) -> None:
-        self.request_id = request.id
-        self.fingerprint = fingerprint(request)
-        self.process = process  # that has the request; a later one knows nothing of it
-        self._n_unfinished = n_results(request)  # choices or inputs of which no end has come
-        self._was_queued = self._was_begun = False
-        self._supervisor = supervisor
-        self._events: queue.SimpleQueue[ReplyEvent] = queue.SimpleQueue()
-        self._n_open = self._n_unfinished  # those whose end has not been taken yet
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether the last event has been taken."""
-        return self._n_open == 0
-
-    @property
-    def may_be_running(self) -> bool:
-        """Whether the worker may be at work on it: all of it has not ended, nor only waited."""
-        return bool(self._n_unfinished) and (self._was_begun or not self._was_queued)
-
-    def put(self, event: ReplyEvent) -> None:
-        """Called by the supervisor's thread."""
-        is_queued = isinstance(event, Queued)
-        self._was_queued |= is_queued
-        self._was_begun |= not is_queued
-        self._n_unfinished -= isinstance(event, END_EVENTS)
-        self._events.put(event)
-
-    def next(self, timeout_s: float) -> ReplyEvent | None:
-        """The next event, or None after timeout_s without one. Raises the ApiError of a Failed."""
-        try:
-            event = self._events.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if isinstance(event, Failed):
-            self._n_open = 0
-            raise _error_of(event)
-        self._n_open -= isinstance(event, END_EVENTS)
-        return event
-
-    def close(self) -> None:
-        """Lets go; what is not complete is cancelled."""
-        self._supervisor.forget(self)
 
 
 class Supervisor:
@@ -123,6 +62,7 @@ class Supervisor:
         file: ModelFile | None = None,
         projector: Projector | None = None,
         waiting: WorkerProcess | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """The files are what was checked; None for a command that loads none.
 
@@ -135,89 +75,97 @@ class Supervisor:
         self.ready: Ready | None = None  # of the worker that runs now
         self.state: EngineState | None = None  # its latest report
         self.fraction_loaded = 0.0
-        self.fault: str | None = None  # why there will be no worker any more
+        self.fault: str | None = None  # why there will be no worker until a file is replaced
+        self.lacks: str | None = None  # what is waited for before the next worker can be started
         self.n_started = 0
         self._log = log
         self._ids = itertools.count(1)
-        self._replies: dict[int, Reply] = {}
+        self._replies: dict[int, Reply] = {}  # all that were let in, by request
+        self._unsent: dict[int, bytes] = {}  # frames of those that no worker has, in their order
+        self._cancelled: collections.deque[int] = collections.deque()  # of the worker that runs now
         self._process: WorkerProcess | None = None  # that of the worker that runs now
         self._n_events = 0  # of all workers
-        self._has_answered = False  # the worker that runs now
-        self._is_outdated = False  # the file that it has loaded
-        self._died_s: float | None = None  # when the last one did
-        self._deaths: list[float] = []  # of those that had answered nothing
+        self._is_outdated = False  # the file that the worker has loaded
+        self._loaded: Load | None = None  # the last that a worker could carry out
+        self._given_up: list[Identity | None] = []  # the files over which the model has failed
+        self._restarts = Restarts(clock)
         self._suspects = Suspects()
         self._changed = threading.Condition()  # guards all of the above
         self._writing = threading.Lock()  # a frame goes down a pipe as a whole
         self._stopping = threading.Event()
+        self._pause: Callable[[float], bool] = self._stopping.wait
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._writer = threading.Thread(target=self._hand_over, name="writer", daemon=True)
         self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     # ---- from any thread -------------------------------------------------------------------
 
     def start(self) -> None:
         """Begins to load the model; returns at once."""
-        self._thread.start()
-        self._watcher.start()
+        for thread in (self._thread, self._writer, self._watcher):
+            thread.start()
 
     def wait_until_settled(self, timeout_s: float) -> None:
         """Returns when the worker is ready, or will never be, or after timeout_s."""
         with self._changed:
             self._changed.wait_for(lambda: self.ready or self.fault, timeout_s)
 
-    def wait_until_ready(self) -> Ready:
-        """What the worker says of itself, once it has loaded. Raises Unavailable."""
-        self.wait_until_settled(LOAD_WAIT_S)
+    def loaded(self) -> Ready:
+        """What the worker says of itself. Raises Unavailable while none is ready."""
         with self._changed:
-            self._ready_process()
-            assert self.ready is not None
+            self._expect_worker()
+            if self.ready is None:
+                raise Unavailable("the model is still being loaded")
             return self.ready
 
     def check_admission(self) -> None:
-        """Raises Unavailable when a further request would be refused, whatever it asks."""
+        """Raises Unavailable when a further request would be refused, whatever it asks.
+
+        As many may be open while a model loads, or a worker is replaced, as at any other time.
+        """
         with self._changed:
-            if self.ready is not None or self.fault is not None:
-                self._ready_process()
+            self._expect_worker()
             if len(self._replies) >= self.load.n_parallel + self.load.n_queue:
                 raise Unavailable(f"{len(self._replies)} requests are waiting already")
 
-    def submit(self, request: Work) -> Reply:
-        """Sends a request to the worker, waiting for it to load.
+    def _expect_worker(self) -> None:
+        """Raises Unavailable when there is none, nor one on its way."""
+        if self.fault is not None:
+            raise ModelFailed(f"the model is not available: {self.fault}")
+        if self.lacks is not None:
+            raise Unavailable(f"the model is not available now: {self.lacks}")
 
-        Raises Unavailable when there is no worker, and when too many requests wait for it;
+    def submit(self, request: Work) -> Reply:
+        """Lets a request in, for the worker that is ready or the next one that will be.
+
+        Raises Unavailable when there will be none, and when too many requests are open;
         HarmfulRequest for one that workers die of, BodyTooLarge for one that fits no frame.
         """
-        self.wait_until_settled(LOAD_WAIT_S)
         request = dataclasses.replace(request, id=next(self._ids))
-        with self._changed:
-            process = self._ready_process()
-            self.check_admission()
-            reply = Reply(self, request, process)
-            self._suspects.check(reply.fingerprint)
-            self._replies[request.id] = reply
+        reply = Reply(request, self._forget)
         try:
-            # A worker that is gone by now has this reply failed by the supervisor's thread.
-            self._send(process, request)
+            frame = frames.encode(request)
         except frames.FrameError as err:
-            self._drop(reply)
             raise BodyTooLarge(f"the request is too large: {err}") from None
-        except BaseException:
-            self._drop(reply)
-            raise
+        with self._changed:
+            self.check_admission()
+            self._suspects.check(reply.fingerprint)
+            self._replies[reply.request_id] = reply
+            self._unsent[reply.request_id] = frame
+            self._changed.notify_all()
         return reply
 
-    def forget(self, reply: Reply) -> None:
-        """No more events for this reply; the worker stops working on it."""
-        is_known = self._drop(reply)
-        if is_known and not reply.is_complete:
-            self._send(reply.process, Cancel(reply.request_id))
-
-    def _drop(self, reply: Reply) -> bool:
+    def _forget(self, reply: Reply) -> None:
+        """No more events for this reply; the worker stops working on it, or never begins."""
         with self._changed:
-            is_known = self._replies.pop(reply.request_id, None) is not None
-            if is_known and reply.is_complete:
+            if self._replies.pop(reply.request_id, None) is None:
+                return
+            self._unsent.pop(reply.request_id, None)
+            if reply.is_complete:
                 self._suspects.clear(reply.fingerprint)
-        return is_known
+            elif reply.process is not None and reply.process is self._process:
+                self._cancelled.append(reply.request_id)
+                self._changed.notify_all()
 
     def stop(self) -> None:
         """Ends the worker and fails what is still open."""
@@ -243,28 +191,41 @@ class Supervisor:
     @property
     def has_recovered_lately(self) -> bool:
         """Whether a worker died within the last minute."""
-        return self._died_s is not None and time.monotonic() - self._died_s < DEATHS_WINDOW_S
+        return self._restarts.were_lately
 
     def n_open(self) -> int:
-        """Requests that are being worked on."""
+        """Requests that are being worked on, or wait for it."""
         with self._changed:
             return len(self._replies)
 
-    def _ready_process(self) -> WorkerProcess:
-        if self.fault is not None:
-            error = Unavailable(f"the model is not available: {self.fault}")
-            error.retry_after_s = None  # waiting does not help
-            raise error
-        if self.ready is None or self._process is None:
-            raise Unavailable("the model is still being loaded")
-        return self._process
+    # ---- the writer's thread ---------------------------------------------------------------
 
-    def _send(self, process: WorkerProcess, request: Request) -> None:
+    def _hand_over(self) -> None:
+        """Writes requests to the worker that is ready, in the order in which they came."""
+        while (told := self._next_frame()) is not None:
+            self._send(*told)
+
+    def _next_frame(self) -> tuple[WorkerProcess, bytes] | None:
+        """What to tell which worker, once there is something; None: the server stops."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping.is_set() or self._may_send)
+            if self._stopping.is_set() or self._process is None:
+                return None
+            if self._cancelled:  # first, as it makes room
+                return self._process, frames.encode(Cancel(self._cancelled.popleft()))
+            request_id = next(iter(self._unsent))
+            self._replies[request_id].process = self._process
+            return self._process, self._unsent.pop(request_id)
+
+    @property
+    def _may_send(self) -> bool:
+        return self.ready is not None and bool(self._unsent or self._cancelled)
+
+    def _send(self, process: WorkerProcess, frame: bytes) -> None:
         """Writes one frame. A worker that takes none is dead, or as good as that."""
-        data = frames.encode(request)
         with self._writing:
             try:
-                process.requests.write(data)
+                process.requests.write(frame)
                 process.requests.flush()
             except (OSError, ValueError):  # the pipe is broken, or closed
                 process.kill()
@@ -272,45 +233,67 @@ class Supervisor:
     # ---- the supervisor's thread -----------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._stopping.is_set() and self.fault is None:
+        while not self._stopping.is_set():
+            self._restarts.begin()
             try:
                 self._check_file()
                 process = self._spawn()
-            except SPAWN_FAULTS as err:  # as if it had died at once
-                self._count_death(f"could not be started: {err}")
-                continue
+            except ModelFileMissing as err:
+                self._lack(str(err))
             except ModelFileError as err:
                 self._give_up(str(err))
-                break
-            try:
-                self._read_events(process)
-            finally:
-                self._bury(process)
-        self._fail_open("the server is stopping")
+            except SPAWN_FAULTS as err:
+                self._miss_start(err)
+            else:
+                try:
+                    self._read_events(process)
+                finally:
+                    self._bury(process)
+            self._rest()
+        self._fail(Unavailable, "the server is stopping")
+
+    def _rest(self) -> None:
+        """Before the next attempt."""
+        if self.fault is None:
+            self._pause(self._restarts.pause_s)
+        else:
+            self._wait_for_another_file()
+
+    def _wait_for_another_file(self) -> None:
+        """A model that has failed is not tried again before somebody replaces a file of it."""
+        while not self._pause(LOOK_S):
+            if identities(*self._files) != self._given_up:
+                self._restarts.forget()
+                with self._changed:
+                    if not self._stopping.is_set():
+                        self.fault = None
+                return
 
     def _check_file(self) -> None:
         """Checks again what is not what was checked. Raises ModelFileError."""
-        wait = self._stopping.wait
         if self._projector is not None and has_changed(self._projector):
-            self._projector = checked_again(self._projector, read_projector_file, wait)
+            self._projector = checked_again(self._projector, read_projector_file, self._pause)
         if self._file is None or not has_changed(self._file):
             return
-        self._file = file = checked_again(self._file, read_model_file, wait)
+        self._file = file = checked_again(self._file, read_model_file, self._pause)
         if file.embeds_only == self.load.generates:
             raise ModelFileError(f"{file.path} has become a model of another kind")
         self.load = dataclasses.replace(self.load, parts=file.parts)
 
+    @property
+    def _files(self) -> list[ModelFile | Projector]:
+        return [file for file in (self._file, self._projector) if file is not None]
+
     def _has_new_file(self) -> bool:
-        files = self._file, self._projector
-        return any(file is not None and has_changed(file) for file in files)
+        return any(map(is_replaced, self._files))
 
     def _spawn(self) -> WorkerProcess:
         process, self._waiting = self._waiting or WorkerProcess(self._command, self._log), None
         with self._changed:
             self._process = process
-            self._has_answered = self._is_outdated = False
+            self._is_outdated = False
             self.n_started += 1
-            self.fraction_loaded = 0.0
+            self.lacks = None
         if self._stopping.is_set():  # `stop` may have come too early to see this process
             close(process.requests)
         return process
@@ -318,7 +301,7 @@ class Supervisor:
     def _read_events(self, process: WorkerProcess) -> None:
         """Has the model loaded, and hands events to their replies until the worker ends."""
         try:
-            self._send(process, self.load)
+            self._send(process, frames.encode(self.load))
             while (event := frames.read(process.events, Event)) is not None:
                 self._n_events += 1
                 self._take(event)
@@ -335,62 +318,100 @@ class Supervisor:
                 self._log.line(level, text)
             case Outdated():
                 self._is_outdated = True
-            case LoadFailed() if self._has_new_file():
-                self._is_outdated = True
-            case Ready() | LoadFailed():
+            case LoadFailed(message):
+                self._take_failure(message)
+            case Ready():
+                self._loaded = self.load
+                self._restarts.ready()
                 with self._changed:
-                    if isinstance(event, Ready):
-                        self.ready, self.fraction_loaded = event, 1.0
-                    else:
-                        self.fault = event.message
+                    self.ready, self.fraction_loaded = event, 1.0
                     self._changed.notify_all()
             case _:
-                self._has_answered |= isinstance(event, END_EVENTS)
+                if isinstance(event, END_EVENTS):
+                    self._restarts.answered()
                 reply = self._replies.get(event.id)
                 if reply is not None:
                     reply.put(event)
 
+    def _take_failure(self, message: str) -> None:
+        """The model could not be loaded."""
+        if self._has_new_file():
+            self._is_outdated = True
+        elif self._loaded == self.load:  # so it is not the model; memory, perhaps
+            self._lack(message)
+        else:
+            self._give_up(message)
+
     def _bury(self, process: WorkerProcess) -> None:
-        """After the end of a worker: fail what it was doing, and decide about another one."""
+        """After the end of a worker: fail what it had, and decide about another one."""
         with self._changed:
             self.ready = self.state = self._process = None
+            self.fraction_loaded = 0.0
+            self._cancelled.clear()
+        self._restarts.end()
         why = process.bury()
-        if self._stopping.is_set() or self.fault is not None:
+        if self._stopping.is_set() or self.fault is not None or self.lacks is not None:
             return
         # Cut short, a mapped file ends the worker before it can say so.
         if self._is_outdated or self._has_new_file():
             self._log.line("warning", "the model's file was changed; it is loaded again")
-            self._fail_open("the model's file was changed; it is being loaded again")
+            message = "the model's file was changed; it is being loaded again"
+            self._fail(Unavailable, message, process)
             return
         self._log.line("error", f"worker {process.pid} {why}")
-        with self._changed:
-            for reply in self._replies.values():
-                if reply.may_be_running:
-                    self._suspects.blame(reply.fingerprint)
-        self._fail_open("the model's worker ended; the request may be sent again")
+        self._blame(process)
+        message = "the model's worker ended; the request may be sent again"
+        self._fail(Unavailable, message, process)
         self._count_death(why)
 
+    def _blame(self, process: WorkerProcess) -> None:
+        """Once for each text that was at work, however many had asked for the same."""
+        with self._changed:
+            replies = [each for each in self._replies.values() if each.process is process]
+            for suspect in {each.fingerprint for each in replies if each.may_be_running}:
+                self._suspects.blame(suspect)
+
     def _count_death(self, why: str) -> None:
-        """Waits before the next start, or gives up: who had answered does not count as hopeless."""
-        self._died_s = now = time.monotonic()
-        recent = [at for at in self._deaths if now - at < DEATHS_WINDOW_S]
-        self._deaths = [] if self._has_answered else [*recent, now]
-        if len(self._deaths) >= MAX_DEATHS:
-            self._give_up(f"its worker ended {MAX_DEATHS} times within a minute (it {why})")
-        elif self._deaths:
-            self._stopping.wait(BACKOFF_S[min(len(self._deaths), len(BACKOFF_S)) - 1])
+        self._restarts.die()
+        if self._restarts.are_hopeless:
+            self._give_up(f"its worker ended {MAX_DEATHS} times in a row (it {why})")
+
+    def _miss_start(self, err: BaseException) -> None:
+        """There is no process: what is lacking may come back, if there was enough of it before."""
+        if self._loaded is None:
+            self._count_death(f"could not be started: {err}")
+        else:
+            self._lack(f"another worker could not be started: {err}")
+
+    def _lack(self, reason: str) -> None:
+        """Nobody waits for what may be away for long; it is tried again as long as it is."""
+        reason = printable(reason)
+        if self.lacks != reason:
+            self._log.line("warning", f"waiting, and trying again: {reason}")
+        with self._changed:
+            self.lacks = reason
+        self._fail(Unavailable, f"the model is not available now: {reason}")
 
     def _give_up(self, fault: str) -> None:
+        self._given_up = identities(*self._files)  # before anybody can react to the fault
         with self._changed:
-            self.fault = fault
+            self.fault = fault = printable(fault)
             self._changed.notify_all()
-        self._log.line("error", f"giving up: {fault}")
+        self._fail(ModelFailed, f"the model is not available: {fault}")
+        if self._loaded is not None:  # else whoever started the model tells it
+            self._log.line("error", f"giving up: {fault}")
 
-    def _fail_open(self, message: str) -> None:
+    def _fail(
+        self, kind: type[Unavailable], message: str, process: WorkerProcess | None = None
+    ) -> None:
+        """Ends the requests that this worker had; without one, all."""
         with self._changed:
-            replies, self._replies = self._replies, {}
-        for reply in replies.values():
-            reply.put(Failed(reply.request_id, Unavailable.__name__, message))
+            failed = [each for each in self._replies.values() if process in (None, each.process)]
+            for reply in failed:
+                del self._replies[reply.request_id]
+                self._unsent.pop(reply.request_id, None)
+        for reply in failed:
+            reply.put(Failed(reply.request_id, kind.__name__, message))
 
     # ---- the watchdog's thread -------------------------------------------------------------
 
@@ -404,28 +425,3 @@ class Supervisor:
                 watchdog.rest()
             elif watchdog.is_overdue(process.pid, self._n_events):
                 process.kill(f"gave no sign of life for {self._watchdog_s:g} s")
-
-
-def n_results(request: Work) -> int:
-    """How many choices or vectors a request ends in."""
-    match request:
-        case Chat():
-            return request.n
-        case Complete():
-            return request.n * len(request.prompts)
-        case Embed():
-            return len(request.inputs)
-        case Tokenize():
-            return 1
-
-
-def fingerprint(request: Work) -> int:
-    """The same for requests that ask for the same."""
-    return hash(dataclasses.replace(request, id=0))
-
-
-def _error_of(event: Failed) -> ApiError:
-    if event.kind == PromptTooLong.__name__:
-        assert event.tokens is not None
-        return PromptTooLong(event.message, param=event.param or "", tokens=event.tokens)
-    return KINDS.get(event.kind, ApiError)(event.message, param=event.param)

@@ -5,6 +5,7 @@ Evaluation harnesses ask as vLLM has it (`prompt`, `add_special_tokens`, `return
 Pure.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,10 +77,10 @@ class TokenReply:
     """The answer to POST /tokenize."""
 
     def __init__(
-        self, ready: Ready, call: Call, _reply_id: str, _model: str, _created: int
+        self, loaded: Callable[[], Ready], call: Call, _reply_id: str, _model: str, _created: int
     ) -> None:
         assert isinstance(call, TokenizerCall)
-        self._call, self._n_ctx = call, ready.n_ctx
+        self._call, self._loaded = call, loaded
         self._tokens: tuple[int, ...] = ()
         self._pieces: tuple[bytes, ...] = ()
 
@@ -98,7 +99,7 @@ class TokenReply:
         return {
             "tokens": tokens,
             "count": len(tokens),
-            "max_model_len": self._n_ctx,
+            "max_model_len": self._loaded().n_ctx,
             "token_strs": texts if self._call.with_texts else None,
         }
 
