@@ -31,6 +31,7 @@ from lmlite.server.openai_requests import Call, parse_chat, parse_completion, pa
 from lmlite.server.responses_requests import own_names, parse_response
 from lmlite.server.sampling import NO_DEFAULTS
 from lmlite.server.stored_responses import StoredResponses
+from lmlite.server.tokenizer_api import parse_detokenize, parse_tokenize
 from tests import raw_requests
 from tests.house import opened, until
 from tests.image_files import RED, png
@@ -205,6 +206,73 @@ BASES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BASES["count"] = BASES["message"]
+# What agents send beside that, and what they bring from other servers.
+NOTE = "data:text/plain;base64,SGk="
+CUSTOM = {"name": "c", "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}}
+FLAT = {"type": "function", "name": "f", "parameters": SCHEMA}
+SPACE = {"type": "namespace", "name": "n", "tools": [FLAT, {"type": "custom", **CUSTOM}]}
+PDF = {"type": "base64", "media_type": "application/pdf", "data": "JVBE"}
+BASES |= {
+    "agent chat": {
+        "messages": [
+            {"role": "user", "content": [{"type": "file", "file": {"file_data": NOTE}},
+                                         {"type": "input_audio", "input_audio": {"data": "x"}}]},
+            {"role": "assistant", "tool_calls": [
+                {"id": "c1", "type": "custom", "custom": {"name": "c", "input": "x"}}]},
+            {"role": "tool", "tool_call_id": "c1", "content": [
+                {"type": "image_url", "image_url": {"url": DOT}}]},
+        ],
+        "tools": [TOOL, {"type": "custom", "custom": CUSTOM}, {"type": "web_search"}],
+        "tool_choice": {"type": "allowed_tools", "allowed_tools": {
+            "mode": "auto", "tools": [{"type": "custom", "custom": {"name": "c"}}]}},
+    },
+    "agent response": {
+        "input": [
+            {"type": "message", "role": "user", "content": [
+                {"type": "input_file", "file_data": NOTE},
+                {"type": "input_image", "file_id": "i"}]},
+            {"type": "additional_tools", "role": "developer", "tools": [SPACE]},
+            {"type": "tool_search_call", "call_id": "c1", "arguments": {"city": "x"}},
+            {"type": "tool_search_output", "call_id": "c1", "tools": [FLAT, SPACE]},
+            {"type": "custom_tool_call", "call_id": "c2", "name": "c", "namespace": "n",
+             "input": "x"},
+            {"type": "custom_tool_call_output", "call_id": "c2", "output": "7"},
+            {"type": "local_shell_call", "call_id": "c3", "action": {"command": ["ls"]}},
+            {"type": "local_shell_call_output", "call_id": "c3", "output": {"a": "b"}},
+            {"type": "web_search_call", "id": "w1", "action": {"query": "x"}},
+        ],
+        "tools": [FLAT, SPACE, {"type": "custom", **CUSTOM}, {"type": "web_search"},
+                  {"type": "tool_search", "execution": "client", "parameters": SCHEMA}],
+        "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [
+            {"type": "function", "name": "f", "namespace": "n"},
+            {"type": "namespace", "name": "n"}]},
+    },
+    "agent message": {
+        "max_tokens": 5,
+        "system": [{"type": "text", "text": "s"}, {"type": "tool_addition", "tool": {"name": "f"}}],
+        "messages": [
+            {"role": "user", "content": [
+                {"type": "document", "title": "t", "source": {
+                    "type": "content", "content": [{"type": "text", "text": "t"}]}},
+                {"type": "search_result", "title": "t", "source": "s", "content": [
+                    {"type": "text", "text": "t"}]}]},
+            {"role": "assistant", "content": [
+                {"type": "server_tool_use", "id": "s1", "name": "w", "input": {"query": "x"}},
+                {"type": "web_search_tool_result", "tool_use_id": "s1", "content": [{"url": "x"}]},
+                {"type": "tool_use", "id": "c1", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": [
+                {"type": "tool_reference", "tool_name": "f"},
+                {"type": "document", "source": PDF}]}]},
+        ],
+        "tools": [{"name": "f", "input_schema": SCHEMA}, {"type": "web_search_1", "name": "w"}],
+        "tool_choice": {"type": "auto"},
+    },
+    "tokenize": {"prompt": "a", "content": "b", "add_special_tokens": True, "add_special": False,
+                 "parse_special": True, "with_pieces": True, "return_token_strs": True},
+    "tokenize a chat": {"messages": [{"role": "user", "content": "t"}],
+                        "add_generation_prompt": True, "continue_final_message": False},
+    "detokenize": {"tokens": [1, 2]},
+}  # fmt: skip
 TEXTS = {kind: json.dumps(base) for kind, base in BASES.items()}
 
 NESTED: Any = None
@@ -291,6 +359,12 @@ def parsers() -> dict[str, Callable[[Any], Call]]:
         "response": response,
         "message": partial(parse_message, defaults=defaults),
         "count": partial(parse_count, defaults=defaults),
+        "agent chat": partial(parse_chat, defaults=defaults),
+        "agent response": response,
+        "agent message": partial(parse_message, defaults=defaults),
+        "tokenize": parse_tokenize,
+        "tokenize a chat": parse_tokenize,
+        "detokenize": parse_detokenize,
     }
 
 

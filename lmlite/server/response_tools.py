@@ -55,10 +55,11 @@ class ResponseTools:
 
     def _offer(self, kind: str, tool: Body, path: str) -> None:
         """A name is that of the first tool that has it: agents send some of them again."""
-        if tool.get("name") in self._offered:
+        name = tool.get("name")
+        if type(name) is str and name in self._offered:
             return
         self._append({"type": kind, kind: tool}, path)
-        self._offered.add(str(tool.get("name")))
+        self._offered.add(str(name))
 
     def _append(self, tool: Any, path: str) -> None:
         place = f"tools.[{len(self.of_chat)}]"
@@ -109,8 +110,10 @@ def read_tools(body: Body) -> ResponseTools:
     return tools
 
 
-def _is_offered(tool: Body) -> bool:
-    return tool["type"] in (*TOOL_TYPES, "namespace") or is_clients_search(tool)
+def _is_offered(tool: Any) -> bool:
+    if type(tool) is not dict:
+        return False
+    return tool.get("type") in (*TOOL_TYPES, "namespace") or is_clients_search(tool)
 
 
 def is_clients_search(tool: Body) -> bool:
