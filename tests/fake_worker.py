@@ -1,13 +1,13 @@
 """A worker without a model: speaks the frames, and does what the last message says.
 
 "echo TEXT" answers in one delta per word, "die SIGNAL ..." ends by that signal, "bytes HEX" writes
-something that may be no frame, "hang" answers nothing, "queue" says so, "refuse" is a BadRequest,
-"babble N" first writes as many bytes to standard error, "wait PATH" and "fail PATH" go on when
-somebody writes to that pipe. "tick N SECONDS" answers in N deltas so far apart, each its number and
-the nanosecond of its sending; any number at once. Started with the argument "crash" it ends before
-it is ready, with "broken" it says that the model cannot be loaded, with "fragile" that it cannot as
-long as there is a file of that name, with "wait" it is half loaded until somebody writes to the
-pipe that the Load names, with "stop" it stops itself while it loads.
+something that may be no frame, "hang" answers nothing, "queue" says so, "babble N" first writes as
+many bytes to standard error, "wait PATH" and "fail PATH" go on when somebody writes to that pipe,
+and any other word is a BadRequest. "tick N SECONDS" answers in N deltas so far apart, each its
+number and the nanosecond of its sending; any number at once. Started with the argument "crash" it
+ends before it is ready, with "broken" it says that the model cannot be loaded, with "fragile" that
+it cannot as long as there is a file of that name, with "wait" it is half loaded until somebody
+writes to the pipe that the Load names, with "stop" it stops itself while it loads.
 """
 
 import contextlib
@@ -54,8 +54,8 @@ def answer(chat: Chat) -> None:
     match verb:
         case "echo":
             echo(chat, rest)
-        case "refuse":
-            send(Failed(chat.id, "BadRequest", "refused", "messages"))
+        case "hang":
+            pass
         case "bytes":
             os.write(1, bytes.fromhex(rest))
         case "queue":
@@ -78,6 +78,8 @@ def answer(chat: Chat) -> None:
         case "fail":
             wait(chat, rest)
             send(Failed(chat.id, "InternalError", "failed late"))
+        case _:
+            send(Failed(chat.id, "BadRequest", "refused", "messages"))
 
 
 def wait(chat: Chat, path: str) -> None:
