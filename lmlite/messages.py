@@ -154,6 +154,7 @@ class Chat:
     options: ChatOptions = ChatOptions()
     dry_run: bool = False  # generate nothing: send a `Planned` for each prompt
     grammar: str | None = None  # GBNF that the whole answer is held to, thoughts and all
+    truncates: bool = False  # the oldest turns are left out when it does not fit the context
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ FLOORS = [
     ["gguf"],
     ["memory_estimate"],
     ["worker.capi", "worker.text", "worker.prefix", "worker.bridge_request", "worker.threads",
+     "worker.truncation",
      "worker.breaker",
      "worker.meter", "worker.tool_words", "worker.call_grammar", "server.logs", "server.wire",
      "server.log_stream", "server.fields", "server.answers",

@@ -64,7 +64,8 @@ def parse_response(
     conversation = earlier + call.request.messages
     instructions = string(body, "instructions")
     system = (ChatMessage("system", instructions),) if instructions else ()
-    request = replace(call.request, messages=system + conversation)
+    truncates = body.get("truncation") == "auto"
+    request = replace(call.request, messages=system + conversation, truncates=truncates)
     return ResponseCall(
         request,
         call.model,
@@ -112,8 +113,8 @@ def rename(error: ApiError, names: Mapping[str, str] = _NAMES) -> None:
 def _refuse_unsupported(body: Body) -> None:
     if boolean(body, "background"):
         unsupported("background", "background is not supported: responses are sent at once")
-    if string(body, "truncation") not in (None, "disabled"):
-        unsupported("truncation", "input is never cut: truncation can only be disabled")
+    if string(body, "truncation") not in (None, "disabled", "auto"):
+        raise BadRequest("truncation is auto or disabled", param="truncation")
     for name in ("conversation", "prompt"):
         if body.get(name) is not None:
             unsupported(name, f"{name} is not supported: this server keeps none")
@@ -161,5 +162,5 @@ def _settings(body: Body, request: Chat) -> Body:
         "tool_choice": body.get("tool_choice") or "auto",
         "top_logprobs": params.n_logprobs or 0,
         "top_p": params.top_p,
-        "truncation": "disabled",
+        "truncation": "auto" if request.truncates else "disabled",
     }

@@ -14,11 +14,12 @@ from dataclasses import replace
 from lmlite.errors import BadRequest, PromptTooLong, Unsupported
 from lmlite.messages import (
     Chat,
-    ChatMessage,
     ChatOptions,
     Complete,
     Embed,
     Event,
+    Image,
+    Note,
     Planned,
     Prompt,
     Prompted,
@@ -26,12 +27,13 @@ from lmlite.messages import (
     Tokenize,
 )
 from lmlite.worker.answer import Answer, Form
-from lmlite.worker.chat_template import ChatTemplate, Tokens
+from lmlite.worker.chat_template import ChatTemplate, Rendered, Tokens
 from lmlite.worker.embedder import Input
 from lmlite.worker.llama import LlamaError, Model
 from lmlite.worker.media import Eye, Picture, UnreadableImage
 from lmlite.worker.samplers import Grammar
 from lmlite.worker.sequence import Sequence
+from lmlite.worker.truncation import n_turns, without_oldest
 
 # Far more than a token of prose or code has; only long runs of one sign come near. Longer texts are
 # refused unread: megabytes take a tokenizer seconds, in which nobody else's request is prepared.
@@ -78,18 +80,14 @@ class Preparer:
     def _chat(self, request: Chat) -> list[Sequence]:
         if self._template is None:
             raise Unsupported("this is an embedding model, it cannot chat", param="model")
-        self._check_bytes("".join(message.content for message in request.messages), "messages")
-        pictures = self._pictures(request.messages)
-        rendered = self._template.render(request.messages, request.options, pictures)
-        prompt = rendered.prompt
-        self._check_not_empty(prompt.ids, "messages")
         self._check_sampling(request.params)
-        self._check_prompt(prompt.n_tokens, "messages")
+        rendered, pictures = self._fitting(request, self._template)
+        prompt = rendered.prompt
         self._check_pictures(prompt)
         choices = self._choices(request, 0, prompt.ids, rendered.stops, None)
         with _closed_on_error(choices):
             for choice in choices:
-                choice.chunks, choice.pictures = prompt.chunks, pictures
+                choice.chunks, choice.pictures = prompt.chunks, tuple(pictures)
             if request.grammar is None:
                 self._give_form(choices, rendered.form, request.options)
             else:
@@ -97,16 +95,48 @@ class Preparer:
             self._trace(request, choices[0])
         return choices
 
-    def _pictures(self, messages: Iterable[ChatMessage]) -> tuple[Picture, ...]:
-        pictures = []
-        for image in (image for message in messages for image in message.images):
-            if self._eye is None:  # the server refuses them; a worker has other callers too
-                raise Unsupported("this model takes no images", param=image.path)
+    def _fitting(self, request: Chat, template: ChatTemplate) -> tuple[Rendered, list[Picture]]:
+        """The prompt and its pictures; without the oldest turns, if the request lets it be cut."""
+        pictures: dict[int, Picture] = {}
+
+        def render(n_left_out: int, n_room: int) -> tuple[Rendered, list[Picture]]:
+            messages = without_oldest(request.messages, n_left_out)
+            self._check_bytes("".join(message.content for message in messages), "messages")
+            shown = [self._picture(image, pictures) for each in messages for image in each.images]
+            rendered = template.render(messages, request.options, shown)
+            self._check_not_empty(rendered.prompt.ids, "messages")
+            self._check_prompt(rendered.prompt.n_tokens, "messages", n_room=n_room)
+            return rendered, shown
+
+        too_few, enough = 0, n_turns(request.messages) if request.truncates else 0
+        try:
+            return render(too_few, self._n_ctx_seq)
+        except PromptTooLong:
+            if not enough:
+                raise
+        n_most = self._n_ctx_seq // 4  # for the answer
+        n_room = self._n_ctx_seq - min(request.params.max_tokens or n_most, n_most)
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
             try:
-                pictures.append(self._eye.read(image.data))
+                render(middle, n_room)
+                enough = middle
+            except PromptTooLong:
+                too_few = middle
+        found = render(enough, self._n_ctx_seq)
+        self._send([Note("info", f"a conversation was cut: without its {enough} oldest turns")])
+        return found
+
+    def _picture(self, image: Image, known: dict[int, Picture]) -> Picture:
+        """It is read once, however often its conversation is rendered."""
+        if self._eye is None:  # the server refuses them; a worker has other callers too
+            raise Unsupported("this model takes no images", param=image.path)
+        if id(image) not in known:
+            try:
+                known[id(image)] = self._eye.read(image.data)
             except UnreadableImage as err:
                 raise BadRequest(f"the image cannot be read: {err}", param=image.path) from None
-        return tuple(pictures)
+        return known[id(image)]
 
     def _check_pictures(self, prompt: Tokens) -> None:
         if prompt.ids[-1] < 0:
@@ -260,8 +290,10 @@ class Preparer:
         remark = f"{remark} That is the least that {n_bytes} bytes can be."
         self._check_prompt(math.ceil(n_bytes / MAX_TOKEN_BYTES), param, remark)
 
-    def _check_prompt(self, n_tokens: int, param: str, remark: str = "") -> None:
-        if n_tokens > self._n_ctx_seq:
+    def _check_prompt(
+        self, n_tokens: int, param: str, remark: str = "", n_room: int | None = None
+    ) -> None:
+        if n_tokens > (self._n_ctx_seq if n_room is None else n_room):
             advice = f"{remark} {self._advice}".strip()
             raise PromptTooLong(advice, param=param, tokens=(n_tokens, self._n_ctx_seq))
 

@@ -1,0 +1,45 @@
+"""A conversation without its oldest turns, for one that is longer than the context.
+
+Texts of the system stay, and so do the last words of the user and all that has to be answered now.
+A call goes together with its results. Pure.
+"""
+
+from collections.abc import Sequence
+
+from lmlite.messages import ChatMessage
+
+
+def n_turns(messages: Sequence[ChatMessage]) -> int:
+    """How many turns can be left out."""
+    return max(_turns(messages), default=0)
+
+
+def without_oldest(messages: Sequence[ChatMessage], n: int) -> tuple[ChatMessage, ...]:
+    """The messages without their n oldest turns.
+
+    >>> said = [ChatMessage(role, "") for role in ("system", "user", "assistant", "user")]
+    >>> [message.role for message in without_oldest(said, 1)]
+    ['system', 'user']
+    """
+    turns = _turns(messages)
+    return tuple(each for each, turn in zip(messages, turns, strict=True) if not 1 <= turn <= n)
+
+
+def _turns(messages: Sequence[ChatMessage]) -> list[int]:
+    """The number of each message's turn, the oldest's 1; 0 for what has to stay.
+
+    A turn begins with what the user says and, behind the last of that, with what the assistant
+    says.
+    """
+    n_asked = max((i for i, each in enumerate(messages) if each.role == "user"), default=-1)
+    turns: list[int] = []
+    caller: dict[str, int] = {}  # the turn with a call of this id
+    turn = 0
+    for i, message in enumerate(messages):
+        begins = message.role == ("user" if i < n_asked else "assistant")
+        stays = message.role == "system" or i == n_asked
+        turn += begins or (turn == 0 and not stays)
+        caller |= {call.id: turn for call in message.tool_calls}
+        turns.append(0 if stays else caller.get(message.tool_call_id or "", turn))
+    last = turns[-1] if turns else 0
+    return [0 if each == last else each for each in turns]
