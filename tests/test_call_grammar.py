@@ -125,6 +125,21 @@ def test_calls_that_may_be_made_are_held_to_the_tools(special_model: Model, name
     Grammar(special_model, form.grammar, form.reply).close()
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_tools_that_are_not_allowed_stay_in_the_prompt_and_out_of_the_grammar(
+    special_model: Model, name: str
+) -> None:
+    template = ChatTemplate(special_model, source_of(name))
+    allowed = ChatOptions(tools=TOOLS, tool_names=("get_time",))
+    every, some = (template.render([HELLO], o) for o in (ChatOptions(tools=TOOLS), allowed))
+    template.close()
+    assert some.prompt == every.prompt
+    assert some.form.grammar_waits
+    assert "get_time" in some.form.grammar and "get_weather" in every.form.grammar
+    assert "get_weather" not in some.form.grammar
+    Grammar(special_model, some.form.grammar, some.form.reply).close()
+
+
 LLAMAS = [name for name in NAMES if name.startswith("meta-llama-Llama-3")]
 
 

@@ -23,6 +23,10 @@ def nested(depth: int) -> Any:
     [
         ({"type": "text", "text": "Hi"}, "Hi"),
         ({"type": "refusal", "refusal": "No."}, "No."),
+        ({"type": "input_text", "text": "Hi"}, "Hi"),
+        ({"type": "input_file", "file_data": f"data:text/plain;base64,{NOTE}"}, "Grüße\n"),
+        ({"type": "input_image", "file_id": "file_1"}, '[input_image: {"file_id": "file_1"}]\n'),
+        ({"type": ["x"], "text": "Hi"}, "[['x']: {\"text\": \"Hi\"}]\n"),
         ({"type": "file", "file": {"file_data": f"data:text/plain;base64,{NOTE}"}}, "Grüße\n"),
         ({"type": "file", "file": {"file_data": f"data:text/plain;charset=utf-8;base64,{NOTE}"}},
          "Grüße\n"),

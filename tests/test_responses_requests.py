@@ -196,7 +196,7 @@ def test_parts_of_other_types_are_text() -> None:
     assert found.request.messages[0].content == (
         'Hi[file a.pdf: it cannot be read here]\n[input_image: {"file_id": "file_2"}]\n.'
     )
-    assert found.ignored == ("content.file", "content.input_image")
+    assert found.ignored == ("content.input_file", "content.input_image")
 
 
 def test_a_call_that_was_cut_stays_and_one_without_a_name_goes() -> None:
@@ -272,6 +272,16 @@ def test_the_tools_of_a_namespace_are_offered_by_flat_names() -> None:
     assert found.custom_tools == frozenset({"mcp__files__note"})
     assert found.ignored == ()
     assert found.settings["tools"] == [TOOL, FILES, TABLES]
+
+
+def test_a_flat_name_that_is_too_long_is_cut_and_still_one_of_its_own() -> None:
+    long = [TOOL | {"name": "f" * 90 + str(i)} for i in range(2)]
+    space = {"type": "namespace", "name": "n" * 60, "tools": long}
+    first, second = names(tools=[space])
+    assert len(first) == len(second) == 128
+    assert first[:119] == second[:119] and first != second
+    item = call("f" * 90 + "1") | {"namespace": "n" * 60}
+    assert messages(HI_ITEM, item)[1].tool_calls[0].name == second
 
 
 def test_a_custom_tool_is_a_function_of_one_text_and_its_grammar_is_named() -> None:

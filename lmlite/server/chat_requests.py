@@ -10,7 +10,7 @@ from typing import Any
 
 from lmlite.errors import BadRequest, MissingParameter
 from lmlite.messages import ChatMessage, ChatOptions, Image, ToolCall
-from lmlite.server.content_parts import part_text, shows_images, unread_parts
+from lmlite.server.content_parts import is_image, part_text, shows_images, unread_parts
 from lmlite.server.custom_tools import as_arguments, as_function
 from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
 from lmlite.server.images import ImageReader
@@ -27,7 +27,8 @@ MAX_KWARGS_BYTES = 16 << 10
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 # Names stand in grammars and in prompts: nothing that could end a string there.
-_TOOL_NAME = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
+MAX_NAME = 128
+_TOOL_NAME = re.compile(rf"[\w.:/-]{{1,{MAX_NAME}}}", re.ASCII)
 
 
 # ---- messages ------------------------------------------------------------------------------
@@ -94,7 +95,8 @@ def _content(
         part_path = f"{path}.[{i}]"
         if type(part) is not dict:
             raise BadRequest("a content part is an object", param=part_path)
-        if required(part, "type", f"{part_path}.type") == "image_url" and shows:
+        required(part, "type", f"{part_path}.type")
+        if is_image(part) and shows:
             images.append(Image(reader.read(part, part_path), len(text), part_path))
         else:
             text += part_text(part, part_path)

@@ -15,7 +15,10 @@ from lmlite.server.fields import Body, required
 
 MAX_LINE = 2000  # characters
 _MAX_WORD = 200  # of a value without a space: what is longer is no text, but data
-_TEXTS = ("text", "refusal")  # the types of parts that are text
+# The types of parts that are text, in chats and in responses, and the field that has it.
+_TEXTS = dict.fromkeys(("text", "input_text", "output_text", "summary_text", "reasoning_text"),
+                       "text") | {"refusal": "refusal"}  # fmt: skip
+_IMAGES = ("image_url", "input_image", "computer_screenshot")
 _SECRET = {"encrypted_content", "signature", "cache_control", "citations"}
 _NOT_TOLD = {*_SECRET, "id", "type", "status", "call_id", "tool_use_id"}
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
@@ -26,14 +29,22 @@ def part_text(part: Body, path: str) -> str:
     kind = required(part, "type", f"{path}.type")
     if kind == "file" and type(part.get("file")) is dict:
         return file_text(part["file"])
-    if kind == "image_url":
+    if kind == "input_file":
+        return file_text(part)
+    if is_image(part):
         return unreadable("image")
-    if kind not in _TEXTS:
+    if type(kind) is not str or kind not in _TEXTS:
         return told(kind, part)
-    text = required(part, kind, f"{path}.{kind}")
+    field = _TEXTS[kind]
+    text = required(part, field, f"{path}.{field}")
     if type(text) is not str:
-        raise BadRequest(f"{kind} is a string", param=f"{path}.{kind}")
+        raise BadRequest(f"{field} is a string", param=f"{path}.{field}")
     return text
+
+
+def is_image(part: Body) -> bool:
+    """Whether a part has an image, and does not only name a file that is kept elsewhere."""
+    return part["type"] in _IMAGES and part.get("file_id") is None
 
 
 def shows_images(role: str, takes_images: bool) -> bool:
@@ -48,10 +59,12 @@ def unread_parts(messages: list[Body], takes_images: bool) -> Iterator[str]:
     """The types of the parts of read messages that are told, as names of what is ignored."""
     for message in messages:
         content = message.get("content")
-        shown = ("image_url",) if shows_images(message["role"], takes_images) else ()
+        shows = shows_images(message["role"], takes_images)
         for part in content if type(content) is list else ():
-            if part["type"] not in (*_TEXTS, *shown):
-                yield f"content.{part['type']}"
+            kind = part["type"]
+            is_read = type(kind) is str and kind in _TEXTS
+            if not is_read and not (shows and is_image(part)):
+                yield f"content.{kind}"
 
 
 def file_text(file: Body) -> str:

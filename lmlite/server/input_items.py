@@ -15,8 +15,6 @@ from lmlite.server.response_tools import SEARCH, flat_name, flat_names
 
 ROLES = ("user", "assistant", "system", "developer")
 
-_TEXTS = ("input_text", "output_text", "summary_text", "reasoning_text")
-
 
 class Turns:
     """Input items as messages of a chat."""
@@ -51,7 +49,7 @@ class Turns:
             case "custom_tool_call":
                 self._read_call({"type": "custom", "custom": _flat(item)}, item, path)
             case "function_call_output" | "custom_tool_call_output":
-                self._read_output(item, _parts(item.get("output")), path)
+                self._read_output(item, item.get("output"), path)
             case "reasoning":
                 self._read_reasoning(item, path)
             case "additional_tools":
@@ -70,7 +68,7 @@ class Turns:
         role = required(item, "role", f"{path}.role")
         if role not in ROLES:
             raise BadRequest(f"role is one of {', '.join(ROLES)}", param=f"{path}.role")
-        content = _parts(required(item, "content", f"{path}.content"))
+        content = required(item, "content", f"{path}.content")
         if role == "assistant":
             self._assistant(path, "reasoning_content")["content"] = content
             self.names[f"{self._last}.content"] = f"{path}.content"
@@ -156,23 +154,6 @@ def _arguments(item: Body, path: str) -> str:
     except RecursionError:  # a depth that reading just survived
         words = "arguments is nested too deeply"
         raise BadRequest(words, param=f"{path}.arguments") from None
-
-
-def _parts(content: Any) -> Any:
-    """Content parts as a chat has them; what is none goes there as it is, to be refused."""
-    return [_part(part) for part in content] if type(content) is list else content
-
-
-def _part(part: Any) -> Any:
-    if type(part) is not dict:
-        return part
-    kind = part.get("type")
-    if kind in _TEXTS:
-        return {"type": "text", "text": part.get("text")}
-    if kind in ("input_image", "computer_screenshot") and part.get("file_id") is None:
-        image = {"url": part.get("image_url"), "detail": part.get("detail")}
-        return {"type": "image_url", "image_url": image}
-    return {"type": "file", "file": part} if kind == "input_file" else part
 
 
 def _reasoning_text(item: Body) -> str:

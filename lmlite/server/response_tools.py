@@ -4,11 +4,12 @@ Agents put the tools of each of their servers in a namespace. A chat knows none,
 offered `namespace__name`, and a call says both apart again. Pure.
 """
 
+import zlib
 from dataclasses import dataclass, field
 from typing import Any
 
 from lmlite.errors import BadRequest
-from lmlite.server.chat_requests import TOOL_TYPES
+from lmlite.server.chat_requests import MAX_NAME, TOOL_TYPES
 from lmlite.server.fields import Body, required, string, typed
 
 _SEPARATOR = "__"
@@ -139,4 +140,9 @@ def flat_name(name: str, namespace: str | None) -> str:
     >>> flat_name("read", "mcp__files__"), flat_name("read", "mcp__files"), flat_name("read", None)
     ('mcp__files__read', 'mcp__files__read', 'read')
     """
-    return f"{(namespace or '').removesuffix(_SEPARATOR)}{_SEPARATOR}{name}" if namespace else name
+    if not namespace:
+        return name
+    flat = f"{namespace.removesuffix(_SEPARATOR)}{_SEPARATOR}{name}"
+    if len(flat) <= MAX_NAME:
+        return flat
+    return f"{flat[: MAX_NAME - 9]}_{zlib.crc32(flat.encode()):08x}"  # still one of its own
