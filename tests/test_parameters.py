@@ -170,6 +170,17 @@ def test_a_seed_fixes_what_is_drawn(server: RunningServer) -> None:
     assert len(set(first)) > 10
 
 
+@pytest.mark.parametrize("seed", [2**32 - 2, 2**32 - 1])
+def test_so_does_a_seed_at_the_end_of_the_sampler_s_range(server: RunningServer, seed: int) -> None:
+    def drawn() -> list[str]:
+        answer = complete(server, BEGUN, **HOT, seed=seed, n=8, max_tokens=1)
+        return [choice["text"] for choice in answer["choices"]]
+
+    first, second = drawn(), drawn()
+    assert first == second
+    assert len(set(first)) > 4
+
+
 # ---- logit_bias and penalties ----------------------------------------------------------------
 
 

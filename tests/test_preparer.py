@@ -31,13 +31,17 @@ def seeds(n: int, seed: int | None) -> list[int]:
 
 def test_each_choice_has_a_seed_of_its_own_and_the_first_the_one_asked_for() -> None:
     assert seeds(3, seed=7) == [7, 8, 9]
-    assert seeds(2, seed=2**32 - 1) == [2**32 - 1, 0]
+
+
+def test_no_choice_has_the_seed_that_stands_for_any() -> None:
+    assert seeds(3, seed=2**32 - 2) == [2**32 - 2, 0, 1]
+    assert seeds(2, seed=2**32 - 1) == [0, 1]
 
 
 def test_each_request_without_a_seed_gets_another_one() -> None:
     drawn = [seeds(1, seed=None)[0] for _ in range(4)]
     assert len(set(drawn)) == 4
-    assert all(0 <= seed < 2**32 for seed in drawn)
+    assert all(0 <= seed < 2**32 - 1 for seed in drawn)
 
 
 def test_more_dimensions_than_the_model_has_are_refused_before_anything_is_embedded() -> None:

@@ -27,6 +27,7 @@ from lmlite.messages import (
     Tokenize,
 )
 from lmlite.worker.answer import Answer, Form
+from lmlite.worker.capi import DEFAULT_SEED
 from lmlite.worker.chat_template import ChatTemplate, Rendered, Tokens
 from lmlite.worker.embedder import Input
 from lmlite.worker.llama import LlamaError, Model
@@ -254,7 +255,7 @@ class Preparer:
                 first_index + i,
                 tokens,
                 request.params,
-                (seed + i) % 2**32,
+                (seed + i) % DEFAULT_SEED,
                 ends,
                 echo,
                 request.trace,
