@@ -40,20 +40,6 @@ def test_a_tokenizer_agrees_with_its_reference_pairs(lib: Any, llama_cpp: Path, 
     assert tokens == expected
 
 
-def test_a_text_that_continues_another_gets_no_space_in_between(lib: Any, llama_cpp: Path) -> None:
-    model = Model(lib, str(llama_cpp / "models" / "ggml-vocab-llama-spm.gguf"), vocab_only=True)
-    try:
-        whole = model.vocab.tokenize("Hello", add_special=False, parse_special=True)
-        continued = model.vocab.tokenize(
-            "lo", add_special=False, parse_special=True, continues=True
-        )
-        pieces = b"".join(map(model.vocab.piece, continued))
-    finally:
-        model.close()
-    assert b"".join(map(model.vocab.piece, whole[:1])).startswith(b" ") or whole
-    assert pieces == b"lo"
-
-
 def test_control_tokens_print_nothing_unless_asked(default_model: Model) -> None:
     vocab = default_model.vocab
     (end,) = vocab.tokenize("<|im_end|>", add_special=False, parse_special=True)

@@ -71,7 +71,7 @@ int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch);
 float * llama_get_logits_ith(struct llama_context * ctx, int32_t i);
 float * llama_get_embeddings_seq(struct llama_context * ctx, llama_seq_id seq_id);
 
-enum llama_vocab_type llama_vocab_type(const struct llama_vocab * vocab);
+bool llama_vocab_get_add_eos(const struct llama_vocab * vocab);
 int32_t llama_vocab_n_tokens(const struct llama_vocab * vocab);
 enum llama_token_attr llama_vocab_get_attr(const struct llama_vocab * vocab, llama_token token);
 llama_token llama_vocab_bos(const struct llama_vocab * vocab);
@@ -240,7 +240,6 @@ STRUCTS: tuple[Any, ...] = (
 
 # ---- enum values that Python names ---------------------------------------------------------
 
-VOCAB_TYPE_SPM = 1
 TOKEN_ATTR_UNKNOWN, TOKEN_ATTR_CONTROL = 1 << 0, 1 << 3
 POOLING_TYPE_UNSPECIFIED, POOLING_TYPE_NONE = -1, 0
 POOLING_TYPE_MEAN, POOLING_TYPE_CLS, POOLING_TYPE_LAST, POOLING_TYPE_RANK = 1, 2, 3, 4
@@ -254,7 +253,6 @@ CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, 
                "q5_0": 6, "q5_1": 7}  # fmt: skip
 
 CONSTANTS = {
-    "LLAMA_VOCAB_TYPE_SPM": VOCAB_TYPE_SPM,
     "LLAMA_TOKEN_ATTR_UNKNOWN": TOKEN_ATTR_UNKNOWN,
     "LLAMA_TOKEN_ATTR_CONTROL": TOKEN_ATTR_CONTROL,
     "LLAMA_POOLING_TYPE_UNSPECIFIED": POOLING_TYPE_UNSPECIFIED,

@@ -18,6 +18,7 @@ from lmlite.worker import capi
 
 INVALID_NUMBERS = "the model produced invalid numbers"
 MIN_LOGPROB = -9999.0  # for a probability of 0: OpenAI's number, as JSON has no infinity
+_GUARDS = "\n.0a東"  # they are so unlike that hardly any text makes a token with each of them
 MAX_TOKENS = 1 << 26  # of a text; C answers -(1 << 31) when it cannot count them
 
 
@@ -80,23 +81,42 @@ class Vocab:
         self._lib = lib
         self.pointer = self._pointer = pointer
         self.n_tokens: int = lib.llama_vocab_n_tokens(pointer)
-        # A sentencepiece tokenizer puts a space before each text that it is given.
-        self._spaces_start: bool = lib.llama_vocab_type(pointer) == capi.VOCAB_TYPE_SPM
+        self._adds_eos: bool = lib.llama_vocab_get_add_eos(pointer)
 
     def tokenize(
-        self, text: str, *, add_special: bool, parse_special: bool, continues: bool = False
+        self,
+        text: str,
+        *,
+        add_special: bool,
+        parse_special: bool,
+        continues: bool = False,
+        is_whole: bool = False,
     ) -> list[int]:
         """Tokens of the text.
 
-        `add_special` adds what the model wants at a prompt's borders (BOS), `parse_special`
-        lets the text spell control tokens, and `continues` says that other text stands before
-        this one, so that no space is put in between. Raises LlamaError.
+        `add_special` adds what the model wants before a text (BOS), and behind one that
+        `is_whole` (EOS): behind others, a completion follows. `parse_special` lets the text spell
+        control tokens, and `continues` says that other text stands before this one, so that no
+        space is put in between. Raises LlamaError.
         """
-        if continues and self._spaces_start:
-            # No token reaches over a line break: tokenize one in front, then drop it again.
-            guard = self._tokenize("\n", False, parse_special)
-            return self._tokenize("\n" + text, add_special, parse_special)[len(guard) :]
-        return self._tokenize(text, add_special, parse_special)
+        for guard, before in self._guards if continues else ():
+            tokens = self._tokenize(guard + text, False, parse_special)
+            if tokens[: len(before)] == before:  # else a token holds the guard and some of the text
+                return tokens[len(before) :]
+        tokens = self._tokenize(text, add_special, parse_special)
+        return tokens[:-1] if add_special and self._adds_eos and not is_whole else tokens
+
+    @functools.cached_property
+    def _guards(self) -> list[tuple[str, list[int]]]:
+        """What can stand before a text that continues another, to be taken off again; its tokens.
+
+        None where the tokenizer puts no space before the texts that it is given.
+        """
+        guards = [(text, self._tokenize(text, False, False)) for text in _GUARDS]
+        return [(text, tokens) for text, tokens in guards if self._spelled(tokens) == f" {text}"]
+
+    def _spelled(self, tokens: Sequence[int]) -> str:
+        return b"".join(map(self.piece, tokens)).decode("utf-8", "replace")
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode()

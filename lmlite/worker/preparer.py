@@ -213,7 +213,7 @@ class Preparer:
         inputs = []
         for index, prompt in enumerate(request.inputs):
             remark = f"Input {index} is too long."
-            tokens = self._tokens(prompt, "input", remark)
+            tokens = self._tokens(prompt, "input", remark, is_whole=True)
             self._check_prompt(len(tokens), "input", remark)
             inputs.append(Input(request.id, index, tokens))
         return inputs
@@ -264,11 +264,15 @@ class Preparer:
             for i in range(request.n)
         ]
 
-    def _tokens(self, prompt: Prompt, param: str, remark: str = "") -> list[int]:
+    def _tokens(
+        self, prompt: Prompt, param: str, remark: str = "", *, is_whole: bool = False
+    ) -> list[int]:
         """Tokens of a prompt that the client owns: its text may spell control tokens."""
         if isinstance(prompt, str):
             self._check_bytes(prompt, param, remark)
-            tokens = self._model.vocab.tokenize(prompt, add_special=True, parse_special=True)
+            tokens = self._model.vocab.tokenize(
+                prompt, add_special=True, parse_special=True, is_whole=is_whole
+            )
         else:
             tokens = list(prompt)
             self._check_ids(tokens, param)
