@@ -55,6 +55,14 @@ void lml_log_level(int32_t level) {
     common_log_set_verbosity_thold(level <= GGML_LOG_LEVEL_DEBUG ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR);
 }
 
+bool lml_are_numbers(const float * logits, int32_t n_vocab) {
+    int32_t is_bad = 0;  // a loop without an early end becomes one of vectors
+    for (int32_t i = 0; i < n_vocab; i++) {
+        is_bad |= !(logits[i] < INFINITY);
+    }
+    return is_bad == 0;
+}
+
 float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token,
                    int32_t k, llama_token * top_tokens, float * top_logprobs) {
     const float max = *std::max_element(logits, logits + n_vocab);

@@ -77,6 +77,9 @@ LML_API char * lml_answer_push(struct lml_answer * answer, const char * text, si
 LML_API llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
                                struct llama_sampler * grammar, int32_t n_best);
 
+// Whether a row of logits is of numbers: none is NaN, or infinite but for a token that cannot come.
+LML_API bool lml_are_numbers(const float * logits, int32_t n_vocab);
+
 // Natural-log probabilities of one row of logits, softmax over the whole vocabulary.
 // Writes the k most likely tokens, best first, and returns the log-probability of `token`.
 LML_API float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token,

@@ -2,6 +2,7 @@
 
 import os
 import random
+import threading
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,17 +11,20 @@ from typing import Any
 import pytest
 
 from lmlite.messages import Delta, Finished, ReplyEvent, SamplingParams, Started
+from lmlite.worker import checkpoints
 from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
 from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, Model
 from lmlite.worker.sequence import Sequence
 from tests import architectures
+from tests.house import until
 from tests.server_process import RunningServer
 
 IDENTITY = bytes(64)
 SYSTEM = "You answer in one word. " * 20
 N_OUT = 12
+WAIT_S = 20.0
 
 
 def in_files(folder: Path, max_bytes: int = 1 << 20, identity: bytes = IDENTITY) -> CheckpointFiles:
@@ -174,6 +178,54 @@ def test_a_full_disk_costs_a_line_and_no_answer(
     assert said == [f"no checkpoint is written to {tmp_path}: No space left on device"]
     assert store.best([5, 6, 7, 8], can_cut=True) == (0, None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("moment", ["before it is written", "before it is in its place"])
+def test_one_that_is_dropped_while_it_is_written_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    begun, dropped = threading.Event(), threading.Event()
+
+    def held_up(call: Any) -> Any:
+        def wait_and_call(*arguments: Any) -> Any:
+            begun.set()
+            assert dropped.wait(WAIT_S)
+            return call(*arguments)
+
+        return wait_and_call
+
+    if moment == "before it is written":
+        monkeypatch.setattr(checkpoints, "_digest_of", held_up(checkpoints._digest_of))
+    else:
+        monkeypatch.setattr(Path, "replace", held_up(Path.replace))
+    store = in_files(tmp_path, max_bytes=2000)
+    store.add([1] * 4, bytes(1000))
+    assert begun.wait(WAIT_S)
+    store.add([2] * 4, bytes(1500))  # for which the first one has to leave
+    dropped.set()
+    store.close()
+    (kept,) = store._kept
+    assert [kept.path] == list(tmp_path.iterdir())
+    assert kept.tokens == [2] * 4
+
+
+def test_one_that_could_not_be_written_takes_no_later_one_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    store = in_files(tmp_path, max_bytes=2500)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", full)
+        store.add([1] * 4, bytes(1000))
+        until(lambda: store._kept[0].state is None)
+    store.add([1] * 4, bytes(1000))
+    until(lambda: store._kept[1].state is None)
+    store.add([2] * 4, bytes(1000))  # for which the one that failed has to leave
+    store.close()
+    assert [store.holds([n] * 4) for n in (1, 2)] == [True, True]
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_the_identity_changes_with_the_files_and_the_parameters(tmp_path: Path) -> None:

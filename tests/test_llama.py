@@ -1,6 +1,9 @@
 """Model, Vocab, Batch and Context against the real library."""
 
+import ctypes
 import math
+import struct
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +11,7 @@ import pytest
 
 from lmlite.worker import llama
 from lmlite.worker.llama import Batch, Context, Model
+from tests.gguf_writer import tiny_llama_parts, write_gguf
 
 TOKENIZERS = ["bert-bge", "command-r", "deepseek-coder", "deepseek-llm", "falcon", "gemma-4",
               "gpt-2", "llama-bpe", "llama-spm", "mpt", "phi-3", "qwen2", "qwen35", "refact",
@@ -93,6 +97,39 @@ def test_logprobs_are_those_of_a_softmax_over_the_vocabulary(
     assert [value for _, value in everything] == sorted((v for _, v in everything), reverse=True)
     best, best_logprob = everything[0]
     assert context.logprobs(index, best, 0) == (best_logprob, [])
+
+
+@pytest.mark.parametrize("n_vocab", [1, 7, 8, 100])
+def test_one_logit_that_is_no_number_is_seen_wherever_it_stands(lib: Any, n_vocab: int) -> None:
+    for place in range(n_vocab):
+        logits = (ctypes.c_float * n_vocab)(*range(n_vocab))
+        logits[place] = -math.inf  # of a token that cannot come
+        assert lib.lml_are_numbers(logits, n_vocab)
+        for value in (math.nan, -math.nan, math.inf):
+            logits[place] = value
+            assert not lib.lml_are_numbers(logits, n_vocab)
+
+
+def test_a_model_with_one_damaged_row_of_its_output_matrix_is_found_out(
+    lib: Any, tmp_path: Path
+) -> None:
+    path = tmp_path / "damaged.gguf"
+    metadata, tensors = tiny_llama_parts()
+    (output,) = (each for each in tensors if each.name == "output.weight")
+    n_row = 4 * output.dims[0]
+    last = struct.pack("<f", math.nan) * output.dims[0]
+    damaged = output._replace(data=output.data[:-n_row] + last)
+    write_gguf(path, metadata, [damaged if each is output else each for each in tensors])
+    with ExitStack() as stack:
+        model = Model(lib, str(path))
+        stack.callback(model.close)
+        made = Context(model, n_ctx=64, n_batch=64, n_seq_max=1, n_threads=1)
+        stack.callback(made.close)
+        batch = Batch(64)
+        index = batch.add(1, 0, 0, True)
+        assert made.decode(batch)
+        with pytest.raises(llama.LlamaError, match="the model produced invalid numbers"):
+            made.check_numbers(index)
 
 
 def test_a_batch_that_memory_cannot_hold_is_refused_and_changes_nothing(

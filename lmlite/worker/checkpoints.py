@@ -34,6 +34,7 @@ class Checkpoint:
     n_bytes: int  # that it takes of the store
     state: bytes | None = None  # None: in the file
     path: Path | None = None
+    is_gone: bool = False  # it has no file, or is to have none
 
 
 class Checkpoints:
@@ -233,6 +234,9 @@ class CheckpointFiles(Checkpoints):
 
     def _drop(self, checkpoint: Checkpoint) -> None:
         super()._drop(checkpoint)
+        if checkpoint.is_gone:  # it could not be written, and its place may be another's
+            return
+        checkpoint.is_gone = True  # before the file is removed: the writer looks behind it
         assert checkpoint.path is not None
         checkpoint.path.unlink(missing_ok=True)
 
@@ -243,7 +247,7 @@ class CheckpointFiles(Checkpoints):
             try:
                 self._write(checkpoint)
             except OSError as err:
-                checkpoint.tokens = []  # from now on it matches nothing
+                checkpoint.tokens, checkpoint.is_gone = [], True  # from now on it matches nothing
                 self._say(f"no checkpoint is written to {self._folder}: {err.strerror}")
             checkpoint.state = None
 
@@ -257,6 +261,8 @@ class CheckpointFiles(Checkpoints):
             with open(beside, "wb", opener=_private) as file:
                 file.writelines((_HEAD.pack(*head), packed, checkpoint.state))
             beside.replace(checkpoint.path)
+            if checkpoint.is_gone:
+                checkpoint.path.unlink(missing_ok=True)
         finally:
             beside.unlink(missing_ok=True)
 

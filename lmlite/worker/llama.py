@@ -374,11 +374,10 @@ class Context:
     def check_numbers(self, index: int) -> None:
         """Raises LlamaError for a row of logits that is not of numbers.
 
-        A damaged model gives NaN, which samplers take for a choice, always the same one. It
-        spreads over a whole row, so that one element tells.
+        A damaged model gives NaN, which samplers take for a choice, always the same one, or pass
+        over; one damaged row of an output matrix gives it for one token alone.
         """
-        logit = self._logits(index)[0]
-        if logit != logit:
+        if not self._lib.lml_are_numbers(self._logits(index), self.n_vocab):
             raise LlamaError(INVALID_NUMBERS)
 
     def _logits(self, index: int) -> Any:
