@@ -140,6 +140,7 @@ class ChatOptions:
     template_kwargs: str | None = None  # a JSON object of further variables for the template
     separate_reasoning: bool = True  # False: reasoning stays in the content, tags and all
     stop_in_reasoning: bool = False  # the client's stop strings end thoughts, too
+    tool_schemas: str | None = None  # a JSON list: what each tool's arguments are held to
 
 
 @dataclass(frozen=True, slots=True)

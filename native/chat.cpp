@@ -64,6 +64,13 @@ common_chat_templates_inputs inputs_of(const lml_chat & chat, const common_json 
         inputs.tool_choice = common_chat_tool_choice_parse_oaicompat(request.at("tool_choice").get<std::string>());
         const auto caps    = common_chat_templates_get_caps(chat.templates.get());
         inputs.parallel_tool_calls = request.value("parallel_tool_calls", caps.at("supports_parallel_tool_calls"));
+        if (request.contains("schemas")) {
+            // Calls are held to these; the template still reads the tools as they are.
+            inputs.chat_template_kwargs["tools"] = common_chat_tools_to_json_oaicompat(inputs.tools).dump();
+            for (size_t i = 0; i < inputs.tools.size(); i++) {
+                inputs.tools[i].parameters = request.at("schemas").at(i).dump();
+            }
+        }
     }
     if (request.contains("json_schema")) {
         inputs.json_schema = request.at("json_schema").dump();

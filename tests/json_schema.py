@@ -5,10 +5,12 @@ mistakes; a keyword that it does not know is an error. Patterns are searched as 
 """
 
 import datetime
+import ipaddress
 import json
 import re
 import uuid
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Any
 from urllib.parse import unquote
 
@@ -84,7 +86,10 @@ def properties(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> l
 def additional(value: Any, wanted: Any, schema: Any, root: Any, path: str) -> list[str]:
     if not isinstance(value, dict):
         return []
-    return [fault for name in value if name not in schema.get("properties", {})
+    patterns = schema.get("patternProperties", ())
+    others = [name for name in value if name not in schema.get("properties", {})
+              and not any(re.search(each, name) for each in patterns)]  # fmt: skip
+    return [fault for name in others
             for fault in faults(value[name], wanted, root, f"{path}.{name}")]  # fmt: skip
 
 
@@ -124,12 +129,40 @@ def every(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> list[s
     return [fault for each in wanted for fault in faults(value, each, root, path)]
 
 
-def reference(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> list[str]:
+def target_of(ref: str, root: Any) -> Any:
+    """What a reference leads to."""
     target = root
-    for step in unquote(wanted).split("/")[1:]:
+    for step in unquote(ref).split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")
         target = target[int(key)] if isinstance(target, list) else target[key]
-    return faults(value, target, root, path)
+    return target
+
+
+def reference(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> list[str]:
+    return faults(value, target_of(wanted, root), root, path)
+
+
+def pattern_names(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> list[str]:
+    if not isinstance(value, dict):
+        return []
+    return [fault for name in value for each in wanted if re.search(each, name)
+            for fault in faults(value[name], wanted[each], root, path)]  # fmt: skip
+
+
+def dependent(value: Any, wanted: Any, _schema: Any, _root: Any, path: str) -> list[str]:
+    if not isinstance(value, dict):
+        return []
+    return [f"{path}: no {other}" for name in wanted if name in value
+            for other in wanted[name] if other not in value]  # fmt: skip
+
+
+def negation(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> list[str]:
+    return [] if faults(value, wanted, root, path) else [f"{path}: fits what it must not"]
+
+
+def is_multiple(value: float, wanted: float) -> bool:
+    """As decimal numbers, which is how both are written."""
+    return Decimal(repr(value)) % Decimal(repr(wanted)) == 0
 
 
 def reads(read: Callable[[str], Any]) -> Callable[[str], bool]:
@@ -149,7 +182,17 @@ FORMATS: dict[str, Callable[[str], Any]] = {
     "date-time": reads(datetime.datetime.fromisoformat),
     "uuid": reads(uuid.UUID),
     "email": re.compile(r"[\w.+-]+@\w[\w-]*(\.\w[\w-]*)+").fullmatch,
-    "ipv4": lambda text: all(int(part) < 256 for part in text.split(".")) and text.count(".") == 3,
+    "ipv4": reads(ipaddress.IPv4Address),
+    "ipv6": reads(ipaddress.IPv6Address),
+    "hostname": re.compile(
+        r"(?=.{1,253}\Z)(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*"
+    ).fullmatch,
+    "uri": re.compile(
+        r"[A-Za-z][\w+.-]*:(//[^/?#\s]*)?([^?#\s]*)(\?[^#\s]*)?(#\S*)?", re.A
+    ).fullmatch,
+    "duration": re.compile(
+        r"P(?!\Z)(\d+W|(\d+Y)?(\d+M)?(\d+D)?(T(?!\Z)(\d+H)?(\d+M)?(\d+S)?)?)"
+    ).fullmatch,
 }
 
 
@@ -193,7 +236,10 @@ CHECKS: dict[str, Check] = {
     "maximum": simple((int, float), lambda value, wanted: value <= wanted),
     "exclusiveMinimum": simple((int, float), lambda value, wanted: value > wanted),
     "exclusiveMaximum": simple((int, float), lambda value, wanted: value < wanted),
-    "multipleOf": simple((int, float), lambda value, wanted: value % wanted == 0),
+    "multipleOf": simple((int, float), is_multiple),
+    "patternProperties": pattern_names,
+    "dependentRequired": dependent,
+    "not": negation,
     "anyOf": some(1, None),
     "oneOf": some(1, 1),
     "allOf": every,

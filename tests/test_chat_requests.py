@@ -36,7 +36,8 @@ SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}}
 
 
 def options(**body: Any) -> ChatOptions:
-    return parse_options(body)
+    found, _ = parse_options(body)
+    return found
 
 
 def refused(body: dict[str, Any]) -> tuple[str | None, str]:
@@ -193,7 +194,12 @@ def tool(**function: Any) -> dict[str, Any]:
 
 
 def form(schema: Any) -> dict[str, Any]:
-    return {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
+    return {
+        "response_format": {
+            "type": "json_schema",
+            "json_schema": {"strict": True, "schema": schema},
+        }
+    }
 
 
 def nested(depth: int) -> dict[str, Any]:

@@ -1,24 +1,38 @@
 """JSON schemas of answers: each is honoured, or refused by its part; none holds the others."""
 
+import cProfile
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
-from lmlite.server.schemas import honoured_schema
+from lmlite.server.schemas import ToolSchemas, honoured_schema, widened_schema
 from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.llama import Model
 from lmlite.worker.samplers import Grammar
 from tests.json_schema import faults
-from tests.schema_cases import NULL, REFUSED, VALID, named, obj, pattern
+from tests.schema_cases import (
+    INTEGER,
+    NULL,
+    REFUSED,
+    STRING,
+    VALID,
+    array,
+    named,
+    nested,
+    obj,
+    pattern,
+)
 from tests.server_process import Answer, RunningServer
 from tests.template_tree import FOLDER, NAMES, source_of
 
+PARAMETERS = "tools.[0].function.parameters"
 PATH = "response_format.json_schema.schema"
 MAX_TOKENS = 250
 MAX_UNENDED = len(VALID) // 6  # answers that a model of this size may fail to end
@@ -32,10 +46,13 @@ def server() -> Iterator[RunningServer]:
 
 
 def ask(server: RunningServer, schema: Any, **more: Any) -> Answer:
-    form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+    form = {
+        "type": "json_schema",
+        "json_schema": {"name": "form", "strict": True, "schema": schema},
+    }
     messages = [{"role": "user", "content": "Answer as JSON: Ben is 7."}]
-    body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS} | more
-    return server.request("POST", "/v1/chat/completions", body | {"response_format": form})
+    body = {"messages": messages, "temperature": 0, "max_tokens": MAX_TOKENS}
+    return server.request("POST", "/v1/chat/completions", body | {"response_format": form} | more)
 
 
 def checked(server: RunningServer, name: str, **more: Any) -> str:
@@ -78,6 +95,41 @@ def test_what_cannot_be_honoured_is_refused_by_its_part(server: RunningServer) -
         assert found[name].error["param"] == PATH
     assert server.worker_pid() == pid
 
+
+# Tools of which no grammar can be made, or none that is small.
+HOSTILE: dict[str, Any] = {
+    "a million items": obj(a={"type": "array", "minItems": 10**6}),
+    "more at least than at most": obj(a={"type": "array", "minItems": 5, "maxItems": 2}),
+    "a thousand values": obj(a={"enum": list(range(1000))}),
+    "many optional properties": obj([], **{f"p{i}": NULL for i in range(300)}),
+    "many alternatives": obj(a={"anyOf": [{"const": i} for i in range(300)]}),
+    "a pattern of products": obj(a=pattern("^(a{0,99}){0,99}$")),
+    "alternatives that hold each other": {
+        "type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"anyOf": [
+            {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1},
+            {"type": "array", "items": {"$ref": "#/$defs/a"}, "maxItems": 1}]}}},
+    "a name that is too long": named(**{"_" * 30_000: NULL}),
+    "values that are too many": obj(a={"enum": [f"{i}" for i in range(20_000)]}),
+    "values that begin with each other": obj(a={"enum": ["a" * i for i in range(1500)]}),
+    "many properties": named(**{f"p{i}": STRING for i in range(500)}),
+    "properties that are too many": named(**{f"p{i}": STRING for i in range(9000)}),
+    "a depth of 200": obj(a=nested(200)),
+    "all of one that doubles": {
+        "type": "object",
+        "$defs": {f"d{i}": {"allOf": [{"$ref": f"#/$defs/d{i + 1}"}] * 2} for i in range(30)},
+        "properties": {"a": {"$ref": "#/$defs/d0"}}},
+    "references around": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}},
+                          "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}},
+    "a reference to the whole": {"type": "object", "properties": {"a": {"$ref": "#"}}},
+    "itself beside others": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}},
+                             "$defs": {"a": {"$ref": "#/$defs/a", "type": "object", "properties": {
+                                 "b": {"$ref": "#/$defs/a", "minProperties": 1, "required": []}}}}},
+    "many lengths": obj([], **{f"p{i}": {"type": "string", "maxLength": 90_000 + i}
+                               for i in range(90)}),
+    "a chain of references": {
+        "type": "object", "properties": {"a": {"$ref": "#/$defs/d0"}},
+        "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)}},
+}  # fmt: skip
 
 # The most that the bounds let through, of each kind.
 LARGEST = {
@@ -122,8 +174,11 @@ def test_a_schema_is_read_at_once(schema: Any) -> None:
     ({"type": ["string", "null"], "title": "A"}, {"anyOf": [{"type": "string"}, NULL]}),
     ({"type": "integer", "enum": ["a", 1, 2.0, None]}, {"enum": [1, 2.0]}),
     ({"allOf": [{"const": 1}], "description": "b"}, {"enum": [1]}),
-    ({"type": "integer", "minimum": 100},
-     {"type": "integer", "minimum": 100, "maximum": 2**53 - 1}),
+    ({"type": "integer", "minimum": 100}, {"type": "integer", "minimum": 100}),
+    ({"type": "number", "exclusiveMinimum": 0, "maximum": 0.5},
+     {"type": "number", "minimum": 5e-324, "maximum": 0.5}),
+    ({"type": "number", "minimum": 0, "maximum": 1, "multipleOf": 0.25},
+     {"type": "number", "enum": [0, 0.25, 0.5, 0.75, 1]}),
     ({"type": "integer", "exclusiveMinimum": 1.5, "exclusiveMaximum": 5, "maximum": 9},
      {"type": "integer", "minimum": 2, "maximum": 4}),
     ({"type": "object", "required": ["a"]},
@@ -188,22 +243,61 @@ def test_a_tool_may_say_what_no_grammar_holds(server: RunningServer) -> None:
     assert call(server, parameters).status == 200
 
 
-TOO_MUCH = [
-    obj(a={"type": "array", "minItems": 10**6}),
-    obj(a={"type": "array", "minItems": 5, "maxItems": 2}),
-    obj(a={"enum": list(range(1000))}),
-    obj([], **{f"p{i}": NULL for i in range(300)}),
-    obj(a={"anyOf": [{"const": i} for i in range(300)]}),
-    obj(a=pattern("^(a{0,99}){0,99}$")),
-    {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"anyOf": [
-        {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1},
-        {"type": "array", "items": {"$ref": "#/$defs/a"}, "maxItems": 1}]}}},
-    named(**{"_" * 30_000: NULL}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("parameters", TOO_MUCH)
-def test_a_tool_that_is_too_much_is_refused(server: RunningServer, parameters: Any) -> None:
+@pytest.mark.parametrize("parameters", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_hostile_tool_is_called_and_holds_nobody(server: RunningServer, parameters: Any) -> None:
+    pid = server.worker_pid()
+    begin = time.monotonic()
     answer = call(server, parameters)
-    assert answer.status == 400
-    assert answer.error["param"] == "tools.[0].function.parameters"
+    # The model has to read them all the same.
+    refused = answer.error if answer.status == 400 else {"code": None, "param": None}
+    is_too_much = refused["code"] == "context_length_exceeded" or refused["param"] == PARAMETERS
+    assert answer.status == 200 or is_too_much
+    assert time.monotonic() - begin < 3 * HELD_S
+    assert server.worker_pid() == pid
+
+
+def test_what_calls_are_not_held_to_is_logged_once_by_the_tools_name(server: RunningServer) -> None:
+    parameters = obj(tag={"type": "array", "uniqueItems": True})
+    for _ in range(2):
+        answer = call(server, parameters)
+        assert (answer.status, answer.headers.get("x-ignored-schema")) == (200, None)
+    line = server.wait_for_log("tool f: parameters[.]properties[.]tag[.]uniqueItems .*")[0]
+    assert line.endswith("no grammar holds it: calls are not held to it")
+    assert sum("properties.tag.uniqueItems" in each for each in server.log) == 1
+
+
+def test_without_strict_the_header_names_what_an_answer_is_not_held_to(
+    server: RunningServer,
+) -> None:
+    schema = obj(n={"type": "integer", "multipleOf": 7}, tags=array(STRING, uniqueItems=True))
+    form = {"type": "json_schema", "json_schema": {"name": "form", "schema": schema}}
+    answer = ask(server, {}, response_format=form)
+    assert answer.status == 200
+    assert answer.headers["x-ignored-schema"] == (
+        "properties.n.multipleOf, properties.tags.uniqueItems"
+    )
+    assert "x-ignored-schema" not in ask(server, obj(n=INTEGER)).headers
+
+
+# ---- what reading a schema costs -----------------------------------------------------------
+
+
+def n_calls(read: Callable[[], object]) -> int:
+    """How many functions are called on the way: what it costs, on any machine."""
+    profile = cProfile.Profile()
+    with suppress(BadRequest):
+        profile.runcall(read)
+    return sum(each.callcount for each in profile.getstats())
+
+
+ONE_OF = {"$defs": {a: {"anyOf": [{"const": f"{a}{i}"} for i in range(350)]} for a in "ab"},
+          **obj([], **{f"p{i}": {"oneOf": [{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}]}
+                       for i in range(390)})}  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", [ONE_OF, *HOSTILE.values()], ids=["oneOf", *HOSTILE.keys()])
+def test_reading_a_schema_takes_steps_in_proportion_to_its_size(schema: Any) -> None:
+    size = len(json.dumps(schema))
+    for read in (lambda: honoured_schema(schema, PATH), lambda: widened_schema(schema),
+                 lambda: ToolSchemas().widened(schema, "f")):  # fmt: skip
+        assert n_calls(read) < 400_000 + 20 * size

@@ -3,6 +3,7 @@
 Pure. Each error names the field that is wrong; what is left out gets its default here.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -10,22 +11,27 @@ from typing import Any
 
 from lmlite.errors import BadRequest, MissingParameter
 from lmlite.messages import ChatMessage, ChatOptions, Image, ToolCall
+from lmlite.server.answer_forms import parse_form
 from lmlite.server.content_parts import is_image, part_text, shows_images, unread_parts
 from lmlite.server.custom_tools import as_arguments, as_function
 from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
 from lmlite.server.images import ImageReader
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
-from lmlite.server.schemas import checked_schema, honoured_schema
+from lmlite.server.schema_bounds import n_values
+from lmlite.server.schemas import ToolSchemas, UnheldPart
 from lmlite.server.tool_choice import parse_tool_choice
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant",
          "tool": "tool"}  # fmt: skip
 MAX_TOOLS = 512
+# What a template is to read of all tools: 2 ms for a value, and its square for a level, at most.
+MAX_TOLD_VALUES, MAX_TOLD_LEVELS = 12_000, 400
 TOOL_TYPES = ("function", "custom")  # others are left out
 TEXT = {"type": "text"}  # the format of a custom tool's input that asks for nothing
 MAX_KWARGS_BYTES = 16 << 10
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
+_NO_PARAMETERS = {"type": "object", "properties": {}}
 # Names stand in grammars and in prompts: nothing that could end a string there.
 MAX_NAME = 128
 _TOOL_NAME = re.compile(rf"[\w.:/-]{{1,{MAX_NAME}}}", re.ASCII)
@@ -147,36 +153,59 @@ def tool_name(function: Body, path: str) -> str:
 # ---- what the answer may be ----------------------------------------------------------------
 
 
-def parse_options(body: Body) -> ChatOptions:
-    """Tools, structured output and reasoning, as far as a chat request asks for them."""
+def parse_options(body: Body) -> tuple[ChatOptions, tuple[UnheldPart, ...]]:
+    """(tools, structured output and reasoning, what of their schemas cannot be held)."""
+    try:
+        return _options(body)
+    except RecursionError:  # a depth that reading just survived
+        raise BadRequest("tools or a response_format nest too deep", param="tools") from None
+
+
+def _options(body: Body) -> tuple[ChatOptions, tuple[UnheldPart, ...]]:
     tools = _tools(body)
     names = [tool["function"]["name"] for tool in tools]
     choice, allowed = parse_tool_choice(body.get("tool_choice"), names)
     thinks, kwargs = _template_kwargs(body)
-    return ChatOptions(
-        tools=json.dumps(tools) if tools else None,
+    form, unheld = parse_form(body)
+    room = ToolSchemas()
+    held = [room.widened(_parameters(tool), tool["function"]["name"]) for tool in tools]
+    told = [_as_told(tool) for tool in tools]
+    options = ChatOptions(
+        tools=json.dumps(told) if tools else None,
         tool_choice=choice,  # type: ignore[arg-type]
         tool_names=allowed,
         parallel_tool_calls=_parallel(body),
-        json_schema=_json_schema(body),
+        json_schema=form,
         thinks=thinks,
         template_kwargs=kwargs,
         stop_in_reasoning=boolean(body, "stop_in_reasoning"),
+        tool_schemas=json.dumps([each.schema for each in held]) if tools else None,
     )
+    return options, (*unheld, *itertools.chain(*(each.unheld for each in held)))
 
 
 def _tools(body: Body) -> list[Body]:
     tools = typed(body, "tools", list, "a list") or []
     if len(tools) > MAX_TOOLS:
         raise BadRequest(f"tools has more than {MAX_TOOLS} tools", param="tools")
-    found = []
+    found, n_left = [], MAX_TOLD_VALUES
     for i, tool in enumerate(tools):
         path = f"tools.[{i}]"
         if type(tool) is not dict:
             raise BadRequest("a tool is an object", param=path)
         if required(tool, "type", f"{path}.type") in TOOL_TYPES:
             found.append(_tool(tool, path))
+            n_left -= _n_values(found[-1], n_left, f"{path}.{tool['type']}.parameters")
     return found
+
+
+def _n_values(tool: Body, n_left: int, path: str) -> int:
+    """How much a template has to read of a tool, of what is left for all."""
+    try:
+        return n_values(tool["function"]["parameters"], n_left, MAX_TOLD_LEVELS)
+    except ValueError:
+        why = f"more than {MAX_TOLD_VALUES:,} values, or {MAX_TOLD_LEVELS} in each other"
+        raise BadRequest(f"{path}: the schemas of all tools have {why}", param=path) from None
 
 
 def _tool(tool: Body, path: str) -> Body:
@@ -189,16 +218,30 @@ def _tool(tool: Body, path: str) -> Body:
     if kind == "custom":
         function = as_function(function, path)
     parameters = function.get("parameters")
-    if parameters is not None:
-        checked_schema(parameters, f"{path}.parameters")
+    if parameters is not None and type(parameters) not in (dict, bool):
+        where = f"{path}.parameters"
+        raise BadRequest(f"{where} is not a JSON schema", param=where)
     return {
         "type": "function",
         "function": {
             "name": tool_name(function, f"{path}.name"),
             "description": string(function, "description", f"{path}.description") or "",
-            "parameters": parameters or {"type": "object", "properties": {}},
+            "parameters": parameters,
         },
     }
+
+
+def _parameters(tool: Body) -> Any:
+    """The schema of a tool's arguments; of none at all where it has no schema."""
+    parameters = tool["function"]["parameters"]
+    return _NO_PARAMETERS | {"additionalProperties": False} if parameters is None else parameters
+
+
+def _as_told(tool: Body) -> Body:
+    """The tool as templates read it: its schema as it came, if it is an object."""
+    parameters = tool["function"]["parameters"]
+    told = parameters if type(parameters) is dict and parameters else _NO_PARAMETERS
+    return tool | {"function": tool["function"] | {"parameters": told}}
 
 
 def left_out(body: Body, takes_images: bool = False) -> Iterator[str]:
@@ -219,26 +262,6 @@ def custom_tools(body: Body) -> frozenset[str]:
 
 def _parallel(body: Body) -> bool | None:
     return None if body.get("parallel_tool_calls") is None else boolean(body, "parallel_tool_calls")
-
-
-def _json_schema(body: Body) -> str | None:
-    wanted = typed(body, "response_format", dict, "an object") or {}
-    kind = wanted.get("type", "text")
-    if kind == "text":
-        return None
-    if kind == "json_object" and wanted.get("schema") is None:
-        return '{"type": "object"}'
-    if kind == "json_object":  # as llama.cpp's own server takes a schema
-        return honoured_schema(wanted["schema"], "response_format.schema")
-    if kind != "json_schema":
-        raise BadRequest(
-            "response_format.type is text, json_object or json_schema", param="response_format.type"
-        )
-    path = "response_format.json_schema"
-    named = typed(wanted, "json_schema", dict, "an object", path)
-    if named is None:
-        raise MissingParameter(f"{path} is missing", param=path)
-    return honoured_schema(required(named, "schema", f"{path}.schema"), f"{path}.schema")
 
 
 def _template_kwargs(body: Body) -> tuple[bool, str | None]:

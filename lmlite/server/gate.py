@@ -104,7 +104,10 @@ class Gate:
         return [
             ("Vary", "Origin"),
             ("Access-Control-Allow-Origin", origin),
-            ("Access-Control-Expose-Headers", "Retry-After, X-Ignored-Params, X-Request-Id"),
+            (
+                "Access-Control-Expose-Headers",
+                "Retry-After, X-Ignored-Params, X-Ignored-Schema, X-Request-Id",
+            ),
         ]
 
     def preflight_headers(self, head: Head) -> Headers:

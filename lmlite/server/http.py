@@ -36,6 +36,8 @@ from lmlite.server.models_replies import model_list, model_object
 from lmlite.server.openai_replies import ChatReply, CompletionReply, EmbeddingReply
 from lmlite.server.openai_requests import (
     Call,
+    headers_of,
+    lines_of,
     parse_chat,
     parse_completion,
     parse_embeddings,
@@ -285,8 +287,9 @@ class Handler:
         if call.ignored and self.server.is_strict:
             names = ", ".join(call.ignored)
             raise BadRequest(f"this server does not know: {names}", param=call.ignored[0])
-        if call.ignored:
-            self._sender.headers.append(("X-Ignored-Params", ", ".join(call.ignored)))
+        self._sender.headers += headers_of(call)
+        for line in lines_of(call.unheld):
+            self.server.log.line_once("info", line)
         with self.server.registry.acquire(call.model) as model:
             tally = self._tally = Tally(self.server.log, model, reply_id)
             answer = kind(call, reply_id, model.name, int(time.time()))

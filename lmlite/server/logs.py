@@ -22,6 +22,7 @@ Source = Literal["model", "server"]
 Record = dict[str, Any]
 
 MAX_LINES = 10_000  # that wait for standard error
+MAX_SAID = 1000  # lines that are remembered, to be said once
 MAX_RECORDS, MAX_CHARACTERS = 1000, 16 << 20  # that wait for a subscriber
 
 
@@ -35,6 +36,17 @@ class Log:
         self._lock = threading.Lock()
         self._subscribers: set[Subscriber] = set()
         self._n_records_dropped = 0
+        self._said: set[str] = set()
+
+    def line_once(self, level: Level, text: str) -> None:
+        """A line that is not said again, as long as not too many others are said once."""
+        with self._lock:
+            is_new = text not in self._said
+            if len(self._said) >= MAX_SAID:
+                self._said.clear()
+            self._said.add(text)
+        if is_new:
+            self.line(level, text)
 
     def line(self, level: Level, text: str) -> None:
         """One line about the server. Never raises: a full disk must not stop the service."""

@@ -31,7 +31,6 @@ from lmlite.server.message_blocks import (
 from lmlite.server.openai_requests import Call, ignored_fields, parse_chat, stop_strings
 from lmlite.server.responses_requests import own_names
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults
-from lmlite.server.schemas import checked_schema
 
 _SAME = {
     "model",
@@ -61,7 +60,7 @@ def parse_count(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
 
 def _parse(body: Body, defaults: Defaults) -> Call:
     chat = chat_body(body, defaults.limits)
-    with own_names(_names_of_images(chat["messages"])):
+    with own_names(_own_names(chat)):
         call = parse_chat(chat, defaults)
     others = {*call.ignored, *unread_blocks(body)}
     return replace(call, ignored=ignored_fields(body, MESSAGE_FIELDS, others))
@@ -82,14 +81,19 @@ def chat_body(body: Body, limits: Limits = DEFAULT_LIMITS) -> Body:
     }
 
 
-def _names_of_images(turns: list[Body]) -> dict[str, str]:
+def _own_names(chat: Body) -> dict[str, str]:
     """What those parts are called here that a chat's parser reads: by their names there."""
-    return {
+    images = {
         f"messages.[{i}].content.[{j}]": part["path"]
-        for i, turn in enumerate(turns)
+        for i, turn in enumerate(chat["messages"])
         for j, part in enumerate(turn["content"])
         if type(part) is dict and "path" in part
     }
+    schemas = {
+        f"tools.[{i}].function.parameters": f"tools.{i}.input_schema"
+        for i in range(len(chat["tools"]))
+    }
+    return images | schemas | {"response_format.json_schema": "output_config.format"}
 
 
 # ---- messages ------------------------------------------------------------------------------
@@ -182,7 +186,6 @@ def _tool(tool: Any, path: str) -> Body:
     if not _is_function(tool):
         return tool  # left out, by the name of its type
     schema = required(tool, "input_schema", f"{path}.input_schema")
-    checked_schema(schema, f"{path}.input_schema")
     function = {
         "name": tool_name(tool, f"{path}.name"),
         "description": string(tool, "description", f"{path}.description"),
@@ -236,7 +239,6 @@ def _response_format(body: Body) -> Body | None:
     if required_string(wanted, "type", path) != "json_schema":
         raise BadRequest("type is json_schema", param=f"{path}.type")
     schema = required(wanted, "schema", f"{path}.schema")
-    checked_schema(schema, f"{path}.schema")
     return {"type": "json_schema", "json_schema": {"schema": schema}}
 
 

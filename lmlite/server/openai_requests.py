@@ -27,6 +27,7 @@ from lmlite.server.fields import (
 from lmlite.server.gbnf import checked_grammar
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults, sampling_values
+from lmlite.server.schemas import UnheldPart
 
 MAX_GRAMMARS = 64  # of one request: each choice has one of its own, 20 ms for the largest
 MAX_NAMED = 20  # of the fields that are ignored
@@ -55,6 +56,7 @@ class Call:
     encoding_format: str = "float"  # of embeddings: float or base64
     ignored: tuple[str, ...] = ()  # names of fields and parts that nobody here knows
     custom_tools: frozenset[str] = frozenset()  # the names of those whose calls are a text
+    unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that answers are not held to
 
 
 def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
@@ -71,7 +73,8 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     params = _sampling_params(body, max_tokens, n_logprobs, defaults)
     n = integer(body, "n", 1, defaults.limits.max_n) or 1
     messages = parse_messages(required(body, "messages"), defaults.takes_images, defaults.limits)
-    options = replace(parse_options(body), separate_reasoning=defaults.separate_reasoning)
+    options, unheld = parse_options(body)
+    options = replace(options, separate_reasoning=defaults.separate_reasoning)
     grammar = _grammar(body, defaults)
     if grammar is not None:
         if options.tools or options.json_schema:
@@ -79,7 +82,7 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
         options = replace(options, thinks=False)  # a grammar leaves no place for thoughts
     request = Chat(0, messages, params, n, options=options, grammar=grammar)
     call = _call(body, request, CHAT_FIELDS, left_out(body, defaults.takes_images))
-    return replace(call, custom_tools=custom_tools(body))
+    return replace(call, custom_tools=custom_tools(body), unheld=unheld)
 
 
 def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
@@ -127,9 +130,29 @@ def ignored_fields(
     """
     fields = (name for name in body if name not in known and body[name] is not None)
     unknown = sorted({*fields, *others})
-    # What a client may spell freely must end no header and no list.
-    names = [re.sub(r"[^\w.-]", "?", name[:64], flags=re.ASCII) for name in unknown[:MAX_NAMED]]
-    return tuple(sorted(names))
+    return tuple(sorted(map(_for_header, unknown[:MAX_NAMED])))
+
+
+def headers_of(call: Call) -> list[tuple[str, str]]:
+    """What a reply says of fields that are ignored, and of what its form is not held to."""
+    paths = [each.path.removeprefix(".") or "schema" for each in call.unheld if each.tool is None]
+    named = {"X-Ignored-Params": call.ignored,
+             "X-Ignored-Schema": [*map(_for_header, paths[:MAX_NAMED])]}  # fmt: skip
+    return [(name, ", ".join(parts)) for name, parts in named.items() if parts]
+
+
+def lines_of(unheld: Iterable[UnheldPart]) -> list[str]:
+    """A line of the log for each part of a tool's schema that its arguments are not held to."""
+    return [
+        f"tool {each.tool}: parameters{each.path:.200} {each.why:.200}: calls are not held to it"
+        for each in unheld
+        if each.tool is not None
+    ]
+
+
+def _for_header(name: str) -> str:
+    """What a client may spell freely must end no header and no list."""
+    return re.sub(r"[^\w.$-]", "?", name[:64], flags=re.ASCII)
 
 
 def _call(

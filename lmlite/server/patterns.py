@@ -67,17 +67,19 @@ class _Reader:
     """
 
     def __init__(self, pattern: str) -> None:
-        if not pattern.startswith("^") or not re.search(r"(?<!\\)(\\\\)*\$\Z", pattern):
-            raise ValueError("it has to begin with ^ and end with $")
-        self._text, self._at = pattern[1:-1], 0
+        self._text, self._at = pattern, 0
         self._characters: list[Ranges] = []
         self._follow: list[list[int]] = []  # for each character those that may come next
         self._is_ambiguous = False
 
     def read(self) -> tuple[str, int]:
-        whole = self._alternatives(MAX_DEPTH)
+        parts = [self._search()]
+        while self._is_next("|"):
+            self._at += 1
+            parts.append(self._search())
         if self._at < len(self._text):
-            raise ValueError("it has a ) too many")
+            raise ValueError(f"it has a {self._text[self._at]} too many, or in the middle")
+        whole = _either(parts)
         places = [whole.first, *self._follow]
         self._is_ambiguous |= any(map(self._overlap, places))
         ways = whole.size if self._is_ambiguous else max(map(len, places))
@@ -97,19 +99,32 @@ class _Reader:
         while self._is_next("|"):
             self._at += 1
             parts.append(self._sequence(depth_left))
-        return _Part(
-            "|".join(part.text for part in parts),
-            sum(part.size for part in parts),
-            any(part.may_be_empty for part in parts),
-            [place for part in parts for place in part.first],
-            [place for part in parts for place in part.last],
-        )
+        return _either(parts)
 
-    def _sequence(self, depth_left: int) -> _Part:
-        whole, texts = _Part("", 0, True, [], []), []
-        while self._at < len(self._text) and self._text[self._at] not in "|)":
-            part = self._repeated(depth_left)
-            texts.append(part.text)
+    def _search(self) -> _Part:
+        """An alternative of the whole; where it has no anchor, anything may come."""
+        before = [] if self._is_next("^") else [self._anything()]
+        self._at += not before
+        inner = self._sequence(MAX_DEPTH, ends="|)$")
+        behind = [] if self._is_next("$") else [self._anything()]
+        self._at += not behind
+        return self._joined([*before, inner, *behind])
+
+    def _anything(self) -> _Part:
+        part = self._character([(0, _LAST)])
+        self._follow[part.last[0]] += part.first
+        return _Part(f"{part.text}*", 1, True, part.first, part.last)
+
+    def _sequence(self, depth_left: int, ends: str = "|)") -> _Part:
+        parts = []
+        while self._at < len(self._text) and self._text[self._at] not in ends:
+            parts.append(self._repeated(depth_left))
+        return self._joined(parts)
+
+    def _joined(self, parts: list[_Part]) -> _Part:
+        """The parts one behind the other."""
+        whole = _Part("".join(part.text for part in parts), 0, True, [], [])
+        for part in parts:
             for place in whole.last:
                 self._follow[place] += part.first
             if whole.may_be_empty:
@@ -117,7 +132,6 @@ class _Reader:
             whole.last = part.last + whole.last if part.may_be_empty else part.last
             whole.may_be_empty &= part.may_be_empty
             whole.size += part.size
-        whole.text = "".join(texts)
         return whole
 
     def _repeated(self, depth_left: int) -> _Part:
@@ -233,13 +247,23 @@ class _Reader:
         return [(ord(letter), ord(letter))]
 
     def _character(self, ranges: Ranges) -> _Part:
-        self._characters.append(_joined(ranges))
+        self._characters.append(_union(ranges))
         self._follow.append([])
         number = len(self._follow) - 1
         return _Part(_in_json(self._characters[-1]), 1, False, [number], [number])
 
 
-def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
+def _either(parts: list[_Part]) -> _Part:
+    return _Part(
+        "|".join(part.text for part in parts),
+        sum(part.size for part in parts),
+        any(part.may_be_empty for part in parts),
+        [place for part in parts for place in part.first],
+        [place for part in parts for place in part.last],
+    )
+
+
+def _union(ranges: Iterable[tuple[int, int]]) -> Ranges:
     found: Ranges = []
     for low, high in sorted(ranges):
         if found and low <= found[-1][1] + 1:
@@ -250,7 +274,7 @@ def _joined(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def _inverted(ranges: Ranges) -> Ranges:
-    edges = [(-1, -1), *_joined(ranges), (_LAST + 1, _LAST + 1)]
+    edges = [(-1, -1), *_union(ranges), (_LAST + 1, _LAST + 1)]
     pairs = ((a[1] + 1, b[0] - 1) for a, b in itertools.pairwise(edges))
     return [(low, high) for low, high in pairs if low <= high]
 
@@ -258,7 +282,7 @@ def _inverted(ranges: Ranges) -> Ranges:
 def _in_json(ranges: Ranges) -> str:
     """One character as JSON text may spell it: as it is, or behind a backslash."""
     never = [(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C), _SURROGATES]
-    plain = _inverted(_joined([*_inverted(ranges), *never]))
+    plain = _inverted(_union([*_inverted(ranges), *never]))
     escaped = [
         letter
         for character, letter in _ESCAPED.items()
@@ -266,9 +290,22 @@ def _in_json(ranges: Ranges) -> str:
     ]
     spelled = [f"[{''.join(map(_range, plain))}]"] if plain else []
     spelled += [rf"[\\][{''.join(escaped)}]"] if escaped else []
+    spelled += _control_escapes(ranges)
     if not spelled:
         raise ValueError("it has a class of which JSON text has no character")
-    return f"({'|'.join(spelled)})" if escaped else spelled[0]
+    return spelled[0] if plain and len(spelled) == 1 else f"({'|'.join(spelled)})"
+
+
+def _control_escapes(ranges: Ranges) -> list[str]:
+    """The control characters that JSON text can only spell by their numbers."""
+    codes = [code for low, high in ranges for code in range(low, min(high, 0x1F) + 1)]
+    digits = [f"{code:02x}" for code in codes if chr(code) not in _ESCAPED]
+    rows = {row: "".join(each[1] for each in digits if each[0] == row) for row in "01"}
+    return [
+        rf"[\\][u][0][0][{row}][{''.join(sorted({*last, *last.upper()}))}]"
+        for row, last in rows.items()
+        if last
+    ]
 
 
 def _range(ends: tuple[int, int]) -> str:

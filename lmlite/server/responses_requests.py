@@ -73,6 +73,7 @@ def parse_response(
         ignored=ignored_fields(body, RESPONSE_FIELDS, {*call.ignored, *turns.unread}),
         custom_tools=call.custom_tools,
         tools=tools,
+        unheld=call.unheld,
         conversation=conversation,
         is_stored=body.get("store") is None or boolean(body, "store"),
         settings=_settings(body, request) | {"tools": tools.as_sent},

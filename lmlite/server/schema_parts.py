@@ -1,14 +1,33 @@
-"""What a JSON schema says of its values: their types, and whether two schemas share one.
+"""What a JSON schema says of its values: their types, and whether several schemas share one.
 
-Pure, and careful: a schema is a client's JSON, of which nothing is known yet.
+Pure. The steps that an answer takes grow with the schema alone, and are bounded.
 """
 
+import itertools
+import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
+from urllib.parse import unquote
 
 Json = dict[str, Any]
 
+ANNOTATIONS = frozenset((
+    "title", "description", "default", "example", "examples", "deprecated", "readOnly",
+    "writeOnly", "nullable", "discriminator", "contentEncoding", "contentMediaType",
+    "markdownDescription", "propertyOrdering", "$schema", "$id", "$comment", "$anchor", "$defs",
+    "definitions",
+))  # fmt: skip
+ANYTHING = {"title": "anything"}  # not {}: of an empty schema llama.cpp makes no grammar
+MAX_COMPARED = 20_000  # values and alternatives that are told from each other
+
+TYPES = ("object", "array", "string", "integer", "number", "boolean", "null")
 _ALL_TYPES = frozenset(("object", "array", "string", "number", "boolean", "null"))
+
+
+def is_annotation(key: str) -> bool:
+    """Whether a keyword says nothing of the values."""
+    return key in ANNOTATIONS or key.startswith("x-")
 
 
 def type_of(value: Any) -> str:
@@ -49,6 +68,11 @@ def steps_of(ref: str) -> list[str]:
     return ref.split("/")[1:]
 
 
+def unescaped(step: str) -> str:
+    """A step of a $ref as the standard reads it."""
+    return unquote(step).replace("~1", "/").replace("~0", "~")
+
+
 def reference_of(node: Any) -> str | None:
     """The $ref of a schema that is one."""
     ref = node.get("$ref") if type(node) is dict else None
@@ -79,66 +103,160 @@ def below(node: Any) -> list[Any]:
     return [node, *(each for part in parts(node) for each in below(part))]
 
 
-def whole(node: Any, root: Json) -> tuple[list[Json], set[str]]:
-    """(the schemas that a value of a node has to fit one of, the references on the way)."""
-    found: list[Json] = []
-    seen: set[str] = set()
-    todo = [node]
-    while todo:
-        for each in alternatives(todo.pop()):
-            ref = reference_of(each)
-            if ref is None:
-                found.append(each if type(each) is dict else {})
-            elif ref not in seen:
-                seen.add(ref)
-                todo.append(target_of(root, steps_of(ref)))
-    return found, seen
+def loosely(schema: Any) -> Json:
+    """The types of a schema, and no more."""
+    named = schema.get("type") if type(schema) is dict else None
+    names = named if type(named) is list else [named]
+    if not all(type(name) is str and name in TYPES for name in names):
+        return ANYTHING
+    nodes: list[Json] = [{"type": name} for name in dict.fromkeys(names)]
+    if schema.get("nullable") is True:
+        nodes.append({"type": "null"})
+    return any_of(nodes)
 
 
-def exclude_each_other(a: Any, b: Any, root: Json) -> bool:
-    """Whether no value that a grammar makes of one schema fits the other.
+def has_long_numbers(value: Any) -> bool:
+    """Whether a value has a number that a parser of JSON does not keep as it is."""
+    if type(value) is list:
+        return any(map(has_long_numbers, value))
+    if type(value) is dict:
+        return any(map(has_long_numbers, value.values()))
+    return type(value) is int and abs(value) >= 2**63
 
-    A grammar makes objects of the properties that are named, and of no others.
+
+def any_of(nodes: list[Json]) -> Json:
+    """The schema of what one of several takes."""
+    return nodes[0] if len(nodes) == 1 else {"anyOf": nodes}
+
+
+# ---- telling schemas apart -----------------------------------------------------------------
+
+_Key = tuple[str, ...]  # what a value shows of itself: a type, then perhaps more
+
+
+class Apart:
+    """Keys and their owners: a key stands for itself and for all that begin with it."""
+
+    def __init__(self) -> None:
+        self._owners: dict[_Key, int] = {}
+        self._owners_below: dict[_Key, int] = {}
+        self.is_shared = False  # whether two owners have a key in common
+
+    def add(self, key: _Key, owner: int) -> None:
+        """Notes a key, and whether another owner has it or a part of it."""
+        beginnings = [key[:n] for n in range(1, len(key) + 1)]
+        others = [self._owners.get(each, owner) for each in beginnings]
+        others.append(self._owners_below.get(key, owner))
+        self.is_shared |= any(other != owner for other in others)
+        self._owners[key] = owner
+        for beginning in beginnings[:-1]:
+            is_same = self._owners_below.get(beginning, owner) == owner
+            self._owners_below[beginning] = owner if is_same else -1
+
+
+class Comparer:
+    """Tells the parts of one schema from each other, in a number of steps that is bounded.
+
+    Its methods raise ValueError when that is spent.
     """
-    return all(
-        _differ(x, y) or _have_other_properties(x, y)
-        for x in whole(a, root)[0]
-        for y in whole(b, root)[0]
+
+    def __init__(self, root: Json) -> None:
+        """`root` has the definitions under $defs; it may still grow."""
+        self._root, self._n_left = root, MAX_COMPARED
+
+    def exclude_each_other(self, schemas: list[Any]) -> bool:
+        """Whether no value that a grammar makes of one schema fits another.
+
+        Types decide, or a property that all objects require, with other values in each. A grammar
+        makes objects of the properties that are named, and of no others: so a required one that
+        only one schema names tells it apart, too.
+        """
+        wholes = [self._whole(schema) for schema in schemas]
+        objects = [each for each in itertools.chain(*wholes) if _types(each) == {"object"}]
+        name = _discriminator(objects)
+        if name is None and _require_names_of_their_own(objects):
+            wholes = [[each for each in some if _types(each) != {"object"}] for some in wholes]
+        apart = Apart()
+        for owner, each in ((i, each) for i, some in enumerate(wholes) for each in some):
+            for key in _keys(each, name):
+                self._count()
+                apart.add(key, owner)
+        return not apart.is_shared
+
+    def part_at_once(self, alone: list[Any], others: list[Any]) -> bool:
+        """Whether a value tells by its type or its first property which schema it is of.
+
+        Each of those `alone` from all; the `others` may share what they begin with.
+        """
+        apart = Apart()
+        for owner, schema in [*((0, other) for other in others), *enumerate(alone, 1)]:
+            for each in self._whole(schema):
+                first = next(iter(_required(each)), None)
+                for key in _keys(each, first):
+                    self._count()
+                    is_named = first is not None and key[0] == "object"
+                    apart.add(("object", str(first), *key[1:]) if is_named else key, owner)
+        return not apart.is_shared
+
+    def _whole(self, node: Any) -> list[Json]:
+        """The schemas that a value has to fit one of, behind anyOf and references."""
+        found: list[Json] = []
+        seen: set[str] = set()
+        todo = [node]
+        while todo:
+            for each in alternatives(todo.pop()):
+                self._count()
+                ref = reference_of(each)
+                if ref is None:
+                    found.append(each if type(each) is dict else {})
+                elif ref not in seen:
+                    seen.add(ref)
+                    todo.append(target_of(self._root, steps_of(ref)))
+        return found
+
+    def _count(self) -> None:
+        self._n_left -= 1
+        if self._n_left < 0:
+            raise ValueError(f"telling its parts apart takes more than {MAX_COMPARED:,} steps")
+
+
+def _discriminator(objects: list[Json]) -> str | None:
+    """A property that all of them require, with a list of values in each."""
+    names = Counter(
+        name
+        for each in objects
+        for name in _required(each)
+        if _values(_properties(each)[name]) is not None
     )
+    return next((name for name, n in names.items() if n == len(objects)), None)
 
 
-def part_at_once(a: Any, b: Any, root: Json) -> bool:
-    """Whether a value tells by its type or its first property which of two schemas it is of."""
-    return all(
-        _differ(x, y) or _have_other_beginnings(x, y)
-        for x in whole(a, root)[0]
-        for y in whole(b, root)[0]
-    )
+def _require_names_of_their_own(objects: list[Json]) -> bool:
+    named = Counter(name for each in objects for name in _properties(each))
+    return all(any(named[name] == 1 for name in _required(each)) for each in objects)
 
 
-def _differ(x: Any, y: Any) -> bool:
-    """Whether two schemas take values of other types, or other values from a list."""
-    if not _types(x) & _types(y):
-        return True
-    a, b = _values(x), _values(y)
-    return a is not None and b is not None and not any(value in b for value in a)
+def _keys(node: Json, name: str | None) -> Iterator[_Key]:
+    """The keys of all values of a schema; `name` is that of a property to look into."""
+    values = _values(node)
+    if values is not None:
+        yield from map(_key_of, values)
+        return
+    for kind in _types(node):
+        told = _values(_properties(node).get(name)) if kind == "object" and name else None
+        if told is None:
+            yield (kind,)
+        else:
+            yield from (("object", *_key_of(value)) for value in told)
 
 
-def _have_other_properties(x: Json, y: Json) -> bool:
-    names_x, names_y = _properties(x), _properties(y)
-    required_x, required_y = _required(x), _required(y)
-    if any(_differ(names_x[name], names_y[name]) for name in required_x if name in required_y):
-        return True
-    return bool(set(required_x) - set(names_y) and set(required_y) - set(names_x))
-
-
-def _have_other_beginnings(x: Json, y: Json) -> bool:
-    # A grammar writes the required properties first.
-    first_x, first_y = _required(x)[:1], _required(y)[:1]
-    if not first_x or not first_y:
-        return False
-    same = first_x == first_y
-    return not same or _differ(_properties(x)[first_x[0]], _properties(y)[first_y[0]])
+def _key_of(value: Any) -> _Key:
+    kind = type_of(value)
+    if kind in ("object", "array"):
+        return (kind,)
+    if kind in ("integer", "number"):
+        return "number", repr(float(value))
+    return kind, json.dumps(value)
 
 
 def _properties(node: Json) -> Json:
@@ -149,7 +267,8 @@ def _properties(node: Json) -> Json:
 def _required(node: Json) -> list[str]:
     """The properties that are always there, in the order in which they are written."""
     names = node.get("required")
-    return [name for name in _properties(node) if name in names] if type(names) is list else []
+    listed = set(names) if type(names) is list else set()
+    return [name for name in _properties(node) if name in listed]
 
 
 def _types(node: Any) -> set[str]:

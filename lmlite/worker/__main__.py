@@ -59,6 +59,7 @@ from lmlite.worker.model_files import FilesChanged, ModelFiles
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.threads import ThreadGovernor
 
+MAX_RECURSION = 5000  # frames: a request may nest as deep as the server could read it
 NO_MEMORY_TO_EMBED = "this model's embeddings would need more memory than there is"
 
 
@@ -380,6 +381,7 @@ def join_parent() -> None:
 
 def main() -> int:
     """The process: 0 when the server hangs up, 1 when the model cannot be loaded."""
+    sys.setrecursionlimit(MAX_RECURSION)
     source, sink = claim_pipes()
     join_parent()
     outbox = Outbox(sink)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from itertools import compress
 from typing import Any
 
 from lmlite.messages import ChatMessage, ChatOptions
@@ -18,6 +19,8 @@ def request_of(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
     }
     if options.tools is not None:
         request["tools"] = json.loads(options.tools)
+        if options.tool_schemas is not None:
+            request["schemas"] = json.loads(options.tool_schemas)
         request["tool_choice"] = options.tool_choice
         if options.parallel_tool_calls is not None:
             request["parallel_tool_calls"] = options.parallel_tool_calls
@@ -46,8 +49,9 @@ def narrowed(request: Json, options: ChatOptions | None) -> Json:
     """The request with the only tools that may be called; itself when any may be."""
     if options is None or not options.tool_names:
         return request
-    wanted = [t for t in request["tools"] if t["function"]["name"] in options.tool_names]
-    return request | {"tools": wanted}
+    is_wanted = [tool["function"]["name"] in options.tool_names for tool in request["tools"]]
+    lists = {key: request[key] for key in ("tools", "schemas") if key in request}
+    return request | {key: list(compress(each, is_wanted)) for key, each in lists.items()}
 
 
 def _as_json(message: ChatMessage) -> Json:

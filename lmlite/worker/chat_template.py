@@ -26,8 +26,10 @@ from lmlite.worker.breaker import Breaker
 from lmlite.worker.bridge_request import narrowed, request_of, with_pictures
 from lmlite.worker.call_grammar import call_or_form, without_small_talk, woken_by_name
 from lmlite.worker.capi import take_fault, take_text
+from lmlite.worker.json_grammar import mended, with_marks
 from lmlite.worker.llama import Model
 from lmlite.worker.media import InputChunk, Picture
+from lmlite.worker.plain_tools import plain_tools
 from lmlite.worker.template_limits import bounded
 from lmlite.worker.tool_words import EMPTY, PROBE, PROBE_NAME, form_template, has_tools, in_words
 
@@ -35,6 +37,7 @@ Json = dict[str, Any]
 
 # For answers that begin with JSON, whatever the model's own template is.
 _BARE = "{% for message in messages %}{{ message.content }}{% endfor %}"
+MAX_UNREADABLE = 64
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
 
 
@@ -92,6 +95,7 @@ class ChatTemplate:
             raise
         self._source: str = self._lib.lml_chat_source(self._pointer).decode("utf-8", "replace")
         self._breaker = Breaker(self._vocab.control_texts(), self._source)
+        self._unreadable: set[int] = set()  # hashes of tools that the template refused
         self._arranger = Arranger(lambda request: str(self._reply(request)["prompt"]))
 
     def close(self) -> None:
@@ -114,7 +118,7 @@ class ChatTemplate:
         marks = self._unused_characters(request)
         request = with_pictures(request, messages, marks.picture)
         told, prompt, reply = self.accepted(self.told(request), marks, pictures)
-        request = request | {"messages": told["messages"]}
+        request = request | {key: told[key] for key in ("messages", "tools") if key in told}
         # With marks in it, a reply is of no use but for its prompt.
         plain = json.loads(reply or self._render(told))
         found = plain
@@ -130,8 +134,28 @@ class ChatTemplate:
     ) -> tuple[Json, Tokens, bytes | None]:
         """The request with its messages as the template takes them, and what `prompt` makes of it.
 
-        Raises BadRequest with what the template said first.
+        Its tools are said plainly where the template cannot read them. Raises BadRequest with
+        what the template said first.
         """
+        if "tools" not in request:
+            return self._arranged(request, marks, pictures)
+        plainly = request | {"tools": plain_tools(request["tools"])}
+        known = hash(json.dumps(request["tools"]))
+        if known in self._unreadable:
+            return self._arranged(plainly, marks, pictures)
+        try:
+            return self._arranged(request, marks, pictures)
+        except BadRequest as refusal:
+            try:
+                found = self._arranged(plainly, marks, pictures)
+            except BadRequest:
+                raise refusal from None
+            self._unreadable = {*[*self._unreadable][-MAX_UNREADABLE:], known}
+            return found
+
+    def _arranged(
+        self, request: Json, marks: Marks | None, pictures: Sequence[Picture]
+    ) -> tuple[Json, Tokens, bytes | None]:
         refusal: BadRequest | None = None
         for messages in self._arranger.arrangements(request):
             arranged = request | {"messages": messages}
@@ -181,7 +205,7 @@ class ChatTemplate:
         if not has_form:
             names = [tool["function"]["name"] for tool in request["tools"]]
             return may_call | woken_by_name(forced, names)
-        form = self._reply({key: told[key] for key in told if key != "tools"})
+        form = self._reply({key: told[key] for key in told if key not in ("tools", "schemas")})
         grammar = call_or_form(forced, form["grammar"])
         if grammar is None:
             return form
@@ -235,13 +259,14 @@ class ChatTemplate:
         """
         marks = marks or self._unused_characters(request)
         broken = self._broken(request, marks.breaks)
-        reply = self._render(broken)
+        _, rules = with_marks(request)
+        reply = self._render(broken, marks_numbers=False)  # the model may read the schema
         text = json.loads(reply)["prompt"]
         for mark in (marks.breaks, marks.picture):
             # A template that writes JSON in ASCII has written the mark so.
             text = text.replace(_escaped(mark), mark)
         tokens = self._tokens(text, marks, pictures)
-        return tokens, reply if broken == request else None
+        return tokens, reply if broken == request and not rules else None
 
     def _form(self, reply: Json, one_call: bool) -> Form:
         preserved: set[int] = set()
@@ -282,7 +307,11 @@ class ChatTemplate:
 
     def _broken(self, request: Json, mark: str) -> Json:
         """The request with every text in it broken, save the words that the API itself knows."""
-        broken = {key: self._break_field(key, request[key], mark, _API_KEYS) for key in request}
+        broken = {
+            key: self._break_field(key, request[key], mark, _API_KEYS) if key != "schemas"
+            else request[key]  # which no model reads
+            for key in request
+        }  # fmt: skip
         if "json_schema" in request:
             broken["json_schema"] = self._break_all(request["json_schema"], mark, _SCHEMA_KEYS)
         if "kwargs" in request:
@@ -323,15 +352,21 @@ class ChatTemplate:
             raise BadRequest("the messages use every private-use character", param="messages")
         return Marks(*free)
 
-    def _render(self, request: Json, template: int | None = None) -> bytes:
+    def _render(
+        self, request: Json, template: int | None = None, marks_numbers: bool = True
+    ) -> bytes:
         used = template or self._pointer
-        data = json.dumps(request).encode()
+        asked, rules = with_marks(request) if marks_numbers else (request, {})
+        data = json.dumps(asked).encode()
         with bounded():
             pointer = self._lib.lml_chat_render(used, data)
         reply = take_text(self._lib, pointer)
         if reply.startswith('{"error":'):
             _refuse(str(json.loads(reply)["error"]), request)
-        return reply.encode()
+        if not request.keys() & {"schemas", "json_schema"}:
+            return reply.encode()
+        parsed = json.loads(reply)
+        return json.dumps(parsed | {"grammar": mended(parsed["grammar"], rules)}).encode()
 
 
 # Names of fields, which no message can choose: breaking one would hide it from the library.

@@ -85,7 +85,7 @@ def in_words(request: Json) -> Json:
         messages += [told_results(turns)] if role == "tool" else map(spoken, turns)
     if "tools" in request:
         messages = _introduced(messages, request["tools"])
-    of_tools = ("tools", "tool_choice", "parallel_tool_calls")
+    of_tools = ("tools", "schemas", "tool_choice", "parallel_tool_calls")
     return {key: request[key] for key in request if key not in of_tools} | {"messages": messages}
 
 
