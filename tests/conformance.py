@@ -574,7 +574,7 @@ WRONG = {
     "model by GET": Wrong(404, "model_not_found", "model", "/v1/models/x", method="GET"),
     "method": Wrong(405, "method_not_supported", method="GET"),
     "method of models": Wrong(405, "method_not_supported", path="/v1/models"),
-    "no chunks": Wrong(400, headers={"Transfer-Encoding": "chunked"}),
+    "no chunks": Wrong(400, body=b"{}\r\n", headers={"Transfer-Encoding": "chunked"}),
     "compressed chunks": Wrong(400, headers={"Transfer-Encoding": "gzip, chunked"}),
     "large body": Wrong(413, headers={"Content-Length": str(2**40)}),
     "content type": Wrong(415, headers={"Content-Type": "text/plain"}),
