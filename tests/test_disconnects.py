@@ -203,4 +203,4 @@ def test_a_client_that_does_not_read_and_goes_away_gives_its_place_back(
         assert metrics(server)["requests_open"] == 1  # the engine is done, its thread is not
         sock.close()
         until(lambda: is_at_rest(server))
-        server.wait_for_log(rf"POST {CHAT} 200 ")
+        server.wait_for_log(rf"POST {CHAT} 499 ")

@@ -350,10 +350,10 @@ def test_thirty_two_clients_that_never_read_are_cut_off_and_leave_nothing(
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             sock.connect(("127.0.0.1", house.port))
             sock.sendall(request)
-        until(lambda: house.log_text().count(f"POST {CHAT} 200") == 32)
+        until(lambda: house.log_text().count(f"POST {CHAT} 408") == 32)
         until(lambda: house.server.n_connections() == 0)
         assert house.supervisor.n_open() == 0
-    times = re.findall(rf"POST {CHAT} 200 (\d+) ms", house.log_text())
+    times = re.findall(rf"POST {CHAT} 408 (\d+) ms, cut short", house.log_text())
     assert min(map(int, times)) >= 500, "some were not cut off, but done"
     grown = rss_bytes() - before
     assert grown <= 8 << 20

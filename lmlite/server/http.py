@@ -6,6 +6,7 @@ into bytes. One thread per connection; a thread that waits for a worker also wat
 its client is still there. Every failure is an ApiError, and `_refuse` makes the bytes of it.
 """
 
+import contextlib
 import secrets
 import socket
 import time
@@ -50,6 +51,7 @@ from lmlite.server.sampling import Defaults
 from lmlite.server.sender import JSON_TYPE, Sender
 from lmlite.server.tally import Tally
 
+CLIENT_LEFT = 499  # nginx's status for it, which no client ever sees
 MODEL_PATH = "/v1/models/"  # before a model's name
 POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
 # Between signs of life of an answer in one piece. OpenAI's clients give up after 600 s without a
@@ -83,6 +85,7 @@ class Handler:
         """The next request. False: there is none, or it was the last."""
         self._head: wire.Head | None = None
         self._is_refused = False  # before an answer had begun
+        self._outcome: int | None = None  # the status of a reply that did not come to its end
         self._tally: Tally | None = None
         self._token = secrets.token_hex(12)
         self._sender = Sender(self._connection, f"req-{self._token}")
@@ -102,7 +105,7 @@ class Handler:
         except TimeoutError:
             self._refuse(RequestTimeout("the request did not arrive in time"))
         except ConnectionError:
-            self._sender.status = self._sender.status or 499  # nginx's, for a client that left
+            self._outcome = CLIENT_LEFT
         except Exception as err:  # our mistake: the client gets a status, the log a name
             self.server.log.line("error", f"{type(err).__name__}: {err}")
             self._refuse(InternalError("the server made a mistake"))
@@ -263,7 +266,10 @@ class Handler:
         source = query.get("source", ["model"])[0]
         if source not in ("model", "server"):
             raise BadRequest("source is model or server", param="source")
-        with self.server.log.subscription("model" if source == "model" else "server") as records:
+        with (
+            self.server.log.subscription("model" if source == "model" else "server") as records,
+            contextlib.suppress(ConnectionError),  # a viewer that leaves is how it ends
+        ):
             self._sender.begin(STREAM_HEADERS, PING)
             quiet_s = 0.0
             while self._sender.has_body and not self._is_over():
@@ -319,7 +325,7 @@ class Handler:
         except ApiError as err:
             if not self._sender.is_begun:
                 raise
-            self._sender.status = err.status  # for the log; the client has had its 200
+            self._outcome = err.status
             self._sender.is_last = True
             self._sender.send_piece(answer.sse_error(err))
         else:
@@ -341,8 +347,7 @@ class Handler:
         except ApiError as err:
             if not self._sender.is_begun:
                 raise
-            # The client has had its 200.
-            self._sender.status = err.status
+            self._outcome = err.status
             body = error_bodies.body_of(err, self._head, self._token)
         if not self._sender.is_begun:
             self._sender.send_json(200, body)
@@ -381,22 +386,25 @@ class Handler:
     def _refuse(self, error: ApiError) -> None:
         """An error as a whole reply. What the client still sends is not a next request."""
         if self._sender.is_begun:
-            self._sender.is_last = True
+            self._sender.is_last, self._outcome = True, error.status
             return
         self._is_refused = True
         try:
             body = error_bodies.body_of(error, self._head, self._token)
             self._sender.send_json(error.status, body, error_bodies.headers_of(error))
         except OSError:
-            self._sender.is_last = True
+            self._sender.is_last, self._outcome = True, CLIENT_LEFT
 
     def _log_request(self) -> None:
         head = self._head
         what = f"{head.method} {head.path}" if head else "malformed request"
         elapsed_ms = (time.monotonic() - self._began_s) * 1000
         counts = self._tally.summary() if self._tally else ""
-        self.server.metrics.count(self._path_label(), self._sender.status, self._tally)
-        self.server.log.line("info", f"{what} {self._sender.status} {elapsed_ms:.0f} ms{counts}")
+        status = self._outcome or self._sender.status
+        is_cut = self._outcome is not None and self._sender.is_begun
+        self.server.metrics.count(self._path_label(), status, self._tally, is_cut=is_cut)
+        end = ", cut short" if is_cut else ""
+        self.server.log.line("info", f"{what} {status} {elapsed_ms:.0f} ms{end}{counts}")
 
     def _path_label(self) -> str:
         """A known path, or one word for all others: a client must not choose label values."""

@@ -23,13 +23,15 @@ class Metrics:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._requests: Counter[tuple[str, int]] = Counter()
+        self._cut: Counter[int] = Counter()  # by status
         self._tokens: Counter[str] = Counter()
         self._refusals: Counter[str] = Counter()
 
-    def count(self, path: str, status: int, tally: Tally | None) -> None:
-        """A request that has ended, and the tokens that it took."""
+    def count(self, path: str, status: int, tally: Tally | None, *, is_cut: bool) -> None:
+        """A request that has ended, and the tokens that it took. Cut: its answer had begun."""
         with self._lock:
             self._requests[path, status] += 1
+            self._cut[status] += is_cut
             if tally is not None:
                 self._tokens["prompt"] += tally.n_prompt - tally.n_cached
                 self._tokens["cached"] += tally.n_cached
@@ -50,7 +52,7 @@ class Metrics:
     ) -> Iterator[str]:
         with self._lock:
             requests, tokens = dict(self._requests), dict(self._tokens)
-            refusals = dict(self._refusals)
+            refusals, cut = dict(self._refusals), dict(+self._cut)
         yield from _single("connections_open", "gauge", "Connections.", n_connections)
         yield from _heading("connections_refused_total", "counter", "By what were too many.")
         for reason in REFUSALS:
@@ -59,6 +61,9 @@ class Metrics:
         yield from _heading("requests_total", "counter", "Requests by path and status.")
         for (path, status), n in sorted(requests.items()):
             yield f'lmlite_requests_total{{path="{path}",status="{status}"}} {n}'
+        yield from _heading("answers_cut_total", "counter", "Begun and cut short, by status.")
+        for status, n in sorted(cut.items()):
+            yield f'lmlite_answers_cut_total{{status="{status}"}} {n}'
         yield from _heading("tokens_total", "counter", "Tokens read, found in memory, generated.")
         for kind in ("prompt", "cached", "completion"):
             yield f'lmlite_tokens_total{{kind="{kind}"}} {tokens.get(kind, 0)}'
