@@ -12,6 +12,7 @@ from lmlite.server import wire
 from lmlite.server.limits import Limits
 
 _SIZE_LINE = re.compile(r"([0-9A-Fa-f]{1,16})([ \t]*;.*)?")
+_BEGINNING = re.compile(rb"([0-9A-Fa-f]{1,16}[ \t]*(;.*)?\r?)?", re.DOTALL)  # of such a line
 _LINE_END = b"\r\n"
 # Reading a chunk takes as long as reading kilobytes, however small it is. So what is not data may
 # be as large as a head, and one byte larger for so many that the data may have.
@@ -42,11 +43,12 @@ class ChunkedBody:
 
     def _take_size(self, buffer: bytearray) -> bool:
         line = self._take_line(buffer)
-        if line is None:
-            return False
-        match = _SIZE_LINE.fullmatch(line)
+        # Who sends no chunks at all may wait for an answer without having ended a line.
+        match = _SIZE_LINE.fullmatch(line) if line is not None else _BEGINNING.fullmatch(buffer)
         if match is None:
             raise BadRequest("a chunk of the body does not begin with its size")
+        if line is None:
+            return False
         n_bytes = int(match[1], 16)
         self.n_announced += n_bytes
         if self.n_announced > self._max_bytes:
