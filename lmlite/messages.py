@@ -170,6 +170,7 @@ class Complete:
     trace: bool = False
     dry_run: bool = False
     grammar: str | None = None
+    json_schema: str | None = None  # what each completion must be
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ class _Grammar:
     empty: set[str] = field(default_factory=set)  # rules that take the empty text
 
 
-def checked_grammar(text: str) -> str:
-    """The grammar, as it is. Raises BadRequest for one that would hold or end the worker."""
+def checked_grammar(text: str, path: str = "grammar") -> str:
+    """The grammar at `path`, as it is. Raises BadRequest for one that would hold a worker."""
     try:
         if len(text.encode()) > MAX_BYTES:
             raise ValueError(f"is larger than {MAX_BYTES >> 10} KiB")
@@ -61,10 +61,10 @@ def checked_grammar(text: str) -> str:
         _check_beginnings(grammar)
         _check_counts(grammar)
     except ValueError as err:
-        raise BadRequest(f"grammar {err}", param="grammar") from None
+        raise BadRequest(f"{path} {err}", param=path) from None
     except RecursionError:
         why = "leads through too many rules from one to another"
-        raise BadRequest(f"grammar {why}", param="grammar") from None
+        raise BadRequest(f"{path} {why}", param=path) from None
     return text
 
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from lmlite.errors import BadRequest
 from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams, Work
+from lmlite.server.answer_forms import parse_form
 from lmlite.server.chat_requests import custom_tools, left_out, parse_messages, parse_options
 from lmlite.server.fields import (
     Body,
@@ -25,6 +26,7 @@ from lmlite.server.fields import (
     unsupported,
 )
 from lmlite.server.gbnf import checked_grammar
+from lmlite.server.guided_decoding import FIELDS, guided, guided_text
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.sampling import MAX_INT, NAMES, NO_DEFAULTS, Defaults, sampling_values
 from lmlite.server.schemas import UnheldPart
@@ -36,7 +38,7 @@ _EVERYWHERE = {"model", "user"}
 _INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
           "service_tier", "store"}  # fmt: skip
 _GENERATING = {*_EVERYWHERE, *NAMES, "stream", "stream_options", "n", "seed", "stop",
-               "logit_bias", "logprobs", "max_tokens", "grammar"}  # fmt: skip
+               "logit_bias", "logprobs", "max_tokens", "grammar", *FIELDS}  # fmt: skip
 CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
                "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
                "chat_template_kwargs", "stop_in_reasoning", "functions", "audio",
@@ -78,7 +80,8 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     grammar = _grammar(body, defaults)
     if grammar is not None:
         if options.tools or options.json_schema:
-            raise BadRequest("grammar is not for tools, nor for a response_format", param="grammar")
+            path = (guided(body) or ("", None, "grammar"))[2]
+            raise BadRequest(f"{path} is not for tools, nor for a response_format", param=path)
         options = replace(options, thinks=False)  # a grammar leaves no place for thoughts
     request = Chat(0, messages, params, n, options=options, grammar=grammar)
     call = _call(body, request, CHAT_FIELDS, left_out(body, defaults.takes_images))
@@ -96,9 +99,12 @@ def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     params = _sampling_params(body, _max_tokens(body, "max_tokens"), n_logprobs, defaults)
     prompts = _prompts(body, "prompt", defaults.limits.max_prompts)
     grammar = _grammar(body, defaults)
-    if grammar is not None and len(prompts) * n > MAX_GRAMMARS:
+    if (grammar or guided(body)) and len(prompts) * n > MAX_GRAMMARS:
         raise BadRequest(f"grammar is for at most {MAX_GRAMMARS} choices", param="grammar")
-    request = Complete(0, prompts, params, n, boolean(body, "echo"), grammar=grammar)
+    schema, _ = parse_form({name: body[name] for name in FIELDS if name in body})
+    request = Complete(
+        0, prompts, params, n, boolean(body, "echo"), grammar=grammar, json_schema=schema
+    )
     return _call(body, request, COMPLETION_FIELDS)
 
 
@@ -226,12 +232,17 @@ def _logit_bias(body: Body, most: int) -> tuple[tuple[int, float], ...]:
 
 
 def _grammar(body: Body, defaults: Defaults) -> str | None:
-    text = string(body, "grammar")
-    if text is None:
+    """The grammar of all of the answer's text."""
+    kind, value, path = guided(body) or ("", None, "")
+    if kind in ("regex", "choice"):
+        return guided_text(kind, value, path)
+    if kind != "grammar":
         return None
     if not defaults.allows_grammars:
-        unsupported("grammar", "this server takes no grammars: it is started with --allow-grammar")
-    return checked_grammar(text)
+        unsupported(path, "this server takes no grammars: it is started with --allow-grammar")
+    if type(value) is not str:
+        raise BadRequest(f"{path} is not a string", param=path)
+    return checked_grammar(value, path)
 
 
 def _prompts(body: Body, field: str, most: int) -> tuple[Prompt, ...]:

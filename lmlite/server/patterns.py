@@ -8,7 +8,7 @@ cannot be said so is refused with a ValueError. The dialect is ECMA-262's with i
 
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 Ranges = list[tuple[int, int]]  # code points, in order, apart from each other
@@ -46,7 +46,13 @@ def grammar_pattern(pattern: str) -> tuple[str, int]:
 
     Raises ValueError, which says why, for one that no grammar holds.
     """
-    return _Reader(pattern).read()
+    text, ways = _Reader(pattern, _in_json).read()
+    return f"^{text}$", ways
+
+
+def raw_pattern(pattern: str) -> tuple[str, int]:
+    """The same for a text that is not inside of JSON, in GBNF."""
+    return _Reader(pattern, _plain).read()
 
 
 def literal(text: str) -> str:
@@ -66,7 +72,9 @@ class _Reader:
     construction, each count as a loop.
     """
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, spell: Callable[[Ranges], str]) -> None:
+        """`spell` makes the grammar's text of one character."""
+        self._spell = spell
         self._text, self._at = pattern, 0
         self._characters: list[Ranges] = []
         self._follow: list[list[int]] = []  # for each character those that may come next
@@ -83,7 +91,7 @@ class _Reader:
         places = [whole.first, *self._follow]
         self._is_ambiguous |= any(map(self._overlap, places))
         ways = whole.size if self._is_ambiguous else max(map(len, places))
-        return f"^{whole.text}$", max(ways, 1)
+        return whole.text, max(ways, 1)
 
     def _overlap(self, place: list[int]) -> bool:
         ranges = sorted(each for character in place for each in self._characters[character])
@@ -250,7 +258,7 @@ class _Reader:
         self._characters.append(_union(ranges))
         self._follow.append([])
         number = len(self._follow) - 1
-        return _Part(_in_json(self._characters[-1]), 1, False, [number], [number])
+        return _Part(self._spell(self._characters[-1]), 1, False, [number], [number])
 
 
 def _either(parts: list[_Part]) -> _Part:
@@ -294,6 +302,13 @@ def _in_json(ranges: Ranges) -> str:
     if not spelled:
         raise ValueError("it has a class of which JSON text has no character")
     return spelled[0] if plain and len(spelled) == 1 else f"({'|'.join(spelled)})"
+
+
+def _plain(ranges: Ranges) -> str:
+    found = _inverted(_union([*_inverted(ranges), _SURROGATES]))
+    if not found:
+        raise ValueError("it has a class without a character")
+    return f"[{''.join(map(_range, found))}]"
 
 
 def _control_escapes(ranges: Ranges) -> list[str]:

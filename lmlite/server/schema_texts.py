@@ -97,7 +97,7 @@ class Texts:
         if len(texts) <= MAX_LISTED:
             return {"type": "string", "enum": texts}
         try:
-            expression = _prefix_tree(texts)
+            expression = prefix_tree(texts)
         except RecursionError:
             self._faults.refuse(path, "cannot be honoured: too many values begin alike")
         return self._held(f"^{expression}$", path)
@@ -175,10 +175,10 @@ def _at_most(n: int) -> str:
     return f"({fewer}|{block}{{{n_blocks}}}[^]{{0,{n % size}}})"
 
 
-def _prefix_tree(texts: list[str]) -> str:
+def prefix_tree(texts: list[str]) -> str:
     """An expression for these texts, with each beginning that some share written once.
 
-    >>> _prefix_tree(["car", "cat", "dog"])
+    >>> prefix_tree(["car", "cat", "dog"])
     '(ca(r|t)|dog)'
     """
     begin = os.path.commonprefix(texts)
@@ -186,4 +186,4 @@ def _prefix_tree(texts: list[str]) -> str:
     groups = [list(group) for _, group in itertools.groupby(rests, key=lambda rest: rest[:1])]
     if len(groups) == 1:
         return literal(begin)
-    return f"{literal(begin)}({'|'.join(map(_prefix_tree, groups))})"
+    return f"{literal(begin)}({'|'.join(map(prefix_tree, groups))})"

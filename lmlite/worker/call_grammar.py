@@ -49,11 +49,16 @@ def woken_by_name(grammar: str, names: Sequence[str]) -> dict[str, Any]:
 
 def call_or_form(calls: str, form: str) -> str | None:
     """A grammar of answers that call tools, or else are in a form; None where none can be made."""
-    form = form.replace(_FENCED, "(space response-format space)")
+    form = without_fence(form)
     if not form or "```" in form:
         return None  # a parser of calls would take a fence for content
     either = "root ::= calls-root | form-root"
     return "\n".join([either, _renamed(calls, "calls-"), _renamed(form, "form-")])
+
+
+def without_fence(form: str) -> str:
+    """The grammar of a form, without the marks of Markdown around it."""
+    return form.replace(_FENCED, "(space response-format space)")
 
 
 def _renamed(grammar: str, prefix: str) -> str:

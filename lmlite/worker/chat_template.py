@@ -24,7 +24,12 @@ from lmlite.worker.answer import Form
 from lmlite.worker.arranger import Arranger
 from lmlite.worker.breaker import Breaker
 from lmlite.worker.bridge_request import narrowed, request_of, with_pictures
-from lmlite.worker.call_grammar import call_or_form, without_small_talk, woken_by_name
+from lmlite.worker.call_grammar import (
+    call_or_form,
+    without_fence,
+    without_small_talk,
+    woken_by_name,
+)
 from lmlite.worker.capi import take_fault, take_text
 from lmlite.worker.json_grammar import mended, with_marks
 from lmlite.worker.llama import Model
@@ -239,6 +244,11 @@ class ChatTemplate:
             fault = take_fault(self._lib, error)
             raise TemplateError(f"the chat template cannot be read: {fault}")
         return pointer
+
+    def grammar_of(self, schema: str) -> str:
+        """The grammar of a text that is JSON of this schema."""
+        reply = self._reply({"messages": [EMPTY], "json_schema": json.loads(schema)}, self._bare)
+        return without_fence(str(reply["grammar"]))
 
     def _bare_reply(self, plain: Json, schema: Json) -> Json:
         """What holds an answer to a schema, where llama.cpp makes no grammar for the template."""

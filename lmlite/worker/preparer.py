@@ -201,9 +201,12 @@ class Preparer:
             choices = self._choices(request, number * request.n, tokens, (), echo)
             self._trace(request, choices[0])
             sequences += choices
-        if request.grammar is not None:
+        grammar = request.grammar
+        if request.json_schema is not None:
+            grammar = self._template.grammar_of(request.json_schema)
+        if grammar is not None:
             with _closed_on_error(sequences):
-                self._give_grammar(sequences, request.grammar)
+                self._give_grammar(sequences, grammar)
         return sequences
 
     def _embed(self, request: Embed) -> list[Input]:
