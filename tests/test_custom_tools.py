@@ -49,7 +49,7 @@ def test_a_text_that_was_cut_off_is_what_there_is_of_it() -> None:
 
 def test_other_arguments_are_the_text_at_the_end() -> None:
     calls = CustomCalls(frozenset({"say"}))
-    for number, arguments in enumerate(('{"text": "a"}', '{"input": ""}', "")):
+    for number, arguments in enumerate(('{"text": "a"}', '{"input": ""}', "", "{")):
         read = calls.read(event(CallDelta(number, arguments, f"call_{number}", "say"), index=1))
         assert read.calls == (CallDelta(number, "", f"call_{number}", "say"),)
     assert calls.rest(0) == ()

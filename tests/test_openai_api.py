@@ -518,7 +518,7 @@ SAID = [
     GREETING[0],
     Delta(0, 0, "", calls=(CallDelta(0, '{"inp', "call_1", "say"),)),
     Delta(0, 0, "", calls=(CallDelta(0, 'ut": "a'),)),
-    Delta(0, 0, "", calls=(CallDelta(0, '\\n"}'), CallDelta(1, "{", "call_2", "say"))),
+    Delta(0, 0, "", calls=(CallDelta(0, '\\n"}'), CallDelta(1, "{}", "call_2", "say"))),
     Finished(0, 0, "tool_calls", n_completion=9),
 ]
 
@@ -528,7 +528,7 @@ def test_a_call_of_a_custom_tool_is_a_text() -> None:
     message = whole(answer(ChatReply, call), SAID)["choices"][0]["message"]
     assert message["tool_calls"] == [
         {"id": "call_1", "type": "custom", "custom": {"name": "say", "input": "a\n"}},
-        {"id": "call_2", "type": "custom", "custom": {"name": "say", "input": "{"}},
+        {"id": "call_2", "type": "custom", "custom": {"name": "say", "input": "{}"}},
     ]
 
     def begun(index: int, name: str) -> Any:
@@ -543,7 +543,7 @@ def test_a_call_of_a_custom_tool_is_a_text() -> None:
         chat_chunk(more(0, "a")),
         chat_chunk(more(0, "\n")),
         chat_chunk(begun(1, "call_2")),
-        chat_chunk(more(1, "{")),
+        chat_chunk(more(1, "{}")),
         chat_chunk({}, "tool_calls"),
     ]
 

@@ -398,6 +398,7 @@ def test_what_nobody_here_knows_is_told() -> None:
     known: dict[str, Any] = {
         "user": "me", "metadata": {}, "prompt_cache_key": "a", "safety_identifier": "b",
         "service_tier": "auto", "max_tool_calls": 3, "truncation": "disabled", "store": False,
+        "client_metadata": {"session": "s"},
         "background": False, "stream_options": {"include_obfuscation": False},
     }  # fmt: skip
     found = parse(**known, n=2, messages=[], max_tokens=3, response_format={}, ttl=1)

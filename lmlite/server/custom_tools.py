@@ -91,8 +91,12 @@ class _Input:
 
     @property
     def unread(self) -> str:
-        """All of it, where it was no such object."""
-        return "" if self._has_begun else self._raw
+        """All of it, where it was JSON of another form; "" for what was cut short."""
+        try:
+            json.loads("" if self._has_begun else self._raw)
+        except (ValueError, RecursionError):
+            return ""
+        return self._raw
 
     def push(self, piece: str) -> str:
         """More of the JSON -> more of the text."""

@@ -27,7 +27,7 @@ _OF_CHATS = {"messages", "n", "max_tokens", "max_completion_tokens", "response_f
 _SAME = CHAT_FIELDS - _OF_CHATS
 _OWN = {"input", "instructions", "previous_response_id", "max_output_tokens", "text", "reasoning",
         "include", "truncation", "background", "conversation", "prompt",
-        "max_tool_calls"}  # fmt: skip
+        "max_tool_calls", "client_metadata"}  # fmt: skip
 RESPONSE_FIELDS = _SAME | _OWN
 # What errors call a chat's fields -> what they are here.
 _NAMES = {"messages": "input", "max_completion_tokens": "max_output_tokens",
