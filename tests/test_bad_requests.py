@@ -241,11 +241,15 @@ def test_the_right_methods_are_listed_with_a_405(server: RunningServer) -> None:
 # ---- bytes that no client library would send -------------------------------------------------
 
 
-def raw(server: RunningServer, data: bytes) -> bytes:
-    """What the server answers to these bytes, to the end of the connection."""
+def raw(server: RunningServer, data: bytes, ends: bool = True) -> bytes:
+    """What the server answers to these bytes, to the end of the connection.
+
+    Without `ends` it is the server that has to end it.
+    """
     with socket.create_connection(("127.0.0.1", server.port), timeout=30) as sock:
         sock.sendall(data)
-        sock.shutdown(socket.SHUT_WR)
+        if ends:
+            sock.shutdown(socket.SHUT_WR)
         answer = b""
         while chunk := sock.recv(65536):
             answer += chunk
@@ -299,8 +303,9 @@ def test_two_requests_on_one_connection_are_both_answered(server: RunningServer)
 
 def test_a_client_that_asks_first_is_told_to_go_on(server: RunningServer) -> None:
     body = b'{"prompt": "Hi", "max_tokens": 1}'
-    data = post(body, b"Content-Length: %d" % len(body), b"Expect: 100-continue")
-    answer = raw(server, data)
+    length = b"Content-Length: %d" % len(body)
+    data = post(body, length, b"Expect: 100-continue", b"Connection: close")
+    answer = raw(server, data, ends=False)
     assert answer.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n")
 
 
@@ -320,7 +325,7 @@ def test_head_and_options_are_answered_without_a_body(server: RunningServer) -> 
 def test_a_client_of_http_1_0_gets_a_stream_without_chunks(server: RunningServer) -> None:
     body = b'{"prompt": "Hi", "max_tokens": 1, "stream": true}'
     data = post(body, b"Content-Length: %d" % len(body)).replace(b"HTTP/1.1", b"HTTP/1.0")
-    head, _, events = raw(server, data).partition(b"\r\n\r\n")
+    head, _, events = raw(server, data, ends=False).partition(b"\r\n\r\n")
     assert b"Connection: close" in head
     assert b"chunked" not in head
     assert events.startswith(b"data: {")
