@@ -30,7 +30,7 @@ from lmlite.server import http, listener, machine_memory, sampling, systemd
 from lmlite.server.gate import ANY_ORIGIN, LOOPBACK_HOSTS, NO_ORIGIN, Gate, is_host
 from lmlite.server.keys import VARIABLE, read_keys
 from lmlite.server.limits import Limits
-from lmlite.server.logs import Log
+from lmlite.server.logs import Log, printable
 from lmlite.server.registry import Registry, ServedModel
 from lmlite.server.supervisor import SPAWN_FAULTS, Supervisor
 from lmlite.server.worker_process import WORKER_COMMAND, WorkerProcess
@@ -242,7 +242,8 @@ def served_model(
     try:
         file = gguf.read_model_file(path)
         projector = projector_of(options, path)
-        template = Path(options.chat_template).read_text() if options.chat_template else None
+        given = options.chat_template
+        template = Path(given).read_text("utf-8") if given else None
     except ModelFileError as err:
         raise StartError(str(err), 1) from None
     except (OSError, UnicodeDecodeError) as err:
@@ -260,7 +261,7 @@ def served_model(
         takes_images=projector is not None,
         limits=limits,
     )
-    name, *aliases = dict.fromkeys(options.alias or [Path(path).stem])
+    name, *aliases = dict.fromkeys(options.alias or [printable(Path(path).stem)])
     supervisor = Supervisor(
         plan.load,
         log,

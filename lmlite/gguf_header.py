@@ -58,7 +58,7 @@ class Fault(Exception):
 
 def refusal(path: str, fault: object) -> ModelFileError:
     """The fault with the name of the file that has it."""
-    name = os.path.basename(path).encode(errors="replace").decode()
+    name = os.fsencode(os.path.basename(path)).decode(errors="backslashreplace")
     return ModelFileError(f"{name or path} cannot be loaded: it {fault}")
 
 

@@ -19,7 +19,8 @@ ENDLESS = "tick 100000 0.005"
 def told(house: House) -> tuple[str, dict[str, str]]:
     """The request's line of the log, without its time, and what /metrics counts of it."""
     pattern = r"INFO    (\S+ \S+ \d+) \d+ ms(, cut short)?"
-    lines = [re.search(pattern, line) for line in house.logged(1)]
+    until(lambda: "INFO" in house.log_text())
+    lines = [re.search(pattern, line) for line in house.log_text().splitlines()]
     (line,) = [match for match in lines if match is not None]
     with closing(house.connect()) as connection:
         connection.request("GET", "/metrics")

@@ -212,12 +212,20 @@ def formatted(level: Level, text: str) -> str:
 def printable(text: str) -> str:
     r"""The text with control characters escaped: a request must not forge a line of the log.
 
-    >>> printable("a\nb")
-    'a\\nb'
+    So are bytes of a file name that are no UTF-8, which no JSON can hold.
+
+    >>> printable("a\nb"), printable(os.fsdecode(b"caf\xe9"))
+    ('a\\nb', 'caf\\xe9')
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() else _escaped(c) for c in text)
+
+
+def _escaped(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte, as os.fsdecode keeps it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return repr(character)[1:-1]
 
 
 def _write_to_stderr(text: str) -> None:

@@ -87,6 +87,6 @@ def _statistic(path: Path, name: str) -> int:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(errors="surrogateescape")  # names of groups may be any bytes
     except OSError:
         return ""

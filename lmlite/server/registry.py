@@ -8,6 +8,7 @@ from pathlib import Path
 from lmlite.errors import ModelNotFound
 from lmlite.gguf import ModelFile
 from lmlite.memory_estimate import Plan
+from lmlite.server.logs import printable
 from lmlite.server.machine_memory import held_by
 from lmlite.server.sampling import NO_DEFAULTS, Defaults
 from lmlite.server.supervisor import Supervisor
@@ -62,7 +63,7 @@ class Registry:
         Raises ModelNotFound.
         """
         for model in self._models:
-            if not name or name in (*model.names, Path(model.file.path).name):
+            if not name or name in (*model.names, printable(Path(model.file.path).name)):
                 return model
         known = ", ".join(name for model in self._models for name in model.names)
         raise ModelNotFound(f"there is no model '{name}'; this server has: {known}", param="model")

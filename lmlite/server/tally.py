@@ -3,7 +3,7 @@
 import time
 
 from lmlite.messages import Delta, Embedded, Finished, Prompted, ReplyEvent, Returned, Started
-from lmlite.server.logs import Log
+from lmlite.server.logs import Log, printable
 from lmlite.server.registry import ServedModel
 
 _STOP_REASONS = {  # LM Studio's words
@@ -75,7 +75,7 @@ class Tally:
         who = {
             "type": f"llm.prediction.{kind}",
             "modelIdentifier": self._model.name,
-            "modelPath": self._model.file.path,
+            "modelPath": printable(self._model.file.path),
             "requestId": self._reply_id,
         }
         if kind == "output":

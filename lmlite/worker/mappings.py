@@ -36,11 +36,11 @@ def give_back(inodes: Collection[int]) -> None:
 
 def _ranges(inodes: Collection[int]) -> Iterator[tuple[int, int]]:
     try:
-        lines = MAPS.read_text().splitlines()
+        lines = MAPS.read_bytes().splitlines()  # with names of files, which may be no text
     except OSError:
         return
     for line in lines:
         addresses, rights, _offset, _device, inode, *_ = line.split()
-        if rights == "r--s" and int(inode) in inodes:
-            begin, end = addresses.split("-")
+        if rights == b"r--s" and int(inode) in inodes:
+            begin, end = addresses.split(b"-")
             yield int(begin, 16), int(end, 16)
