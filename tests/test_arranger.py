@@ -10,7 +10,7 @@ import pytest
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
-from lmlite.worker.arranger import MAX_SHAPES, Arranger, shape_of
+from lmlite.worker.arranger import MAX_SHAPES, Arranger, shape_of, without_repetition
 from lmlite.worker.bridge_request import request_of
 from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.llama import Model
@@ -207,6 +207,34 @@ def test_a_conversation_that_goes_on_keeps_its_shape() -> None:
     assert shape_of(request("user", "user")) != shape_of(request("user"))
     with_tools = request("user") | {"tools": []}
     assert shape_of(with_tools) != shape_of(request("user"))
+
+
+def test_a_long_conversation_is_asked_for_by_a_short_one() -> None:
+    rounds = [calling(OWN_ID), result(OWN_ID)] * 500
+    long = request_of([said("system"), said("user"), *rounds, said("assistant")], ChatOptions())
+    short = without_repetition(long["messages"])
+    roles = [message["role"] for message in short]
+    assert roles == ["system", "user", *["assistant", "tool"] * 3, "assistant"]
+    assert short[-1] == long["messages"][-1]
+
+
+def test_what_is_asked_for_has_the_same_shape_and_each_call_its_results() -> None:
+    rng = random.Random(3)
+    n_messages = n_asked = 0
+    for _ in range(200):
+        messages = []
+        for n in range(rng.randrange(1, 60)):
+            call_id = f"call{n:05d}"
+            round_ = [calling(call_id), result(call_id), result(call_id)]
+            messages += rng.choice([[said("user")], [said("assistant")], round_, round_[:2]])
+        long = request_of(messages, ChatOptions())
+        short = without_repetition(long["messages"])
+        assert shape_of(long | {"messages": short}) == shape_of(long)
+        answered = [message["tool_call_id"] for message in short if message["role"] == "tool"]
+        calls = [call["id"] for each in short for call in each.get("tool_calls", ())]
+        assert set(answered) == set(calls)
+        n_messages, n_asked = n_messages + len(messages), n_asked + len(short)
+    assert n_asked < n_messages / 1.5
 
 
 def test_shapes_are_forgotten() -> None:

@@ -112,6 +112,30 @@ def shape_of(request: Json) -> int:
     return hash((threes, "tools" in request))
 
 
+def without_repetition(messages: Messages) -> Messages:
+    """A shorter conversation of the same shape: long ones repeat what they have had."""
+    kept: Messages = []
+    kinds = ["", ""]
+    seen: set[tuple[str, ...]] = set()
+    ends: dict[tuple[str, ...], int] = {}  # of pairs, since there was a new three
+    for message in messages:
+        kept.append(message)
+        kinds.append(_kind(message))
+        three = tuple(kinds[-3:])
+        # Not between a call and its result.
+        if message["role"] == "tool" or (len(kept) > 1 and "tool_calls" in kept[-2]):
+            ends = ends if three in seen else {}
+        elif three in seen and three[1:] in ends:
+            end = ends[three[1:]]
+            del kept[end:-1], kinds[end + 2 : -1]
+            ends = {pair: i for pair, i in ends.items() if i <= end}
+        else:
+            ends = ends if three in seen else {}
+            ends[three[1:]] = len(kept) - 1
+        seen.add(three)
+    return kept
+
+
 def _kind(message: Json) -> str:
     calls = message.get("tool_calls", ())
     ids = [call["id"] for call in calls] or [message.get("tool_call_id")]
@@ -129,7 +153,8 @@ def _kind(message: Json) -> str:
 
 def _probe_of(request: Json) -> Json:
     """A request of the same shape, in which each text, and each call, is a mark."""
-    probe: Json = {"messages": [_probed(i, each) for i, each in enumerate(request["messages"])]}
+    messages = without_repetition(request["messages"])
+    probe: Json = {"messages": [_probed(i, each) for i, each in enumerate(messages)]}
     return probe | {"tools": PROBE["tools"], "tool_choice": "auto"} if "tools" in request else probe
 
 
