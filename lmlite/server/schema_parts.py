@@ -124,6 +124,17 @@ def has_long_numbers(value: Any) -> bool:
     return type(value) is int and abs(value) >= 2**63
 
 
+def constant(value: Any) -> Json:
+    """The schema of one value, in which a grammar leaves room for spaces."""
+    if type(value) is dict and value and "*" not in value:
+        properties = {name: constant(each) for name, each in value.items()}
+        closed = {"required": list(value), "additionalProperties": False}
+        return {"type": "object", "properties": properties, **closed}
+    if type(value) is list and value:
+        return {"type": "array", "prefixItems": list(map(constant, value))}
+    return {"enum": [value]}
+
+
 def any_of(nodes: list[Json]) -> Json:
     """The schema of what one of several takes."""
     return nodes[0] if len(nodes) == 1 else {"anyOf": nodes}

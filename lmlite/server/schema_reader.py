@@ -19,6 +19,7 @@ from lmlite.server.schema_parts import (
     Json,
     alternatives,
     any_of,
+    constant,
     has_long_numbers,
     is_annotation,
     loosely,
@@ -76,6 +77,8 @@ class SchemaReader:
         try:
             said = self._merger.united(self._merger.merged(self._root, "")[0], "")
             said["type"] = "object"
+            for key in said.keys() & {"anyOf", "oneOf", "enum", "const"}:
+                self._faults.note_path(f".{key}", "is left out beside other keywords")
             if said.get("properties") == {} and said.keys() == {"type", "properties"}:
                 said["additionalProperties"] = False  # so OpenAI writes a tool without arguments
             node = self._object(self._known(said, ""), "")
@@ -231,6 +234,8 @@ class SchemaReader:
             values = fitting or values
         texts = [value for value in values if type(value) is str]
         others = [value for value in values if type(value) is not str]
+        if any(type(value) in (list, dict) for value in others):
+            return any_of(list(map(constant, values)))
         if others and len(texts) <= MAX_LISTED:
             return {"enum": values}
         shared = self._texts.listed(texts, f"{path}.{key}") if texts else {"enum": others}
