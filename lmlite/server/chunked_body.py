@@ -14,8 +14,8 @@ from lmlite.server.limits import Limits
 _SIZE_LINE = re.compile(r"([0-9A-Fa-f]{1,16})([ \t]*;.*)?")
 _BEGINNING = re.compile(rb"([0-9A-Fa-f]{1,16}[ \t]*(;.*)?\r?)?", re.DOTALL)  # of such a line
 _LINE_END = b"\r\n"
-# Reading a chunk takes as long as reading kilobytes, however small it is. So what is not data may
-# be as large as a head, and one byte larger for so many that the data may have.
+# However small a chunk is, it takes as long to read as kilobytes of data. So what stands around the
+# data is bounded: by the size of a head, and one byte for so many that the body may have.
 DATA_PER_FRAMING = 16
 
 
@@ -43,7 +43,7 @@ class ChunkedBody:
 
     def _take_size(self, buffer: bytearray) -> bool:
         line = self._take_line(buffer)
-        # Who sends no chunks at all may wait for an answer without having ended a line.
+        # A client that sends no chunks at all may end no line, and wait for an answer.
         match = _SIZE_LINE.fullmatch(line) if line is not None else _BEGINNING.fullmatch(buffer)
         if match is None:
             raise BadRequest("a chunk of the body does not begin with its size")

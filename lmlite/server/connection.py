@@ -73,9 +73,9 @@ class Connection:
     def is_gone(self, question: bytes = b"") -> bool:
         """Whether the client takes no more. What it may have sent ahead stays readable.
 
-        One that has closed its connection looks like one that only sends no more, as some do while
-        they wait for the answer, until it is sent something: then its machine resets the
-        connection. So it is sent the question. Without one it counts as gone.
+        A client that closed its connection looks like one that only ended its side, and waits for
+        the answer. They differ once something is sent to them: a closed connection is reset. So the
+        client is sent the question. Without one it counts as gone.
         """
         if not self._hang_up():
             return False
@@ -89,7 +89,7 @@ class Connection:
         return not question or bool(self._hang_up() & (select.POLLHUP | select.POLLERR))
 
     def _hang_up(self) -> int:
-        """POLLRDHUP when the client sends no more, POLLHUP or POLLERR when it takes no more."""
+        """POLLRDHUP: the client sends no more. POLLHUP or POLLERR: it takes no more. 0: neither."""
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return sum(events for _, events in poll.poll(0))

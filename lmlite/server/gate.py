@@ -22,8 +22,8 @@ LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 # What containers call the machine that they run on, and machines each other without a name server.
 # Anybody on the network may take such a name, and lead a page here by it: so they need a key.
 LOCAL_NAME = re.compile(r"host\.[a-z0-9\-]+\.internal|[a-z0-9\-_]+(\.[a-z0-9\-_]+)*\.local")
-# What browsers say for a page in a sandbox or of a file, and what stands in a list for all pages.
-# Any page can put one into a sandbox, so either lets in whoever has a key.
+# The origin that browsers name for pages in a sandbox and for files, and the entry for all pages.
+# Any page can open a sandbox, so both need a key.
 NO_ORIGIN, ANY_ORIGIN = "null", "*"
 OPEN_TARGET = "/health"  # for load balancers, which have no key
 
@@ -52,7 +52,7 @@ class Gate:
             self._check_host(host)
         origin = head.headers.get("origin")
         if origin is None:
-            # Pages need no Origin to show an image. Another port's are of the same site.
+            # An image tag sends no Origin, and a page of another port is of the same site.
             if head.headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
                 raise Forbidden("requests from web pages of other origins are refused")
         elif not self._is_listed(origin) and not _is_same(origin, host):

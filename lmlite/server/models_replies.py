@@ -15,7 +15,7 @@ def model_list(models: Iterable[ServedModel]) -> Json:
 
 
 def model_object(model: ServedModel, name: str) -> Json:
-    """One by one of its names, or by its first. Clients ignore facts that they do not know."""
+    """A model under this name, or else its first. Clients ignore facts that they do not know."""
     ready = model.supervisor.ready
     kind = "vlm" if model.sees else "llm"  # LM Studio's words
     if model.file.embeds_only:

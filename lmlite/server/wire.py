@@ -61,7 +61,7 @@ class Head:
 
     @property
     def expects_continue(self) -> bool:
-        """Whether the body may wait for a word to go on, of which HTTP/1.0 knows nothing."""
+        """Whether the body may wait until the client is told to go on; HTTP/1.0 cannot be told."""
         return "expect" in self.headers and self.version >= (1, 1)
 
 
@@ -274,7 +274,7 @@ def sse_comment(text: str) -> bytes:
 
 # ---- writing replies -----------------------------------------------------------------------
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # before a reply, as often as one likes
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # may come before a reply, also more than once
 LAST_HTTP_CHUNK = b"0\r\n\r\n"
 
 
