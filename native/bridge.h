@@ -36,6 +36,10 @@ LML_API void lml_log(enum ggml_log_level level, const char * text, void * data);
 // Lines of "struct.field offset size" (and "struct sizeof size") as this build lays them out.
 LML_API const char * lml_layout(void);
 
+// From now on this thread may hold so many bytes more, and take so many seconds: what allocates beyond that
+// gets a std::bad_alloc, which fails the functions below in words. Without bounds again at 0.
+LML_API void lml_bound_thread(size_t max_bytes, float max_s);
+
 // Reads the model's own chat template, or `override` when it is not NULL and not empty;
 // ChatML when there is neither. Returns NULL and sets *error when the template does not parse.
 LML_API struct lml_chat * lml_chat_init(const struct llama_model * model, const char * override, char ** error);

@@ -1,13 +1,23 @@
 """Chat templates that mean harm: what they reach, and how long they hold up a worker."""
 
 import json
+import resource
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
+from lmlite.errors import BadRequest
+from lmlite.messages import ChatMessage, ChatOptions
+from lmlite.worker import template_limits
+from lmlite.worker.bridge_request import request_of
+from lmlite.worker.chat_template import ChatTemplate
+from lmlite.worker.llama import Context, Model
 from tests.conftest import DEFAULT_MODEL, REPOSITORY
 from tests.process_figures import percentile
 from tests.test_faults import SLACK
@@ -123,6 +133,10 @@ class Probe:
         self._start()
         return f"died of signal {-code}", "", 0.0
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
@@ -158,6 +172,59 @@ def test_no_template_reaches_more_than_its_conversation(figure: Callable[[str, s
     figure("B12", f"{outcomes['text']} wrote some text, {outcomes['refused']} were refused; "
                   f"p99 {p99_s * 1000:.1f} ms")  # fmt: skip
     assert p99_s <= 0.1 * SLACK
+
+
+def test_a_template_that_takes_too_long_is_refused_and_its_worker_lives_on() -> None:
+    loops = "{% for i in range(9000) %}{% for j in range(9000) %}{% endfor %}{% endfor %}"
+    with probing() as probe:
+        pid = probe.pid
+        outcome, words, _ = probe("{% if messages[0].content == 'Hello' %}" + loops + "{% endif %}")
+        assert (outcome, words) == (
+            "refused",
+            "the chat template refuses the messages: the template takes more time than it may",
+        )
+        assert probe("{{ messages[0].content }}")[:2] == ("text", "Hello")
+        assert probe.pid == pid
+
+
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Templates may take no more than a megabyte."""
+    monkeypatch.setattr(template_limits, "MAX_BYTES", 1 << 20)
+
+
+def test_while_a_template_is_bounded_other_threads_are_not(
+    default_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch)
+    template = ChatTemplate(default_model, "{{ messages[0].content }}")
+    request = request_of([ChatMessage("user", "Hi")], ChatOptions())
+    address_space = resource.getrlimit(resource.RLIMIT_AS)
+
+    def make_contexts() -> None:
+        for _ in range(5):
+            assert resource.getrlimit(resource.RLIMIT_AS) == address_space
+            Context(default_model, n_ctx=8192, n_batch=512, n_seq_max=1, n_threads=1).close()
+
+    with ThreadPoolExecutor() as pool:
+        others = pool.submit(make_contexts)
+        while not others.done():
+            assert template._reply(request)["prompt"] == "Hi"
+    others.result()
+    template.close()
+
+
+def test_a_template_that_takes_too_much_memory_is_refused(
+    default_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    template = ChatTemplate(default_model, "{{ messages[0].content ~ 'x' * 50000 }}")
+    request = request_of([ChatMessage("user", "Hi")], ChatOptions())
+    assert template._reply(request)["prompt"] == "Hi" + "x" * 50_000
+    with monkeypatch.context() as patched:
+        small(patched)
+        with pytest.raises(BadRequest, match="the template takes more memory than it may"):
+            template._reply(request)
+    assert template._reply(request)["prompt"] == "Hi" + "x" * 50_000
+    template.close()
 
 
 def test_a_template_without_an_end_is_refused_or_ends_its_worker(

@@ -102,6 +102,7 @@ void lml_log(enum ggml_log_level level, const char * text, void * data);
 const char * lml_layout(void);
 struct lml_chat * lml_chat_init(const struct llama_model * model, const char * override, char ** error);
 void lml_chat_free(struct lml_chat * chat);
+void lml_bound_thread(size_t max_bytes, float max_s);
 const char * lml_chat_source(const struct lml_chat * chat);
 char * lml_chat_render(struct lml_chat * chat, const char * request);
 struct llama_sampler * lml_grammar_init(const struct llama_vocab * vocab, const char * reply, char ** error);

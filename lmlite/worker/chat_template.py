@@ -238,7 +238,7 @@ class ChatTemplate:
         """A template for the library, the model's own where there is no source."""
         error = ctypes.c_void_p()
         data = source.encode() if source else None
-        with bounded():
+        with bounded(self._lib):
             pointer: int = self._lib.lml_chat_init(self._model.pointer, data, ctypes.byref(error))
         if not pointer:
             fault = take_fault(self._lib, error)
@@ -368,7 +368,7 @@ class ChatTemplate:
         used = template or self._pointer
         asked, rules = with_marks(request) if marks_numbers else (request, {})
         data = json.dumps(asked).encode()
-        with bounded():
+        with bounded(self._lib):
             pointer = self._lib.lml_chat_render(used, data)
         reply = take_text(self._lib, pointer)
         if reply.startswith('{"error":'):

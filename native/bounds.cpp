@@ -1,0 +1,83 @@
+// Bounds on what one call takes in one thread, whatever others do meanwhile: a chat template is a program
+// that comes with a model file, and llama.cpp runs it without any.
+//
+// llama.cpp allocates in each step of a template, and always with operator new. The one below stands in for
+// that of the standard library in all that is loaded with the bridge.
+
+#include "bridge.h"
+
+#include <malloc.h>
+
+#include <chrono>
+#include <cstdlib>
+#include <new>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// In allocations: a look at the clock costs as much as one. So many are left to tell of an error, and a
+// template that is run in spite of one soon meets with the next.
+constexpr int    LOOK_EVERY  = 256;
+constexpr size_t LARGE_BYTES = 1 << 16;  // before such an allocation much has happened, and an error needs none
+
+struct Bounds {
+    bool              is_on;
+    int               n_until_look;
+    int64_t           n_left;  // bytes
+    Clock::time_point end;
+};
+
+thread_local Bounds bounds;
+
+struct TooMuch : std::bad_alloc {
+    const char * what() const noexcept override { return "the template takes more memory than it may"; }
+};
+
+struct TooLong : std::bad_alloc {
+    const char * what() const noexcept override { return "the template takes more time than it may"; }
+};
+
+void check(size_t n_bytes) {
+    if (bounds.n_left < 0 || n_bytes > static_cast<size_t>(bounds.n_left)) {
+        throw TooMuch();
+    }
+    if (--bounds.n_until_look <= 0 || n_bytes >= LARGE_BYTES) {
+        bounds.n_until_look = LOOK_EVERY;
+        if (Clock::now() > bounds.end) {
+            throw TooLong();
+        }
+    }
+}
+
+}  // namespace
+
+void lml_bound_thread(size_t max_bytes, float max_s) {
+    const auto span = std::chrono::duration_cast<Clock::duration>(std::chrono::duration<float>(max_s));
+    bounds          = { max_bytes > 0, LOOK_EVERY, static_cast<int64_t>(max_bytes), Clock::now() + span };
+}
+
+LML_API void * operator new(size_t n_bytes) {
+    if (bounds.is_on) {
+        check(n_bytes);
+    }
+    void * block = std::malloc(n_bytes == 0 ? 1 : n_bytes);
+    if (block == nullptr) {
+        throw std::bad_alloc();
+    }
+    if (bounds.is_on) {
+        bounds.n_left -= static_cast<int64_t>(malloc_usable_size(block));
+    }
+    return block;
+}
+
+LML_API void operator delete(void * block) noexcept {
+    if (bounds.is_on) {
+        bounds.n_left += static_cast<int64_t>(malloc_usable_size(block));  // 0 for NULL
+    }
+    std::free(block);
+}
+
+LML_API void operator delete(void * block, size_t) noexcept {
+    operator delete(block);
+}
