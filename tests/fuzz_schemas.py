@@ -2,11 +2,14 @@
 
     python -m tests.fuzz_schemas --count 5000 --seed 1       the run; its last line has the totals
     python -m tests.fuzz_schemas --seed 1 --only 42          one of them, to look at
+    python -m tests.fuzz_schemas values --count 2000         whether values fit, and no others
 
-Every other one is a schema, the others are grammars: put together by chance, or one of the tests'
-with some things changed. Each is asked of a real server and has to be compiled, and a first token
-chosen by it, within a second, or be refused. The exit code is 1 if one took longer, or a worker
-died.
+Every other one is a schema, of an answer or of a tool, the others are grammars: put together by
+chance, or one of the tests' with some things changed. Each is asked of a real server and has to be
+compiled, and a first token chosen by it, within a second, or be refused; a tool is never refused,
+but for its size. The exit code is 1 if one took longer, or a worker died. With `values`, grammars
+of such schemas are shown values instead: a widened one must take all that the schema takes, and a
+strict one no others.
 """
 
 import argparse
@@ -18,8 +21,14 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+from lmlite.library import library_folder
+from lmlite.worker import capi
+from lmlite.worker.chat_template import ChatTemplate
+from lmlite.worker.llama import Model
+from tests.conftest import DEFAULT_MODEL
 from tests.fuzz_http import NAMES, changed
 from tests.schema_cases import REFUSED, VALID
+from tests.schema_values import JsonGrammars, wrongly_refused, wrongly_taken
 from tests.server_process import Answer, RunningServer
 from tests.test_gbnf import BAD, YES_NO
 
@@ -139,7 +148,10 @@ def mutant(seed: int, number: int) -> dict[str, Any]:
     schema = schema_by_chance(rng)
     if rng.random() < 0.5:
         schema = changed(rng, json.loads(rng.choice(SCHEMAS)))
-    form = {"name": "form", "schema": schema}
+    if number % 4 == 2:
+        function = {"name": "f", "parameters": schema if type(schema) is dict else {}}
+        return {"tools": [{"type": "function", "function": function}]}
+    form = {"name": "form", "schema": schema, "strict": rng.random() < 0.5}
     return {"response_format": {"type": "json_schema", "json_schema": form}}
 
 
@@ -151,6 +163,13 @@ def ask(server: RunningServer, number: int, asked: dict[str, Any]) -> Answer:
     messages = [{"role": "user", "content": f"Answer {number}"}]  # unlike any other
     body = {"messages": messages, "max_tokens": 1, **asked}
     return server.request("POST", CHAT, json.dumps(body).encode("utf-8", "surrogatepass"))
+
+
+def is_refused(asked: dict[str, Any], answer: Answer) -> bool:
+    """Whether what was asked for may be refused so: a tool for the size of its text alone."""
+    error = answer.error
+    is_large = error["code"] == "context_length_exceeded" or "values" in error["message"]
+    return "tools" not in asked or is_large
 
 
 def run(seed: int, numbers: Iterable[int]) -> tuple[Counter[str], float]:
@@ -166,7 +185,8 @@ def run(seed: int, numbers: Iterable[int]) -> tuple[Counter[str], float]:
             answer = ask(server, number, asked)
             took_s = time.monotonic() - began_s
             longest_s = max(longest_s, took_s)
-            fault = f"status {answer.status}" if answer.status not in (200, 400) else ""
+            is_right = answer.status == 200 or (answer.status == 400 and is_refused(asked, answer))
+            fault = "" if is_right else f"status {answer.status}"
             if took_s > COMPILED_S * SLACK:
                 fault += f" after {took_s:.1f} s"
             totals[f"{kind} {answer.status}" if not fault else "faults"] += 1
@@ -178,14 +198,45 @@ def run(seed: int, numbers: Iterable[int]) -> tuple[Counter[str], float]:
     return totals, longest_s
 
 
+def run_values(seeds: range) -> tuple[Counter[str], int]:
+    """Shows grammars values and prints each fault. Totals, and how many faults there are."""
+    totals: Counter[str] = Counter()
+    lib = capi.load(str(library_folder(None)))
+    lib.lml_log_level(capi.LOG_LEVELS["error"])
+    model = Model(lib, str(DEFAULT_MODEL))
+    template = ChatTemplate(model)
+    grammars = JsonGrammars(model, template)
+    for seed in seeds:
+        found = {
+            "values of answers": wrongly_refused(grammars, seed, False),
+            "values of tools": wrongly_refused(grammars, seed, True),
+            "values that strict schemas take": wrongly_taken(grammars, seed),
+        }
+        for kind, (n, fault) in found.items():
+            totals[kind] += n
+            totals["faults"] += bool(fault)
+            if fault:
+                print(f"{kind}: {fault}", flush=True)
+    template.close()
+    model.close()
+    return totals, totals["faults"]
+
+
 def main() -> int:
     """The command; 1 when one of them was too much."""
     parser = argparse.ArgumentParser(description="Schemas and grammars that nobody would write.")
+    parser.add_argument("what", nargs="?", choices=("requests", "values"), default="requests")
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", type=int, help="the number of one, which is shown")
     options = parser.parse_args()
     numbers = range(options.count)
+    if options.what == "values":
+        begin = options.seed * 1_000_000
+        totals, n_faults = run_values(range(begin, begin + options.count))
+        told = ", ".join(f"{n:,} {what}" for what, n in totals.items())
+        print(f"seed {options.seed}: {options.count:,} schemas: {told}")
+        return int(n_faults > 0)
     if options.only is not None:
         numbers = range(options.only, options.only + 1)
         print(json.dumps(mutant(options.seed, options.only)))

@@ -12,8 +12,11 @@ from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
+from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
+from lmlite.server.schemas import ToolSchemas, honoured_schema, widened_schema
 from lmlite.worker import capi
+from lmlite.worker.answer import Form
 from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.llama import Model
 from lmlite.worker.samplers import Grammar
@@ -206,27 +209,38 @@ def _guess_array(rng: random.Random, schema: Any, root: Any, depth: int) -> Any:
 # ---- grammars --------------------------------------------------------------------------------
 
 
-class JsonGrammar:
-    """What llama.cpp makes of a schema that the server has read."""
+class JsonGrammars:
+    """What a model's template and llama.cpp make of schemas that the server has read."""
 
-    def __init__(self, model: Model, template: ChatTemplate, schema: str) -> None:
-        self._model = model
-        self.form = template.render(
-            [ChatMessage("user", "Hi")], ChatOptions(json_schema=schema)
-        ).form
-        self._tokens = range(model.vocab.n_tokens)
-        pieces = {each: model.vocab.piece(each) for each in self._tokens}
+    def __init__(self, model: Model, template: ChatTemplate) -> None:
+        self._model, self._template = model, template
+        vocab = model.vocab
+        tokens = range(vocab.n_tokens)
+        pieces = {each: vocab.piece(each) for each in tokens}
         # Bytes alone would make letters that are none.
-        self._letters = [
-            each for each, piece in pieces.items() if len(piece) == 1 and piece.isascii()
-        ]
-        self._end = next(each for each in self._tokens if model.vocab.ends_generation(each))
+        letters = [each for each, piece in pieces.items() if len(piece) == 1 and piece.isascii()]
+        end = next(each for each in tokens if vocab.ends_generation(each))
+        self._tokens = [*letters, end]
+
+    def of(self, schema: str) -> "JsonGrammar":
+        """The grammar of a schema."""
+        options = ChatOptions(json_schema=schema)
+        form = self._template.render([ChatMessage("user", "Hi")], options).form
+        return JsonGrammar(self._model, form, self._tokens)
+
+
+class JsonGrammar:
+    """The grammar of one schema."""
+
+    def __init__(self, model: Model, form: Form, tokens: list[int]) -> None:
+        """`tokens` are those that samples are made of; the last one ends them."""
+        self._model, self._form, self._tokens, self._end = model, form, tokens, tokens[-1]
 
     def takes(self, value: Any) -> bool:
         """Whether it takes the value, with small numbers written out."""
         plain = json.dumps(value, ensure_ascii=False)
         text = _WITH_EXPONENT.sub(lambda number: f"{Decimal(number[0]):f}", plain)
-        grammar = Grammar(self._model, self.form.grammar, self.form.reply)
+        grammar = Grammar(self._model, self._form.grammar, self._form.reply)
         tokens = self._model.vocab.tokenize(text, add_special=False, parse_special=False)
         try:
             return all(self._is_next(grammar, token) for token in [*tokens, self._end])
@@ -239,9 +253,9 @@ class JsonGrammar:
         return [text for text in found if text is not None]
 
     def _sample(self, rng: random.Random) -> str | None:
-        grammar = Grammar(self._model, self.form.grammar, self.form.reply)
+        grammar = Grammar(self._model, self._form.grammar, self._form.reply)
         vocab, lib, said = self._model.vocab, self._model.lib, b""
-        tokens = [*self._letters, self._end]
+        tokens = self._tokens
         try:
             for _ in range(400):
                 array = (capi.llama_token_data * len(tokens))(
@@ -270,3 +284,36 @@ class JsonGrammar:
         if is_next:
             lib.llama_sampler_accept(grammar.pointer, token)
         return is_next
+
+
+# ---- the two promises ------------------------------------------------------------------------
+
+N_VALUES = 4  # of each schema
+
+
+def wrongly_refused(grammars: JsonGrammars, seed: int, is_tool: bool) -> tuple[int, str]:
+    """(how many values fit a schema, those that its widened form refuses; "" for none)."""
+    rng = random.Random(seed)
+    schema = document_by_chance(rng)
+    values = [value_by_chance(rng, schema, schema) for _ in range(N_VALUES)]
+    fitting = [value for value in values if value is not NOTHING]
+    widened = ToolSchemas().widened(schema, "f") if is_tool else widened_schema(schema)
+    grammar = grammars.of(json.dumps(widened.schema))
+    refused = [value for value in fitting if not grammar.takes(value)]
+    return len(fitting), json.dumps([seed, schema, refused]) if refused else ""
+
+
+def wrongly_taken(grammars: JsonGrammars, seed: int) -> tuple[int, str]:
+    """(how many values a strict schema takes, those that the client's refuses; "" for none)."""
+    rng = random.Random(seed)
+    schema, other = document_by_chance(rng), document_by_chance(rng)
+    try:
+        grammar = grammars.of(honoured_schema(schema, "schema"))
+    except BadRequest:
+        return 0, ""
+    values = [value_by_chance(rng, schema, schema) for _ in range(N_VALUES)]
+    values.append(value_by_chance(rng, other, other))
+    taken = [value for value in values if value is not NOTHING and grammar.takes(value)]
+    taken += map(json.loads, grammar.samples(rng, 3))
+    wrong = [value for value in taken if faults(value, schema, schema)]
+    return len(taken), json.dumps([seed, schema, wrong]) if wrong else ""

@@ -4,24 +4,21 @@ Shown with llama.cpp's own grammars, for schemas and values by chance.
 """
 
 import json
-import random
 import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
-from lmlite.server.schemas import ToolSchemas, honoured_schema, widened_schema
+from lmlite.server.schemas import ToolSchemas
 from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.llama import Model
-from tests.json_schema import faults
 from tests.schema_cases import INTEGER, NULL, STRING, obj
-from tests.schema_values import NOTHING, JsonGrammar, document_by_chance, value_by_chance
+from tests.schema_values import JsonGrammars, wrongly_refused, wrongly_taken
 from tests.template_tree import source_of
 
-N_SCHEMAS, N_VALUES = 150, 4
+N_SCHEMAS = 150
 
 
 @pytest.fixture(scope="module")
@@ -35,40 +32,19 @@ def template(default_model: Model) -> Iterator[ChatTemplate]:
 def test_a_widened_schema_refuses_no_value_of_the_original(
     default_model: Model, template: ChatTemplate, is_tool: bool
 ) -> None:
-    n_values = 0
-    for seed in range(N_SCHEMAS):
-        rng = random.Random(seed)
-        schema = document_by_chance(rng)
-        values = [value_by_chance(rng, schema, schema) for _ in range(N_VALUES)]
-        fitting = [value for value in values if value is not NOTHING]
-        widened = ToolSchemas().widened(schema, "f") if is_tool else widened_schema(schema)
-        grammar = JsonGrammar(default_model, template, json.dumps(widened.schema))
-        refused = [value for value in fitting if not grammar.takes(value)]
-        assert refused == [], json.dumps([seed, schema, widened.schema])
-        n_values += len(fitting)
-    assert n_values > N_SCHEMAS  # else the values are too hard to find
+    grammars = JsonGrammars(default_model, template)
+    found = [wrongly_refused(grammars, seed, is_tool) for seed in range(N_SCHEMAS)]
+    assert [fault for _, fault in found if fault] == []
+    assert sum(n for n, _ in found) > N_SCHEMAS  # else the values are too hard to find
 
 
 def test_a_strict_schema_takes_no_value_that_the_original_refuses(
     default_model: Model, template: ChatTemplate
 ) -> None:
-    n_taken = 0
-    for seed in range(2 * N_SCHEMAS):  # many of which are refused
-        rng = random.Random(seed)
-        schema, other = document_by_chance(rng), document_by_chance(rng)
-        try:
-            honoured = honoured_schema(schema, "schema")
-        except BadRequest:
-            continue
-        grammar = JsonGrammar(default_model, template, honoured)
-        values: list[Any] = [value_by_chance(rng, schema, schema) for _ in range(N_VALUES)]
-        values += [value_by_chance(rng, other, other), *map(json.loads, grammar.samples(rng, 3))]
-        taken = [value for value in values if value is not NOTHING and grammar.takes(value)]
-        assert [value for value in taken if faults(value, schema, schema)] == [], json.dumps(
-            [seed, schema]
-        )
-        n_taken += len(taken)
-    assert n_taken > N_SCHEMAS / 2
+    grammars = JsonGrammars(default_model, template)
+    found = [wrongly_taken(grammars, seed) for seed in range(2 * N_SCHEMAS)]
+    assert [fault for _, fault in found if fault] == []
+    assert sum(n for n, _ in found) > N_SCHEMAS / 2  # many schemas are refused
 
 
 # What agents send: (a schema, values that it takes, what of it calls are not held to).
@@ -148,7 +124,7 @@ def test_a_tool_takes_what_its_odd_schema_takes(
 ) -> None:
     schema, values, paths = ODD[name]
     widened = ToolSchemas().widened(schema, "f")
-    grammar = JsonGrammar(default_model, template, json.dumps(widened.schema))
+    grammar = JsonGrammars(default_model, template).of(json.dumps(widened.schema))
     assert [value for value in values if not grammar.takes(value)] == []
     assert [part.path for part in widened.unheld] == paths
 
@@ -156,7 +132,7 @@ def test_a_tool_takes_what_its_odd_schema_takes(
 def test_what_can_be_held_is_held(default_model: Model, template: ChatTemplate) -> None:
     schema = obj(["city"], True, city=STRING, unit={"enum": ["c", "f"]}, n=INTEGER)
     widened = ToolSchemas().widened(schema, "f")
-    grammar = JsonGrammar(default_model, template, json.dumps(widened.schema))
+    grammar = JsonGrammars(default_model, template).of(json.dumps(widened.schema))
     wrong: Any
     for wrong in ({"city": 1}, {}, {"city": "x", "unit": "k"}, {"city": "x", "n": "1"}, []):
         assert not grammar.takes(wrong)
@@ -165,7 +141,7 @@ def test_what_can_be_held_is_held(default_model: Model, template: ChatTemplate) 
 
 def test_a_tool_without_arguments_takes_none(default_model: Model, template: ChatTemplate) -> None:
     widened = ToolSchemas().widened({"type": "object", "properties": {}}, "f")
-    grammar = JsonGrammar(default_model, template, json.dumps(widened.schema))
+    grammar = JsonGrammars(default_model, template).of(json.dumps(widened.schema))
     assert (grammar.takes({}), grammar.takes({"a": 1})) == (True, False)
 
 
