@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from lmlite.cli import parser, rope_of
 from lmlite.gguf import read_model_file
 from lmlite.memory_estimate import n_ctx_max, plan
 from lmlite.messages import Load, RopeScaling
@@ -143,6 +144,29 @@ def test_a_model_that_is_stretched_reads_more() -> None:
 )
 def test_how_far_a_model_is_stretched(rope: RopeScaling, n_most: int) -> None:
     assert n_ctx_max(Load("", n_ctx=10_000, rope=rope), 1024) == n_most
+
+
+@pytest.mark.parametrize(
+    ("flags", "rope"),
+    [
+        ("", RopeScaling()),
+        ("--ctx 8192", RopeScaling()),
+        ("--rope-scaling none", RopeScaling("none")),
+        ("--rope-scaling yarn --ctx 8192", RopeScaling("yarn", freq_scale=0.25)),
+        ("--rope-scaling yarn --ctx 1024", RopeScaling("yarn", freq_scale=1.0)),
+        ("--rope-scaling linear", RopeScaling("linear", freq_scale=1.0)),
+        ("--rope-scaling linear --rope-scale 2 --ctx 8192", RopeScaling("linear", freq_scale=0.5)),
+        ("--rope-freq-scale 0.125 --rope-freq-base 5e5",
+         RopeScaling(freq_base=5e5, freq_scale=0.125)),
+        ("--rope-scaling yarn --yarn-orig-ctx 4096 --ctx 8192",
+         RopeScaling("yarn", freq_scale=0.5, yarn_orig_ctx=4096)),
+        ("--yarn-ext-factor 0 --yarn-attn-factor 1 --yarn-beta-slow 2 --yarn-beta-fast 16",
+         RopeScaling(yarn_ext_factor=0, yarn_attn_factor=1, yarn_beta_slow=2, yarn_beta_fast=16)),
+    ],
+)  # fmt: skip
+def test_flags_are_what_llama_cpp_calls_so(flags: str, rope: RopeScaling) -> None:
+    options = parser().parse_args(["serve", *flags.split()])
+    assert rope_of(options, 2048) == rope
 
 
 def logits(model: Model, rope: RopeScaling | None) -> list[float]:
