@@ -280,6 +280,7 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "more properties than are named": ({"type": "object", "minProperties": 2}, "minProperties"),
     "a part deep inside": (obj(a=array(obj(b={"not": {}}))),
                            "properties.a.items.properties.b.not"),
+    "one of two, of which one has no type": ({"oneOf": [{"minLength": 2}, INTEGER]}, "oneOf"),
     "one of overlapping ones": ({"oneOf": [INTEGER, NUMBER]}, "oneOf"),
     "a pattern and a format": (pattern("^a$", format="date"), "format"),
     "a list of values with a length": ({"enum": ["a", "bb"], "minLength": 2}, "minLength"),

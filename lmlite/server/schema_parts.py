@@ -18,6 +18,7 @@ ANNOTATIONS = frozenset((
     "markdownDescription", "propertyOrdering", "$schema", "$id", "$comment", "$anchor", "$defs",
     "definitions",
 ))  # fmt: skip
+GUESSED = "x-guessed"  # in a schema whose type was not said, so that it takes other types, too
 ANYTHING = {"title": "anything"}  # not {}: of an empty schema llama.cpp makes no grammar
 MAX_COMPARED = 20_000  # values and alternatives that are told from each other
 
@@ -183,6 +184,8 @@ class Comparer:
         only one schema names tells it apart, too.
         """
         wholes = [self._whole(schema) for schema in schemas]
+        if any(GUESSED in each for each in itertools.chain(*wholes)):
+            return False
         objects = [each for each in itertools.chain(*wholes) if _types(each) == {"object"}]
         name = _discriminator(objects)
         if name is None and _require_names_of_their_own(objects):

@@ -16,6 +16,7 @@ from lmlite.server.schema_merging import Merger
 from lmlite.server.schema_numbers import number_node
 from lmlite.server.schema_parts import (
     ANYTHING,
+    GUESSED,
     Json,
     alternatives,
     any_of,
@@ -126,6 +127,8 @@ class SchemaReader:
 
     def _of_types(self, said: Json, path: str) -> Json:
         nodes = [self._typed(name, said, path) for name in self._types(said, path)]
+        if "type" not in said and self._is_strict and nodes != [ANYTHING]:
+            nodes = [node | {GUESSED: True} for node in nodes]
         return ANYTHING if ANYTHING in nodes else any_of(nodes)
 
     def _known(self, schema: Json, path: str) -> Json:

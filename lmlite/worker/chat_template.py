@@ -43,6 +43,7 @@ Json = dict[str, Any]
 # For answers that begin with JSON, whatever the model's own template is.
 _BARE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 MAX_UNREADABLE = 64
+SCHEMAS = ("schemas", "json_schema")  # fields of which llama.cpp makes grammars
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
 
 
@@ -269,8 +270,9 @@ class ChatTemplate:
         """
         marks = marks or self._unused_characters(request)
         broken = self._broken(request, marks.breaks)
-        _, rules = with_marks(request)
-        reply = self._render(broken, marks_numbers=False)  # the model may read the schema
+        # A template may let its model read the schema of the answer.
+        _, rules = with_marks(request, ("json_schema",))
+        reply = self._render(broken, with_schemas=("schemas",))
         text = json.loads(reply)["prompt"]
         for mark in (marks.breaks, marks.picture):
             # A template that writes JSON in ASCII has written the mark so.
@@ -363,17 +365,17 @@ class ChatTemplate:
         return Marks(*free)
 
     def _render(
-        self, request: Json, template: int | None = None, marks_numbers: bool = True
+        self, request: Json, template: int | None = None, with_schemas: tuple[str, ...] = SCHEMAS
     ) -> bytes:
         used = template or self._pointer
-        asked, rules = with_marks(request) if marks_numbers else (request, {})
+        asked, rules = with_marks(request, with_schemas)
         data = json.dumps(asked).encode()
         with bounded(self._lib):
             pointer = self._lib.lml_chat_render(used, data)
         reply = take_text(self._lib, pointer)
         if reply.startswith('{"error":'):
             _refuse(str(json.loads(reply)["error"]), request)
-        if not request.keys() & {"schemas", "json_schema"}:
+        if not request.keys() & set(SCHEMAS):
             return reply.encode()
         parsed = json.loads(reply)
         return json.dumps(parsed | {"grammar": mended(parsed["grammar"], rules)}).encode()

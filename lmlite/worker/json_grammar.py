@@ -28,14 +28,17 @@ _ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\
 # ---- numbers -----------------------------------------------------------------------------------
 
 
-def with_marks(request: Json) -> tuple[Json, dict[str, str]]:
+def with_marks(request: Json, keys: tuple[str, ...]) -> tuple[Json, dict[str, str]]:
     """(the request with a number in place of each schema of numbers, their rules by that number).
+
+    `keys` are the fields of the request that have schemas.
 
     llama.cpp writes such a constant into its grammar as a text, which `mended` replaces.
     """
-    if not any(key in request for key in ("schemas", "json_schema")):
+    schemas = {key: request[key] for key in keys if key in request}
+    if not schemas:
         return request, {}
-    text = json.dumps(request)
+    text = json.dumps(schemas)
     # 19 digits: as many as a parser of JSON keeps in an integer.
     begin = next(n for n in map(str, range(10**12, 10**13)) if n not in text)
     rules: dict[str, str] = {}
@@ -57,7 +60,7 @@ def with_marks(request: Json) -> tuple[Json, dict[str, str]]:
                 found[key] = {name: marked(each) for name, each in schema[key].items()}
         return schema | found
 
-    found = {key: marked(request[key]) for key in ("schemas", "json_schema") if key in request}
+    found = {key: marked(schema) for key, schema in schemas.items()}
     return (request | found, rules) if rules else (request, {})
 
 
