@@ -95,7 +95,8 @@ llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_s
     static std::vector<llama_token_data> candidates;
     const float *  logits  = llama_get_logits_ith(ctx, index);
     const int32_t  n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
-    const auto     choose  = [&](bool constrained) {
+    const auto     is_possible = [](const llama_token_data & one) { return one.logit > -INFINITY; };
+    const auto     choose      = [&](bool constrained) -> llama_token {
         const bool cut = n_best > 0 && !constrained;  // the grammar may refuse the likeliest
         if (cut) {
             collect_best(logits, n_vocab, n_best, candidates);
@@ -108,6 +109,9 @@ llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_s
         llama_token_data_array all = { candidates.data(), candidates.size(), -1, cut };
         if (constrained) {
             llama_sampler_apply(grammar, &all);
+            if (std::none_of(candidates.begin(), candidates.end(), is_possible)) {
+                return LLAMA_TOKEN_NULL;
+            }
         }
         llama_sampler_apply(chain, &all);
         // Nothing is selected from a row that is not of numbers.

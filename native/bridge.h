@@ -62,16 +62,25 @@ LML_API char * lml_chat_render(struct lml_chat * chat, const char * request);
 // came. NULL, and no *error, when there is no grammar. Belongs to the caller (llama_sampler_free).
 LML_API struct llama_sampler * lml_grammar_init(const struct llama_vocab * vocab, const char * reply, char ** error);
 
+// Tells a grammar of tokens that were sampled without it. False: it does not allow them.
+LML_API bool lml_grammar_accept(struct llama_sampler * grammar, const llama_token * tokens, size_t n_tokens);
+
 // Reads a completion, as it grows, as the template of the reply writes content, reasoning and
 // tool calls. One thread at a time.
 LML_API struct lml_answer * lml_answer_init(const char * reply, char ** error);
 LML_API void                lml_answer_free(struct lml_answer * answer);
 
+// Whether such a completion is all content, whatever it says, so that there is nothing to read.
+LML_API bool lml_answer_is_plain(const struct lml_answer * answer);
+
 // Takes more text and gives what it adds to the message, NULL for nothing:
 //   {"reasoning": "...", "content": "...", "calls": [{"index": 0, "name": "...", "arguments": "..."}]}
-// with the fields that grew. `n_bytes` may be 0. At the end, `is_whole` says that no text is
-// missing; a text that is then not in the template's form gives {"error": "..."}.
-LML_API char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes, bool is_whole);
+// with the fields that grew.
+LML_API char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes);
+
+// What was still unclear, in the same form, now that no more text comes. `is_whole` says that none is
+// missing: a text that is then not in the template's form gives {"error": "..."}.
+LML_API char * lml_answer_finish(struct lml_answer * answer, bool is_whole);
 
 // llama_sampler_sample, at less than its price. Where the chain begins with a cut to the n_best
 // likeliest tokens (1: it is greedy), no others are collected; n_best is 0 where it does not. With a

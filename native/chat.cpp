@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "answer.h"
 #include "bridge.h"
 #include "json.h"
 
@@ -15,9 +16,7 @@ struct lml_chat {
 };
 
 struct lml_answer {
-    common_chat_parser_params params;
-    std::string               text;     // the completion so far
-    common_chat_msg           message;  // what was read from it so far
+    growing_answer growing;
 };
 
 namespace {
@@ -111,7 +110,6 @@ std::string render(const lml_chat & chat, const std::string & request) {
     reply["format"]            = static_cast<int>(params.format);
     reply["parser"]            = params.parser;
     reply["reasoning"]         = inputs.reasoning_format != COMMON_REASONING_FORMAT_NONE;
-    reply["parse_tool_calls"]  = !inputs.tools.empty() && inputs.tool_choice != COMMON_CHAT_TOOL_CHOICE_NONE;
     reply["thinking_start"]    = params.thinking_start_tag;
     reply["thinking_ends"]     = list(params.thinking_end_tags);
     return reply.dump();
@@ -217,16 +215,6 @@ common_json additions(const std::vector<common_chat_msg_diff> & diffs) {
     return found;
 }
 
-char * read_more(lml_answer & answer, bool is_whole) {
-    common_chat_msg message = common_chat_parse(answer.text, !is_whole, answer.params);
-    if (message.empty()) {
-        return nullptr;
-    }
-    const common_json found = additions(common_chat_msg_diff::compute_diffs(answer.message, message));
-    answer.message = std::move(message);
-    return found.empty() ? nullptr : owned(found.dump());
-}
-
 }  // namespace
 
 void lml_free(char * text) {
@@ -274,20 +262,28 @@ struct llama_sampler * lml_grammar_init(const struct llama_vocab * vocab, const 
     }
 }
 
+bool lml_grammar_accept(struct llama_sampler * grammar, const llama_token * tokens, size_t n_tokens) {
+    try {
+        for (size_t i = 0; i < n_tokens; i++) {
+            llama_sampler_accept(grammar, tokens[i]);
+        }
+        return true;
+    } catch (const std::exception &) {
+        return false;
+    }
+}
+
 struct lml_answer * lml_answer_init(const char * reply, char ** error) {
     try {
         const common_json parsed = common_json::parse(reply);
-        auto *            answer = new lml_answer;
-        answer->params.format    = static_cast<common_chat_format>(parsed.at("format").get<int>());
-        answer->params.reasoning_format =
-            parsed.at("reasoning").get<bool>() ? COMMON_REASONING_FORMAT_DEEPSEEK : COMMON_REASONING_FORMAT_NONE;
-        answer->params.generation_prompt = parsed.at("generation_prompt").get<std::string>();
-        answer->params.parse_tool_calls  = parsed.at("parse_tool_calls").get<bool>();
-        const std::string parser         = parsed.at("parser").get<std::string>();
+        common_chat_parser_params params;
+        params.format = static_cast<common_chat_format>(parsed.at("format").get<int>());
+        params.generation_prompt = parsed.at("generation_prompt").get<std::string>();
+        const std::string parser = parsed.at("parser").get<std::string>();
         if (!parser.empty()) {
-            answer->params.parser.load(parser);
+            params.parser.load(parser);
         }
-        return answer;
+        return new lml_answer{ growing_answer(std::move(params)) };
     } catch (const std::exception & e) {
         *error = owned(e.what());
         return nullptr;
@@ -298,12 +294,24 @@ void lml_answer_free(struct lml_answer * answer) {
     delete answer;
 }
 
-char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes, bool is_whole) {
+bool lml_answer_is_plain(const struct lml_answer * answer) {
+    return answer->growing.is_plain();
+}
+
+char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes) {
     try {
-        answer->text.append(text, n_bytes);
-        return read_more(*answer, is_whole);
+        const common_json found = additions(answer->growing.push(std::string(text, n_bytes)));
+        return found.empty() ? nullptr : owned(found.dump());
+    } catch (const std::exception &) {
+        return nullptr;  // while it grows, a text may not be in any form yet
+    }
+}
+
+char * lml_answer_finish(struct lml_answer * answer, bool is_whole) {
+    try {
+        const common_json found = additions(answer->growing.finish(is_whole));
+        return found.empty() ? nullptr : owned(found.dump());
     } catch (const std::exception & e) {
-        // While it grows, a text may not be in any form yet; at the end it has to be.
         return is_whole ? error_json(e.what()) : nullptr;
     }
 }

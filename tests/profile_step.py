@@ -4,10 +4,13 @@
 
 Runs the real engine on the embedded model in this process, its events going through frames to
 nowhere, and takes the time of each call into the library. What is left of a step is Python's.
+Then what is done with each token of a long answer once it is sampled: it is looked at for a call's
+beginning, becomes text, and is read by the parser of the chat template.
 """
 
 import argparse
 import cProfile
+import json
 import os
 import pstats
 import statistics
@@ -17,12 +20,22 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from lmlite.messages import EngineState, Finished, ReplyEvent, SamplingParams
+from lmlite.messages import (
+    Chat,
+    ChatMessage,
+    ChatOptions,
+    EngineState,
+    Finished,
+    ReplyEvent,
+    SamplingParams,
+)
 from lmlite.worker import capi
 from lmlite.worker.__main__ import Outbox, default_n_threads
+from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Context, Model
+from lmlite.worker.preparer import Preparer
 from lmlite.worker.sequence import Sequence as Completion
 from lmlite.worker.threads import ThreadGovernor
 
@@ -87,8 +100,66 @@ class Run:
             self._engine.stop()
 
 
+# ---- long answers ----------------------------------------------------------------------------
+
+N_LONG, N_PART = 20_000, 1000  # tokens of an answer, and those at each end that are compared
+MOST_GROWTH = 2  # of the time that a token takes
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+TOOLS = json.dumps(
+    [{"type": "function", "function": {
+        "name": "write", "description": "",
+        "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}}]
+)  # fmt: skip
+# What each begins with; one long text follows.
+LONG_ANSWERS = {
+    "plain text": "",
+    "a thought": "<think>\n",
+    "text beside tools": "Once upon a time",
+    "arguments of a call": '<tool_call>\n{"name": "write", "arguments": {"text": "',
+}
+
+
+def token_us(model: Model, kind: str) -> list[float]:
+    """Microseconds that each token of a long answer takes."""
+    template = ChatTemplate(model, PLAIN if kind == "plain text" else None)
+    options = ChatOptions() if kind == "plain text" else ChatOptions(tools=TOOLS)
+    preparer = Preparer(model, template, 1 << 16, lambda _events: None)
+    chat = Chat(1, (ChatMessage("user", "Hi"),), SamplingParams(), options=options)
+    (made,) = preparer.prepare(chat)
+    assert isinstance(made, Completion)
+    tokens = model.vocab.tokenize("Of many words, and no end.\n", add_special=False,
+                                  parse_special=False)  # fmt: skip
+    pieces = [model.vocab.piece(token).replace(b"\n", b"\\n") for token in tokens]
+    made.extended(LONG_ANSWERS[kind].encode(), None)
+    times = []
+    for number in range(N_LONG):
+        begin_s = time.perf_counter()
+        grammar = made.awake_grammar
+        if grammar is not None and kind == "text beside tools":
+            grammar.hear(tokens[number % len(tokens)])
+        made.extended(pieces[number % len(tokens)], None)
+        times.append((time.perf_counter() - begin_s) * 1e6)
+    made.close()
+    template.close()
+    return times
+
+
+def show_long_answers(model: Model) -> int:
+    """Prints a line for each kind; how many grow too dear."""
+    missed = 0
+    print(f"\nan answer of {N_LONG:,} tokens   first {N_PART:,}   last {N_PART:,}  (us a token)")
+    for kind in LONG_ANSWERS:
+        times = token_us(model, kind)
+        # The first ones pay for what is made once.
+        first, last = statistics.median(times[50:N_PART]), statistics.median(times[-N_PART:])
+        grows = last > MOST_GROWTH * first
+        missed += grows
+        print(f"{kind:26} {first:11.1f} {last:12.1f}{'  MISSED' if grows else ''}")
+    return missed
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints a line for each number of streams; 1 when a goal is missed."""
+    """Prints a line for each number of streams, and each long answer; 1 when a goal is missed."""
     parser = argparse.ArgumentParser(description="Measure Python's share of a step.")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 8], metavar="N")
     parser.add_argument("--tokens", type=int, default=400, metavar="N", help="of each stream")
@@ -110,6 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         mark = "  MISSED" if python_ms > goal_ms else ""
         figures = (step_ms, step_ms - python_ms, python_ms)
         print(f"{n:7} {figures[0]:9.3f} {figures[1]:12.3f} {figures[2]:11.3f} {goal_ms:9.2f}{mark}")
+    missed += show_long_answers(model)
     if options.functions:
         profile = cProfile.Profile()
         profile.runcall(Run, lib, model, max(options.streams), options.tokens)

@@ -7,11 +7,19 @@ from typing import Any
 
 import pytest
 
-from lmlite.messages import ChatMessage, ChatOptions
+from lmlite.messages import (
+    ChatMessage,
+    ChatOptions,
+    Delta,
+    Finished,
+    ReplyEvent,
+    SamplingParams,
+)
 from lmlite.worker.answer import Answer, Form
 from lmlite.worker.chat_template import ChatTemplate
 from lmlite.worker.llama import LlamaError, Model
 from lmlite.worker.samplers import Grammar
+from lmlite.worker.sequence import Sequence
 
 TEMPLATE = Path(__file__).parent / "tiny_model" / "chat_template.jinja"
 ASK = [ChatMessage("user", "What is the weather in Oslo?")]
@@ -169,6 +177,81 @@ def test_a_template_that_is_told_not_to_think_opens_no_thought(
     assert not answer.is_thinking
     assert answer.form.opening.endswith("<think>\n\n</think>\n\n")
     answer.close()
+
+
+def test_a_tag_in_the_answer_is_no_thought(default_model: Model, template: ChatTemplate) -> None:
+    for separates in (True, False):
+        answer = Answer(default_model.lib, form_of(template, separate_reasoning=separates))
+        states = []
+        for piece in (THOUGHT, "Write ", "<think>", " first."):
+            answer.push(piece)
+            states.append((answer.is_thinking, answer.has_begun))
+        answer.close()
+        assert states == [(False, False), (False, True), (False, True), (False, True)]
+
+
+def test_what_begins_with_no_thought_has_begun(
+    default_model: Model, template: ChatTemplate
+) -> None:
+    for separates in (True, False):
+        answer = Answer(default_model.lib, form_of(template, separate_reasoning=separates))
+        states = []
+        for piece in ("\n", "<th", "ree> ", "<think>"):
+            answer.push(piece)
+            states.append((answer.is_thinking, answer.has_begun))
+        answer.close()
+        assert states == [(False, False), (False, False), (False, True), (False, True)]
+
+
+# ---- stop strings ----------------------------------------------------------------------------
+
+
+def said(model: Model, form: Form, pieces: list[str], stop: str) -> tuple[str, str, str | None]:
+    """The content and the reasoning of a sequence with a stop string, and that if it came."""
+    sequence = Sequence(1, 0, [1], SamplingParams(stop=(stop,)), 0, ())
+    sequence.answer = Answer(model.lib, form)
+    events: list[ReplyEvent] = []
+    for piece in pieces:
+        events += sequence.extended(piece.encode(), None)
+        if sequence.cause_to_end(1000) is not None:
+            break
+    events += sequence.finished("end_token")
+    sequence.close()
+    deltas = [event for event in events if isinstance(event, Delta)]
+    (end,) = [event for event in events if isinstance(event, Finished)]
+    return ("".join(d.text for d in deltas), "".join(d.reasoning for d in deltas),
+            end.stop_string)  # fmt: skip
+
+
+@pytest.mark.parametrize("separates", [True, False])
+def test_stop_strings_do_not_hold_between_a_thought_and_the_answer(
+    default_model: Model, template: ChatTemplate, separates: bool
+) -> None:
+    form = form_of(template, separate_reasoning=separates)
+    thought = ["<think>", "\nOne.\n\nTwo.\n", "</think>"]
+    for between in (["\n\n"], ["\n", "\n"], ["\n\nHello"], []):
+        pieces = [*thought, *between, "Hello", " there.\n", "\nMore."]
+        content, reasoning, stop = said(default_model, form, pieces, "\n\n")
+        assert content.endswith("Hello there.")
+        assert (reasoning.strip() == "One.\n\nTwo.") == separates
+        assert stop == "\n\n"
+
+
+def test_stop_strings_hold_where_an_answer_spells_a_tag(
+    default_model: Model, template: ChatTemplate
+) -> None:
+    pieces = ["Write ", "<think>", " first", " END", " more"]
+    assert said(default_model, form_of(template), pieces, "END") == (
+        "Write <think> first ",
+        "",
+        "END",
+    )
+
+
+def test_without_a_thought_stop_strings_hold_from_the_start(
+    default_model: Model, template: ChatTemplate
+) -> None:
+    assert said(default_model, form_of(template), ["\n\n", "Hello"], "\n\n")[2] == "\n\n"
 
 
 # ---- grammars ------------------------------------------------------------------------------

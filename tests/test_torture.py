@@ -242,7 +242,7 @@ FAILURES: dict[str, tuple[Any, ...]] = {
     "lml_chat_render": (None, b'{"error": "no"}'),
     "lml_grammar_init": (None,),
     "lml_answer_init": (None,),
-    "lml_answer_push": (b'{"error": "no"}',),
+    "lml_answer_finish": (b'{"error": "no"}',),
     "lml_sample": (-1,),
     "lml_logprobs": (math.nan,),
     "llama_tokenize": (-1, -(2**31)),
@@ -272,6 +272,7 @@ OWNED = {
     "lml_answer_init": "lml_answer_free",
     "lml_chat_render": "lml_free",
     "lml_answer_push": "lml_free",
+    "lml_answer_finish": "lml_free",
     "lml_grammar_init": "llama_sampler_free",
     "llama_sampler_chain_init": "llama_sampler_free",
     "llama_sampler_init_penalties": "llama_sampler_free",
@@ -301,8 +302,8 @@ class FailingLibrary:
                 del self._texts[arguments[0]]
                 return None
             results = self._failures.get(name)
-            if name == "lml_answer_push" and not arguments[3]:
-                results = None  # a text that goes on may be in any form
+            if name == "lml_answer_finish" and not arguments[1]:
+                results = None  # a text that is cut off may be in any form
             if results is None or not self._saboteur.strikes(name):
                 result = function(*arguments)
             else:

@@ -23,6 +23,7 @@ class Form:
     grammar: str  # GBNF, "" for none
     grammar_waits: bool  # it begins with a trigger, as a tool call's opening tag
     opening: str  # the end of the prompt, where the answer's turn begins
+    separates: bool  # thoughts are none of the content
     thinking_start: str  # "" for a template that has no thoughts
     thinking_ends: tuple[str, ...]
     preserved: frozenset[int]  # control tokens that are text here
@@ -49,12 +50,17 @@ class Answer:
         if not self._pointer:
             raise ValueError(f"the answer's form cannot be read: {take_fault(lib, error)}")
         self.form = form
-        self.text = ""  # all of it, as the model wrote it
-        self._content = ""  # what was given away of it
+        self._texts: list[str] = []  # all of it, as the model wrote it
+        self._contents: list[str] = []  # what was given away of it
         self._call_ids: list[str] = []
         self.is_full = False  # what follows is none of it
+        self.is_plain: bool = lib.lml_answer_is_plain(self._pointer)  # all of it is content
+        self.has_thought = False  # one was begun
+        self.has_begun = False  # what is no thought
         self.is_thinking = False
-        self._note_thinking(form.opening, 0)
+        self._recent = ""  # the end of the text, in which a tag may have begun
+        self._note_thinking(form.opening)
+        self._recent, self.has_begun = "", False  # none of that is the answer's own
 
     def close(self) -> None:
         """Frees the parser."""
@@ -67,15 +73,16 @@ class Answer:
 
     def push(self, text: str) -> Part | None:
         """What more text adds; None for nothing yet."""
-        begin = len(self.text)
-        self.text += text
-        self._note_thinking(self.text, begin)
-        found = self._read(text, is_whole=False)
-        return self._part(found) if found else None
+        self._texts.append(text)
+        data = text.encode()
+        found = self._read(self._lib.lml_answer_push(self._pointer, data, len(data)))
+        part = self._part(found) if found else None
+        self._note_thinking(text)
+        return part
 
     def finish(self, *, is_whole: bool) -> Part | None:
         """What was still unclear, now that nothing follows. `is_whole`: the model has ended it."""
-        found = self._read("", is_whole)
+        found = self._read(self._lib.lml_answer_finish(self._pointer, is_whole))
         if found is None:
             return None
         if "error" in found:
@@ -84,19 +91,19 @@ class Answer:
             return Part(content=rest) if rest else None
         return self._part(found)
 
-    def _read(self, text: str, is_whole: bool) -> dict[str, Any] | None:
-        data = text.encode()
-        pointer = self._lib.lml_answer_push(self._pointer, data, len(data), is_whole)
+    def _read(self, pointer: Any) -> dict[str, Any] | None:
         return json.loads(take_text(self._lib, pointer)) if pointer else None
 
     def _part(self, found: dict[str, Any]) -> Part | None:
         content = found.get("content", "")
-        self._content += content
+        self._contents.append(content)
         calls = found.get("calls", [])
         if self.form.one_call:
             self.is_full |= any(call["index"] > 0 for call in calls)
             calls = [call for call in calls if call["index"] == 0]
         part = Part(content, found.get("reasoning", ""), tuple(map(self._call, calls)))
+        if self.form.separates:
+            self.has_begun |= self.has_calls or bool(content.strip())
         return None if part == Part() else part
 
     def _call(self, found: dict[str, Any]) -> CallDelta:
@@ -109,19 +116,23 @@ class Answer:
     def _unread_content(self) -> str:
         if self.has_calls:
             return ""
-        text = self.text
+        text, content = "".join(self._texts), "".join(self._contents)
         for end in self.form.thinking_ends:
             text = text.rpartition(end)[2].lstrip("\n")
-        return text[len(self._content) :] if text.startswith(self._content) else ""
+        return text[len(content) :] if text.startswith(content) else ""
 
-    def _note_thinking(self, text: str, begin: int) -> None:
-        """Follows the tags in what was added at `begin`, or across its border."""
+    def _note_thinking(self, text: str) -> None:
+        """Follows the tags around thoughts, until something else has begun."""
         start, ends = self.form.thinking_start, self.form.thinking_ends
         if not start or not ends:
             return
-        reach = max(map(len, (start, *ends))) - 1
-        recent = text[max(0, begin - reach) :]
+        recent = self._recent + text
         opened = recent.rfind(start)
-        closed = max(recent.rfind(end) for end in ends)
+        closed, n_tag = max((recent.rfind(end), len(end)) for end in ends)
         if opened != closed:  # both -1: no tag here
-            self.is_thinking = opened > closed
+            self.is_thinking, self.has_thought = opened > closed, True
+        if not self.form.separates and not self.is_thinking:
+            rest = recent[closed + n_tag if closed >= 0 else 0 :].lstrip()
+            self.has_begun |= not start.startswith(rest)
+        self.is_thinking &= not self.has_begun
+        self._recent = recent[1 - max(map(len, (start, *ends))) :]

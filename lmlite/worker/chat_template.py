@@ -290,6 +290,7 @@ class ChatTemplate:
             grammar=reply["grammar"],
             grammar_waits=reply["grammar_lazy"],
             opening=reply["generation_prompt"],
+            separates=reply["reasoning"],
             thinking_start=reply["thinking_start"],
             thinking_ends=tuple(reply["thinking_ends"]),
             preserved=frozenset(preserved),

@@ -161,7 +161,10 @@ class Preparer:
             try:
                 if form.grammar:
                     choice.grammar = Grammar(self._model, form.grammar, form.reply)
-                choice.answer = Answer(self._model.lib, form)
+                choice.answer, choice.preserved = Answer(self._model.lib, form), form.preserved
+                if choice.answer.is_plain and not form.thinking_start:
+                    choice.answer.close()
+                    choice.answer = None
                 if form.grammar and not form.grammar_waits:
                     self._keep_to_text(choice, form.preserved)
             except (LlamaError, ValueError) as err:

@@ -13,7 +13,9 @@ from typing import Any
 from lmlite.messages import SamplingParams
 from lmlite.worker import capi
 from lmlite.worker.llama import INVALID_NUMBERS, Context, LlamaError, Model
+from lmlite.worker.triggers import Triggers
 
+NOTHING_ALLOWED = "the grammar allows no further token"
 MAX_BEST = 128  # tokens that are cheaper to find one by one than by sorting; llama.cpp's bound, too
 REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on, as in llama.cpp
 
@@ -76,10 +78,13 @@ class SamplerChain:
 
         Raises LlamaError when there is none.
         """
-        chain, held_to = self.pointer, grammar.pointer if grammar else None
-        token: int = self._lib.lml_sample(context.pointer, index, chain, held_to, self._n_best)
+        held_to = grammar.pointer if grammar and grammar.is_awake else None
+        chain, n_best = self.pointer, self._n_best
+        token: int = self._lib.lml_sample(context.pointer, index, chain, held_to, n_best)
         if token < 0:
-            raise LlamaError("the grammar allows no further token" if grammar else INVALID_NUMBERS)
+            raise LlamaError(NOTHING_ALLOWED if held_to else INVALID_NUMBERS)
+        if grammar and not grammar.is_awake:
+            grammar.hear(token)
         return token
 
     def apply(self, logits: Sequence[float]) -> dict[int, float]:
@@ -108,14 +113,26 @@ class Grammar:
         Without it, the completion is held to the grammar from its first token. Raises LlamaError
         for a grammar that llama.cpp cannot read.
         """
-        self._lib, self.text = model.lib, text
+        self._lib, self._vocab, self.text = model.lib, model.vocab, text
         if reply is None:
             own = {"grammar_lazy": False, "grammar_prefilled": False, "generation_prompt": ""}
             reply = json.dumps({"grammar": text, **own}).encode()
+        parsed = json.loads(reply)
+        self.is_awake = not parsed["grammar_lazy"]  # else it waits for a trigger
+        self._triggers = Triggers(() if self.is_awake else parsed["triggers"])
         error = ctypes.c_void_p()
         self.pointer = self._lib.lml_grammar_init(model.vocab.pointer, reply, ctypes.byref(error))
         if not self.pointer:
             raise LlamaError(capi.take_fault(self._lib, error))
+
+    def hear(self, token: int) -> None:
+        """While it waits: takes a token that was sampled without it. Raises LlamaError."""
+        heard = self._triggers.hear(token, self._vocab.piece(token, special=True))
+        if heard:
+            self.is_awake = True
+            tokens = (ctypes.c_int32 * len(heard))(*heard)
+            if not self._lib.lml_grammar_accept(self.pointer, tokens, len(heard)):
+                raise LlamaError(NOTHING_ALLOWED)
 
     def close(self) -> None:
         """Frees the sampler."""

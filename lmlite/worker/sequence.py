@@ -50,6 +50,7 @@ class Sequence:
     chunks: dict[int, InputChunk] = field(default_factory=dict)  # to be seen, by their first token
     pictures: tuple[Picture, ...] = ()  # whose chunks they are
     answer: Answer | None = None  # reads a chat's message; None: the text is sent as it is
+    preserved: frozenset[int] = frozenset()  # control tokens that are text here
     grammar: Grammar | None = None
     stops_thoughts: bool = False  # the client's stop strings end thoughts, too
     tokens: list[int] = field(init=False)  # the prompt's, and those sampled so far
@@ -185,7 +186,9 @@ class Sequence:
         thinks = self.answer is not None and self.answer.is_thinking
         self.n_reasoning += thinks
         begin = self._text.n_decoded
-        text = self._text.push(piece, may_stop=self._may_stop(thinks))
+        text = self._text.push(
+            piece, may_stop=self._may_stop(thinks), skips_space=self._is_between(thinks)
+        )
         if logprob is not None:
             self._logprobs.push(begin, self._text.n_decoded, logprob)
         self._entries += self._logprobs.released(self._text.n_released)
@@ -232,6 +235,11 @@ class Sequence:
         is_calling = self.answer is not None and self.answer.has_calls
         return not is_calling and (self.stops_thoughts or not thinks)
 
+    def _is_between(self, thinks: bool) -> bool:
+        """Whether a thought has ended, and nothing has followed: spaces there are nobody's text."""
+        answer = self.answer
+        return answer is not None and answer.has_thought and not (thinks or answer.has_begun)
+
     @property
     def awake_grammar(self) -> Grammar | None:
         """The grammar that the next token is held to; one that waits sleeps through thoughts."""
@@ -240,7 +248,7 @@ class Sequence:
 
     def piece_is_text(self, token: int) -> bool:
         """Whether a control token is part of the answer's form, and so of its text."""
-        return self.answer is not None and token in self.answer.form.preserved
+        return token in self.preserved
 
     def _deltas(self, part: Part | None, wanted: bool) -> list[ReplyEvent]:
         if not wanted:

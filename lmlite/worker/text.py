@@ -29,15 +29,19 @@ class TextStream:
         self._held = ""  # decoded, not released: may begin a stop string
         self._n_released = 0  # characters
 
-    def push(self, piece: bytes, *, may_stop: bool = True) -> str:
-        """The text that this piece makes safe to send; "" while all of it must wait."""
+    def push(self, piece: bytes, *, may_stop: bool = True, skips_space: bool = False) -> str:
+        """The text that this piece makes safe to send; "" while all of it must wait.
+
+        `skips_space`: the stop strings hold from the first character that is no space.
+        """
         self._held += self._decoder.decode(piece)
         stops = self._all if may_stop else self._ends
-        found = self._first(stops)
+        n_spaces = len(self._held) - len(self._held.lstrip()) if skips_space else 0
+        found = self._first(stops, n_spaces)
         if found is not None:
             cut, self.stop_string = found
             return self._release(cut)
-        return self._release(len(self._held) - self._n_begun(stops))
+        return self._release(len(self._held) - self._n_begun(stops, len(self._held) - n_spaces))
 
     def finish(self) -> str:
         """What was held back, now that nothing follows. Half a character at the end is dropped."""
@@ -64,15 +68,15 @@ class TextStream:
         self._n_released += len(text)
         return text
 
-    def _first(self, stops: tuple[str, ...]) -> tuple[int, str] | None:
+    def _first(self, stops: tuple[str, ...], begin: int) -> tuple[int, str] | None:
         """(where it begins, the stop string); of two at one place the shorter."""
-        found = [(at, stop) for stop in stops if (at := self._held.find(stop)) >= 0]
+        found = [(at, stop) for stop in stops if (at := self._held.find(stop, begin)) >= 0]
         return min(found, default=None)
 
-    def _n_begun(self, stops: tuple[str, ...]) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+    def _n_begun(self, stops: tuple[str, ...], n_most: int) -> int:
+        """Length of the longest end of the held text, of n_most, that begins a stop string."""
         longest = max(map(len, stops), default=0)
-        for n in range(min(longest - 1, len(self._held)), 0, -1):
+        for n in range(min(longest - 1, n_most), 0, -1):
             tail = self._held[-n:]
             if any(stop.startswith(tail) for stop in stops):
                 return n

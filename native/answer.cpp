@@ -1,0 +1,279 @@
+#include "answer.h"
+
+#include <algorithm>
+#include <cctype>
+#include <map>
+#include <memory>
+#include <stdexcept>
+#include <variant>
+
+#include "chat-peg-parser.h"
+#include "peg-parser.h"
+
+// llama.cpp's parsers know only whole texts. But what they make of a long stretch - a thought, content,
+// a string among arguments - does not depend on its middle: until it ends, each character is one more of
+// the same. So the parser is given a window, which is the text without such middles, and what the window
+// adds is what the text adds. Where none can be left out, the parser is asked less often, the longer the
+// window is. At the end it reads all of the text.
+
+namespace {
+
+constexpr size_t KEPT   = 160;   // bytes at both ends of a stretch: longer than any tag
+constexpr size_t WORTH  = 256;   // bytes that are worth a cut
+constexpr size_t ROOMY  = 1024;  // bytes of a window that are read with each token
+constexpr size_t ESCAPE = 6;     // bytes of the longest escape, as in JSON's strings
+
+struct reading {
+    common_peg_parse_context context;
+    common_peg_parse_result  result;
+    common_chat_msg          message;
+};
+
+std::unique_ptr<common_chat_peg_mapper> mapper_of(common_chat_format format, common_chat_msg & message) {
+    switch (format) {
+        case COMMON_CHAT_FORMAT_PEG_GEMMA4:
+            return std::make_unique<common_chat_peg_gemma4_mapper>(message);
+        case COMMON_CHAT_FORMAT_PEG_MINIMAX_M3:
+            return std::make_unique<common_chat_peg_minimax_m3_mapper>(message);
+        default:
+            return std::make_unique<common_chat_peg_mapper>(message);
+    }
+}
+
+// common_chat_peg_parse, but that it copies no parser, and leaves the tree.
+reading read(const common_chat_parser_params & params, const std::string & text, bool is_partial) {
+    reading made{ common_peg_parse_context(text, COMMON_PEG_PARSE_FLAG_LENIENT), {}, {} };
+    made.result = params.parser.parse(made.context);
+    if (made.result.fail() && !(is_partial && made.result.end > 0)) {
+        throw std::runtime_error("the answer is not in the form of its template");
+    }
+    made.message.role = "assistant";
+    mapper_of(params.format, made.message)->from_ast(made.context.ast, made.result);
+    return made;
+}
+
+// ---- what may go -----------------------------------------------------------------------------
+
+struct stretch {
+    size_t begin = 0, end = 0;
+
+    size_t size() const { return end - begin; }
+};
+
+bool begins_character(const std::string & text, size_t at) {
+    return (static_cast<unsigned char>(text[at]) & 0xC0) != 0x80;
+}
+
+// The first place from `at` on that is neither within a character nor within an escape.
+size_t next_border(const std::string & text, size_t at) {
+    const auto is_border = [&text](size_t place) {
+        const size_t from = place - std::min(place, ESCAPE);
+        return begins_character(text, place) && text.find('\\', from) >= place;
+    };
+    while (at < text.size() && !is_border(at)) {
+        at++;
+    }
+    return at;
+}
+
+// Of a stretch whose characters are all alike to the parser.
+stretch middle_of_text(const std::string & text, size_t begin, size_t end) {
+    const stretch found{ next_border(text, begin + KEPT), next_border(text, end - KEPT) };
+    return found.begin < found.end && found.end <= end ? found : stretch{};
+}
+
+// Follows JSON, or Python's way to write it, as far as two places can be told to be alike.
+class json_state {
+  public:
+    // The open containers, and the quote of an open string or a comma; empty where no cut may be.
+    std::string key() const {
+        if (n_escaped > 0 || (quote == 0 && last != ',')) {
+            return "";
+        }
+        return open + (quote != 0 ? quote : last);
+    }
+
+    void take(char c) {
+        if (n_escaped > 0) {
+            n_escaped = n_escaped == 1 && c == 'u' && last == '\\' ? 4 : n_escaped - 1;
+        } else if (quote != 0) {
+            n_escaped = c == '\\' ? 1 : 0;
+            quote     = c == quote ? 0 : quote;
+        } else if (c == '"' || c == '\'') {
+            quote = c;
+        } else if (c == '{' || c == '[') {
+            open += c;
+        } else if ((c == '}' || c == ']') && !open.empty()) {
+            open.pop_back();
+        } else if (!open.empty() && open.back() != '[' && (c == ':' || c == ',')) {
+            open.back() = c == ':' ? ':' : '{';  // a value is next, or a name
+        }
+        last = c;
+    }
+
+  private:
+    std::string open;
+    char        quote = 0, last = 0;
+    int         n_escaped = 0;
+};
+
+stretch middle_of_json(const std::string & text, size_t begin, size_t end) {
+    json_state                    state;
+    std::map<std::string, size_t> first;
+    stretch                       longest;
+    for (size_t at = begin; at + KEPT <= end; at++) {
+        if (at >= begin + KEPT && begins_character(text, at) && !state.key().empty()) {
+            const stretch found{ first.emplace(state.key(), at).first->second, at };
+            longest = found.size() > longest.size() ? found : longest;
+        }
+        state.take(text[at]);
+    }
+    return longest;
+}
+
+bool starts_with(const std::string & text, const char * start) {
+    return text.rfind(start, 0) == 0;
+}
+
+// The longest middle of any stretch below a node.
+void find_middle(const reading & of, common_peg_ast_id id, stretch & longest) {
+    const common_peg_ast_node & node = of.context.ast.get(id);
+    if (node.end - node.start < 2 * KEPT + WORTH) {
+        return;
+    }
+    stretch found;
+    if (starts_with(node.rule, "json-") || starts_with(node.rule, "python-")) {
+        found = middle_of_json(of.context.input, node.start, node.end);
+    } else if (node.children.empty()) {
+        found = middle_of_text(of.context.input, node.start, node.end);
+    } else {
+        for (const common_peg_ast_id child : node.children) {
+            find_middle(of, child, longest);
+        }
+    }
+    longest = found.size() > longest.size() ? found : longest;
+}
+
+// Whether a text is another one without a middle, or that one itself.
+bool is_shorter(const std::string & text, const std::string & other) {
+    if (text.size() > other.size()) {
+        return false;
+    }
+    const size_t n_head = std::mismatch(text.begin(), text.end(), other.begin()).first - text.begin();
+    return std::equal(text.rbegin(), text.rend() - static_cast<std::ptrdiff_t>(n_head), other.rbegin());
+}
+
+bool is_shorter(const common_chat_msg & message, const common_chat_msg & other) {
+    const auto same_call = [](const common_chat_tool_call & a, const common_chat_tool_call & b) {
+        return a.name == b.name && a.id == b.id && is_shorter(a.arguments, b.arguments);
+    };
+    return is_shorter(message.content, other.content) &&
+           is_shorter(message.reasoning_content, other.reasoning_content) &&
+           std::equal(message.tool_calls.begin(), message.tool_calls.end(), other.tool_calls.begin(),
+                      other.tool_calls.end(), same_call);
+}
+
+void add(common_chat_msg & message, const common_chat_msg_diff & diff) {
+    message.reasoning_content += diff.reasoning_content_delta;
+    message.content += diff.content_delta;
+    if (diff.tool_call_index == std::string::npos) {
+        return;
+    }
+    if (diff.tool_call_index >= message.tool_calls.size()) {
+        message.tool_calls.resize(diff.tool_call_index + 1);
+    }
+    common_chat_tool_call & call = message.tool_calls[diff.tool_call_index];
+    if (!diff.tool_call_delta.name.empty()) {
+        call.name = diff.tool_call_delta.name;
+        call.id   = diff.tool_call_delta.id;
+    }
+    call.arguments += diff.tool_call_delta.arguments;
+}
+
+// A parser that takes any text as content, and nothing for anything else.
+bool is_content_only(const common_peg_parser_variant & parser) {
+    if (const auto * until = std::get_if<common_peg_until_parser>(&parser)) {
+        return until->delimiters.empty();
+    }
+    if (const auto * tag = std::get_if<common_peg_tag_parser>(&parser)) {
+        return tag->tag == common_chat_peg_builder::CONTENT;
+    }
+    return std::holds_alternative<common_peg_epsilon_parser>(parser) ||
+           std::holds_alternative<common_peg_literal_parser>(parser) ||
+           std::holds_alternative<common_peg_sequence_parser>(parser) ||
+           std::holds_alternative<common_peg_end_parser>(parser);
+}
+
+}  // namespace
+
+growing_answer::growing_answer(common_chat_parser_params params) :
+    params(std::move(params)),
+    text(this->params.generation_prompt),
+    window(text),
+    n_roomy(std::max(ROOMY, 2 * window.size())) {
+    if (this->params.parser.empty()) {
+        this->params.parser =
+            build_chat_peg_parser([](common_chat_peg_builder & p) { return p.content(p.rest()) + p.end(); });
+        text.clear();
+        window.clear();
+    }
+    message.role = "assistant";
+}
+
+bool growing_answer::is_plain() const {
+    for (common_peg_parser_id id = 0; id < params.parser.size(); id++) {
+        if (!is_content_only(params.parser.get(id))) {
+            return false;
+        }
+    }
+    return true;
+}
+
+std::vector<common_chat_msg_diff> growing_answer::push(const std::string & more) {
+    text += more;
+    window += more;
+    n_unread += more.size();
+    if (n_unread < window.size() / ROOMY) {
+        return {};
+    }
+    n_unread = 0;
+    const auto diffs = common_chat_msg_diff::compute_diffs(message, read(params, window, true).message);
+    for (const common_chat_msg_diff & diff : diffs) {
+        add(message, diff);
+        add(said, diff);
+    }
+    if (window.size() > n_roomy) {
+        shorten();
+    }
+    return diffs;
+}
+
+std::vector<common_chat_msg_diff> growing_answer::finish(bool is_whole) {
+    return common_chat_msg_diff::compute_diffs(said, read(params, text, !is_whole).message);
+}
+
+// Leaves middles out of the window, one by one, as long as the message stays what it is but for them.
+void growing_answer::shorten() {
+    while (window.size() > ROOMY) {
+        const reading before = read(params, window, true);
+        if (before.message != message) {
+            return;  // it has taken something back
+        }
+        stretch middle;
+        for (const common_peg_ast_id id : before.result.nodes) {
+            find_middle(before, id, middle);
+        }
+        if (middle.size() < WORTH) {
+            break;
+        }
+        std::string shorter = window;
+        shorter.erase(middle.begin, middle.size());
+        const reading after = read(params, shorter, true);
+        if (after.result.type != before.result.type || !is_shorter(after.message, before.message)) {
+            break;
+        }
+        window  = std::move(shorter);
+        message = after.message;
+    }
+    n_roomy = std::max(ROOMY, 2 * window.size());
+}
