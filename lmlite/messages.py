@@ -31,6 +31,8 @@ class SamplingParams:
     max_tokens: int | None = None  # None: until the model ends or the context is full
     stop: tuple[str, ...] = ()
     n_logprobs: int | None = None  # None: not asked for; else how many alternatives per token
+    min_tokens: int = 0  # before which neither the model nor a stop string ends it
+    ignore_eos: bool = False  # the model never ends it
 
 
 # ---- requests: server to worker -----------------------------------------------------------

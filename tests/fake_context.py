@@ -71,6 +71,8 @@ def entry(tokens: Sequence[int], token: int, n_top: int) -> TokenLogprob:
 
 
 class FakeVocab:
+    end_tokens = (END,)
+
     def piece(self, token: int, *, special: bool = False) -> bytes:  # noqa: ARG002
         return piece(token)
 
@@ -230,8 +232,9 @@ class FakeChain:
         self.fails_at: int | None = None  # the token, counted from 0, that it cannot choose
         FakeChain.n_open += 1
 
-    def sample(self, context: FakeContext, index: int, grammar: Any) -> int:
+    def sample(self, context: FakeContext, index: int, grammar: Any, banned: Sequence[int]) -> int:
         require(self._is_open and grammar is None, "a chain is used until it is closed")
+        require(not banned, "nobody here goes on for longer than the model wants")
         if self._n_sampled == self.fails_at:
             raise NO_TOKEN
         token = next_token(context.before(index), self._salt, self._n_sampled)

@@ -31,6 +31,7 @@ from lmlite.worker.engine import Engine
 from lmlite.worker.llama import Batch, Context, Model
 from lmlite.worker.media import Eye
 from lmlite.worker.prefix import MIN_SHARED, n_cells
+from lmlite.worker.samplers import Grammar
 from lmlite.worker.sequence import Sequence
 from tests.conftest import TIMES
 
@@ -238,6 +239,58 @@ def test_max_tokens_zero_generates_nothing(run: Run) -> None:
     events = run.until_finished(1)[1]
     assert [type(event) for event in events] == [Started, Finished]
     assert finish(events).n_completion == 0
+
+
+def test_neither_the_model_nor_a_stop_string_ends_an_answer_before_min_tokens(run: Run) -> None:
+    prompt, free = asked("Say: one two three"), SamplingParams(temperature=0, max_tokens=60)
+    run.submit(1, prompt, free)
+    short = run.until_finished(1)[1]
+    assert finish(short).n_completion < 20
+    run.submit(2, prompt, replace(free, min_tokens=20))
+    long = run.until_finished(1)[2]
+    assert joined(long).startswith(joined(short))
+    assert finish(long).n_completion > 20
+    texts = [event.text for event in long if isinstance(event, Delta)]  # one for each token
+    early, late = "".join(texts[:3]), "".join(texts[3:])
+    stop = next(letter for letter in early if letter in late)
+    run.submit(3, prompt, replace(free, ignore_eos=True, min_tokens=3, stop=(stop,)))
+    stopped = run.until_finished(1)[3]
+    assert (finish(stopped).stop_string, joined(stopped)) == (stop, early + late.partition(stop)[0])
+
+
+def test_ignore_eos_goes_on_to_max_tokens(run: Run) -> None:
+    run.submit(1, asked("Say: red"), SamplingParams(temperature=0, max_tokens=40, ignore_eos=True))
+    end = finish(run.until_finished(1)[1])
+    assert (end.n_completion, end.cause) == (40, "max_tokens")
+
+
+MUST_GO_ON: list[dict[str, Any]] = [{"min_tokens": 20}, {"ignore_eos": True}]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_grammar_that_allows_nothing_more_ends_what_may_not_end(
+    run: Run, temperature: float
+) -> None:
+    for request_id, more in enumerate(MUST_GO_ON):
+        params = SamplingParams(temperature=temperature, max_tokens=30, seed=1, **more)
+        sequence = run.sequence(request_id, PROMPTS[0], params)
+        sequence.grammar = Grammar(run.model, 'root ::= "red"')
+        run.engine.submit([sequence])
+        events = run.until_finished(1)[request_id]
+        assert (joined(events), finish(events).cause) == ("red", "end_token")
+
+
+def test_log_probabilities_are_the_models_own_where_it_may_not_end(run: Run) -> None:
+    params = SamplingParams(temperature=0, max_tokens=20, n_logprobs=1)
+    totals = []
+    for request_id, given in enumerate((params, replace(params, ignore_eos=True))):
+        run.submit(request_id, asked("Say: red"), given)
+        deltas = [e for e in run.until_finished(1)[request_id] if isinstance(e, Delta)]
+        totals.append([entry for delta in deltas for entry in delta.logprobs])
+    n = len(totals[0])
+    assert totals[1][:n] == totals[0]
+    first_unwanted = totals[1][n]
+    assert first_unwanted.top[0][1] > (first_unwanted.logprob or 0.0)  # the end's
 
 
 def test_more_requests_than_lanes_all_end_once_in_order_of_arrival(run: Run) -> None:

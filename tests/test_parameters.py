@@ -98,6 +98,24 @@ def test_max_completion_tokens_wins_over_max_tokens(server: RunningServer) -> No
     assert answer["usage"]["completion_tokens"] == 2
 
 
+def test_ignore_eos_and_min_tokens_hold_in_each_api(server: RunningServer) -> None:
+    def n_said(path: str, field: str, **body: Any) -> int:
+        usage = server.post(path, temperature=0, **{field: 30}, **body).json["usage"]
+        return int(usage.get("completion_tokens") or usage["output_tokens"])
+
+    asked = {"messages": [{"role": "user", "content": "Hi"}]}
+    for more in ({"ignore_eos": True}, {"min_tokens": 30}):
+        assert n_said("/v1/chat/completions", "max_tokens", **asked, **more) == 30
+        assert n_said("/v1/completions", "max_tokens", prompt="Hi", **more) == 30
+        assert n_said("/v1/messages", "max_tokens", **asked, **more) == 30
+        assert n_said("/v1/responses", "max_output_tokens", input="Hi", **more) == 30
+
+
+def test_min_tokens_above_max_tokens_is_refused(server: RunningServer) -> None:
+    answer = server.post("/v1/completions", prompt="Hi", max_tokens=5, min_tokens=6)
+    assert (answer.status, answer.error["param"]) == (400, "min_tokens")
+
+
 def test_stream_gives_the_same_text_in_pieces(server: RunningServer) -> None:
     ask = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0}
     *chunks, done = server.stream(CHAT, **ask)

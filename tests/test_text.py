@@ -71,6 +71,22 @@ def test_a_stop_string_split_over_two_tokens_is_not_emitted() -> None:
     assert stream.finish() == ""
 
 
+def test_before_the_first_character_that_is_no_space_nothing_stops() -> None:
+    stream = TextStream(stops=("\n\n", "\nH"))
+    pieces = (b"\n", b"\n", b" \n\nHello")
+    assert [stream.push(piece, skips_space=True) for piece in pieces] == [
+        "\n", "\n", " \n\nHello"]  # fmt: skip
+    assert [stream.push(piece) for piece in (b"\n", b"\n.")] == ["", ""]
+    assert stream.stop_string == "\n\n"
+
+
+def test_an_end_is_text_where_nothing_may_end() -> None:
+    stream = TextStream(stops=("END",), ends=("</s>",))
+    assert stream.push(b"END</s>", may_stop=False, may_end=False) == "END</s>"
+    assert stream.push(b"</s>") == ""
+    assert stream.stop_string == "</s>"
+
+
 def test_a_stop_string_is_text_where_it_may_not_stop_and_an_end_never_is() -> None:
     stream = TextStream(stops=("END",), ends=("</s>",))
     assert [stream.push(b"END</", may_stop=False), stream.push(b"x", may_stop=False)] == [

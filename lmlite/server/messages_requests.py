@@ -39,6 +39,8 @@ _SAME = {
     "logit_bias",
     "stop_in_reasoning",
     *NAMES,
+    "ignore_eos",
+    "min_tokens",
 }  # mean what they mean in a chat
 _INERT = {"metadata", "cache_control"}  # every prompt is cached as far as memory goes
 MESSAGE_FIELDS = {*_SAME, *_INERT, "max_tokens", "messages", "system", "tools", "tool_choice",

@@ -38,7 +38,8 @@ _EVERYWHERE = {"model", "user"}
 _INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
           "service_tier", "store"}  # fmt: skip
 _GENERATING = {*_EVERYWHERE, *NAMES, "stream", "stream_options", "n", "seed", "stop",
-               "logit_bias", "logprobs", "max_tokens", "grammar", *FIELDS}  # fmt: skip
+               "logit_bias", "logprobs", "max_tokens", "min_tokens", "ignore_eos", "grammar",
+               *FIELDS}  # fmt: skip
 CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
                "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
                "chat_template_kwargs", "stop_in_reasoning", "functions", "audio",
@@ -185,6 +186,8 @@ def _sampling_params(
         logit_bias=_logit_bias(body, defaults.limits.max_biases),
         seed=_seed(body),
         max_tokens=max_tokens,
+        min_tokens=_min_tokens(body, max_tokens),
+        ignore_eos=boolean(body, "ignore_eos"),
         stop=stop_strings(body, "stop", defaults.limits),
         n_logprobs=n_logprobs,
     )
@@ -193,6 +196,13 @@ def _sampling_params(
 def _max_tokens(body: Body, field: str) -> int | None:
     n = integer(body, field, -1, MAX_INT)
     return None if n == -1 else n
+
+
+def _min_tokens(body: Body, max_tokens: int | None) -> int:
+    n = integer(body, "min_tokens", 0, MAX_INT) or 0
+    if max_tokens is not None and n > max_tokens:
+        raise BadRequest(f"min_tokens is more than max_tokens, {max_tokens:,}", param="min_tokens")
+    return n
 
 
 def _seed(body: Body) -> int | None:

@@ -430,7 +430,8 @@ class Engine:
                 self._finish(sequence, "max_tokens")
                 return
         assert sequence.chain is not None and self._context is not None
-        token = sequence.chain.sample(self._context, index, sequence.awake_grammar)
+        banned = () if sequence.may_end else self._vocab.end_tokens
+        token = sequence.chain.sample(self._context, index, sequence.awake_grammar, banned)
         sequence.suspect = False
         sequence.tokens.append(token)
         sequence.n_completion += 1

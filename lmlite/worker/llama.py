@@ -7,9 +7,11 @@ belong to one thread; a Vocab's tokenizer may be used from any.
 
 import ctypes
 import functools
+import math
 import os
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -174,6 +176,11 @@ class Vocab:
         """How each control token is spelled: the texts that only `parse_special` understands."""
         pieces = {self.piece(token, special=True) for token in self.control_tokens}
         return sorted({piece.decode("utf-8", "replace") for piece in pieces} - {""})
+
+    @functools.cached_property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end generation."""
+        return tuple(filter(self.ends_generation, range(self.n_tokens)))
 
     @functools.cached_property
     def control_tokens(self) -> list[int]:
@@ -379,6 +386,19 @@ class Context:
         """
         if not self._lib.lml_are_numbers(self._logits(index), self.n_vocab):
             raise LlamaError(INVALID_NUMBERS)
+
+    @contextmanager
+    def without(self, tokens: Sequence[int], index: int) -> Iterator[None]:
+        """Makes tokens impossible at a batch index, for as long as it takes to choose one."""
+        logits = self._logits(index)
+        saved = [logits[token] for token in tokens]
+        for token in tokens:
+            logits[token] = -math.inf
+        try:
+            yield
+        finally:
+            for token, logit in zip(tokens, saved, strict=True):
+                logits[token] = logit
 
     def _logits(self, index: int) -> Any:
         logits = self._lib.llama_get_logits_ith(self.pointer, index)

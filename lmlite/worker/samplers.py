@@ -15,9 +15,15 @@ from lmlite.worker import capi
 from lmlite.worker.llama import INVALID_NUMBERS, Context, LlamaError, Model
 from lmlite.worker.triggers import Triggers
 
-NOTHING_ALLOWED = "the grammar allows no further token"
 MAX_BEST = 128  # tokens that are cheaper to find one by one than by sorting; llama.cpp's bound, too
 REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on, as in llama.cpp
+
+
+class NothingAllowed(LlamaError):
+    """A grammar has no way on."""
+
+    def __init__(self) -> None:
+        super().__init__("the grammar allows no further token")
 
 
 class SamplerChain:
@@ -73,16 +79,29 @@ class SamplerChain:
         yield lib.llama_sampler_init_temp(params.temperature)
         yield lib.llama_sampler_init_dist(seed)
 
-    def sample(self, context: Context, index: int, grammar: "Grammar | None" = None) -> int:
+    def sample(
+        self,
+        context: Context,
+        index: int,
+        grammar: "Grammar | None" = None,
+        banned: Sequence[int] = (),
+    ) -> int:
         """The next token, from the logits at a batch index; one that the grammar allows.
 
-        Raises LlamaError when there is none.
+        It is a banned one only where the grammar allows no other. Raises LlamaError when it
+        allows none at all.
         """
+        if banned:
+            try:
+                with context.without(banned, index):
+                    return self.sample(context, index, grammar)
+            except NothingAllowed:
+                pass
         held_to = grammar.pointer if grammar and grammar.is_awake else None
         chain, n_best = self.pointer, self._n_best
         token: int = self._lib.lml_sample(context.pointer, index, chain, held_to, n_best)
         if token < 0:
-            raise LlamaError(NOTHING_ALLOWED if held_to else INVALID_NUMBERS)
+            raise NothingAllowed if held_to else LlamaError(INVALID_NUMBERS)
         if grammar and not grammar.is_awake:
             grammar.hear(token)
         return token
@@ -132,7 +151,7 @@ class Grammar:
             self.is_awake = True
             tokens = (ctypes.c_int32 * len(heard))(*heard)
             if not self._lib.lml_grammar_accept(self.pointer, tokens, len(heard)):
-                raise LlamaError(NOTHING_ALLOWED)
+                raise NothingAllowed
 
     def close(self) -> None:
         """Frees the sampler."""

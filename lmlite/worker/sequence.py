@@ -118,6 +118,12 @@ class Sequence:
             else:
                 yield self.chunks[place].label.encode() if place in self.chunks else b""
 
+    @property
+    def may_end(self) -> bool:
+        """Whether the model may end it with the next token."""
+        params = self.params
+        return not params.ignore_eos and self.n_completion >= params.min_tokens
+
     def cause_to_end(self, n_ctx: int) -> Cause | None:
         """Why it ends with the token that it has just got; None: it goes on."""
         if self._text.stopped:
@@ -186,8 +192,12 @@ class Sequence:
         thinks = self.answer is not None and self.answer.is_thinking
         self.n_reasoning += thinks
         begin = self._text.n_decoded
+        is_early = 0 < self.n_completion <= self.params.min_tokens  # this token is counted already
         text = self._text.push(
-            piece, may_stop=self._may_stop(thinks), skips_space=self._is_between(thinks)
+            piece,
+            may_stop=self._may_stop(thinks) and not is_early,
+            may_end=not (is_early or self.params.ignore_eos),
+            skips_space=self._is_between(thinks),
         )
         if logprob is not None:
             self._logprobs.push(begin, self._text.n_decoded, logprob)

@@ -15,7 +15,7 @@ from lmlite.messages import TokenLogprob
 class TextStream:
     """The text of one completion, released piece by piece.
 
-    `stops` end it only where the caller lets them, `ends` everywhere.
+    `stops` are the client's, `ends` those of the template; both end it where the caller lets them.
 
     >>> stream = TextStream(stops=("END",))
     >>> [stream.push(b"abcE"), stream.push(b"NDx"), stream.stopped]
@@ -24,18 +24,25 @@ class TextStream:
 
     def __init__(self, stops: tuple[str, ...] = (), ends: tuple[str, ...] = ()) -> None:
         self.stop_string: str | None = None  # the one that is complete; what follows is dropped
-        self._ends, self._all = ends, stops + ends
+        self._stops, self._ends = stops, ends
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # decoded, not released: may begin a stop string
         self._n_released = 0  # characters
 
-    def push(self, piece: bytes, *, may_stop: bool = True, skips_space: bool = False) -> str:
+    def push(
+        self,
+        piece: bytes,
+        *,
+        may_stop: bool = True,
+        may_end: bool = True,
+        skips_space: bool = False,
+    ) -> str:
         """The text that this piece makes safe to send; "" while all of it must wait.
 
-        `skips_space`: the stop strings hold from the first character that is no space.
+        `skips_space`: both kinds hold from the first character that is no space.
         """
         self._held += self._decoder.decode(piece)
-        stops = self._all if may_stop else self._ends
+        stops = (self._stops if may_stop else ()) + (self._ends if may_end else ())
         n_spaces = len(self._held) - len(self._held.lstrip()) if skips_space else 0
         found = self._first(stops, n_spaces)
         if found is not None:
