@@ -51,7 +51,15 @@ _SAMPLING_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "mi
 _POOLINGS = ("none", "mean", "cls", "last", "rank")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _ENCODERS = {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed",
-             "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe", "t5encoder"}  # fmt: skip
+             "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe"}  # fmt: skip
+_DRAFT = "is a draft of what another model says, and says nothing alone"
+_NOT_SERVED = {
+    "clip": "is a projector for images (mmproj), which goes with a model but is none",
+    "t5": "has an encoder before its decoder (T5), and such models are not served",
+    "t5encoder": "is an encoder of T5's kind, and of encoders only those of BERT's are served",
+    "eagle3": _DRAFT,
+    "dflash": _DRAFT,
+}
 _RECURRENT = ("mamba", "rwkv", "arwkv")  # beginnings of architectures that have no attention
 
 _BYTE_TOKEN = 6  # LLAMA_TOKEN_TYPE_BYTE
@@ -172,8 +180,8 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
     architecture = metadata.text("general.architecture") or ""
     if not re.fullmatch(r"[a-z0-9_.-]{1,64}", architecture):
         raise Fault("names no architecture")
-    if architecture == "clip":
-        raise Fault("is a projector for images (mmproj), which goes with a model but is none")
+    if architecture in _NOT_SERVED:
+        raise Fault(_NOT_SERVED[architecture])
     tensors = [tensor for part in parts for tensor in part.tensors]
     if tensors or not vocab_only:
         _check_tensors(tensors, metadata, len(parts))

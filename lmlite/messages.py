@@ -238,7 +238,7 @@ class EngineState:
 
     n_running: int  # sequences
     n_waiting: int
-    n_cells: int  # tokens that memory can hold
+    n_cells: int  # tokens that memory can hold; sequences, if it has a state for each
     n_cells_used: int  # by sequences that run
     n_cells_idle: int  # by finished ones, to begin from
     n_bytes_parked: int  # outside of the cells, by finished ones

@@ -84,6 +84,7 @@ class FakeModel:
     def __init__(self, can_cut_memory: bool) -> None:
         self.vocab = FakeVocab()
         self.can_cut_memory = can_cut_memory
+        self.takes_cells = True
 
 
 class Cell:

@@ -256,6 +256,7 @@ class Bench:
         self.model = Model(lib, str(path))
         self.context = Context(self.model, n_ctx=n_ctx, n_batch=64, n_seq_max=n_lanes, n_threads=1)
         self.events: list[Any] = []
+        self.n_running_most = 0  # at the same time
         self.engine = Engine(
             self.model, self.context, Embedder(lambda: self.context), n_parallel=n_lanes,
             prefill_budget_s=0.15, emit=self.events.extend, checkpoints=stores,
@@ -286,6 +287,7 @@ class Bench:
             pass
         while self.engine._waiting or self.engine._running:
             self.engine._admit()
+            self.n_running_most = max(self.n_running_most, len(self.engine._running))
             self.engine._step()
             self.engine._flush()
         return [answer(self.events, number) for number in range(len(prompts))]
@@ -370,6 +372,33 @@ def test_a_checkpoint_serves_who_asks_again_and_who_begins_alike(
     assert 300 < third[0] < n_prompt - 5
     texts = [first[1], second[1], third[1], again[1]]
     assert texts == [alone(lib, path, prompt) for prompt in (*QUESTIONS, QUESTIONS[0])]
+
+
+@pytest.mark.parametrize(
+    "kind, together", [(architectures.mamba, 3), (architectures.lfm2, 1), (architectures.gemma3, 1)]
+)
+def test_prompts_run_together_where_no_token_takes_a_cell(
+    lib: Any, tmp_path: Path, kind: Any, together: int
+) -> None:
+    path = tmp_path / "model.gguf"
+    kind(path)
+    source = random.Random(6)
+    prompts: list[str | list[int]] = [[source.randrange(200) for _ in range(300)] for _ in "abc"]
+    with Bench(lib, path, 3, n_ctx=512) as bench:
+        found = bench.answers(*prompts)
+    assert bench.n_running_most == together
+    assert [text for _, text in found] == [alone(lib, path, prompt) for prompt in prompts]
+
+
+def test_a_memory_of_states_tells_of_them(lib: Any, tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    architectures.mamba(path)
+    with Bench(lib, path, 3, n_ctx=512) as bench:
+        bench.answers("One", "Another", "Another one")
+        bench.answers("Other")
+        assert bench.engine._memory is not None
+        state = bench.engine._memory.state(0, 0, bench.engine._meter)
+    assert (state.n_cells, state.n_cells_used, state.n_cells_idle) == (3, 0, 3)
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])

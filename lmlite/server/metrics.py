@@ -80,7 +80,7 @@ class Metrics:
 def _engine_lines(state: EngineState) -> Iterator[str]:
     yield from _single("sequences_running", "gauge", "Sequences at work.", state.n_running)
     yield from _single("sequences_waiting", "gauge", "Sequences that wait.", state.n_waiting)
-    yield from _heading("memory_cells", "gauge", "Cells of the context's memory, one per token.")
+    yield from _heading("memory_cells", "gauge", "Cells of memory, one per token or per state.")
     n_free = state.n_cells - state.n_cells_used - state.n_cells_idle
     for name, n in (("used", state.n_cells_used), ("idle", state.n_cells_idle), ("free", n_free)):
         yield f'lmlite_memory_cells{{state="{name}"}} {n}'

@@ -97,7 +97,9 @@ class Worker:
             stack.callback(self._model.close)
             self._files.check_names()
             if self._model.has_encoder:
-                raise LlamaError("models with an encoder and a decoder are not supported")
+                raise LlamaError(
+                    "models with an encoder, but for those of BERT's kind, are not served"
+                )
             self._n_threads = load.n_threads or default_n_threads()
             self._n_ctx = context_size(load, self._model.n_ctx_train)
             self._n_ctx_max = n_ctx_max(load, self._model.n_ctx_train)

@@ -193,8 +193,7 @@ class Engine:
         if not self._running:
             return True
         n_pending = sum(running.n_pending for running in self._running)
-        n_held = self._memory.n_cells_with(place, sequence.tokens)
-        return n_held + n_pending < self._memory.n_max
+        return self._memory.has_room(place, sequence.tokens, n_pending)
 
     def _step(self) -> None:
         """Decodes one batch of what is pending, and samples where nothing is any more."""

@@ -66,9 +66,9 @@ class Model:
             self.n_gpu_layers = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
         self.has_encoder: bool = lib.llama_model_has_encoder(self.pointer)
         # A state that sums up all tokens cannot be cut, so no beginning of it can be shared.
-        self.can_cut_memory: bool = not (
-            lib.llama_model_is_recurrent(self.pointer) or lib.llama_model_is_hybrid(self.pointer)
-        )
+        is_recurrent: bool = lib.llama_model_is_recurrent(self.pointer)
+        self.can_cut_memory: bool = not (is_recurrent or lib.llama_model_is_hybrid(self.pointer))
+        self.takes_cells: bool = not is_recurrent  # of memory, one for each token
         self.n_swa: int = lib.llama_model_n_swa(self.pointer)  # tokens of a sliding window, or 0
 
     def close(self) -> None:

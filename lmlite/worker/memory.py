@@ -5,7 +5,7 @@ which bring back what memory has lost or never could keep. Belongs to the engine
 no requests: a prompt is a list of token ids, and runs in a lane.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from lmlite.messages import EngineState
 from lmlite.worker import prefix
@@ -31,11 +31,12 @@ class Memory:
     ) -> None:
         """`parked` is for models whose memory can be cut."""
         self._context = context
-        self._can_cut = model.can_cut_memory
+        self._can_cut, self._takes_cells = model.can_cut_memory, model.takes_cells
         self._checkpoints = checkpoints
         self._parked = parked
         self._stores = checkpoints if parked is None else (parked, *checkpoints)
-        self.n_max = context.n_ctx  # cells
+        # Cells; without any, states, of which each lane has one whatever it has read.
+        self.n_max = context.n_ctx if self._takes_cells else context.n_seq_max
         self.lanes = [Lane(seq_id) for seq_id in range(context.n_seq_max)]
 
     # ---- where a prompt starts -------------------------------------------------------------
@@ -87,13 +88,13 @@ class Memory:
     def _restored(self, place: Place, tokens: list[int]) -> int:
         """From a checkpoint, where one holds clearly more than any lane."""
         lane = place.lane
-        n_free = self.n_max - prefix.n_cells(lane for lane in self.lanes if lane.busy)
+        n_free = self.n_max - self._n_cells([lane for lane in self.lanes if lane.busy])
         for store in self._stores:
             n_tokens, checkpoint = store.best(tokens, self._can_cut)
             if checkpoint is None or n_tokens < place.n_tokens + store.min_tokens:
                 continue
             # It shares no cells. Where it does not fit, idle lanes would leave for nothing.
-            if max(len(checkpoint.tokens), len(tokens)) > n_free:
+            if self._takes_cells and max(len(checkpoint.tokens), len(tokens)) > n_free:
                 continue
             state = store.load(checkpoint)
             if state is None or not self._restore(lane, state):
@@ -218,8 +219,11 @@ class Memory:
 
     def n_cells(self) -> tuple[int, int]:
         """(cells of lanes that run, cells of idle ones)."""
-        n_used = prefix.n_cells(lane for lane in self.lanes if lane.busy)
-        return n_used, prefix.n_cells(self.lanes) - n_used
+        n_used = self._n_cells([lane for lane in self.lanes if lane.busy])
+        return n_used, self._n_cells(self.lanes) - n_used
+
+    def _n_cells(self, lanes: Collection[Lane]) -> int:
+        return prefix.n_cells(lanes) if self._takes_cells else sum(bool(x.tokens) for x in lanes)
 
     def state(self, n_running: int, n_waiting: int, meter: Meter) -> EngineState:
         """What the engine is doing, for the server."""
@@ -241,10 +245,12 @@ class Memory:
         """What is kept of lanes that left their cells."""
         return self._parked.n_bytes if self._parked is not None else 0
 
-    def n_cells_with(self, place: Place, tokens: list[int]) -> int:
-        """Cells of lanes that run, and of a prompt's tokens once they are read at that place."""
+    def has_room(self, place: Place, tokens: list[int], n_pending: int) -> bool:
+        """Whether a prompt fits at that place, beside what the lanes that run are yet to read."""
+        if not self._takes_cells:
+            return True  # the lane is free, and with it its state
         busy = {lane for lane in self.lanes if lane.busy}
         n_shared = place.n_tokens
         if not place.source.busy:  # then its cells are idle, but for those that others share
             n_shared = min(n_shared, prefix.n_shared(place.source, busy))
-        return prefix.n_cells(busy) + len(tokens) - n_shared
+        return prefix.n_cells(busy) + len(tokens) - n_shared + n_pending < self.n_max
