@@ -38,14 +38,15 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,28}[A-Za-z0-9])?"
 _ANY_LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
 _IN_PATH = r"([A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
 _QUERY = rf"(\?({_IN_PATH}|[/?])*)?(#({_IN_PATH}|[/?])*)?"
-_DURATION_TIME = r"T(\d+H(\d+M(\d+S)?)?|\d+M(\d+S)?|\d+S)"
+_N = r"\d{1,6}"  # of a duration, which a model could write without end
+_DURATION_TIME = f"T({_N}H({_N}M({_N}S)?)?|{_N}M({_N}S)?|{_N}S)"
 # name -> (values that each is one, values among which each one is)
 _FORMATS = {
     "date": (_DATE, _DATE),
     "time": (_TIME, _ANY_TIME),
     "date-time": (f"{_DATE}T{_TIME}", f"{_DATE}[Tt ]{_ANY_TIME}"),
     "duration": (
-        rf"P(\d+W|(\d+D|\d+M(\d+D)?|\d+Y(\d+M(\d+D)?)?)({_DURATION_TIME})?|{_DURATION_TIME})",
+        f"P({_N}W|({_N}D|{_N}M({_N}D)?|{_N}Y({_N}M({_N}D)?)?)({_DURATION_TIME})?|{_DURATION_TIME})",
         r"P(\d+([.,]\d+)?[YMWD])*(T(\d+([.,]\d+)?[HMS])+)?",
     ),
     "uuid": ("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
