@@ -36,6 +36,7 @@ FLOORS = [
      "server.stored_responses", "server.image_formats", "server.gbnf", "server.patterns",
      "server.schema_parts", "server.schema_faults", "worker.number_grammar"],
     ["worker.llama", "worker.checkpoints", "worker.rearrangement", "server.worker_process",
+     "server.open_requests",
      "server.schema_bounds", "server.schema_definitions", "server.schema_numbers",
      "worker.json_grammar", "worker.plain_tools", "server.sampling", "server.error_bodies",
      "server.gate", "server.chunked_body", "server.custom_tools", "server.content_parts",

@@ -235,7 +235,7 @@ def test_a_worker_that_takes_nothing_holds_up_no_thread_and_who_leaves_makes_roo
         assert reply.next(0) is None
         reply.close()
     assert stopped.n_open() == 0
-    assert stopped._unsent == {}
+    assert not stopped._open._unsent
 
 
 def test_a_request_whose_client_left_before_its_turn_never_reaches_the_worker(

@@ -7,7 +7,6 @@ is one that is ready; a third one kills a worker that shows no sign of life. A r
 had when it died is failed and never tried again: it may be what killed it. Knows no HTTP.
 """
 
-import collections
 import dataclasses
 import itertools
 import threading
@@ -25,10 +24,8 @@ from lmlite.errors import (
 from lmlite.gguf import ModelFile, read_model_file
 from lmlite.gguf_projector import Projector, read_projector_file
 from lmlite.messages import (
-    Cancel,
     EngineState,
     Event,
-    Failed,
     Load,
     LoadFailed,
     Loading,
@@ -39,9 +36,9 @@ from lmlite.messages import (
 )
 from lmlite.server.logs import Log, printable
 from lmlite.server.model_check import Identity, checked_again, has_changed, identities, is_replaced
+from lmlite.server.open_requests import OpenRequests
 from lmlite.server.reply import END_EVENTS, Reply
 from lmlite.server.restarts import MAX_DEATHS, Restarts
-from lmlite.server.suspects import Suspects
 from lmlite.server.watchdog import Watchdog
 from lmlite.server.worker_process import STOP_WAIT_S, WORKER_COMMAND, WorkerProcess, close
 
@@ -80,16 +77,13 @@ class Supervisor:
         self.n_started = 0
         self._log = log
         self._ids = itertools.count(1)
-        self._replies: dict[int, Reply] = {}  # all that were let in, by request
-        self._unsent: dict[int, bytes] = {}  # frames of those that no worker has, in their order
-        self._cancelled: collections.deque[int] = collections.deque()  # of the worker that runs now
+        self._open = OpenRequests(load.n_parallel + load.n_queue)
         self._process: WorkerProcess | None = None  # that of the worker that runs now
         self._n_events = 0  # of all workers
         self._is_outdated = False  # the file that the worker has loaded
         self._loaded: Load | None = None  # the last that a worker could carry out
         self._given_up: list[Identity | None] = []  # the files over which the model has failed
         self._restarts = Restarts(clock)
-        self._suspects = Suspects()
         self._changed = threading.Condition()  # guards all of the above
         self._writing = threading.Lock()  # a frame goes down a pipe as a whole
         self._stopping = threading.Event()
@@ -125,8 +119,7 @@ class Supervisor:
         """
         with self._changed:
             self._expect_worker()
-            if len(self._replies) >= self.load.n_parallel + self.load.n_queue:
-                raise Unavailable(f"{len(self._replies)} requests are waiting already")
+            self._open.check_room()
 
     def _expect_worker(self) -> None:
         """Raises Unavailable when there is none, nor one on its way."""
@@ -149,22 +142,14 @@ class Supervisor:
             raise BodyTooLarge(f"the request is too large: {err}") from None
         with self._changed:
             self.check_admission()
-            self._suspects.check(reply.fingerprint)
-            self._replies[reply.request_id] = reply
-            self._unsent[reply.request_id] = frame
+            self._open.add(reply, frame)
             self._changed.notify_all()
         return reply
 
     def _forget(self, reply: Reply) -> None:
-        """No more events for this reply; the worker stops working on it, or never begins."""
         with self._changed:
-            if self._replies.pop(reply.request_id, None) is None:
-                return
-            self._unsent.pop(reply.request_id, None)
-            if reply.is_complete:
-                self._suspects.clear(reply.fingerprint)
-            elif reply.process is not None and reply.process is self._process:
-                self._cancelled.append(reply.request_id)
+            self._open.forget(reply)
+            if self._open.has_frames:
                 self._changed.notify_all()
 
     def stop(self) -> None:
@@ -196,30 +181,23 @@ class Supervisor:
     def n_open(self) -> int:
         """Requests that are being worked on, or wait for it."""
         with self._changed:
-            return len(self._replies)
+            return len(self._open)
 
     # ---- the writer's thread ---------------------------------------------------------------
 
     def _hand_over(self) -> None:
         """Writes requests to the worker that is ready, in the order in which they came."""
-        while (told := self._next_frame()) is not None:
-            self._send(*told)
-
-    def _next_frame(self) -> tuple[WorkerProcess, bytes] | None:
-        """What to tell which worker, once there is something; None: the server stops."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._stopping.is_set() or self._may_send)
-            if self._stopping.is_set() or self._process is None:
-                return None
-            if self._cancelled:  # first, as it makes room
-                return self._process, frames.encode(Cancel(self._cancelled.popleft()))
-            request_id = next(iter(self._unsent))
-            self._replies[request_id].process = self._process
-            return self._process, self._unsent.pop(request_id)
+        while not self._stopping.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping.is_set() or self._may_send)
+                process = self._process
+                frame = self._open.next_frame(process) if process and self._may_send else None
+            if process is not None and frame is not None:
+                self._send(process, frame)
 
     @property
     def _may_send(self) -> bool:
-        return self.ready is not None and bool(self._unsent or self._cancelled)
+        return self.ready is not None and self._open.has_frames
 
     def _send(self, process: WorkerProcess, frame: bytes) -> None:
         """Writes one frame. A worker that takes none is dead, or as good as that."""
@@ -227,7 +205,7 @@ class Supervisor:
             try:
                 process.requests.write(frame)
                 process.requests.flush()
-            except (OSError, ValueError):  # the pipe is broken, or closed
+            except (OSError, ValueError, MemoryError):  # the pipe is broken, or closed
                 process.kill()
 
     # ---- the supervisor's thread -----------------------------------------------------------
@@ -329,7 +307,7 @@ class Supervisor:
             case _:
                 if isinstance(event, END_EVENTS):
                     self._restarts.answered()
-                reply = self._replies.get(event.id)
+                reply = self._open.find(event.id)
                 if reply is not None:
                     reply.put(event)
 
@@ -347,7 +325,6 @@ class Supervisor:
         with self._changed:
             self.ready = self.state = self._process = None
             self.fraction_loaded = 0.0
-            self._cancelled.clear()
         self._restarts.end()
         why = process.bury()
         if self._stopping.is_set() or self.fault is not None or self.lacks is not None:
@@ -359,17 +336,11 @@ class Supervisor:
             self._fail(Unavailable, message, process)
             return
         self._log.line("error", f"worker {process.pid} {why}")
-        self._blame(process)
+        with self._changed:
+            self._open.blame(process)
         message = "the model's worker ended; the request may be sent again"
         self._fail(Unavailable, message, process)
         self._count_death(why)
-
-    def _blame(self, process: WorkerProcess) -> None:
-        """Once for each text that was at work, however many had asked for the same."""
-        with self._changed:
-            replies = [each for each in self._replies.values() if each.process is process]
-            for suspect in {each.fingerprint for each in replies if each.may_be_running}:
-                self._suspects.blame(suspect)
 
     def _count_death(self, why: str) -> None:
         self._restarts.die()
@@ -404,14 +375,8 @@ class Supervisor:
     def _fail(
         self, kind: type[Unavailable], message: str, process: WorkerProcess | None = None
     ) -> None:
-        """Ends the requests that this worker had; without one, all."""
         with self._changed:
-            failed = [each for each in self._replies.values() if process in (None, each.process)]
-            for reply in failed:
-                del self._replies[reply.request_id]
-                self._unsent.pop(reply.request_id, None)
-        for reply in failed:
-            reply.put(Failed(reply.request_id, kind.__name__, message))
+            self._open.fail(kind, message, process)
 
     # ---- the watchdog's thread -------------------------------------------------------------
 
@@ -420,7 +385,7 @@ class Supervisor:
         watchdog = Watchdog(self._watchdog_s)
         while not self._stopping.wait(watchdog.look_s):
             with self._changed:
-                process, owes = self._process, bool(self._replies) or self.ready is None
+                process, owes = self._process, bool(self._open) or self.ready is None
             if process is None or not owes:
                 watchdog.rest()
             elif watchdog.is_overdue(process.pid, self._n_events):
