@@ -21,6 +21,7 @@ namespace {
 constexpr size_t KEPT   = 160;   // bytes at both ends of a stretch: longer than any tag
 constexpr size_t WORTH  = 256;   // bytes that are worth a cut
 constexpr size_t ROOMY  = 1024;  // bytes of a window that are read with each token
+constexpr size_t DEEP   = 64;    // containers in each other, within which none looks for a cut
 constexpr size_t ESCAPE = 6;     // bytes of the longest escape, as in JSON's strings
 
 struct reading {
@@ -64,22 +65,23 @@ bool begins_character(const std::string & text, size_t at) {
     return (static_cast<unsigned char>(text[at]) & 0xC0) != 0x80;
 }
 
-// The first place from `at` on that is neither within a character nor within an escape.
+// The first place from `at` on, not far, that is neither within a character nor within an escape.
 size_t next_border(const std::string & text, size_t at) {
     const auto is_border = [&text](size_t place) {
         const size_t from = place - std::min(place, ESCAPE);
         return begins_character(text, place) && text.find('\\', from) >= place;
     };
-    while (at < text.size() && !is_border(at)) {
+    const size_t end = std::min(at + KEPT / 2, text.size());
+    while (at < end && !is_border(at)) {
         at++;
     }
-    return at;
+    return at < end ? at : std::string::npos;
 }
 
 // Of a stretch whose characters are all alike to the parser.
 stretch middle_of_text(const std::string & text, size_t begin, size_t end) {
     const stretch found{ next_border(text, begin + KEPT), next_border(text, end - KEPT) };
-    return found.begin < found.end && found.end <= end ? found : stretch{};
+    return found.begin < found.end && found.end < end ? found : stretch{};
 }
 
 // Follows JSON, or Python's way to write it, as far as two places can be told to be alike.
@@ -87,7 +89,7 @@ class json_state {
   public:
     // The open containers, and the quote of an open string or a comma; empty where no cut may be.
     std::string key() const {
-        if (n_escaped > 0 || (quote == 0 && last != ',')) {
+        if (n_escaped > 0 || (quote == 0 && last != ',') || open.size() > DEEP) {
             return "";
         }
         return open + (quote != 0 ? quote : last);
@@ -156,11 +158,12 @@ void find_middle(const reading & of, common_peg_ast_id id, stretch & longest) {
 
 // Whether a text is another one without a middle, or that one itself.
 bool is_shorter(const std::string & text, const std::string & other) {
-    if (text.size() > other.size()) {
-        return false;
+    if (text.size() >= other.size()) {
+        return text == other;
     }
     const size_t n_head = std::mismatch(text.begin(), text.end(), other.begin()).first - text.begin();
-    return std::equal(text.rbegin(), text.rend() - static_cast<std::ptrdiff_t>(n_head), other.rbegin());
+    const size_t n_tail = std::mismatch(text.rbegin(), text.rend(), other.rbegin()).first - text.rbegin();
+    return n_head + n_tail >= text.size() && n_tail >= ESCAPE;  // an end that is lacking would come again
 }
 
 bool is_shorter(const common_chat_msg & message, const common_chat_msg & other) {

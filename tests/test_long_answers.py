@@ -152,6 +152,18 @@ def test_the_answers_of_every_template_read_the_same_at_once_and_token_by_token(
     assert min(n_long) > 50
 
 
+def test_where_no_cut_may_be_what_was_held_back_is_said_once(default_model: Model) -> None:
+    template = ChatTemplate(default_model, None)
+    form = template.render([ASK], OFFERED).form
+    rng = random.Random(3)
+    for begin in ("I see.", "<think>", "I see: <", "<tool_"):
+        for middle in ('\\"', "</", "<tool_", "東<", "\\n<b>"):
+            text = f"{begin}{'word ' * 40}<{middle * 600}"
+            whole, _ = read(default_model, form, [text])
+            assert read(default_model, form, pieces_of(text, rng))[0] == whole
+    template.close()
+
+
 # ---- what a token costs ----------------------------------------------------------------------
 
 TAGS = '<tool_call>\n{"name": "write_file", "arguments": {"'
