@@ -47,8 +47,8 @@ def test_each_property_has_one_type_and_lists_have_texts_only() -> None:
     })]  # fmt: skip
 
 
-# Command R+ cannot be given a list among the parameters of a tool, however it is said.
-@pytest.mark.parametrize("name", [name for name in NAMES if "command-r-plus" not in name])
+# Command R+ cannot be given a list among the parameters of a tool: it gets its tools in words.
+@pytest.mark.parametrize("name", NAMES)
 def test_every_template_takes_a_tool_with_an_odd_schema(special_model: Model, name: str) -> None:
     template = ChatTemplate(special_model, source_of(name))
     held = json.dumps([ToolSchemas().widened(ODD, "get_weather").schema])

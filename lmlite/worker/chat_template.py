@@ -14,6 +14,7 @@ import itertools
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NoReturn
@@ -140,8 +141,8 @@ class ChatTemplate:
     ) -> tuple[Json, Tokens, bytes | None]:
         """The request with its messages as the template takes them, and what `prompt` makes of it.
 
-        Its tools are said plainly where the template cannot read them. Raises BadRequest with
-        what the template said first.
+        Its tools are said plainly, or in words, where the template cannot read them. Raises
+        BadRequest with what the template said first.
         """
         if "tools" not in request:
             return self._arranged(request, marks, pictures)
@@ -151,13 +152,14 @@ class ChatTemplate:
             return self._arranged(plainly, marks, pictures)
         try:
             return self._arranged(request, marks, pictures)
-        except BadRequest as refusal:
-            try:
-                found = self._arranged(plainly, marks, pictures)
-            except BadRequest:
-                raise refusal from None
-            self._unreadable = {*[*self._unreadable][-MAX_UNREADABLE:], known}
-            return found
+        except BadRequest:
+            for other in (plainly, in_words(request)):
+                with suppress(BadRequest):
+                    found = self._arranged(other, marks, pictures)
+                    if other is plainly:
+                        self._unreadable = {*[*self._unreadable][-MAX_UNREADABLE:], known}
+                    return found
+            raise
 
     def _arranged(
         self, request: Json, marks: Marks | None, pictures: Sequence[Picture]
