@@ -56,7 +56,6 @@ ROWS = [
     Bad("a number beyond floats", CHAT, b'{"temperature":1e999}'),
     Bad("a number of 5,000 digits", CHAT, b'{"seed":' + b"1" * 5000 + b"}"),
     Bad("invalid UTF-8", CHAT, b'{"messages":[{"role":"user","content":"\xff\xfe"}]}'),
-    Bad("a lone surrogate", CHAT, b'{"messages":[{"role":"user","content":"\\ud800"}]}'),
     Bad("the same key twice", CHAT, b'{"messages":[],"messages":[]}'),
     Bad("100,000 brackets", CHAT, b"[" * 100_000),
     Bad("100,000 objects", CHAT, b'{"a":' * 100_000),
@@ -225,8 +224,8 @@ def test_a_text_that_no_context_holds_is_refused_by_its_bytes(
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
     assert answer.error["message"] == (
         f"This model's maximum context length is 2048 tokens. However, {words}"
-        "That is the least that 131074 bytes can be. Shorten it: the model was trained for 2048, "
-        "which --rope-scaling stretches."
+        "That is the least that 131074 bytes can be. Shorten the prompt: this model was trained "
+        "for 2048 tokens (see --rope-scaling)."
     )
 
 

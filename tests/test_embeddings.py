@@ -84,8 +84,8 @@ def test_an_input_over_the_models_context_is_refused_by_index(minilm: RunningSer
     assert (answer.status, answer.error["code"]) == (400, "context_length_exceeded")
     assert answer.error["message"] == (
         "This model's maximum context length is 512 tokens. However, your input resulted in 602 "
-        "tokens. Input 1 is too long. Shorten it: the model was trained for 512, which "
-        "--rope-scaling stretches."
+        "tokens. Input 1 is too long. Shorten the prompt: this model was trained for 512 tokens "
+        "(see --rope-scaling)."
     )
 
 

@@ -16,7 +16,7 @@ from tests.server_process import RunningServer
 N_CTX = 256
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 TURNS = [{"role": "user", "content": "word " * 300}]
-LARGER = "Shorten it, or serve with a larger --ctx, 2048 at most."
+LARGER = "Shorten the prompt, or serve with a larger --ctx: 2048 at most."
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_context_beyond_the_training_is_cut_with_a_line_in_the_log() -> None:
         assert length_of(server) == 2048
         answer = server.post("/v1/completions", prompt=[5] * 2049, max_tokens=1)
         assert answer.error["message"].endswith(
-            "Shorten it: the model was trained for 2048, which --rope-scaling stretches."
+            "Shorten the prompt: this model was trained for 2048 tokens (see --rope-scaling)."
         )
         assert server.post("/v1/completions", prompt=[5] * 2000, max_tokens=1).status == 200
     assert any("the context is 4096 tokens instead of 100000" in line for line in server.log)

@@ -114,9 +114,6 @@ def test_a_body_of_another_type_is_refused_with_the_header_to_send(
         (b'{"a":1e999}', "too large"),
         (b'{"a":' + b"9" * 5000 + b"}", "too many digits"),
         (b'{"a":1,"a":2}', "the same key twice"),
-        (b'{"a":"\\ud800"}', "surrogate"),
-        (b'{"\\udc00":1}', "surrogate"),
-        (b'{"a":["\\uD83D x"]}', "surrogate"),
         (b'{"a":"\xff"}', "not valid UTF-8"),
         (b'{"a":"\xed\xa0\x80"}', "not valid UTF-8"),
         (b"[" * 100_000, "nested too deeply"),
@@ -127,6 +124,20 @@ def test_a_body_of_another_type_is_refused_with_the_header_to_send(
 def test_json_that_is_refused(body: bytes, message: str) -> None:
     with pytest.raises(BadRequest, match=message):
         wire.parse_json(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        (b'{"a":"\\ud83d\\ude00"}', {"a": "\U0001f600"}),
+        (b'{"a":"\\ud800"}', {"a": "\ufffd"}),
+        (b'{"\\udc00":1.5}', {"\ufffd": 1.5}),
+        (b'{"a":["cut \\uD83D", "\\uDE00 cut"]}', {"a": ["cut \ufffd", "\ufffd cut"]}),
+        (b'{"a":"\\ud83d\\ud83d\\ude00\\ude00"}', {"a": "\ufffd\U0001f600\ufffd"}),
+    ],
+)
+def test_half_of_an_emoji_becomes_the_replacement_character(body: bytes, value: object) -> None:
+    assert wire.parse_json(body) == value
 
 
 def test_every_depth_is_read_or_refused_also_where_only_the_second_look_fails() -> None:

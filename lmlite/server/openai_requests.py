@@ -249,7 +249,7 @@ def _grammar(body: Body, defaults: Defaults) -> str | None:
     if kind != "grammar":
         return None
     if not defaults.allows_grammars:
-        unsupported(path, "this server takes no grammars: it is started with --allow-grammar")
+        unsupported(path, "this server takes no grammars unless it is started with --allow-grammar")
     if type(value) is not str:
         raise BadRequest(f"{path} is not a string", param=path)
     return checked_grammar(value, path)

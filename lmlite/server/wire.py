@@ -191,7 +191,7 @@ def _check_transfer_encoding(head: Head) -> None:
 
 
 def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict[str, Any]:
-    """The JSON object in a request's body, with finite numbers and whole characters only.
+    """The JSON object in a request's body, with finite numbers and whole characters.
 
     Raises BadRequest. Bounded by the body's size and by its structure: a megabyte of brackets
     would otherwise cost twenty megabytes and hold up every other thread.
@@ -218,9 +218,7 @@ def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict
         raise BadRequest("the body has a number of too many digits") from None
     if type(value) is not dict:
         raise BadRequest("the body is not a JSON object")
-    if "\\ud" in text or "\\uD" in text:
-        _check_surrogates(value)
-    return value
+    return _in_whole_characters(value) if "\\ud" in text or "\\uD" in text else value
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -241,14 +239,18 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _check_surrogates(value: Any) -> None:
-    """Half of a surrogate pair is no character: it could not be sent on as UTF-8."""
+def _in_whole_characters(value: dict[str, Any]) -> dict[str, Any]:
+    """The value with U+FFFD for each half of a surrogate pair, which UTF-8 cannot carry.
+
+    JavaScript counts an emoji as two characters, so clients that shorten texts cut some in half.
+    """
     try:
-        json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise BadRequest("the body has half of a surrogate pair, which is no character") from None
+        text = json.dumps(value, ensure_ascii=False)
     except RecursionError:  # a depth that reading just survived
         raise BadRequest("the body is nested too deeply") from None
+    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    found: dict[str, Any] = value if whole == text else json.loads(whole)
+    return found
 
 
 def to_json(value: Any) -> bytes:

@@ -242,9 +242,9 @@ class Worker:
     def _advice(self) -> str:
         """How a longer prompt could be read."""
         if self._n_ctx_seq < self._n_ctx_max:
-            return f"Shorten it, or serve with a larger --ctx, {self._n_ctx_max} at most."
+            return f"Shorten the prompt, or serve with a larger --ctx: {self._n_ctx_max} at most."
         trained = self._model.n_ctx_train
-        return f"Shorten it: the model was trained for {trained}, which --rope-scaling stretches."
+        return f"Shorten the prompt: this model was trained for {trained} tokens (see --rope-scaling)."
 
     def _make_eye(self, stack: ExitStack) -> Eye | None:
         load = self._load
