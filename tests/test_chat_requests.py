@@ -1,5 +1,6 @@
 """Tools, their results, and the form of an answer: from a client's JSON to messages."""
 
+import base64
 import json
 from typing import Any
 
@@ -13,6 +14,7 @@ from lmlite.server.chat_requests import (
     parse_messages,
     parse_options,
 )
+from tests.image_files import RED, png
 
 WEATHER = {
     "type": "function",
@@ -126,18 +128,55 @@ def test_what_is_left_out_has_names() -> None:
     assert custom_tools(body) == {"apply_patch", "say"}
 
 
-def test_what_a_tool_shows_to_a_model_that_sees_nothing_is_told() -> None:
-    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}
+@pytest.mark.parametrize(
+    ("url", "sees"),
+    [
+        ("data:image/png;base64,AAAA", False),
+        ("data:image/png;base64,AAAA", True),  # no image at all
+        ("data:image/svg+xml;base64,PHN2Zz48L3N2Zz4=", True),
+        ("https://a.example/b.png", True),
+    ],
+)
+def test_what_a_tool_shows_and_nobody_can_look_at_is_told(url: str, sees: bool) -> None:
+    image = {"type": "image_url", "image_url": {"url": url}}
     content = [{"type": "text", "text": "A: "}, image]
     result = {"role": "tool", "tool_call_id": "call_1", "content": content}
     words = "A: [image: it cannot be read here]\n"
-    assert parse_messages([result], takes_images=False) == (
-        ChatMessage("tool", words, tool_call_id="call_1"),)  # fmt: skip
-    assert list(left_out({"messages": [result]})) == ["content.image_url"]
-    assert list(left_out({"messages": [result]}, takes_images=True)) == []
-    for role, sees in (("user", False), ("tool", True)):  # where it is one, it is looked at
-        with pytest.raises(ApiError):
-            parse_messages([{"role": role, "content": content}], takes_images=sees)
+    told = parse_messages([result], takes_images=sees)
+    assert told == (ChatMessage("tool", words, tool_call_id="call_1"),)
+    assert list(left_out({"messages": [result]}, told)) == ["content.image_url"]
+    with pytest.raises(ApiError):
+        parse_messages([{"role": "user", "content": content}], takes_images=sees)
+
+
+def test_what_a_tool_shows_to_a_model_that_sees_is_looked_at() -> None:
+    dot = png(1, 1, RED)
+    image = {"type": "image_url", "image_url": {"url": base64.b64encode(dot).decode()}}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [image]}
+    shown = parse_messages([result], takes_images=True)
+    assert [each.data for each in shown[0].images] == [dot]
+    assert list(left_out({"messages": [result]}, shown)) == []
+
+
+def test_a_tool_may_have_nothing_to_say() -> None:
+    results: tuple[dict[str, Any], ...] = ({}, {"content": None}, {"content": []}, {"content": ""})
+    for result in results:
+        (said,) = parse_messages([{"role": "tool", **result}], takes_images=False)
+        assert said == ChatMessage("tool", "")
+
+
+@pytest.mark.parametrize("name", ["get weather", "wetter/für?", "x" * 300, "<|im_end|>"])
+def test_a_name_that_a_model_made_up_is_taken_back(name: str) -> None:
+    function = {"name": name, "arguments": "{}"}
+    (call,) = calls_of({"id": "call_1", "function": function})
+    assert call.name == name
+
+
+def test_no_parameters_as_php_writes_them() -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": []}}
+    assert options(tools=[tool]) == options(
+        tools=[{**tool, "function": {"name": "f", "parameters": {}}}]
+    )
 
 
 @pytest.mark.parametrize("parallel", [None, True, False])
@@ -228,7 +267,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
                               "tools.[0].function.name"),
     "a name with a quote": (tool(name='f"'), "tools.[0].function.name"),
     "a name of 129 letters": (tool(name="f" * 129), "tools.[0].function.name"),
-    "parameters in a list": (tool(parameters=[]), "tools.[0].function.parameters"),
+    "parameters in a list": (tool(parameters=[{}]), "tools.[0].function.parameters"),
     "a description in numbers": (tool(description=1), "tools.[0].function.description"),
     "a choice without tools": ({"tool_choice": "required"}, "tool_choice"),
     "a choice in other words": ({**tool(), "tool_choice": "any"}, "tool_choice"),
@@ -260,7 +299,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
                             "messages.[0].tool_calls.[0].function.arguments"),
     "an answer of nothing alone": ({"messages": [{"role": "assistant", "content": ""}]},
                                    "messages"),
-    "a result without content": ({"messages": [{"role": "tool", "tool_call_id": "1"}]},
+    "a user's message without content": ({"messages": [{"role": "user"}]},
                                  "messages.[0].content"),
 }  # fmt: skip
 

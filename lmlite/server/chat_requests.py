@@ -6,13 +6,13 @@ Pure. Each error names the field that is wrong; what is left out gets its defaul
 import itertools
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lmlite.errors import BadRequest, MissingParameter
 from lmlite.messages import ChatMessage, ChatOptions, Image, ToolCall
 from lmlite.server.answer_forms import parse_form
-from lmlite.server.content_parts import is_image, part_text, shows_images, unread_parts
+from lmlite.server.content_parts import is_image, part_text, unread_parts
 from lmlite.server.custom_tools import as_arguments, as_function
 from lmlite.server.fields import Body, boolean, required, string, typed, unsupported
 from lmlite.server.images import ImageReader
@@ -32,7 +32,7 @@ MAX_KWARGS_BYTES = 16 << 10
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 _NO_PARAMETERS = {"type": "object", "properties": {}}
-# Names stand in grammars and in prompts: nothing that could end a string there.
+# Names of tools stand in grammars: nothing that could end a string there.
 MAX_NAME = 128
 _TOOL_NAME = re.compile(rf"[\w.:/-]{{1,{MAX_NAME}}}", re.ASCII)
 
@@ -70,10 +70,9 @@ def _message(message: Any, path: str, reader: ImageReader) -> ChatMessage:
     if message.get("function_call"):
         unsupported(f"{path}.function_call", "function_call is not supported: send tool_calls")
     content = message.get("content")
-    if content is None and role != "assistant":
+    if content is None and role not in ("assistant", "tool"):  # tools may have nothing to say
         raise MissingParameter("the message has no content", param=f"{path}.content")
-    shows = shows_images(role, reader.takes_images)
-    text, images = _content(content, f"{path}.content", reader, shows)
+    text, images = _content(content, f"{path}.content", reader, is_result=role == "tool")
     if images and role == "assistant":
         unsupported(f"{path}.content", "a message of the assistant has no images")
     reasoning = string(message, "reasoning_content", f"{path}.reasoning_content")
@@ -89,9 +88,13 @@ def _message(message: Any, path: str, reader: ImageReader) -> ChatMessage:
 
 
 def _content(
-    content: Any, path: str, reader: ImageReader, shows: bool
+    content: Any, path: str, reader: ImageReader, is_result: bool
 ) -> tuple[str, tuple[Image, ...]]:
-    """A message's text and images. Parts follow each other, with nothing added in between."""
+    """A message's text and images. Parts follow each other, with nothing added in between.
+
+    What a tool has shown and nobody can look at is told: as an error it would come again in each
+    later turn, and end the conversation.
+    """
     if content is None or type(content) is str:
         return content or "", ()
     if type(content) is not list:
@@ -102,9 +105,14 @@ def _content(
         if type(part) is not dict:
             raise BadRequest("a content part is an object", param=part_path)
         required(part, "type", f"{part_path}.type")
-        if is_image(part) and shows:
+        if not is_image(part):
+            text += part_text(part, part_path)
+            continue
+        try:
             images.append(Image(reader.read(part, part_path), len(text), part_path))
-        else:
+        except BadRequest:
+            if not is_result:
+                raise
             text += part_text(part, part_path)
     return text, tuple(images)
 
@@ -130,7 +138,7 @@ def _tool_call(call: Any, path: str) -> ToolCall | None:
     elif arguments is not None and type(arguments) is not str:
         raise BadRequest("arguments is a string", param=f"{path}.function.arguments")
     call_id = string(call, "id", f"{path}.id") or ""
-    return ToolCall(call_id, tool_name(function, f"{path}.function.name"), arguments or "{}")
+    return ToolCall(call_id, called_name(function, f"{path}.function.name"), arguments or "{}")
 
 
 def _custom_call(call: Body, path: str) -> ToolCall | None:
@@ -139,15 +147,20 @@ def _custom_call(call: Body, path: str) -> ToolCall | None:
         return None
     text = string(custom, "input", f"{path}.custom.input") or ""
     call_id = string(call, "id", f"{path}.id") or ""
-    return ToolCall(call_id, tool_name(custom, f"{path}.custom.name"), as_arguments(text))
+    return ToolCall(call_id, called_name(custom, f"{path}.custom.name"), as_arguments(text))
 
 
 def tool_name(function: Body, path: str) -> str:
-    """The name of a tool or of a call to one, which stands at `path`. Raises BadRequest."""
+    """The name of a tool, which stands at `path`. Raises BadRequest."""
     name = required(function, "name", path)
     if type(name) is not str or not _TOOL_NAME.fullmatch(name):
         raise BadRequest("a tool's name has 1 to 128 letters, digits, _ . : / or -", param=path)
     return name
+
+
+def called_name(call: Body, path: str) -> str:
+    """The name in an earlier call: any, as models make names up. "" for none."""
+    return string(call, "name", path) or ""
 
 
 # ---- what the answer may be ----------------------------------------------------------------
@@ -218,6 +231,8 @@ def _tool(tool: Body, path: str) -> Body:
     if kind == "custom":
         function = as_function(function, path)
     parameters = function.get("parameters")
+    if parameters == []:  # PHP's way to write an empty object
+        parameters = {}
     if parameters is not None and type(parameters) not in (dict, bool):
         where = f"{path}.parameters"
         raise BadRequest(f"{where} is not a JSON schema", param=where)
@@ -244,9 +259,10 @@ def _as_told(tool: Body) -> Body:
     return tool | {"function": tool["function"] | {"parameters": told}}
 
 
-def left_out(body: Body, takes_images: bool = False) -> Iterator[str]:
-    """What a chat, whose fields have been checked, has beside what is read here: names for it."""
-    yield from unread_parts(body["messages"], takes_images)
+def left_out(body: Body, messages: Iterable[ChatMessage] = ()) -> Iterator[str]:
+    """What a chat has beside what is read of it, which `messages` are: names for it."""
+    shown = {image.path for message in messages for image in message.images}
+    yield from unread_parts(body["messages"], shown)
     for tool in body.get("tools") or ():
         if tool["type"] not in TOOL_TYPES:
             yield f"tools.{tool['type']}"

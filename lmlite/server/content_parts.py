@@ -7,7 +7,7 @@ of an unknown type must not end their conversation. Pure.
 import base64
 import binascii
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from lmlite.errors import BadRequest
@@ -47,23 +47,17 @@ def is_image(part: Body) -> bool:
     return part["type"] in _IMAGES and part.get("file_id") is None
 
 
-def shows_images(role: str, takes_images: bool) -> bool:
-    """Whether images in a message are looked at, and refused by a model that sees none.
+def unread_parts(messages: list[Body], shown: Collection[str]) -> Iterator[str]:
+    """The types of the parts of read messages that are told, as names of what is ignored.
 
-    What a tool has shown to such a model is told: it would end a conversation that nobody can mend.
+    `shown` are the paths of the images that the model sees.
     """
-    return role != "tool" or takes_images
-
-
-def unread_parts(messages: list[Body], takes_images: bool) -> Iterator[str]:
-    """The types of the parts of read messages that are told, as names of what is ignored."""
-    for message in messages:
+    for i, message in enumerate(messages):
         content = message.get("content")
-        shows = shows_images(message["role"], takes_images)
-        for part in content if type(content) is list else ():
+        for j, part in enumerate(content if type(content) is list else ()):
             kind = part["type"]
-            is_read = type(kind) is str and kind in _TEXTS
-            if not is_read and not (shows and is_image(part)):
+            is_text = type(kind) is str and kind in _TEXTS
+            if not is_text and f"messages.[{i}].content.[{j}]" not in shown:
                 yield f"content.{kind}"
 
 

@@ -41,7 +41,8 @@ class Turns:
     def _read(self, item: Any, path: str) -> None:
         if type(item) is not dict:
             raise BadRequest("an item is an object", param=path)
-        match item.get("type") or "message":
+        is_reference = "id" in item and item.keys() <= {"id", "type"}
+        match item.get("type") or ("item_reference" if is_reference else "message"):
             case "message":
                 self._read_message(item, path)
             case "function_call":
@@ -68,11 +69,11 @@ class Turns:
         role = required(item, "role", f"{path}.role")
         if role not in ROLES:
             raise BadRequest(f"role is one of {', '.join(ROLES)}", param=f"{path}.role")
-        content = required(item, "content", f"{path}.content")
-        if role == "assistant":
-            self._assistant(path, "reasoning_content")["content"] = content
+        if role == "assistant":  # who may have said nothing
+            self._assistant(path, "reasoning_content")["content"] = item.get("content")
             self.names[f"{self._last}.content"] = f"{path}.content"
         else:
+            content = required(item, "content", f"{path}.content")
             self._add({"role": role, "content": content}, path, f"{path}.content")
 
     def _read_call(self, call: Body, item: Body, path: str) -> None:

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from lmlite.errors import BadRequest
-from lmlite.server.chat_requests import EFFORTS, tool_name
+from lmlite.server.chat_requests import EFFORTS, called_name, tool_name
 from lmlite.server.dry_run import planned
 from lmlite.server.fields import Body, boolean, integer, required, string, typed
 from lmlite.server.limits import DEFAULT_LIMITS, Limits
@@ -174,8 +174,7 @@ def _tool_call(block: Body, path: str) -> Body:
             arguments = json.dumps(found, ensure_ascii=False)
         except RecursionError:  # a depth that reading just survived
             raise BadRequest("input is nested too deeply", param=f"{path}.input") from None
-    name = tool_name(block, f"{path}.name") if block.get("name") else ""
-    function = {"name": name, "arguments": arguments}
+    function = {"name": called_name(block, f"{path}.name"), "arguments": arguments}
     return {"id": required_string(block, "id", path), "function": function}
 
 

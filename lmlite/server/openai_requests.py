@@ -85,7 +85,7 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
             raise BadRequest(f"{path} is not for tools, nor for a response_format", param=path)
         options = replace(options, thinks=False)  # a grammar leaves no place for thoughts
     request = Chat(0, messages, params, n, options=options, grammar=grammar)
-    call = _call(body, request, CHAT_FIELDS, left_out(body, defaults.takes_images))
+    call = _call(body, request, CHAT_FIELDS, left_out(body, messages))
     return replace(call, custom_tools=custom_tools(body), unheld=unheld)
 
 
