@@ -243,8 +243,8 @@ class Worker:
         """How a longer prompt could be read."""
         if self._n_ctx_seq < self._n_ctx_max:
             return f"Shorten the prompt, or serve with a larger --ctx: {self._n_ctx_max} at most."
-        trained = self._model.n_ctx_train
-        return f"Shorten the prompt: this model was trained for {trained} tokens (see --rope-scaling)."
+        trained = f"this model was trained for {self._model.n_ctx_train} tokens"
+        return f"Shorten the prompt: {trained} (see --rope-scaling)."
 
     def _make_eye(self, stack: ExitStack) -> Eye | None:
         load = self._load
