@@ -1,15 +1,8 @@
-"""What Codex and Claude Code ask first, and once their tools have answered, with each template.
+"""What Codex and Claude Code ask first, and once their tools have answered, with each template."""
 
-`tests/agents/` has the shapes of what they send: fields, kinds of items, tools and their schemas.
-The texts are our own.
-"""
-
-import base64
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import takewhile
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,24 +17,10 @@ from lmlite.worker.llama import Model
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.sequence import Sequence
 from tests import projectors
-from tests.image_files import LOSSY_WEBP
-from tests.server_process import Answer, RunningServer
+from tests.agents.recorded import AGENTS, asked, post
+from tests.server_process import RunningServer
 from tests.template_tree import NAMES, source_of
 from tests.test_media import Seer
-
-FOLDER = Path(__file__).with_name("agents")
-AGENTS = ("codex", "claude_code")
-TURNS = {"codex": "input", "claude_code": "messages"}
-
-
-def asked(agent: str, *, later: bool = False) -> Any:
-    """A recorded request: path, headers and body; `later` with what its tools have answered."""
-    picture = base64.b64encode(LOSSY_WEBP).decode()
-    text = (FOLDER / f"{agent}.json").read_text().replace("PICTURE", picture)
-    request = json.loads(text)
-    if later:
-        request["body"][TURNS[agent]] += request["later"]
-    return request
 
 
 def chat_of(agent: str, body: Any) -> Chat:
@@ -89,11 +68,6 @@ def test_each_template_takes_what_they_send(
 def server() -> Iterator[RunningServer]:
     with RunningServer() as running:
         yield running
-
-
-def post(server: RunningServer, request: Any, **headers: str) -> Answer:
-    body = request["body"] | {"model": server.model, "stream": False}
-    return server.request("POST", request["path"], body, request["headers"] | headers)
 
 
 @pytest.mark.parametrize("later", [False, True])

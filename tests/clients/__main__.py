@@ -5,6 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
+from tests.agents.recorded import AGENTS, asked, post
 from tests.clients import (
     anthropic_client,
     javascript,
@@ -43,6 +44,15 @@ def instructor(server: RunningServer) -> str:
     return done.stdout.strip()
 
 
+def recorded_agents(server: RunningServer) -> str:
+    """What Codex and Claude Code sent when they were recorded, at the start and later."""
+    for agent in AGENTS:
+        for later in (False, True):
+            answer = post(server, asked(agent, later=later))
+            assert answer.status == 200, answer.body
+    return "200, at the start and after their tools have answered"
+
+
 Examples = Callable[[RunningServer], str]
 CLIENTS: dict[str, tuple[Examples, bool]] = {  # and whether this machine has what it needs
     "OpenAI's Python": (openai_client.examples, True),
@@ -53,6 +63,7 @@ CLIENTS: dict[str, tuple[Examples, bool]] = {  # and whether this machine has wh
     "LangChain": (langchain_client.examples, True),
     "Vercel's AI SDK": (javascript.vercel, javascript.is_there()),
     "instructor": (instructor, True),
+    "Codex and Claude Code, as recorded": (recorded_agents, True),
     "curl": (curl, shutil.which("curl") is not None),
 }
 
