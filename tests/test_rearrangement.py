@@ -114,9 +114,11 @@ def test_turns_are_settled_when_it_is_known_who_speaks() -> None:
     assert told[2]["content"] == "<tool_response>\nR\n</tool_response>\n\nU2"
 
 
-WHOLE = ["{}", '{"a": [1, 2.5, null]}', ' {"é": "\\u00e9\\ud83d\\ude00"} ']
+WHOLE = ["{}", '{"a": [1, 2.5, null]}', '{"a": [1e308, -12345678901234567890123]}',
+         ' {"é": "\\u00e9\\ud83d\\ude00"} ']  # fmt: skip
 BROKEN = ["", "{", '{"city": "Par', '{"a": 1}}', "[1]", '"a"', "null", "5", '{"a": NaN}',
-          '{"a": "\\ud800"}', "é", '{"a":' * 100_000]  # fmt: skip
+          '{"a": 1e400}', f'{{"a": -{"9" * 400}}}', '{"a": "\\ud800"}', "é",
+          '{"a":' * 100_000]  # fmt: skip
 
 
 @pytest.mark.parametrize("text", WHOLE)

@@ -194,3 +194,12 @@ def test_it_does_with_other_vocabularies_too(lib: Any, llama_cpp: Path, name: st
             assert b"".join(model.vocab.pieces(ids)).decode() == text
     finally:
         model.close()
+
+
+def test_a_text_that_is_larger_than_any_prompt_is_refused(server: RunningServer) -> None:
+    refused = server.post("/tokenize", prompt="x" * 200_000)
+    assert (refused.status, refused.json["error"]["param"]) == (400, "prompt")
+    assert refused.json["error"]["message"].startswith(
+        "This model's maximum context length is 2048 tokens. However, your prompt resulted in 3125 "
+        "tokens. That is the least that 200000 bytes can be. "
+    )

@@ -231,7 +231,7 @@ class Preparer:
         """
         vocab, prompt = self._model.vocab, request.prompt
         if isinstance(prompt, str):
-            self._check_bytes(prompt, "prompt", "the text")
+            self._check_bytes(prompt, "prompt")
             add_special, parse_special = request.add_special, request.parse_special
             tokens = vocab.tokenize(prompt, add_special=add_special, parse_special=parse_special)
         else:

@@ -6,6 +6,7 @@ same, or equal ones where it has nothing to do. Pure: which steps a template nee
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, pairwise, takewhile
 from typing import Any
@@ -53,7 +54,9 @@ def short_ids(messages: Messages) -> Messages:
 def is_json_object(text: str) -> bool:
     """Whether llama.cpp can read the text as an object."""
     try:
-        value = json.loads(text, parse_constant=_no_constant)
+        value = json.loads(
+            text, parse_constant=_no_constant, parse_float=_number, parse_int=_number
+        )
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError):
@@ -63,6 +66,12 @@ def is_json_object(text: str) -> bool:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is Python's, not JSON's")
+
+
+def _number(text: str) -> float:
+    if math.isinf(number := float(text)):
+        raise ValueError("too large for llama.cpp")
+    return number
 
 
 def _with_calls(message: Json, change: Callable[[Json], Json]) -> Json:
