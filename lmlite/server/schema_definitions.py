@@ -2,7 +2,8 @@
 
 import itertools
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from lmlite.server.schema_faults import Faults
@@ -15,6 +16,12 @@ from lmlite.server.schema_parts import (
     reference_of,
     steps_of,
 )
+
+_MARK = re.compile(r"(?=(z\d{0,8}z))")  # all in one pass, though one may begin inside another
+
+
+def _marks() -> Iterator[str]:
+    return itertools.chain(["zz"], (f"z{n}z" for n in itertools.count()))
 
 
 class Definitions:
@@ -29,9 +36,8 @@ class Definitions:
         self.comparer = Comparer(self.root)
         # llama.cpp names a definition's rule after it, and others after properties; names that
         # occur nowhere keep them apart.
-        text = json.dumps(root)
-        free = next(mark for n in itertools.count(2) if (mark := "z" * n) not in text)
-        self._mark = prefix + free
+        taken = set(_MARK.findall(json.dumps(root)))
+        self._mark = prefix + next(mark for mark in _marks() if mark not in taken)
 
     def __len__(self) -> int:
         return len(self._names)
