@@ -554,7 +554,7 @@ WRONG = {
                                  body={"response_format": {"type": "xml"}}),
     "a form that cannot be held": Wrong(
         400, None, "response_format.json_schema.schema", body={"response_format": {
-            "type": "json_schema", "json_schema": {"schema": {"not": {}}}}}),
+            "type": "json_schema", "json_schema": {"strict": True, "schema": {"not": {}}}}}),
     "a grammar": Wrong(400, "unsupported_grammar", "grammar", body={"grammar": 'root ::= "a"'}),
     "top_logprobs alone": Wrong(400, None, "top_logprobs", body={"top_logprobs": 1}),
     "dimensions": Wrong(400, None, "dimensions", EMBEDDINGS, {"dimensions": 10**6}),
