@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from importlib import resources
 from pathlib import Path
 
 import lmlite
@@ -86,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_serve(commands)
     _add_log(commands)
+    manual = commands.add_parser("help", help="read the manual", description="The manual.")
+    manual.add_argument("topic", nargs="?", metavar="TOPIC", help="a page (default: their list)")
+    manual.set_defaults(run=run_help)
     return top
 
 
@@ -420,4 +424,22 @@ def run_log_stream(options: argparse.Namespace) -> int:
         return 0
     except (OSError, ValueError) as err:
         raise StartError(f"no log stream at {options.url}: {err}", 1) from None
+    return 0
+
+
+# ---- lmlite help ---------------------------------------------------------------------------
+
+
+def run_help(options: argparse.Namespace) -> int:
+    """Prints a page of the manual, or the list of all. Raises StartError."""
+    folder = resources.files("lmlite") / "manual"
+    pages = {page.name.removesuffix(".md"): page for page in folder.iterdir()}
+    if options.topic is None:
+        for topic, page in sorted(pages.items()):
+            print(f"{topic:20}{page.read_text('utf-8').splitlines()[0].lstrip('# ')}")
+    elif options.topic in pages:
+        print(pages[options.topic].read_text("utf-8"), end="")
+    else:
+        message = f"there is no page on {options.topic}; lmlite help lists the topics"
+        raise StartError(message, 2)
     return 0

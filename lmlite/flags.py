@@ -1,4 +1,4 @@
-"""The flags of each command, as `--help` and the README show them, and what their values may be.
+"""The flags of each command, as `--help` and the manual show them, and what their values may be.
 
 Adding one is a line here. Knows nothing of what they do.
 """

@@ -187,7 +187,7 @@ def test_reasoning_stays_in_the_content_where_that_is_asked_for() -> None:
         assert "</think>" in message["content"]
 
 
-def test_the_readme_shows_the_shape_of_a_dry_run(server: RunningServer) -> None:
-    text = (REPOSITORY / "README.md").read_text()
+def test_the_manual_shows_the_shape_of_a_dry_run(server: RunningServer) -> None:
+    text = (REPOSITORY / "lmlite/manual/watching.md").read_text()
     for name in plan(server):
         assert f'"{name}"' in text, name

@@ -1,4 +1,4 @@
-"""The rules of the house: floors, imports, sizes, and a README that tells the truth."""
+"""The rules of the house: floors, imports, sizes, and a manual that tells the truth."""
 
 import ast
 import re
@@ -14,6 +14,7 @@ from lmlite import cli
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = REPOSITORY / "lmlite"
 README = (REPOSITORY / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in (PACKAGE / "manual").glob("*.md")}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports from lower floors only.
@@ -166,9 +167,9 @@ def tracked_files() -> list[str]:
     return done.stdout.splitlines()
 
 
-def test_the_readmes_file_tree_is_the_real_one() -> None:
+def test_the_manuals_file_tree_is_the_real_one() -> None:
     """Each line of the tree is an indented path and what it is for; folders end in a slash."""
-    block = re.search(r"<!-- tree -->\n```\n(.*?)```", README, re.DOTALL)
+    block = re.search(r"<!-- tree -->\n```\n(.*?)```", PAGES["files"], re.DOTALL)
     assert block is not None
     listed: set[str] = set()
     folders: list[str] = []
@@ -184,16 +185,36 @@ def test_the_readmes_file_tree_is_the_real_one() -> None:
 
 
 @pytest.mark.parametrize("command", ["serve", "log stream"])
-def test_the_readme_shows_the_help_text(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manual_shows_the_help_text(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     parser = cli.parser()
     for word in command.split():
         (actions,) = [a for a in parser._actions if isinstance(a.choices, dict)]
         assert isinstance(actions.choices, dict)
         parser = actions.choices[word]
-    block = re.search(rf"<!-- help {command} -->\n```\n(.*?)```", README, re.DOTALL)
+    block = re.search(rf"<!-- help {command} -->\n```\n(.*?)```", PAGES["flags"], re.DOTALL)
     assert block is not None
     assert block[1] == parser.format_help()
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(README.splitlines()) <= 250
+    assert set(re.findall(r"\(lmlite/manual/([a-z-]+)\.md\)", README)) == PAGES.keys()
+
+
+def test_help_prints_a_page_or_lists_them_all(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help", "images"]) == 0
+    assert capsys.readouterr().out == PAGES["images"]
+    assert cli.main(["help"]) == 0
+    listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert listed == {name: text.splitlines()[0].lstrip("# ") for name, text in PAGES.items()}
+
+
+def test_help_for_what_has_no_page_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help", "../errors"]) == 2
+    assert capsys.readouterr().err == (
+        "lmlite: there is no page on ../errors; lmlite help lists the topics\n"
+    )
 
 
 def test_the_readme_names_every_make_target() -> None:

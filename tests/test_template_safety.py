@@ -32,7 +32,7 @@ ALIEN = [
 CUT_AT = ["</think>", "/think", "/no_think", "/no_/thinkthink", "\n", "<think>"]
 
 # Templates for which it cannot be shown, as they obey words in a message; what these write, and
-# why. README.md has the same list.
+# why. The manual has the same list.
 COMMANDS = {
     "HuggingFaceTB-SmolLM3-3B": (
         ["<think>", "</think>"],
@@ -177,9 +177,9 @@ def without(commanded: list[str], tokens: list[str]) -> list[str]:
     return [token for token in tokens if token not in commanded]
 
 
-def test_the_readme_lists_the_templates_for_which_it_cannot_be_shown() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    block = re.search(r"<!-- templates -->\n(.*?)\n\n", readme, re.DOTALL)
+def test_the_manual_lists_the_templates_for_which_it_cannot_be_shown() -> None:
+    page = (REPOSITORY / "lmlite/manual/templates.md").read_text()
+    block = re.search(r"<!-- templates -->\n(.*?)\n\n", page, re.DOTALL)
     assert block is not None
     rows = [f"| `{name}` | {reason} |" for name, (_, reason) in COMMANDS.items()]
     assert block[1].splitlines() == ["| template | what a message can do |", "| --- | --- |", *rows]

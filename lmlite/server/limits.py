@@ -1,7 +1,7 @@
 """What a client may cost, at most. Every limit can be raised, and none removed.
 
 Each field is a flag of `lmlite serve`: `max_body` is `--max-body`, with the default, the range and
-the words that stand here, which `--help` and the README show. Knows nothing of what is limited.
+the words that stand here, which `--help` and the manual show. Knows nothing of what is limited.
 """
 
 import dataclasses
