@@ -21,7 +21,9 @@ from tests.tiny_model.words import Source
 
 # Named by what they show; the others in this folder are for the reading of files.
 FILES = sorted(
-    path for path in Path(__file__).with_name("pictures").iterdir() if path.suffix != ".jpg"
+    path
+    for path in Path(__file__).with_name("pictures").iterdir()
+    if path.suffix in (".png", ".jpeg")
 )
 
 
