@@ -84,7 +84,7 @@ def errors(client: anthropic.Anthropic, ask: Any) -> None:
     """Each is an error of its own class, with Anthropic's body."""
     messages: Any = [{"role": "user", "content": "Hi"}]
     for wrong, error in (({"model": "no-such-model"}, anthropic.NotFoundError),
-                         ({"temperature": 3}, anthropic.BadRequestError)):  # fmt: skip
+                         ({"temperature": "hot"}, anthropic.BadRequestError)):  # fmt: skip
         try:
             client.messages.create(messages=messages, **ask | {"extra_body": wrong})
             raise AssertionError(f"{wrong} was accepted")
