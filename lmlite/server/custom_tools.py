@@ -8,9 +8,9 @@ are those of OpenAI's custom tools in chats and in responses.
 import json
 import re
 from dataclasses import replace
-from typing import Any
 
 from lmlite.messages import CallDelta, Delta
+from lmlite.server import wire
 from lmlite.server.fields import Body, typed
 
 PARAMETER = "input"
@@ -115,6 +115,4 @@ class _Input:
         assert known is not None  # it may be empty
         self._raw = self._raw[known.end() :]
         self._is_over = self._raw.startswith('"')
-        text: Any = json.loads(f'"{known[0]}"', strict=False)
-        # Half a pair of surrogates is no character.
-        return str(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace"))
+        return wire.whole_characters(json.loads(f'"{known[0]}"', strict=False))

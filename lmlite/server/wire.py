@@ -240,17 +240,19 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _in_whole_characters(value: dict[str, Any]) -> dict[str, Any]:
-    """The value with U+FFFD for each half of a surrogate pair, which UTF-8 cannot carry.
-
-    JavaScript counts an emoji as two characters, so clients that shorten texts cut some in half.
-    """
+    """JavaScript counts an emoji as two characters: clients that shorten texts cut some in half."""
     try:
         text = json.dumps(value, ensure_ascii=False)
     except RecursionError:  # a depth that reading just survived
         raise BadRequest("the body is nested too deeply") from None
-    whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    whole = whole_characters(text)
     found: dict[str, Any] = value if whole == text else json.loads(whole)
     return found
+
+
+def whole_characters(text: str) -> str:
+    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot carry."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def to_json(value: Any) -> bytes:
