@@ -10,9 +10,7 @@ from typing import Any
 
 # enum common_grammar_trigger_type
 _TOKEN, _WORD, _PATTERN, _PATTERN_FULL = range(4)
-MAX_BYTES = (
-    512  # of the text that is looked at; twice what is kept of it, more than any trigger has
-)
+MAX_BYTES = 512  # of the text that is searched; half of it is kept, more than any trigger has
 
 
 class Triggers:
