@@ -44,13 +44,13 @@ lint: .venv/lint/.complete ## check style and types (ruff, mypy)
 	@.venv/lint/bin/mypy
 
 # Whatever reads what strangers send, and the tests that concern it.
-COVERED      := lmlite/server/wire.py lmlite/server/chunked_body.py lmlite/server/connection.py \
-  lmlite/frames.py lmlite/gguf.py lmlite/gguf_header.py lmlite/gguf_shape.py \
-  lmlite/gguf_projector.py lmlite/server/model_check.py lmlite/server/images.py \
-  lmlite/server/image_formats.py
-COVERED_BY   := $(addprefix tests/test_,$(addsuffix .py,wire raw_requests connection frames gguf gguf_shape \
-  gguf_projector model_check images))
-TOO_SLOW     := --deselect tests/test_gguf.py::test_a_large_vocabulary_is_read_in_half_a_second
+COVERED      := lmlite/server/front/wire.py lmlite/server/front/chunked_body.py lmlite/server/front/connection.py \
+  lmlite/frames.py lmlite/gguf/file.py lmlite/gguf/header.py lmlite/gguf/shape.py \
+  lmlite/gguf/projector.py lmlite/server/models/model_check.py lmlite/server/api/chat/images.py \
+  lmlite/server/api/chat/image_formats.py
+COVERED_BY   := tests/server/front tests/gguf tests/test_frames.py tests/server/models/test_model_check.py \
+  tests/server/api/chat/test_images.py
+TOO_SLOW     := --deselect tests/gguf/test_file.py::test_a_large_vocabulary_is_read_in_half_a_second
 COVERAGE     := COVERAGE_FILE=.venv/coverage/data .venv/coverage/bin/python -m coverage
 LEAST        := 95
 
@@ -70,16 +70,16 @@ clients: native .venv/clients/.complete .venv/instructor/.complete ## run the re
 	@.venv/clients/bin/python -m tests.clients
 
 fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
-	@$(PYTHON) -m tests.fuzz_gguf $(ARGS)
+	@$(PYTHON) -m tests.fuzz.gguf $(ARGS)
 
 fuzz-images: native ## send 100,000 damaged images (ARGS="--count 1000 --seed 2")
-	@$(PYTHON) -m tests.fuzz_images $(ARGS)
+	@$(PYTHON) -m tests.fuzz.images $(ARGS)
 
 fuzz-http: ## send damaged requests to the server's front (ARGS="raw --count 200000 --seed 2")
-	@$(PYTHON) -m tests.fuzz_http $(ARGS)
+	@$(PYTHON) -m tests.fuzz.http $(ARGS)
 
 soak: native .venv/test/.complete ## serve for an hour while everything goes wrong (MINUTES=5 ARGS="kills --seed 2")
-	@.venv/test/bin/python -m tests.soak --minutes $(MINUTES) $(ARGS)
+	@.venv/test/bin/python -m tests.reliability.soak --minutes $(MINUTES) $(ARGS)
 
 reliability: native .venv/test/.complete ## print what is promised and what shows it (ARGS="F2 M", ARGS=--all)
 	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m tests.reliability $(ARGS)
@@ -88,7 +88,7 @@ bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="-
 	@LMLITE_LLAMA_CPP=$(SOURCE) $(PYTHON) -m tests.bench $(ARGS)
 
 profile: native ## measure Python's own share of a step (ARGS="--functions 20")
-	@$(PYTHON) -m tests.profile_step $(ARGS)
+	@$(PYTHON) -m tests.bench.profile_step $(ARGS)
 
 tiny-model: native .venv/tiny/.complete ## train the embedded model and its eye again, with a GPU (ARGS="--seed 2")
 	@.venv/tiny/bin/python -m tests.tiny_model.train $(ARGS)

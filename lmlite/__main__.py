@@ -9,7 +9,7 @@ def main() -> int:
     """The command; its exit code."""
     if sys.argv[1:2] == ["serve"]:
         allocator.begin_again()
-    from lmlite import cli  # not before: all of it would be imported twice
+    from lmlite.cli import serve as cli
 
     return cli.main()
 

@@ -2,7 +2,7 @@
 //
 // Four things live here: chats, from messages to a prompt and from a completion back to a
 // message (chat.cpp, over llama.cpp's `common` library, which is C++); the layout of the structs
-// that lmlite/worker/capi.py declares by hand; the loops over a vocabulary that Python would
+// that lmlite/worker/llama/capi.py declares by hand; the loops over a vocabulary that Python would
 // make slow (bridge.cpp); and WebP, which llama.cpp cannot read (webp.cpp). Text that crosses is JSON in UTF-8. No C++ exception crosses: a failure
 // is {"error": "..."}, or NULL and a text in *error. A returned string belongs to the caller, who
 // gives it back to lml_free.

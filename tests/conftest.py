@@ -8,15 +8,15 @@ from typing import Any
 
 import pytest
 
-from lmlite.worker import capi
-from lmlite.worker.llama import Model
-from tests.house import House, opened
-from tests.reliability import ROWS
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.model import Model
+from tests import REPOSITORY
+from tests.reliability.__main__ import ROWS
+from tests.support.house import House, opened
 
 # As the server does for its workers: threads that spin make a busy machine crawl.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-REPOSITORY = Path(__file__).parent.parent
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 # How often to do what should be done many times: once in `make test`.
@@ -85,7 +85,7 @@ def special_model(
     lib: Any, llama_cpp: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Model]:
     """A vocabulary with the special tokens of every template in llama.cpp's tree."""
-    from tests.template_tree import write_special_vocabulary
+    from tests.support.template_tree import write_special_vocabulary
 
     assert llama_cpp.is_dir()
     path = tmp_path_factory.mktemp("special") / "special.gguf"

@@ -16,26 +16,16 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from lmlite.errors import (
-    ApiError,
-    BadRequest,
-    InternalError,
-    NotFound,
-    RequestTimeout,
-    Unavailable,
-)
+from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, RequestTimeout, Unavailable
 from lmlite.messages import Chat, Complete, Queued, Reading, ReplyEvent, Work
-from lmlite.server import error_bodies, metrics, tokenizer_api, wire
-from lmlite.server.answers import Answer, StreamedAnswer
-from lmlite.server.connection import Connection
-from lmlite.server.dry_run import DryRun, planned
-from lmlite.server.gate import allowed_by, check_method
-from lmlite.server.listener import Server
-from lmlite.server.messages_replies import MessageReply, TokenCount
-from lmlite.server.messages_requests import parse_count, parse_message
-from lmlite.server.models_replies import model_list, model_object
-from lmlite.server.openai_replies import ChatReply, CompletionReply, EmbeddingReply
-from lmlite.server.openai_requests import (
+from lmlite.server.api import error_bodies
+from lmlite.server.api import tokenizer as tokenizer_api
+from lmlite.server.api.anthropic.replies import MessageReply, TokenCount
+from lmlite.server.api.anthropic.requests import parse_count, parse_message
+from lmlite.server.api.dry_run import DryRun, planned
+from lmlite.server.api.openai.models import model_list, model_object
+from lmlite.server.api.openai.replies import ChatReply, CompletionReply, EmbeddingReply
+from lmlite.server.api.openai.requests import (
     Call,
     headers_of,
     lines_of,
@@ -43,13 +33,19 @@ from lmlite.server.openai_requests import (
     parse_completion,
     parse_embeddings,
 )
-from lmlite.server.reply import Reply
-from lmlite.server.responses_replies import ResponseReply
-from lmlite.server.responses_requests import own_names, parse_response
-from lmlite.server.routes import endpoint
-from lmlite.server.sampling import Defaults
-from lmlite.server.sender import JSON_TYPE, Sender
-from lmlite.server.tally import Tally
+from lmlite.server.api.reply import Answer, StreamedAnswer
+from lmlite.server.api.responses.replies import ResponseReply
+from lmlite.server.api.responses.requests import own_names, parse_response
+from lmlite.server.front import wire
+from lmlite.server.front.connection import Connection
+from lmlite.server.front.gate import allowed_by, check_method
+from lmlite.server.front.routes import endpoint
+from lmlite.server.front.sender import JSON_TYPE, Sender
+from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.event_queue import Reply
+from lmlite.server.server import Server
+from lmlite.server.watch import metrics
+from lmlite.server.watch.request_count import Tally
 
 CLIENT_LEFT = 499  # nginx's status for it, which no client ever sees
 MODEL_PATH = "/v1/models/"  # before a model's name

@@ -23,8 +23,7 @@ from typing import Any, BinaryIO
 
 from lmlite import frames
 from lmlite.errors import ApiError, InternalError, PromptTooLong, Unsupported
-from lmlite.library import library_folder
-from lmlite.memory_estimate import (
+from lmlite.gguf.memory_estimate import (
     EMBEDDING_BATCH,
     EMBEDDING_LANES,
     context_size,
@@ -32,6 +31,7 @@ from lmlite.memory_estimate import (
     n_lanes,
     n_ubatch,
 )
+from lmlite.library import library_folder
 from lmlite.messages import (
     Cancel,
     Chat,
@@ -48,14 +48,15 @@ from lmlite.messages import (
     Request,
     Tokenize,
 )
-from lmlite.worker import capi, mappings, sandbox
-from lmlite.worker.chat_template import ChatTemplate, TemplateError
-from lmlite.worker.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
+from lmlite.worker.chat.template import ChatTemplate, TemplateError
 from lmlite.worker.embedder import CPU_TOGETHER, Embedder
 from lmlite.worker.engine import Engine
-from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.guard import mappings, sandbox
+from lmlite.worker.guard.model_files import FilesChanged, ModelFiles
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.model import Context, LlamaError, Model
 from lmlite.worker.media import Eye
-from lmlite.worker.model_files import FilesChanged, ModelFiles
+from lmlite.worker.memory.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.threads import ThreadGovernor
 

@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmlite.errors import InternalError
-from lmlite.memory_estimate import EMBEDDING_LANES
+from lmlite.gguf.memory_estimate import EMBEDDING_LANES
 from lmlite.messages import Embedded, Failed, ReplyEvent
-from lmlite.worker import capi
-from lmlite.worker.llama import INVALID_NUMBERS, Batch, Context, LlamaError
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.model import INVALID_NUMBERS, Batch, Context, LlamaError
 
 # Tokens that a CPU takes together: with more, every token is weighed against more tokens of others
 # before those are left out, and who is being answered meanwhile waits longer.

@@ -26,16 +26,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lmlite.messages import Cause, EngineState, ReplyEvent
-from lmlite.worker.batcher import Batcher, Piece
-from lmlite.worker.checkpoints import Checkpoints, ParkedLanes
+from lmlite.worker.batch import Batcher, Piece
 from lmlite.worker.embedder import Embedder, Input, failed
-from lmlite.worker.llama import Context, Model
+from lmlite.worker.llama.model import Context, Model
+from lmlite.worker.llama.samplers import SamplerChain
 from lmlite.worker.logprobs import Logprobs
 from lmlite.worker.media import Eye
-from lmlite.worker.memory import Memory
+from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
+from lmlite.worker.memory.lanes import Place
+from lmlite.worker.memory.memory import Memory
 from lmlite.worker.meter import Meter
-from lmlite.worker.prefix import Place
-from lmlite.worker.samplers import SamplerChain
 from lmlite.worker.sequence import Sequence
 from lmlite.worker.threads import ThreadGovernor
 

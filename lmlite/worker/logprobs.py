@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 
 from lmlite.messages import TokenLogprob
-from lmlite.worker.batcher import Piece
-from lmlite.worker.llama import Context, Vocab
+from lmlite.worker.batch import Piece
+from lmlite.worker.llama.model import Context, Vocab
 
 
 class Logprobs:

@@ -14,8 +14,9 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
-from lmlite.worker import capi, mtmd, prefix
-from lmlite.worker.llama import Context, LlamaError, Model
+from lmlite.worker.llama import capi, mtmd
+from lmlite.worker.llama.model import Context, LlamaError, Model
+from lmlite.worker.memory import lanes as prefix
 
 CONTENT_BITS = 47  # of a picture's hash in its ids: `prefix.picture_ids`
 

@@ -26,15 +26,15 @@ from lmlite.messages import (
     SamplingParams,
     Tokenize,
 )
-from lmlite.worker.answer import Answer, Form
-from lmlite.worker.capi import DEFAULT_SEED
-from lmlite.worker.chat_template import ChatTemplate, Rendered, Tokens
+from lmlite.worker.chat.answer import Answer, Form
+from lmlite.worker.chat.template import ChatTemplate, Rendered, Tokens
+from lmlite.worker.chat.truncation import n_turns, without_oldest
 from lmlite.worker.embedder import Input
-from lmlite.worker.llama import LlamaError, Model
+from lmlite.worker.llama.capi import DEFAULT_SEED
+from lmlite.worker.llama.model import LlamaError, Model
+from lmlite.worker.llama.samplers import Grammar
 from lmlite.worker.media import Eye, Picture, UnreadableImage
-from lmlite.worker.samplers import Grammar
 from lmlite.worker.sequence import Sequence
-from lmlite.worker.truncation import n_turns, without_oldest
 
 # Far more than a token of prose or code has; only long runs of one sign come near. Longer texts are
 # refused unread: megabytes take a tokenizer seconds, in which nobody else's request is prepared.

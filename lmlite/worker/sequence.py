@@ -23,12 +23,12 @@ from lmlite.messages import (
     Started,
     TokenLogprob,
 )
-from lmlite.worker import prefix
-from lmlite.worker.answer import Answer, Part
-from lmlite.worker.llama import Vocab
+from lmlite.worker.chat.answer import Answer, Part
+from lmlite.worker.llama.model import Vocab
+from lmlite.worker.llama.samplers import Grammar, SamplerChain
 from lmlite.worker.media import InputChunk, Picture
-from lmlite.worker.prefix import Lane
-from lmlite.worker.samplers import Grammar, SamplerChain
+from lmlite.worker.memory import lanes as prefix
+from lmlite.worker.memory.lanes import Lane
 from lmlite.worker.text import LogprobQueue, TextStream
 
 MAX_ENTRIES = 4096  # log-probabilities of one event: 8 MB in a frame, with 20 alternatives each

@@ -19,21 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tests import REPOSITORY
 from tests.bench import model, report
 from tests.bench.client import BadReply
-from tests.bench.peers import (
-    LlamaServer,
-    Lmlite,
-    NotMeasured,
-    Others,
-    Remote,
-    Side,
-    n_cores,
-)
+from tests.bench.peers import LlamaServer, Lmlite, NotMeasured, Others, Remote, Side, n_cores
 from tests.bench.scenarios import SCENARIOS, Scenario
 from tests.bench.work import Values, Work
 
-BINARIES = model.REPOSITORY / "native" / "build" / "peer" / "bin"
+BINARIES = REPOSITORY / "native" / "build" / "peer" / "bin"
 FAULTS = (OSError, RuntimeError, BadReply)  # what a server can do to a scenario
 
 

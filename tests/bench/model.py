@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from lmlite.worker import capi
-from tests.gguf_writer import (
+from lmlite.worker.llama import capi
+from tests import REPOSITORY
+from tests.support.gguf_writer import (
     ARRAY,
     STRING,
     TENSOR_F16,
@@ -31,7 +32,6 @@ from tests.gguf_writer import (
     encode_gguf,
 )
 
-REPOSITORY = Path(__file__).parent.parent.parent
 FOLDER = REPOSITORY / "native" / "build" / "bench"
 VOCABULARY = "models/ggml-vocab-qwen2.gguf"
 MODEL_PATH = FOLDER / "random-0.5b-q4_0.gguf"

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from lmlite import flags
+from lmlite.cli import flags
+from tests import REPOSITORY
 from tests.bench import model
 from tests.bench.client import BadReply, Connection
 
@@ -163,7 +164,7 @@ def running(command: list[str], port: int, log_path: Path) -> Iterator[Server]:
     with log_path.open("wb") as log:
         began_s = time.perf_counter()
         process = subprocess.Popen(
-            command, cwd=model.REPOSITORY, env=environment,
+            command, cwd=REPOSITORY, env=environment,
             stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip
         try:

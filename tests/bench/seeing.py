@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from tests import projectors
 from tests.bench import model
 from tests.bench.client import Connection, ask_chat
 from tests.bench.peers import Side
 from tests.bench.work import FEW, Values, Work, warm_up
-from tests.image_files import png
+from tests.support import projectors
+from tests.support.image_files import png
 
 MMPROJ_PATH = model.FOLDER / "random-mmproj.gguf"
 SIZE = projectors.Size(n_embd=512, n_head=8, n_ff=2048, n_layer=24, side=336)  # 576 tokens

@@ -6,15 +6,15 @@ import re
 import time
 from statistics import median
 
-from lmlite.gguf_header import read_header
-from tests.bench import model
+from lmlite.gguf.header import read_header
+from tests import REPOSITORY
 from tests.bench.client import Asked, BadReply, Connection, ask, requests_at_once
 from tests.bench.peers import NotMeasured, Server, Setup, Side
 from tests.bench.work import Values, Work, crowd, warm_up
 
-TINY = Setup(model.REPOSITORY / "lmlite" / "models" / "tiny.gguf", n_ctx=8192)
+TINY = Setup(REPOSITORY / "lmlite" / "models" / "tiny.gguf", n_ctx=8192)
 MINILM = Setup(
-    model.REPOSITORY.parent / "shared" / "models" / "all-minilm-l6-v2-q8_0.gguf",
+    REPOSITORY.parent / "shared" / "models" / "all-minilm-l6-v2-q8_0.gguf",
     n_ctx=2048,
     n_parallel=4,
     embeds=True,

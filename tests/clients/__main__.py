@@ -5,7 +5,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-from tests.agents.recorded import AGENTS, asked, post
+from tests import REPOSITORY
 from tests.clients import (
     anthropic_client,
     javascript,
@@ -14,7 +14,8 @@ from tests.clients import (
     openai_client,
     pydantic_ai_client,
 )
-from tests.server_process import REPOSITORY, RunningServer
+from tests.served.agents.recorded import AGENTS, asked, post
+from tests.support.server_process import RunningServer
 
 INSTRUCTOR = REPOSITORY / ".venv" / "instructor" / "bin" / "python"
 

@@ -11,7 +11,7 @@ from anthropic.types import Message, MessageTokensCount, RawMessageStreamEvent
 from pydantic import TypeAdapter
 
 from tests.clients.asked import CITY, INTRODUCE, OSLO, RESULT, SUM, THINK, TOLD, TWO_CITIES
-from tests.server_process import RunningServer
+from tests.support.server_process import RunningServer
 
 TOOLS: Any = [{"name": "get_weather", "description": "", "input_schema": CITY}]
 

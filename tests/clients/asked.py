@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tests.image_files import RED, png
+from tests.support.image_files import RED, png
 
 INTRODUCE = "Introduce yourself."
 OSLO, TWO_CITIES = "What is the weather in Oslo?", "What is the weather in Oslo and in Rome?"

@@ -6,8 +6,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from tests import REPOSITORY
 from tests.clients.asked import RED_IMAGE, RED_WORD, RESULT, TOLD
-from tests.server_process import REPOSITORY, RunningServer
+from tests.support.server_process import RunningServer
 
 FOLDER = REPOSITORY / ".venv" / "clients" / "node"
 # The last of Vercel's that run on Node.js 20.

@@ -7,7 +7,7 @@ from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 
 from tests.clients.asked import ANNA, INTRODUCE, OSLO, RESULT, TOLD, TWO_CITIES, Person
-from tests.server_process import RunningServer
+from tests.support.server_process import RunningServer
 
 
 def examples(server: RunningServer) -> str:

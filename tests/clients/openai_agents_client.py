@@ -18,7 +18,7 @@ from agents import (
 from openai import AsyncOpenAI
 
 from tests.clients.asked import ANNA, OSLO, RESULT, TOLD, TWO_CITIES, Person
-from tests.server_process import RunningServer
+from tests.support.server_process import RunningServer
 
 
 def examples(server: RunningServer) -> str:

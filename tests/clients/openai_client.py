@@ -24,7 +24,7 @@ from tests.clients.asked import (
     Owner,
     Person,
 )
-from tests.server_process import RunningServer
+from tests.support.server_process import RunningServer
 
 TOOLS: Any = [{"type": "function", "function": WEATHER}]
 

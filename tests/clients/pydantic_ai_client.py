@@ -13,7 +13,7 @@ from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.settings import ModelSettings
 
 from tests.clients.asked import ANNA, OSLO, RESULT, TOLD, TWO_CITIES, Person
-from tests.server_process import RunningServer
+from tests.support.server_process import RunningServer
 
 
 def examples(server: RunningServer) -> str:

@@ -18,7 +18,7 @@ from http.client import HTTPConnection
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from tests.server_process import RunningServer
+from tests.support.server_process import RunningServer
 from tests.tiny_model import drawing, pictures, skills, tools
 from tests.tiny_model.conversation import PICTURE, Case, Turn, exchange, messages
 from tests.tiny_model.words import Source

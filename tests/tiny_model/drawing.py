@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from random import Random
 from typing import NamedTuple
 
-from tests.image_files import png_of
+from tests.support.image_files import png_of
 from tests.tiny_model.conversation import Picture
 
 Colour = tuple[int, int, int]

@@ -5,14 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor as Weights
 
-from tests.gguf_writer import (
-    TENSOR_F32,
-    Shape,
-    Tensor,
-    Value,
-    llama_metadata,
-    write_gguf,
-)
+from tests.support.gguf_writer import TENSOR_F32, Shape, Tensor, Value, llama_metadata, write_gguf
 from tests.tiny_model.tokenizer import Tokenizer, tokenizer_metadata
 
 TENSOR_Q8_0, FILE_TYPE_Q8_0 = 8, 7  # enum ggml_type, enum llama_ftype

@@ -29,10 +29,11 @@ import torch.nn.functional as F  # noqa: N812 (its usual name)
 from PIL import Image as Pillow
 from torch import Tensor, nn
 
-from lmlite.worker import capi, media
-from lmlite.worker.llama import Model
-from tests.gguf_writer import TENSOR_F16, TENSOR_F32, Value, write_gguf
-from tests.gguf_writer import Tensor as Stored
+from lmlite.worker import media
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.model import Model
+from tests.support.gguf_writer import TENSOR_F16, TENSOR_F32, Value, write_gguf
+from tests.support.gguf_writer import Tensor as Stored
 from tests.tiny_model import corpus, drawing, export, pictures, train
 from tests.tiny_model.conversation import Picture
 from tests.tiny_model.tokenizer import Tokenizer

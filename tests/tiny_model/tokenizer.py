@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from tests.gguf_writer import CONTROL, NORMAL, Value, byte_alphabet, spelled
+from tests.support.gguf_writer import CONTROL, NORMAL, Value, byte_alphabet, spelled
 from tests.tiny_model.conversation import TEMPLATE
 
 # Qwen2's expression in the words of Python's `re`: [^\W\d_] is a letter.

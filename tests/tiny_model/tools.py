@@ -9,15 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.tiny_model.conversation import Case, Turn
-from tests.tiny_model.skills import (
-    DAYS,
-    addition,
-    echo,
-    introduction,
-    recall,
-    small_talk,
-    unknown,
-)
+from tests.tiny_model.skills import DAYS, addition, echo, introduction, recall, small_talk, unknown
 from tests.tiny_model.words import OBJECTS, THINGS, VERBS, Source
 
 Schema = dict[str, object]

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (its usual name)
 from torch import Tensor, nn
 
-from tests.gguf_writer import Shape
+from tests import REPOSITORY
+from tests.support.gguf_writer import Shape
 from tests.tiny_model import corpus, export, tokenizer
 from tests.tiny_model.supply import Batch, batches
 from tests.tiny_model.tokenizer import Tokenizer
@@ -271,7 +272,6 @@ def train(model: Llama, data: Iterator[Batch], n_steps: int) -> None:
 
 # ---- the command ---------------------------------------------------------------------------
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 MODEL_PATH = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 KEPT_PATH = REPOSITORY / "native" / "build" / "tiny" / "trained.pt"  # for its eye
 CARD = {

@@ -1,0 +1,1 @@
+"""The `lmlite` command: one file for each of its commands."""

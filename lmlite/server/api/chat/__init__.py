@@ -1,0 +1,1 @@
+"""What the chat APIs share: messages, tools, images, and the form of an answer."""

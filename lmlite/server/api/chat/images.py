@@ -1,0 +1,104 @@
+"""Images of a chat: data URLs -> image files that are whole and within bounds. Pure.
+
+Nothing is fetched, and no path is opened. What a file says of itself is checked in
+`image_formats.py`.
+"""
+
+import base64
+import binascii
+import re
+
+from lmlite.errors import BadRequest
+from lmlite.server.api.chat.image_formats import ImageFault, checked_size
+from lmlite.server.api.fields import Body, required, string, unsupported
+from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
+
+PIXELS_FACTOR = 4  # of all images of a request, to those of one
+DETAILS = ("auto", "low", "high")
+
+_URL = re.compile(r"\s*([a-z][a-z0-9+.\-]{0,31}):", re.IGNORECASE)
+_PLAIN = bytes.maketrans(b"-_", b"+/")  # base64 may be in the alphabet that is made for URLs
+_SPACES = b" \t\r\n"
+_NO_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
+
+
+class ImageReader:
+    """Reads the images of one request."""
+
+    def __init__(self, takes_images: bool, limits: Limits = DEFAULT_LIMITS) -> None:
+        """`takes_images` says whether the model sees."""
+        self.takes_images, self._limits = takes_images, limits
+        self._n_images = self._n_pixels = 0
+
+    def read(self, part: Body, path: str) -> bytes:
+        """The file in a content part of type image_url. Raises BadRequest."""
+        if not self.takes_images:
+            unsupported(
+                f"{path}.image_url",
+                "this model sees no images: serve it with its projector, --mmproj FILE",
+            )
+        limits = self._limits
+        data = _decoded(_url_of(part, path), path, limits.max_image_bytes)
+        try:
+            width, height = checked_size(data, limits)
+        except ImageFault as fault:
+            raise BadRequest(f"the image {fault}", param=path) from None
+        self._n_images += 1
+        self._n_pixels += width * height
+        most_pixels = PIXELS_FACTOR * limits.max_image_pixels
+        if self._n_images > limits.max_images or self._n_pixels > most_pixels:
+            raise BadRequest(
+                f"the messages have more than {limits.max_images:,} images, or more than "
+                f"{most_pixels:,} pixels in them",
+                param=path,
+            )
+        return data
+
+
+def _url_of(part: Body, path: str) -> str:
+    """The URL; clients send it bare, too."""
+    image = required(part, "image_url", f"{path}.image_url")
+    if type(image) is str:
+        return image
+    if type(image) is not dict:
+        raise BadRequest("image_url is an object with a url", param=f"{path}.image_url")
+    detail = string(image, "detail", f"{path}.image_url.detail")
+    if detail is not None and detail not in DETAILS:
+        raise BadRequest(f"detail is one of {', '.join(DETAILS)}", param=f"{path}.image_url.detail")
+    url = required(image, "url", f"{path}.image_url.url")
+    if type(url) is not str:
+        raise BadRequest("url is a string", param=f"{path}.image_url.url")
+    return url
+
+
+def _decoded(url: str, path: str, most_bytes: int) -> bytes:
+    """The bytes in a data URL, or in bare base64, however it is broken into lines."""
+    scheme, payload = _URL.match(url), url
+    if scheme is not None:
+        if scheme[1].lower() != "data":
+            raise BadRequest(
+                f"the image is at a {scheme[1].lower()} URL, and this server fetches none: send "
+                "the file itself as data:image/png;base64,...",
+                param=path,
+            )
+        payload = url.partition(",")[2]
+    try:
+        symbols = _unescaped(payload.encode("ascii")).translate(_PLAIN, _SPACES).rstrip(b"=")
+        if len(symbols) * 3 // 4 > most_bytes:
+            raise BadRequest(f"the image is over {most_bytes:,} bytes", param=path)
+        return base64.b64decode(symbols + b"=" * (-len(symbols) % 4), validate=True)
+    except ValueError:  # and so are binascii.Error and UnicodeEncodeError
+        raise BadRequest("the image is not valid base64", param=path) from None
+
+
+def _unescaped(payload: bytes) -> bytes:
+    """The payload without the escapes of a URL; never longer than with them. Raises ValueError.
+
+    Quoted-printable text has =41 for %41, and is read in one pass that makes no other objects:
+    `urllib.parse.unquote` makes 1.3 GiB of them, of 15 MiB.
+    """
+    if b"%" not in payload:
+        return payload
+    if _NO_ESCAPE.search(payload):
+        raise ValueError("a percent sign without two digits")
+    return binascii.a2b_qp(payload.rstrip(b"=").replace(b"%", b"="))

@@ -1,0 +1,77 @@
+"""What a request would do, in place of doing it: the answer to one with `X-Dry-Run: 1`.
+
+Pure: the worker's `Planned` events, and what the server knows of the request, as JSON.
+"""
+
+import codecs
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from lmlite.messages import Chat, Complete, Planned, ReplyEvent, SamplingParams
+from lmlite.server.api.openai.requests import Call
+from lmlite.server.models.defaults import Defaults
+
+Json = dict[str, Any]
+
+# Where a request says what has another name here.
+_FIELDS = {"n_logprobs": ("logprobs", "top_logprobs"),
+           "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
+           "stop": ("stop", "stop_sequences")}  # fmt: skip
+
+
+def planned(call: Call) -> Call:
+    """The same call, as one that generates nothing and is answered in one piece."""
+    assert isinstance(call.request, Chat | Complete)
+    return replace(call, request=replace(call.request, n=1, dry_run=True), stream=False)
+
+
+class DryRun:
+    """The answer, as its events come: `add` them, then `whole`."""
+
+    def __init__(
+        self, body: Json, defaults: Defaults, call: Call, reply_id: str, model: str, created: int
+    ) -> None:
+        """`body` is the request as the client wrote it."""
+        assert isinstance(call.request, Chat | Complete)
+        self._envelope = {"id": reply_id, "object": "dry_run", "created": created, "model": model}
+        self._prompts: dict[int, Json] = {}
+        self._sampling = _sampling(call.request.params, body, defaults)
+        self._ignored = list(call.ignored)
+
+    def add(self, event: ReplyEvent) -> None:
+        """Takes the next event."""
+        if isinstance(event, Planned):
+            self._prompts[event.index] = {
+                "text": b"".join(event.pieces).decode("utf-8", "replace"),
+                "n_tokens": len(event.tokens),
+                "n_cached": event.n_cached,
+                "tokens": _spelled(event),
+                "grammar": event.grammar,
+            }
+
+    def whole(self) -> Json:
+        """The JSON object."""
+        prompts = [prompt for _, prompt in sorted(self._prompts.items())]
+        more = {"sampling": self._sampling, "ignored_params": self._ignored}
+        return {**self._envelope, "prompts": prompts, **more}
+
+
+def _spelled(event: Planned) -> list[Json]:
+    """Each token and its text: a character of several tokens stands at the last of them."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    return [
+        {"id": token, "text": decoder.decode(piece)}
+        for token, piece in zip(event.tokens, event.pieces, strict=True)
+    ]
+
+
+def _sampling(params: SamplingParams, body: Mapping[str, Any], defaults: Defaults) -> Json:
+    """Each value that is used, and its origin."""
+    found = {}
+    for name in (field.name for field in fields(params)):
+        value = getattr(params, name)
+        asked = any(body.get(field) is not None for field in _FIELDS.get(name, (name,)))
+        origin = "request" if asked else defaults.origins.get(name, "default")
+        found[name] = {"value": dict(value) if name == "logit_bias" else value, "origin": origin}
+    return found

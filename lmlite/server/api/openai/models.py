@@ -1,0 +1,33 @@
+"""GET /v1/models: the models that are served, under each of their names."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from lmlite.server.models.registry import ServedModel
+
+Json = dict[str, Any]
+
+
+def model_list(models: Iterable[ServedModel]) -> Json:
+    """All of them. A client may look for the one name that it was told."""
+    rows = [model_object(model, name) for model in models for name in model.names]
+    return {"object": "list", "data": rows}
+
+
+def model_object(model: ServedModel, name: str) -> Json:
+    """A model under this name, or else its first. Clients ignore facts that they do not know."""
+    ready = model.supervisor.ready
+    kind = "vlm" if model.sees else "llm"  # LM Studio's words
+    if model.file.embeds_only:
+        kind = "embeddings"
+    return {
+        "id": name if name in model.names else model.name,
+        "object": "model",
+        "created": model.file.mtime,
+        "owned_by": "lmlite",
+        "context_length": ready.n_ctx if ready else None,
+        "max_context_length": model.file.n_ctx_train,
+        "type": kind,
+        "arch": model.file.architecture,
+        "quantization": model.file.quantisation,
+    }

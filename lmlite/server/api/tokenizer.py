@@ -1,0 +1,142 @@
+"""POST /tokenize and /detokenize, GET /tokenizer_info: the model's tokenizer for its clients.
+
+Evaluation harnesses ask as vLLM has it (`prompt`, `add_special_tokens`, `return_token_strs`, or the
+`messages` of a chat), others as llama.cpp's own server (`content`, `add_special`, `with_pieces`).
+Pure.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lmlite.messages import Planned, Ready, ReplyEvent, Tokenize
+from lmlite.server.api.dry_run import planned
+from lmlite.server.api.fields import Body, boolean, required, string, typed
+from lmlite.server.api.openai.requests import Call, ignored_fields, parse_chat, token_ids
+from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
+
+Json = dict[str, Any]
+
+_SHAPE = {"with_pieces", "return_token_strs"}
+_TEXT_FIELDS = {"model", "prompt", "add_special_tokens", "content", "add_special", "parse_special",
+                *_SHAPE}  # fmt: skip
+# Beside those of a chat, whose last message is continued if it is the assistant's.
+_CHAT_FIELDS = {"add_generation_prompt", "continue_final_message", "add_special_tokens", *_SHAPE}
+
+
+@dataclass(frozen=True)
+class TokenizerCall(Call):
+    """A text or tokens to be turned into the other, and the form of the answer."""
+
+    with_pieces: bool = False  # each token as {"id", "piece"}
+    with_texts: bool = False  # the texts of the tokens, in a list of their own
+
+
+def parse_tokenize(body: Body, defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
+    """A body of POST /tokenize. Raises BadRequest."""
+    call = _chat(body, defaults) if body.get("messages") is not None else _text(body)
+    return replace(
+        call,
+        with_pieces=boolean(body, "with_pieces"),
+        with_texts=boolean(body, "return_token_strs"),
+    )
+
+
+def parse_detokenize(body: Body, _defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
+    """A body of POST /detokenize. Raises BadRequest."""
+    required(body, "tokens")
+    tokens = typed(body, "tokens", list, "a list of token ids")
+    ids = token_ids(tokens, "tokens") if tokens else ()
+    ignored = ignored_fields(body, {"model", "tokens"})
+    return TokenizerCall(Tokenize(0, ids), string(body, "model"), ignored=ignored)
+
+
+def _text(body: Body) -> TokenizerCall:
+    """A text: without being asked, vLLM adds special tokens to one, and llama.cpp does not."""
+    is_content = body.get("content") is not None
+    field = "content" if is_content else "prompt"
+    required(body, field)
+    text = string(body, field) or ""
+    switch = "add_special" if is_content else "add_special_tokens"
+    adds = not is_content if body.get(switch) is None else boolean(body, switch)
+    parses = body.get("parse_special") is None or boolean(body, "parse_special")
+    ignored = ignored_fields(body, _TEXT_FIELDS)
+    return TokenizerCall(Tokenize(0, text, adds, parses), string(body, "model"), ignored=ignored)
+
+
+def _chat(body: Body, defaults: Defaults) -> TokenizerCall:
+    call = planned(parse_chat(body, defaults))
+    known = set(_CHAT_FIELDS)
+    if body.get("add_generation_prompt") is False:  # templates have no way without
+        known.remove("add_generation_prompt")
+    ignored = tuple(name for name in call.ignored if name not in known)
+    return TokenizerCall(call.request, call.model, ignored=ignored)
+
+
+class TokenReply:
+    """The answer to POST /tokenize."""
+
+    def __init__(
+        self, loaded: Callable[[], Ready], call: Call, _reply_id: str, _model: str, _created: int
+    ) -> None:
+        assert isinstance(call, TokenizerCall)
+        self._call, self._loaded = call, loaded
+        self._tokens: tuple[int, ...] = ()
+        self._pieces: tuple[bytes, ...] = ()
+
+    def add(self, event: ReplyEvent) -> None:
+        """Takes the next event."""
+        if isinstance(event, Planned):
+            self._tokens, self._pieces = event.tokens, event.pieces
+
+    def whole(self) -> Json:
+        """The JSON object, which both kinds of clients can read."""
+        tokens: list[Any] = list(self._tokens)
+        if self._call.with_pieces:
+            pairs = zip(self._tokens, self._pieces, strict=True)
+            tokens = [{"id": token, "piece": _text_or_bytes(piece)} for token, piece in pairs]
+        texts = [piece.decode("utf-8", "replace") for piece in self._pieces]
+        return {
+            "tokens": tokens,
+            "count": len(tokens),
+            "max_model_len": self._loaded().n_ctx,
+            "token_strs": texts if self._call.with_texts else None,
+        }
+
+
+class TextReply:
+    """The answer to POST /detokenize."""
+
+    def __init__(self, _call: Call, _reply_id: str, _model: str, _created: int) -> None:
+        self._text = ""
+
+    def add(self, event: ReplyEvent) -> None:
+        """Takes the next event."""
+        if isinstance(event, Planned):
+            self._text = b"".join(event.pieces).decode("utf-8", "replace")
+
+    def whole(self) -> Json:
+        """The text, by the name that each kind of client knows it by."""
+        return {"prompt": self._text, "content": self._text}
+
+
+def tokenizer_info(ready: Ready, chat_template: str | None) -> Json:
+    """The answer to GET /tokenizer_info, by the names of Hugging Face's tokenizer_config.json."""
+    return {
+        "tokenizer_class": "GGUF",
+        "bos_token": ready.bos_token,
+        "eos_token": ready.eos_token,
+        "pad_token": ready.pad_token,
+        "add_bos_token": ready.adds_bos,
+        "chat_template": chat_template,
+        "model_max_length": ready.n_ctx,
+        "vocab_size": ready.n_vocab,
+    }
+
+
+def _text_or_bytes(piece: bytes) -> str | list[int]:
+    """As llama.cpp's server has it: bytes where they are no whole characters."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return list(piece)

@@ -1,0 +1,148 @@
+"""One client's socket: heads and bodies with deadlines, whole writes, and whether it is gone.
+
+Python's buffered readers cannot take a deadline for a whole head, and lose data when a
+time-out strikes; so bytes come from `recv` into a buffer of our own. Knows no HTTP beyond
+where heads and bodies end. One thread per connection.
+"""
+
+import math
+import select
+import socket
+import time
+
+from lmlite.server.front.chunked_body import ChunkedBody
+from lmlite.server.front.limits import Limits
+
+LINE_END = b"\r\n"
+HEAD_END = LINE_END * 2
+MAX_EMPTY_LINES = 2  # before a head
+RECEIVE_BYTES = 64 << 10
+LINGER_S, LINGER_BYTES = 2.0, 32 << 20  # for what a refused client is still sending
+
+
+class Connection:
+    """Reads and writes of one accepted socket."""
+
+    def __init__(self, sock: socket.socket, limits: Limits) -> None:
+        self._socket = sock
+        self._limits = limits
+        self._buffer = bytearray()
+        self._asked_s = -math.inf  # when `is_gone` last sent its question
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
+
+    def read_head(self) -> bytes | None:
+        """Bytes to the end of the next head, or more than a head may have without an end.
+
+        None when the client closes, or stays silent, before a first byte. Raises TimeoutError
+        when a head has begun and does not end in time, ConnectionError when it is cut short.
+        """
+        if not self._wait_for_head():
+            return None
+        deadline_s = time.monotonic() + self._limits.head_seconds
+        searched = 0
+        while (end := self._buffer.find(HEAD_END, searched)) < 0:
+            if len(self._buffer) > self._limits.max_head:
+                return bytes(self._buffer)
+            searched = max(0, len(self._buffer) - len(HEAD_END) + 1)
+            self._receive(deadline_s)
+        return self._take(end + len(HEAD_END))
+
+    def read_body(self, n_bytes: int) -> bytes:
+        """Exactly n_bytes. Raises TimeoutError or ConnectionError."""
+        deadline_s = time.monotonic() + self._body_seconds(n_bytes)
+        while len(self._buffer) < n_bytes:
+            self._receive(deadline_s)
+        return self._take(n_bytes)
+
+    def read_chunks(self, max_bytes: int) -> bytes:
+        """A body in chunks, to its end. Raises TimeoutError, ConnectionError or an ApiError.
+
+        Its deadline moves with what the chunks say of their sizes, and not with what is beside.
+        """
+        body, began_s = ChunkedBody(max_bytes, self._limits), time.monotonic()
+        while not body.take(self._buffer):
+            self._receive(began_s + self._body_seconds(body.n_announced))
+        return bytes(body.data)
+
+    def write(self, data: bytes) -> None:
+        """All of it. Raises TimeoutError or ConnectionError."""
+        self._socket.settimeout(self._limits.send_seconds)
+        self._socket.sendall(data)
+
+    def is_gone(self, question: bytes = b"") -> bool:
+        """Whether the client takes no more. What it may have sent ahead stays readable.
+
+        A client that closed its connection looks like one that only ended its side, and waits for
+        the answer. They differ once something is sent to them: a closed connection is reset. So the
+        client is sent the question. Without one it counts as gone.
+        """
+        if not self._hang_up():
+            return False
+        now = time.monotonic()
+        if question and now - self._asked_s >= self._limits.ping_seconds:
+            self._asked_s = now
+            try:
+                self.write(question)
+            except OSError:
+                return True
+        return not question or bool(self._hang_up() & (select.POLLHUP | select.POLLERR))
+
+    def _hang_up(self) -> int:
+        """POLLRDHUP: the client sends no more. POLLHUP or POLLERR: it takes no more. 0: neither."""
+        poll = select.poll()
+        poll.register(self._socket, select.POLLRDHUP)
+        return sum(events for _, events in poll.poll(0))
+
+    def linger(self) -> None:
+        """After a refusal: says that no more follows, and lets the client read it.
+
+        Closing while the client still sends would reset the connection, and with it the reply.
+        """
+        deadline_s, n_read = time.monotonic() + LINGER_S, 0
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            while n_read < LINGER_BYTES and (left_s := deadline_s - time.monotonic()) > 0:
+                self._socket.settimeout(left_s)
+                data = self._socket.recv(RECEIVE_BYTES)
+                if not data:
+                    return
+                n_read += len(data)
+        except OSError:
+            pass  # gone, which is what we wait for
+
+    def _wait_for_head(self) -> bool:
+        """Until its first byte is there; False when none came.
+
+        An empty line is no beginning: some clients end a body with one (RFC 9112, 2.2).
+        """
+        deadline_s = time.monotonic() + self._limits.idle_seconds
+        n_left = MAX_EMPTY_LINES
+        while True:
+            while n_left and self._buffer.startswith(LINE_END):
+                self._take(len(LINE_END))
+                n_left -= 1
+            if self._buffer not in (b"", LINE_END[:1]):
+                return True
+            try:
+                self._receive(deadline_s)
+            except OSError:
+                return False
+
+    def _body_seconds(self, n_bytes: int) -> float:
+        return self._limits.body_seconds + n_bytes / self._limits.body_rate
+
+    def _receive(self, deadline_s: float) -> None:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left_s)
+        data = self._socket.recv(RECEIVE_BYTES)
+        if not data:
+            raise ConnectionAbortedError("the client hung up")
+        self._buffer += data
+
+    def _take(self, n_bytes: int) -> bytes:
+        data = bytes(self._buffer[:n_bytes])
+        del self._buffer[:n_bytes]
+        return data

@@ -1,0 +1,1 @@
+"""Models and the processes that run them: started, watched, restarted."""

@@ -1,0 +1,79 @@
+"""Known models: their names, and whose worker answers for a name."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from lmlite.errors import ModelNotFound
+from lmlite.gguf.file import ModelFile
+from lmlite.gguf.memory_estimate import Plan
+from lmlite.server.logs import printable
+from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
+from lmlite.server.models.machine_memory import held_by
+from lmlite.server.models.supervisor import Supervisor
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model file, what clients call it, its worker, and what requests leave to it."""
+
+    name: str  # in answers, and in the log
+    file: ModelFile
+    supervisor: Supervisor
+    defaults: Defaults = NO_DEFAULTS
+    plan: Plan | None = None
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All that it is called."""
+        return (self.name, *self.aliases)
+
+    def memory(self) -> dict[str, object]:
+        """Bytes that the worker was estimated to take, may take, and holds; None: not known."""
+        assert self.plan is not None
+        estimate, pid = self.plan.estimate, self.supervisor.pid
+        held = held_by(pid) if pid is not None else None
+        return {
+            "estimated": asdict(estimate) | {"total": estimate.total},
+            "allowed": self.plan.n_allowed,
+            "held": held._asdict() if held else None,
+        }
+
+    @property
+    def sees(self) -> bool:
+        """Whether it takes images."""
+        return self.defaults.takes_images
+
+
+class Registry:
+    """The models that this server answers for."""
+
+    def __init__(self, models: list[ServedModel]) -> None:
+        self._models = models
+
+    def models(self) -> list[ServedModel]:
+        """All of them, in the order in which they are listed."""
+        return list(self._models)
+
+    def find(self, name: str | None) -> ServedModel:
+        """The model of one of its names, or of its file's; the only one for None or an empty name.
+
+        Raises ModelNotFound.
+        """
+        for model in self._models:
+            if not name or name in (*model.names, printable(Path(model.file.path).name)):
+                return model
+        known = ", ".join(name for model in self._models for name in model.names)
+        raise ModelNotFound(f"there is no model '{name}'; this server has: {known}", param="model")
+
+    @contextmanager
+    def acquire(self, name: str | None) -> Iterator[ServedModel]:
+        """Lends a model for one request. Raises ModelNotFound."""
+        yield self.find(name)
+
+    def close(self) -> None:
+        """Stops every worker."""
+        for model in self._models:
+            model.supervisor.stop()

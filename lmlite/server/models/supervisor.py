@@ -1,0 +1,392 @@
+"""Starts, watches, restarts and stops one worker, and carries requests to it.
+
+One thread per supervisor spawns the process, reads its events, and notices its death by the
+end of the pipe. The kernel ends a worker when the thread that spawned it ends, so that
+thread lives as long as the supervisor. A second one hands requests to the worker, as soon as there
+is one that is ready; a third one kills a worker that shows no sign of life. A request that a worker
+had when it died is failed and never tried again: it may be what killed it. Knows no HTTP.
+"""
+
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from lmlite import frames
+from lmlite.errors import BodyTooLarge, ModelFailed, ModelFileError, ModelFileMissing, Unavailable
+from lmlite.gguf.file import ModelFile, read_model_file
+from lmlite.gguf.projector import Projector, read_projector_file
+from lmlite.messages import (
+    EngineState,
+    Event,
+    Load,
+    LoadFailed,
+    Loading,
+    Note,
+    Outdated,
+    Ready,
+    Work,
+)
+from lmlite.server.logs import Log, printable
+from lmlite.server.models.event_queue import END_EVENTS, Reply
+from lmlite.server.models.model_check import (
+    Identity,
+    checked_again,
+    has_changed,
+    identities,
+    is_replaced,
+)
+from lmlite.server.models.open_requests import OpenRequests
+from lmlite.server.models.restarts import MAX_DEATHS, Restarts
+from lmlite.server.models.watchdog import Watchdog
+from lmlite.server.models.worker_process import STOP_WAIT_S, WORKER_COMMAND, WorkerProcess, close
+
+LOOK_S = 1.0  # between two looks for another file, once a model has failed
+SPAWN_FAULTS = (OSError, RuntimeError, MemoryError)  # no descriptors, no threads, no memory
+WATCHDOG_S = 30.0  # how long a worker may owe an answer without a sign of life
+
+
+class Supervisor:
+    """One model's worker, whichever process that is at the moment."""
+
+    def __init__(
+        self,
+        load: Load,
+        log: Log,
+        command: Sequence[str] = WORKER_COMMAND,
+        watchdog_s: float = WATCHDOG_S,
+        file: ModelFile | None = None,
+        projector: Projector | None = None,
+        waiting: WorkerProcess | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """The files are what was checked; None for a command that loads none.
+
+        `waiting` is a process of that command which was started ahead, and has no model yet.
+        """
+        self.load = load
+        self._file, self._projector = file, projector
+        self._command, self._waiting = command, waiting
+        self._watchdog_s = watchdog_s
+        self.ready: Ready | None = None  # of the worker that runs now
+        self.state: EngineState | None = None  # its latest report
+        self.fraction_loaded = 0.0
+        self.fault: str | None = None  # why there will be no worker until a file is replaced
+        self.lacks: str | None = None  # what is waited for before the next worker can be started
+        self.n_started = 0
+        self._log = log
+        self._ids = itertools.count(1)
+        self._open = OpenRequests(load.n_parallel + load.n_queue)
+        self._process: WorkerProcess | None = None  # that of the worker that runs now
+        self._n_events = 0  # of all workers
+        self._is_outdated = False  # the file that the worker has loaded
+        self._loaded: Load | None = None  # the last that a worker could carry out
+        self._given_up: list[Identity | None] = []  # the files over which the model has failed
+        self._restarts = Restarts(clock)
+        self._changed = threading.Condition()  # guards all of the above
+        self._writing = threading.Lock()  # a frame goes down a pipe as a whole
+        self._stopping = threading.Event()
+        self._pause: Callable[[float], bool] = self._stopping.wait
+        self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
+        self._writer = threading.Thread(target=self._hand_over, name="writer", daemon=True)
+        self._watcher = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    # ---- from any thread -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begins to load the model; returns at once."""
+        for thread in (self._thread, self._writer, self._watcher):
+            thread.start()
+
+    def wait_until_settled(self, timeout_s: float) -> None:
+        """Returns when the worker is ready, or will never be, or after timeout_s."""
+        with self._changed:
+            self._changed.wait_for(lambda: self.ready or self.fault, timeout_s)
+
+    def loaded(self) -> Ready:
+        """What the worker says of itself. Raises Unavailable while none is ready."""
+        with self._changed:
+            self._expect_worker()
+            if self.ready is None:
+                raise Unavailable("the model is still being loaded")
+            return self.ready
+
+    def check_admission(self) -> None:
+        """Raises Unavailable when a further request would be refused, whatever it asks.
+
+        As many may be open while a model loads, or a worker is replaced, as at any other time.
+        """
+        with self._changed:
+            self._expect_worker()
+            self._open.check_room()
+
+    def _expect_worker(self) -> None:
+        """Raises Unavailable when there is none, nor one on its way."""
+        if self.fault is not None:
+            raise ModelFailed(f"the model is not available: {self.fault}")
+        if self.lacks is not None:
+            raise Unavailable(f"the model is not available now: {self.lacks}")
+
+    def submit(self, request: Work) -> Reply:
+        """Lets a request in, for the worker that is ready or the next one that will be.
+
+        Raises Unavailable when there will be none, and when too many requests are open;
+        HarmfulRequest for one that workers die of, BodyTooLarge for one that fits no frame.
+        """
+        request = dataclasses.replace(request, id=next(self._ids))
+        reply = Reply(request, self._forget)
+        try:
+            frame = frames.encode(request)
+        except frames.FrameError as err:
+            raise BodyTooLarge(f"the request is too large: {err}") from None
+        with self._changed:
+            self.check_admission()
+            self._open.add(reply, frame)
+            self._changed.notify_all()
+        return reply
+
+    def _forget(self, reply: Reply) -> None:
+        with self._changed:
+            self._open.forget(reply)
+            if self._open.has_frames:
+                self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Ends the worker and fails what is still open."""
+        self._stopping.set()
+        with self._changed:
+            self.fault = self.fault or "the server is stopping"
+            self._changed.notify_all()
+            process = self._process
+        if process is not None and self._writing.acquire(timeout=STOP_WAIT_S):
+            close(process.requests)
+            self._writing.release()
+        self._thread.join(STOP_WAIT_S)
+        if self._thread.is_alive() and process is not None:
+            process.kill()
+            self._thread.join(STOP_WAIT_S)
+
+    @property
+    def pid(self) -> int | None:
+        """The worker that runs now."""
+        process = self._process
+        return process.pid if process else None
+
+    @property
+    def has_recovered_lately(self) -> bool:
+        """Whether a worker died within the last minute."""
+        return self._restarts.were_lately
+
+    def n_open(self) -> int:
+        """Requests that are being worked on, or wait for it."""
+        with self._changed:
+            return len(self._open)
+
+    # ---- the writer's thread ---------------------------------------------------------------
+
+    def _hand_over(self) -> None:
+        """Writes requests to the worker that is ready, in the order in which they came."""
+        while not self._stopping.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self._stopping.is_set() or self._may_send)
+                process = self._process
+                frame = self._open.next_frame(process) if process and self._may_send else None
+            if process is not None and frame is not None:
+                self._send(process, frame)
+
+    @property
+    def _may_send(self) -> bool:
+        return self.ready is not None and self._open.has_frames
+
+    def _send(self, process: WorkerProcess, frame: bytes) -> None:
+        """Writes one frame. A worker that takes none is dead, or as good as that."""
+        with self._writing:
+            try:
+                process.requests.write(frame)
+                process.requests.flush()
+            except (OSError, ValueError, MemoryError):  # the pipe is broken, or closed
+                process.kill()
+
+    # ---- the supervisor's thread -----------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._restarts.begin()
+            try:
+                self._check_file()
+                process = self._spawn()
+            except ModelFileMissing as err:
+                self._lack(str(err))
+            except ModelFileError as err:
+                self._give_up(str(err))
+            except SPAWN_FAULTS as err:
+                self._miss_start(err)
+            else:
+                try:
+                    self._read_events(process)
+                finally:
+                    self._bury(process)
+            self._rest()
+        self._fail(Unavailable, "the server is stopping")
+
+    def _rest(self) -> None:
+        """Before the next attempt."""
+        if self.fault is None:
+            self._pause(self._restarts.pause_s)
+        else:
+            self._wait_for_another_file()
+
+    def _wait_for_another_file(self) -> None:
+        """A model that has failed is not tried again before somebody replaces a file of it."""
+        while not self._pause(LOOK_S):
+            if identities(*self._files) != self._given_up:
+                self._restarts.forget()
+                with self._changed:
+                    if not self._stopping.is_set():
+                        self.fault = None
+                return
+
+    def _check_file(self) -> None:
+        """Checks again what is not what was checked. Raises ModelFileError."""
+        if self._projector is not None and has_changed(self._projector):
+            self._projector = checked_again(self._projector, read_projector_file, self._pause)
+        if self._file is None or not has_changed(self._file):
+            return
+        self._file = file = checked_again(self._file, read_model_file, self._pause)
+        if file.embeds_only == self.load.generates:
+            raise ModelFileError(f"{file.path} has become a model of another kind")
+        self.load = dataclasses.replace(self.load, parts=file.parts)
+
+    @property
+    def _files(self) -> list[ModelFile | Projector]:
+        return [file for file in (self._file, self._projector) if file is not None]
+
+    def _has_new_file(self) -> bool:
+        return any(map(is_replaced, self._files))
+
+    def _spawn(self) -> WorkerProcess:
+        process, self._waiting = self._waiting or WorkerProcess(self._command, self._log), None
+        with self._changed:
+            self._process = process
+            self._is_outdated = False
+            self.n_started += 1
+            self.lacks = None
+        if self._stopping.is_set():  # `stop` may have come too early to see this process
+            close(process.requests)
+        return process
+
+    def _read_events(self, process: WorkerProcess) -> None:
+        """Has the model loaded, and hands events to their replies until the worker ends."""
+        try:
+            self._send(process, frames.encode(self.load))
+            while (event := frames.read(process.events, Event)) is not None:
+                self._n_events += 1
+                self._take(event)
+        except Exception as err:  # it broke the format, or we have no memory for what it says
+            process.kill(f"cannot be trusted any more: {err}")
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case Loading(fraction):
+                self.fraction_loaded = fraction
+            case EngineState():
+                self.state = event
+            case Note(level, text):
+                self._log.line(level, text)
+            case Outdated():
+                self._is_outdated = True
+            case LoadFailed(message):
+                self._take_failure(message)
+            case Ready():
+                self._loaded = self.load
+                self._restarts.ready()
+                with self._changed:
+                    self.ready, self.fraction_loaded = event, 1.0
+                    self._changed.notify_all()
+            case _:
+                if isinstance(event, END_EVENTS):
+                    self._restarts.answered()
+                reply = self._open.find(event.id)
+                if reply is not None:
+                    reply.put(event)
+
+    def _take_failure(self, message: str) -> None:
+        """The model could not be loaded."""
+        if self._has_new_file():
+            self._is_outdated = True
+        elif self._loaded == self.load:  # so it is not the model; memory, perhaps
+            self._lack(message)
+        else:
+            self._give_up(message)
+
+    def _bury(self, process: WorkerProcess) -> None:
+        """After the end of a worker: fail what it had, and decide about another one."""
+        with self._changed:
+            self.ready = self.state = self._process = None
+            self.fraction_loaded = 0.0
+        self._restarts.end()
+        why = process.bury()
+        if self._stopping.is_set() or self.fault is not None or self.lacks is not None:
+            return
+        # Cut short, a mapped file ends the worker before it can say so.
+        if self._is_outdated or self._has_new_file():
+            self._log.line("warning", "the model's file was changed; it is loaded again")
+            message = "the model's file was changed; it is being loaded again"
+            self._fail(Unavailable, message, process)
+            return
+        self._log.line("error", f"worker {process.pid} {why}")
+        with self._changed:
+            self._open.blame(process)
+        message = "the model's worker ended; the request may be sent again"
+        self._fail(Unavailable, message, process)
+        self._count_death(why)
+
+    def _count_death(self, why: str) -> None:
+        self._restarts.die()
+        if self._restarts.are_hopeless:
+            self._give_up(f"its worker ended {MAX_DEATHS} times in a row (it {why})")
+
+    def _miss_start(self, err: BaseException) -> None:
+        """There is no process: what is lacking may come back, if there was enough of it before."""
+        if self._loaded is None:
+            self._count_death(f"could not be started: {err}")
+        else:
+            self._lack(f"another worker could not be started: {err}")
+
+    def _lack(self, reason: str) -> None:
+        """Nobody waits for what may be away for long; it is tried again as long as it is."""
+        reason = printable(reason)
+        if self.lacks != reason:
+            self._log.line("warning", f"waiting, and trying again: {reason}")
+        with self._changed:
+            self.lacks = reason
+        self._fail(Unavailable, f"the model is not available now: {reason}")
+
+    def _give_up(self, fault: str) -> None:
+        self._given_up = identities(*self._files)  # before anybody can react to the fault
+        with self._changed:
+            self.fault = fault = printable(fault)
+            self._changed.notify_all()
+        self._fail(ModelFailed, f"the model is not available: {fault}")
+        if self._loaded is not None:  # else whoever started the model tells it
+            self._log.line("error", f"giving up: {fault}")
+
+    def _fail(
+        self, kind: type[Unavailable], message: str, process: WorkerProcess | None = None
+    ) -> None:
+        with self._changed:
+            self._open.fail(kind, message, process)
+
+    # ---- the watchdog's thread -------------------------------------------------------------
+
+    def _watch(self) -> None:
+        """Kills a worker that owes something, be it to load, and shows no sign of life."""
+        watchdog = Watchdog(self._watchdog_s)
+        while not self._stopping.wait(watchdog.look_s):
+            with self._changed:
+                process, owes = self._process, bool(self._open) or self.ready is None
+            if process is None or not owes:
+                watchdog.rest()
+            elif watchdog.is_overdue(process.pid, self._n_events):
+                process.kill(f"gave no sign of life for {self._watchdog_s:g} s")

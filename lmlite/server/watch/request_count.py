@@ -1,0 +1,101 @@
+"""What one request amounts to: counts for its log line, and its records for the log stream."""
+
+import time
+
+from lmlite.messages import Delta, Embedded, Finished, Prompted, ReplyEvent, Returned, Started
+from lmlite.server.logs import Log, printable
+from lmlite.server.models.registry import ServedModel
+
+_STOP_REASONS = {  # LM Studio's words
+    "end_token": "eosFound",
+    "stop_string": "stopStringFound",
+    "max_tokens": "maxPredictedTokensReached",
+    "context_full": "contextLengthReached",
+    "time_limit": "timeLimitReached",  # which LM Studio has no word for
+}
+
+
+class Tally:
+    """Watches the events of one request go by. Belongs to the thread that serves it."""
+
+    def __init__(self, log: Log, model: ServedModel, reply_id: str) -> None:
+        self.n_prompt = self.n_cached = self.n_completion = 0
+        self.is_traced = log.is_watched("model")
+        self._log, self._model, self._reply_id = log, model, reply_id
+        self._began_s = time.monotonic()
+        self._first_token_s: float | None = None
+        self._n_prompt_of: dict[int, int] = {}  # by index
+        self._prompt_of: dict[int, str] = {}
+        self._text_of: dict[int, str] = {}
+
+    def add(self, event: ReplyEvent) -> None:
+        """Counts an event; tells those who watch."""
+        match event:
+            case Delta():
+                if self._first_token_s is None:
+                    self._first_token_s = time.monotonic()
+            case Prompted():
+                self._prompt_of[event.index] = event.text
+            case Started():
+                if event.index in self._prompt_of:
+                    data: dict[str, object] = {"cache": event.cache} if event.cache else {}
+                    self._publish("input", data | {"input": self._prompt_of.pop(event.index)})
+                self.n_prompt += event.n_prompt
+                self.n_cached += event.n_cached
+                self._n_prompt_of[event.index] = event.n_prompt
+            case Returned():
+                self._text_of[event.index] = event.text
+            case Finished():
+                self.n_completion += event.n_completion
+                if self.is_traced:
+                    self._publish_output(event)
+            case Embedded():
+                self.n_prompt += event.n_prompt
+
+    def summary(self) -> str:
+        """For the log line: tokens in and out, and how fast. Empty when nothing was read."""
+        if not self.n_prompt:
+            return ""
+        text = f", {self.n_prompt:,} prompt"
+        if self.n_cached:
+            text += f" ({self.n_cached:,} cached)"
+        if self.n_completion:
+            text += f" + {self.n_completion:,} completion"
+        text += " tokens"
+        speed = self._tokens_per_s(self.n_completion)
+        return f"{text}, {speed:.1f} tokens/s" if speed else text
+
+    def _tokens_per_s(self, n_tokens: int) -> float | None:
+        """Speed after the first token, which pays for the prompt."""
+        if self._first_token_s is None or n_tokens < 2:
+            return None
+        return (n_tokens - 1) / max(time.monotonic() - self._first_token_s, 1e-6)
+
+    def _publish(self, kind: str, data: dict[str, object]) -> None:
+        who = {
+            "type": f"llm.prediction.{kind}",
+            "modelIdentifier": self._model.name,
+            "modelPath": printable(self._model.file.path),
+            "requestId": self._reply_id,
+        }
+        if kind == "output":
+            del who["modelPath"]  # as LM Studio has it
+        self._log.publish("model", who | data)
+
+    def _publish_output(self, event: Finished) -> None:
+        now = time.monotonic()
+        first_s = self._first_token_s or now
+        n_prompt = self._n_prompt_of.get(event.index, 0)
+        ready = self._model.supervisor.ready
+        stats = {
+            "stopReason": _STOP_REASONS[event.cause],
+            "tokensPerSecond": round(self._tokens_per_s(event.n_completion) or 0.0, 2),
+            "numGpuLayers": ready.n_gpu_layers if ready else 0,
+            "timeToFirstTokenSec": round(first_s - self._began_s, 4),
+            "totalTimeSec": round(now - self._began_s, 4),
+            "promptTokensCount": n_prompt,
+            "predictedTokensCount": event.n_completion,
+            "totalTokensCount": n_prompt + event.n_completion,
+        }
+        text = self._text_of.pop(event.index, "")
+        self._publish("output", {"output": text, "stats": stats})

@@ -1,0 +1,1 @@
+"""What keeps a worker from harm, and others from it."""

@@ -1,0 +1,50 @@
+"""The files that a model was loaded from: whether they still hold what was loaded.
+
+The weights are mapped and not copied. A file that is deleted, or has another one renamed over
+it, lives on under its mapping; one that is written to in place changes what the model computes.
+"""
+
+import os
+from collections.abc import Sequence
+
+from lmlite.gguf.header import identity
+from lmlite.messages import ModelPart
+
+
+class FilesChanged(Exception):
+    """A file of the model is not what was checked any more."""
+
+
+class ModelFiles:
+    """The files themselves, whatever their names stand for meanwhile. Used by any thread."""
+
+    def __init__(self, parts: Sequence[ModelPart]) -> None:
+        """Opens them. Raises FilesChanged."""
+        self._known = [(part.dev, part.ino, part.n_bytes, part.mtime_ns) for part in parts]
+        self._paths = [part.path for part in parts]
+        self._fds: list[int] = []
+        try:
+            for path in self._paths:
+                self._fds.append(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        except OSError as err:
+            self.close()
+            raise FilesChanged(str(err)) from None
+
+    def have_changed(self) -> bool:
+        """Whether one of them was written to."""
+        return [identity(os.fstat(fd)) for fd in self._fds] != self._known
+
+    def check_names(self) -> None:
+        """Once they are loaded, by their names: these are the files. Raises FilesChanged."""
+        try:
+            named = [identity(os.stat(path)) for path in self._paths]
+        except OSError as err:
+            raise FilesChanged(str(err)) from None
+        if named != self._known or self.have_changed():
+            raise FilesChanged("written to while it was loaded")
+
+    def close(self) -> None:
+        """Closes them."""
+        for fd in self._fds:
+            os.close(fd)
+        self._fds.clear()

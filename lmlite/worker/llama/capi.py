@@ -1,0 +1,439 @@
+"""llama.h, mtmd.h and bridge.h as seen from ctypes: prototypes, structs, and the check of both.
+
+The prototypes are the headers' own lines. Python derives `argtypes` and `restype` from
+them, and `make abi` hands the same text to a C compiler behind the real headers, so neither
+can drift. A library of another build is caught at load, where the layout that the bridge
+reports is compared with the structs below. Nothing is loaded at import.
+"""
+
+import ctypes
+import functools
+import re
+from collections.abc import Iterator
+from ctypes import (
+    POINTER,
+    c_bool,
+    c_char_p,
+    c_float,
+    c_int8,
+    c_int32,
+    c_int64,
+    c_size_t,
+    c_uint32,
+    c_uint64,
+    c_void_p,
+)
+from pathlib import Path
+from typing import Any
+
+from lmlite.library import library_folder
+from lmlite.worker.llama import mtmd
+
+PROTOTYPES = """
+void llama_backend_init(void);
+bool llama_supports_gpu_offload(void);
+struct llama_model_params llama_model_default_params(void);
+struct llama_context_params llama_context_default_params(void);
+struct llama_sampler_chain_params llama_sampler_chain_default_params(void);
+
+struct llama_model * llama_model_load_from_file(const char * path_model, struct llama_model_params params);
+void llama_model_free(struct llama_model * model);
+const struct llama_vocab * llama_model_get_vocab(const struct llama_model * model);
+int32_t llama_model_n_ctx_train(const struct llama_model * model);
+int32_t llama_model_n_layer(const struct llama_model * model);
+int32_t llama_model_n_embd_inp(const struct llama_model * model);
+int32_t llama_model_n_embd_out(const struct llama_model * model);
+bool llama_model_has_encoder(const struct llama_model * model);
+bool llama_model_is_recurrent(const struct llama_model * model);
+bool llama_model_is_hybrid(const struct llama_model * model);
+int32_t llama_model_n_swa(const struct llama_model * model);
+
+struct llama_context * llama_init_from_model(struct llama_model * model, struct llama_context_params params);
+void llama_free(struct llama_context * ctx);
+uint32_t llama_n_ctx(const struct llama_context * ctx);
+uint32_t llama_n_ctx_seq(const struct llama_context * ctx);
+uint32_t llama_n_batch(const struct llama_context * ctx);
+enum llama_pooling_type llama_pooling_type(const struct llama_context * ctx);
+llama_memory_t llama_get_memory(const struct llama_context * ctx);
+void llama_set_n_threads(struct llama_context * ctx, int32_t n_threads, int32_t n_threads_batch);
+
+void llama_memory_clear(llama_memory_t mem, bool data);
+void llama_memory_seq_cp(llama_memory_t mem, llama_seq_id seq_id_src, llama_seq_id seq_id_dst, llama_pos p0, llama_pos p1);
+bool llama_memory_seq_rm(llama_memory_t mem, llama_seq_id seq_id, llama_pos p0, llama_pos p1);
+llama_pos llama_memory_seq_pos_min(llama_memory_t mem, llama_seq_id seq_id);
+llama_pos llama_memory_seq_pos_max(llama_memory_t mem, llama_seq_id seq_id);
+
+size_t llama_state_seq_get_size(struct llama_context * ctx, llama_seq_id seq_id);
+size_t llama_state_seq_get_data(struct llama_context * ctx, uint8_t * dst, size_t size, llama_seq_id seq_id);
+size_t llama_state_seq_set_data(struct llama_context * ctx, const uint8_t * src, size_t size, llama_seq_id dest_seq_id);
+
+int32_t llama_decode(struct llama_context * ctx, struct llama_batch batch);
+float * llama_get_logits_ith(struct llama_context * ctx, int32_t i);
+float * llama_get_embeddings_seq(struct llama_context * ctx, llama_seq_id seq_id);
+
+bool llama_vocab_get_add_eos(const struct llama_vocab * vocab);
+int32_t llama_vocab_n_tokens(const struct llama_vocab * vocab);
+enum llama_token_attr llama_vocab_get_attr(const struct llama_vocab * vocab, llama_token token);
+llama_token llama_vocab_bos(const struct llama_vocab * vocab);
+llama_token llama_vocab_eos(const struct llama_vocab * vocab);
+llama_token llama_vocab_pad(const struct llama_vocab * vocab);
+bool llama_vocab_get_add_bos(const struct llama_vocab * vocab);
+bool llama_vocab_is_eog(const struct llama_vocab * vocab, llama_token token);
+int32_t llama_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens, int32_t n_tokens_max, bool add_special, bool parse_special);
+int32_t llama_token_to_piece(const struct llama_vocab * vocab, llama_token token, char * buf, int32_t length, int32_t lstrip, bool special);
+
+struct llama_sampler * llama_sampler_chain_init(struct llama_sampler_chain_params params);
+void llama_sampler_chain_add(struct llama_sampler * chain, struct llama_sampler * smpl);
+void llama_sampler_accept(struct llama_sampler * smpl, llama_token token);
+void llama_sampler_apply(struct llama_sampler * smpl, llama_token_data_array * cur_p);
+void llama_sampler_free(struct llama_sampler * smpl);
+struct llama_sampler * llama_sampler_init_greedy(void);
+struct llama_sampler * llama_sampler_init_dist(uint32_t seed);
+struct llama_sampler * llama_sampler_init_top_k(int32_t k);
+struct llama_sampler * llama_sampler_init_top_p(float p, size_t min_keep);
+struct llama_sampler * llama_sampler_init_min_p(float p, size_t min_keep);
+struct llama_sampler * llama_sampler_init_temp(float t);
+struct llama_sampler * llama_sampler_init_penalties(int32_t n_vocab, int32_t penalty_last_n, float penalty_repeat, float penalty_freq, float penalty_present);
+struct llama_sampler * llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_logit_bias, const llama_logit_bias * logit_bias);
+
+void lml_free(char * text);
+void lml_log_level(int32_t level);
+void lml_log(enum ggml_log_level level, const char * text, void * data);
+const char * lml_layout(void);
+struct lml_chat * lml_chat_init(const struct llama_model * model, const char * override, char ** error);
+void lml_chat_free(struct lml_chat * chat);
+void lml_bound_thread(size_t max_bytes, float max_s);
+const char * lml_chat_source(const struct lml_chat * chat);
+char * lml_chat_render(struct lml_chat * chat, const char * request);
+struct llama_sampler * lml_grammar_init(const struct llama_vocab * vocab, const char * reply, char ** error);
+bool lml_grammar_accept(struct llama_sampler * grammar, const llama_token * tokens, size_t n_tokens);
+struct lml_answer * lml_answer_init(const char * reply, char ** error);
+void lml_answer_free(struct lml_answer * answer);
+bool lml_answer_is_plain(const struct lml_answer * answer);
+char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes);
+char * lml_answer_finish(struct lml_answer * answer, bool is_whole);
+llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain, struct llama_sampler * grammar, int32_t n_best);
+bool lml_are_numbers(const float * logits, int32_t n_vocab);
+float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token, int32_t k, llama_token * top_tokens, float * top_logprobs);
+char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32_t * height);
+"""  # noqa: E501
+
+# ---- structs: C names, C order -------------------------------------------------------------
+
+
+class llama_batch(ctypes.Structure):
+    """Passed by value; the arrays belong to whoever made the batch."""
+
+    _fields_ = [
+        ("n_tokens", c_int32),
+        ("token", POINTER(c_int32)),
+        ("embd", POINTER(c_float)),
+        ("pos", POINTER(c_int32)),
+        ("n_seq_id", POINTER(c_int32)),
+        ("seq_id", POINTER(POINTER(c_int32))),
+        ("logits", POINTER(c_int8)),
+    ]
+
+
+class llama_model_params(ctypes.Structure):
+    """How to load a model file."""
+
+    _fields_ = [
+        ("devices", c_void_p),
+        ("tensor_buft_overrides", c_void_p),
+        ("n_gpu_layers", c_int32),
+        ("split_mode", c_int32),
+        ("load_mode", c_int32),
+        ("lazy_mode", c_int32),
+        ("main_gpu", c_int32),
+        ("tensor_split", c_void_p),
+        ("progress_callback", c_void_p),
+        ("progress_callback_user_data", c_void_p),
+        ("kv_overrides", c_void_p),
+        ("vocab_only", c_bool),
+        ("check_tensors", c_bool),
+        ("use_extra_bufts", c_bool),
+        ("no_host", c_bool),
+        ("no_alloc", c_bool),
+        ("load_mtp", c_bool),
+    ]
+
+
+class llama_context_params(ctypes.Structure):
+    """How to run a model: sizes, threads, memory types."""
+
+    _fields_ = [
+        ("n_ctx", c_uint32),
+        ("n_batch", c_uint32),
+        ("n_ubatch", c_uint32),
+        ("n_seq_max", c_uint32),
+        ("n_rs_seq", c_uint32),
+        ("n_outputs_max", c_uint32),
+        ("n_outputs_max_per_seq", c_uint32),
+        ("n_threads", c_int32),
+        ("n_threads_batch", c_int32),
+        ("ctx_type", c_int32),
+        ("rope_scaling_type", c_int32),
+        ("pooling_type", c_int32),
+        ("attention_type", c_int32),
+        ("flash_attn_type", c_int32),
+        ("rope_freq_base", c_float),
+        ("rope_freq_scale", c_float),
+        ("yarn_ext_factor", c_float),
+        ("yarn_attn_factor", c_float),
+        ("yarn_beta_fast", c_float),
+        ("yarn_beta_slow", c_float),
+        ("yarn_orig_ctx", c_uint32),
+        ("defrag_thold", c_float),
+        ("cb_eval", c_void_p),
+        ("cb_eval_user_data", c_void_p),
+        ("type_k", c_int32),
+        ("type_v", c_int32),
+        ("abort_callback", c_void_p),
+        ("abort_callback_data", c_void_p),
+        ("embeddings", c_bool),
+        ("offload_kqv", c_bool),
+        ("no_perf", c_bool),
+        ("op_offload", c_bool),
+        ("swa_full", c_bool),
+        ("kv_unified", c_bool),
+        ("samplers", c_void_p),
+        ("n_samplers", c_size_t),
+        ("ctx_other", c_void_p),
+    ]
+
+
+class llama_sampler_chain_params(ctypes.Structure):
+    """Options of a sampler chain."""
+
+    _fields_ = [("no_perf", c_bool)]
+
+
+class llama_logit_bias(ctypes.Structure):
+    """What to add to one token's logit."""
+
+    _fields_ = [("token", c_int32), ("bias", c_float)]
+
+
+class llama_token_data(ctypes.Structure):
+    """A candidate token, as samplers see it."""
+
+    _fields_ = [("id", c_int32), ("logit", c_float), ("p", c_float)]
+
+
+class llama_token_data_array(ctypes.Structure):
+    """The candidates; a sampler may reorder them and move `data`."""
+
+    _fields_ = [
+        ("data", POINTER(llama_token_data)),
+        ("size", c_size_t),
+        ("selected", c_int64),
+        ("sorted", c_bool),
+    ]
+
+
+STRUCTS: tuple[Any, ...] = (
+    llama_batch,
+    llama_model_params,
+    llama_context_params,
+    llama_sampler_chain_params,
+    llama_logit_bias,
+    llama_token_data,
+    llama_token_data_array,
+    *mtmd.STRUCTS,
+)
+
+# ---- enum values that Python names ---------------------------------------------------------
+
+TOKEN_ATTR_UNKNOWN, TOKEN_ATTR_CONTROL = 1 << 0, 1 << 3
+POOLING_TYPE_UNSPECIFIED, POOLING_TYPE_NONE = -1, 0
+POOLING_TYPE_MEAN, POOLING_TYPE_CLS, POOLING_TYPE_LAST, POOLING_TYPE_RANK = 1, 2, 3, 4
+DEFAULT_SEED = 0xFFFFFFFF  # a sampler with it draws a seed of its own
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama-cparams.h, which is no public header
+LOG_LEVELS = {"debug": 1, "info": 2, "warning": 3, "error": 4}
+ROPE_SCALING_TYPES = {None: -1, "none": 0, "linear": 1, "yarn": 2}
+FLASH_ATTN_TYPES = {"auto": -1, "off": 0, "on": 1}
+# enum ggml_type, those that llama.cpp takes for the KV memory
+CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20,
+               "q5_0": 6, "q5_1": 7}  # fmt: skip
+
+CONSTANTS = {
+    "LLAMA_TOKEN_ATTR_UNKNOWN": TOKEN_ATTR_UNKNOWN,
+    "LLAMA_TOKEN_ATTR_CONTROL": TOKEN_ATTR_CONTROL,
+    "LLAMA_POOLING_TYPE_UNSPECIFIED": POOLING_TYPE_UNSPECIFIED,
+    "LLAMA_POOLING_TYPE_NONE": POOLING_TYPE_NONE,
+    "LLAMA_POOLING_TYPE_MEAN": POOLING_TYPE_MEAN,
+    "LLAMA_POOLING_TYPE_CLS": POOLING_TYPE_CLS,
+    "LLAMA_POOLING_TYPE_LAST": POOLING_TYPE_LAST,
+    "LLAMA_POOLING_TYPE_RANK": POOLING_TYPE_RANK,
+    "LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED": ROPE_SCALING_TYPES[None],
+    "LLAMA_ROPE_SCALING_TYPE_NONE": ROPE_SCALING_TYPES["none"],
+    "LLAMA_ROPE_SCALING_TYPE_LINEAR": ROPE_SCALING_TYPES["linear"],
+    "LLAMA_ROPE_SCALING_TYPE_YARN": ROPE_SCALING_TYPES["yarn"],
+    "LLAMA_DEFAULT_SEED": DEFAULT_SEED,
+    "GGML_LOG_LEVEL_DEBUG": LOG_LEVELS["debug"],
+    "GGML_LOG_LEVEL_ERROR": LOG_LEVELS["error"],
+    "LLAMA_FLASH_ATTN_TYPE_AUTO": FLASH_ATTN_TYPES["auto"],
+    "LLAMA_FLASH_ATTN_TYPE_DISABLED": FLASH_ATTN_TYPES["off"],
+    "LLAMA_FLASH_ATTN_TYPE_ENABLED": FLASH_ATTN_TYPES["on"],
+    **mtmd.CONSTANTS,
+} | {f"GGML_TYPE_{name.upper()}": value for name, value in CACHE_TYPES.items()}
+
+progress_callback = ctypes.CFUNCTYPE(c_bool, c_float, c_void_p)
+
+# ---- prototypes -> argtypes and restype ----------------------------------------------------
+
+_SCALARS: dict[str, Any] = {
+    "void": None,
+    "bool": c_bool,
+    "float": c_float,
+    "int32_t": c_int32,
+    "uint32_t": c_uint32,
+    "uint64_t": c_uint64,
+    "size_t": c_size_t,
+    "llama_token": c_int32,
+    "llama_pos": c_int32,
+    "llama_seq_id": c_int32,
+    "ggml_log_callback": c_void_p,
+    "mtmd_helper_post_decode_callback": c_void_p,
+}
+_STRUCTS_BY_NAME = {struct.__name__: struct for struct in STRUCTS}
+_PROTOTYPE = re.compile(r"(?P<result>.+?)(?P<name>\w+)\((?P<arguments>.*)\);")
+
+
+def _ctype(declaration: str) -> Any:
+    """The ctypes type of a C type, as `const struct llama_vocab *`, or None for void."""
+    words = re.sub(r"\b(const|struct|unsigned)\b", "", declaration).replace("*", " * ").split()
+    base, n_stars = words[0], words.count("*")
+    if base == "enum":
+        return c_int32
+    if base == "llama_memory_t":
+        return _handle(base)
+    if n_stars == 0:
+        return _STRUCTS_BY_NAME[base] if base in _STRUCTS_BY_NAME else _SCALARS[base]
+    if base == "char" and "unsigned" not in declaration:
+        # A string to be freed must stay a pointer; ctypes turns c_char_p into bytes.
+        text = c_char_p if "const" in declaration else c_void_p
+        return text if n_stars == 1 else POINTER(c_void_p)
+    if base == "void":
+        return c_void_p
+    pointee = _SCALARS.get(base) or _STRUCTS_BY_NAME.get(base)
+    if pointee and n_stars == 2:
+        pointee = POINTER(pointee)
+    return POINTER(pointee) if pointee else _handle(base)
+
+
+@functools.cache
+def _handle(name: str) -> Any:
+    """A pointer type of its own for each opaque struct: a wrong handle is an ArgumentError."""
+    return type(name, (c_void_p,), {})
+
+
+def signatures(prototypes: str = PROTOTYPES) -> Iterator[tuple[str, Any, list[Any]]]:
+    """(name, restype, argtypes) of each prototype."""
+    for line in prototypes.strip().splitlines():
+        match = _PROTOTYPE.fullmatch(line)
+        if match is None:
+            continue
+        arguments = [part.strip() for part in match["arguments"].split(",")]
+        types = [_ctype(re.sub(r"\w+$", "", part)) for part in arguments if part != "void"]
+        yield match["name"], _ctype(match["result"]), types
+
+
+def c_check() -> Iterator[str]:
+    """Lines of C that compile only when all of the above agrees with the headers (`make abi`)."""
+    yield '#include "bridge.h"'
+    yield '#include "mtmd-helper.h"'
+    yield from (PROTOTYPES + mtmd.PROTOTYPES).strip().splitlines()
+    for struct in STRUCTS:
+        c_name = struct.__name__ if struct.__name__ in _TYPEDEFS else f"struct {struct.__name__}"
+        yield f'_Static_assert(sizeof({c_name}) == {ctypes.sizeof(struct)}, "{c_name}");'
+        for name, *_ in struct._fields_:
+            offset = getattr(struct, name).offset
+            yield f'_Static_assert(offsetof({c_name}, {name}) == {offset}, "{c_name}.{name}");'
+    for name, value in CONSTANTS.items():
+        yield f'_Static_assert({name} == {value}, "{name}");'
+
+
+_TYPEDEFS = {"llama_logit_bias", "llama_token_data", "llama_token_data_array", "llama_batch"}
+
+# ---- loading -------------------------------------------------------------------------------
+
+LIBRARY_NAME = "liblmlite_bridge.so"
+MTMD_NAME = "libmtmd.so"
+LLAMA_NAME = "libllama.so"  # which it pulls in; what it writes, another build may not read
+
+
+class LibraryError(Exception):
+    """The native library is missing, incomplete or of another build; one sentence says so."""
+
+
+def load(lib_path: str | None = None) -> Any:
+    """The library with every prototype declared.
+
+    The bridge pulls the other libraries in through its run path, and a symbol looked up in it
+    is found in them too. Raises LibraryError.
+    """
+    path = library_folder(lib_path) / LIBRARY_NAME
+    if not path.is_file():
+        raise LibraryError(f"no {LIBRARY_NAME} in {path.parent}: run `make`, or name its folder "
+                           "with --lib or LMLITE_LIB")  # fmt: skip
+    lib = _declared(path, PROTOTYPES)
+    difference = layout_difference(lib.lml_layout().decode())
+    if difference:
+        raise LibraryError(f"{path} was built from another llama.cpp than this lmlite is made for "
+                           f"({difference}): run `make` again")  # fmt: skip
+    return lib
+
+
+def load_mtmd(lib_path: str | None = None) -> Any:
+    """libmtmd with every prototype declared, behind `load`, which has checked its structs.
+
+    Raises LibraryError.
+    """
+    return _declared(library_folder(lib_path) / MTMD_NAME, mtmd.PROTOTYPES)
+
+
+def _declared(path: Path, prototypes: str) -> Any:
+    try:
+        lib = ctypes.CDLL(str(path))
+        for name, restype, argtypes in signatures(prototypes):
+            function = getattr(lib, name)
+            function.restype, function.argtypes = restype, argtypes
+    except (OSError, AttributeError) as err:
+        raise LibraryError(f"{path} cannot be used: {err}") from None
+    return lib
+
+
+def expected_layout() -> list[str]:
+    """What `lml_layout()` prints for a library that matches the structs above."""
+    lines = []
+    for struct in STRUCTS:
+        lines.append(f"{struct.__name__} sizeof {ctypes.sizeof(struct)}")
+        for name, *_ in struct._fields_:
+            field = getattr(struct, name)
+            lines.append(f"{struct.__name__}.{name} {field.offset} {field.size}")
+    return lines
+
+
+def layout_difference(layout: str) -> str | None:
+    """The first line in which a library's layout differs from ours, or None."""
+    theirs, ours = layout.splitlines(), expected_layout()
+    for line, expected in zip(theirs, ours, strict=False):
+        if line != expected:
+            return f"{line}, expected {expected}"
+    return None if len(theirs) == len(ours) else f"{len(theirs)} lines, expected {len(ours)}"
+
+
+def take_fault(lib: Any, error: ctypes.c_void_p) -> str:
+    """Why C made nothing, in its own words if it has any."""
+    return take_text(lib, error.value) if error.value else "the library gives no reason"
+
+
+def take_text(lib: Any, pointer: int | None) -> str:
+    """A string that C made for us: copied, and given back."""
+    if not pointer:
+        raise MemoryError("the library has no memory for a reply")
+    text = ctypes.string_at(pointer).decode("utf-8", "replace")
+    lib.lml_free(pointer)
+    return text

@@ -1,0 +1,171 @@
+"""SamplerChain and Grammar: from a row of logits to a token. Each has one owner with a close().
+
+A chain is llama.cpp's samplers in order. Where it would begin by keeping the likeliest tokens
+alone, the others are not even collected, which of 150,000 tokens takes half a millisecond.
+Both are used by the engine thread; a grammar is made before, by who prepares the request.
+"""
+
+import ctypes
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lmlite.messages import SamplingParams
+from lmlite.worker.grammars.triggers import Triggers
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.model import INVALID_NUMBERS, Context, LlamaError, Model
+
+MAX_BEST = 128  # tokens that are cheaper to find one by one than by sorting; llama.cpp's bound, too
+REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on, as in llama.cpp
+
+
+class NothingAllowed(LlamaError):
+    """A grammar has no way on."""
+
+    def __init__(self) -> None:
+        super().__init__("the grammar allows no further token")
+
+
+class SamplerChain:
+    """C samplers in order: from a row of logits to a token. Remembers what it sampled."""
+
+    def __init__(
+        self, model: Model, params: SamplingParams, *, seed: int, n_ctx: int, prompt: Sequence[int]
+    ) -> None:
+        """The chain for one completion of `prompt`. Raises LlamaError.
+
+        Order as in llama.cpp: bias and penalties on all tokens, then the cuts, then temperature.
+        """
+        self._lib = model.lib
+        self._n_best = n_best(params)
+        self.pointer = self._lib.llama_sampler_chain_init(
+            self._lib.llama_sampler_chain_default_params()
+        )
+        if not self.pointer:  # a NULL anywhere here would end the process
+            raise LlamaError("llama.cpp refused a chain of samplers")
+        for sampler in self._samplers(model.vocab.n_tokens, params, seed, n_ctx, prompt):
+            if not sampler:
+                self.close()
+                raise LlamaError("llama.cpp refused a sampler")
+            self._lib.llama_sampler_chain_add(self.pointer, sampler)
+
+    def _samplers(
+        self, n_vocab: int, params: SamplingParams, seed: int, n_ctx: int, prompt: Sequence[int]
+    ) -> Iterable[Any]:
+        lib = self._lib
+        if params.logit_bias:
+            each = (capi.llama_logit_bias(token, bias) for token, bias in params.logit_bias)
+            biases = (capi.llama_logit_bias * len(params.logit_bias))(*each)
+            yield lib.llama_sampler_init_logit_bias(n_vocab, len(biases), biases)
+        if params.repeat_penalty != 1:
+            repeat = lib.llama_sampler_init_penalties(
+                n_vocab, REPEAT_WINDOW, params.repeat_penalty, 0, 0
+            )
+            window = prompt[-REPEAT_WINDOW:]
+            for token in (token for token in window if token >= 0):  # a picture's are none
+                lib.llama_sampler_accept(repeat, token)
+            yield repeat
+        if params.presence_penalty or params.frequency_penalty:
+            # OpenAI counts what was sampled, and all of it: its own sampler, not fed the prompt.
+            yield lib.llama_sampler_init_penalties(
+                n_vocab, n_ctx, 1, params.frequency_penalty, params.presence_penalty
+            )
+        if params.temperature == 0:
+            yield lib.llama_sampler_init_greedy()
+            return
+        yield lib.llama_sampler_init_top_k(params.top_k)
+        yield lib.llama_sampler_init_top_p(params.top_p, 1)
+        yield lib.llama_sampler_init_min_p(params.min_p, 1)
+        yield lib.llama_sampler_init_temp(params.temperature)
+        yield lib.llama_sampler_init_dist(seed)
+
+    def sample(
+        self,
+        context: Context,
+        index: int,
+        grammar: "Grammar | None" = None,
+        banned: Sequence[int] = (),
+    ) -> int:
+        """The next token, from the logits at a batch index; one that the grammar allows.
+
+        It is a banned one only where the grammar allows no other. Raises LlamaError when it
+        allows none at all.
+        """
+        if banned:
+            try:
+                with context.without(banned, index):
+                    return self.sample(context, index, grammar)
+            except NothingAllowed:
+                pass
+        held_to = grammar.pointer if grammar and grammar.is_awake else None
+        chain, n_best = self.pointer, self._n_best
+        token: int = self._lib.lml_sample(context.pointer, index, chain, held_to, n_best)
+        if token < 0:
+            raise NothingAllowed if held_to else LlamaError(INVALID_NUMBERS)
+        if grammar and not grammar.is_awake:
+            grammar.hear(token)
+        return token
+
+    def apply(self, logits: Sequence[float]) -> dict[int, float]:
+        """What the chain makes of these logits: token -> logit for the tokens that remain."""
+        each = (capi.llama_token_data(i, logit, 0) for i, logit in enumerate(logits))
+        data = (capi.llama_token_data * len(logits))(*each)
+        candidates = capi.llama_token_data_array(data, len(logits), -1, False)
+        self._lib.llama_sampler_apply(self.pointer, candidates)
+        return {c.id: c.logit for c in candidates.data[: candidates.size]}
+
+    def accept(self, token: int) -> None:
+        """Counts a token as sampled."""
+        self._lib.llama_sampler_accept(self.pointer, token)
+
+    def close(self) -> None:
+        """Frees the chain and its samplers."""
+        self._lib.llama_sampler_free(self.pointer)
+
+
+class Grammar:
+    """What keeps a completion in a form; one for each completion, since it remembers."""
+
+    def __init__(self, model: Model, text: str, reply: bytes | None = None) -> None:
+        """`text` is GBNF; `reply`, what lml_chat_render said, if the grammar is from there.
+
+        Without it, the completion is held to the grammar from its first token. Raises LlamaError
+        for a grammar that llama.cpp cannot read.
+        """
+        self._lib, self._vocab, self.text = model.lib, model.vocab, text
+        if reply is None:
+            own = {"grammar_lazy": False, "grammar_prefilled": False, "generation_prompt": ""}
+            reply = json.dumps({"grammar": text, **own}).encode()
+        parsed = json.loads(reply)
+        self.is_awake = not parsed["grammar_lazy"]  # else it waits for a trigger
+        self._triggers = Triggers(() if self.is_awake else parsed["triggers"])
+        error = ctypes.c_void_p()
+        self.pointer = self._lib.lml_grammar_init(model.vocab.pointer, reply, ctypes.byref(error))
+        if not self.pointer:
+            raise LlamaError(capi.take_fault(self._lib, error))
+
+    def hear(self, token: int) -> None:
+        """While it waits: takes a token that was sampled without it. Raises LlamaError."""
+        heard = self._triggers.hear(token, self._vocab.piece(token, special=True))
+        if heard:
+            self.is_awake = True
+            tokens = (ctypes.c_int32 * len(heard))(*heard)
+            if not self._lib.lml_grammar_accept(self.pointer, tokens, len(heard)):
+                raise NothingAllowed
+
+    def close(self) -> None:
+        """Frees the sampler."""
+        self._lib.llama_sampler_free(self.pointer)
+
+
+def n_best(params: SamplingParams) -> int:
+    """How many of the likeliest tokens a chain begins with; 0: with all of them.
+
+    >>> n_best(SamplingParams(temperature=0)), n_best(SamplingParams(repeat_penalty=1.1))
+    (1, 0)
+    """
+    penalties = params.presence_penalty, params.frequency_penalty
+    if params.logit_bias or params.repeat_penalty != 1 or any(penalties):
+        return 0
+    n = params.top_k if params.temperature else 1
+    return n if n <= MAX_BEST else 0

@@ -1,0 +1,1 @@
+"""What was computed before: whose cells hold which tokens, and what is kept outside of them."""

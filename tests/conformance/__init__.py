@@ -1,0 +1,1 @@
+"""Every reply against OpenAI's own schemas."""

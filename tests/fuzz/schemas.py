@@ -1,0 +1,250 @@
+"""Asks for answers in thousands of JSON schemas and grammars that nobody would write.
+
+    python -m tests.fuzz.schemas --count 5000 --seed 1       the run; its last line has the totals
+    python -m tests.fuzz.schemas --seed 1 --only 42          one of them, to look at
+    python -m tests.fuzz.schemas values --count 2000         whether values fit, and no others
+
+Every other one is a schema, of an answer or of a tool, the others are grammars: put together by
+chance, or one of the tests' with some things changed. Each is asked of a real server and has to be
+compiled, and a first token chosen by it, within a second, or be refused; a tool is never refused,
+but for its size. The exit code is 1 if one took longer, or a worker died. With `values`, grammars
+of such schemas are shown values instead: a widened one must take all that the schema takes, and a
+strict one no others.
+"""
+
+import argparse
+import json
+import random
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from lmlite.library import library_folder
+from lmlite.worker.chat.template import ChatTemplate
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.model import Model
+from tests.conftest import DEFAULT_MODEL
+from tests.fuzz.http import NAMES, changed
+from tests.server.forms.test_gbnf import BAD, YES_NO
+from tests.support.schema_cases import REFUSED, VALID
+from tests.support.schema_values import JsonGrammars, wrongly_refused, wrongly_taken
+from tests.support.server_process import Answer, RunningServer
+
+CHAT = "/v1/chat/completions"
+COMPILED_S = 1.0
+SLACK = 3  # a machine that others use too is allowed so many times as long
+
+SCHEMAS = [
+    json.dumps(schema) for schema in (*VALID.values(), *(one for one, _ in REFUSED.values()))
+]
+GRAMMARS = [YES_NO, *(text for text in BAD.values() if len(text) < 2000)]
+COUNTS = (0, 1, 2, 3, 7, 63, 64, 65, 127, 128, 129, 999, 1000, 1001, 10**9, -1)
+PATTERNS = ("^a$", "^(a|b)*c{2,5}$", "^(a+)+$", "^[^x]{0,200}$", "a", "^(?=a)$", "^(x{1,9}){1,9}$",
+            "^\\d{3}-\\w+$", "(", "^" + "(a?)" * 40 + "$")  # fmt: skip
+PIECES = ('"a"', '"\\n"', "[a-z]", "[^\\x00-\\x1F]", ".", "root", "a", "b", "c", "d", '""', '"é"',
+          "<0>", "[", '"', "nothing", "# x\n")  # fmt: skip
+
+# ---- by chance -----------------------------------------------------------------------------
+
+
+def schema_by_chance(rng: random.Random, depth: int = 0) -> Any:
+    """A schema of any of the kinds, with others inside."""
+    if depth > rng.randrange(2, 9) or rng.random() < 0.4:
+        return _leaf(rng)
+
+    def inner() -> Any:
+        return schema_by_chance(rng, depth + 1)
+
+    def several(most: int) -> list[Any]:
+        return [inner() for _ in range(rng.randrange(1, most))]
+
+    match rng.randrange(6):
+        case 0 | 1:
+            return {"type": "array", "items": inner(), "minItems": rng.choice(COUNTS),
+                    "maxItems": rng.choice(COUNTS)}  # fmt: skip
+        case 2:
+            return {"type": "array", "prefixItems": several(6)}
+        case 3:
+            return {rng.choice(("anyOf", "oneOf", "allOf")): several(8)}
+        case 4:
+            return {"$defs": {"a": inner(), "b": inner()}, **inner()}
+    names = [rng.choice(NAMES) for _ in range(rng.choice((1, 3, 3, 12, 100 if depth < 2 else 3)))]
+    properties = {name: inner() if i < 4 else {"type": "null"} for i, name in enumerate(names)}
+    required = names[: rng.randrange(len(names) + 1)]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def _leaf(rng: random.Random) -> Any:
+    kinds = ("string", "integer", "number", "boolean", "null", "any", ["string", "null"])
+    values: tuple[Any, ...] = (
+        "a",
+        "b" * rng.choice(COUNTS[:8]),
+        1,
+        1.5,
+        None,
+        [],
+        rng.randrange(1000),
+    )
+    refs = ("#", "#/$defs/a", "#/$defs/b", "#/properties/a", "#/nowhere", "https://a.example")
+    few, many = rng.choice(COUNTS), rng.choice(COUNTS)
+    return rng.choice((
+        {"type": rng.choice(kinds)},
+        {"enum": rng.choices(values, k=rng.choice((1, 3, 30, 300)))},
+        {"type": "string", "pattern": rng.choice(PATTERNS)},
+        {"type": "string", "minLength": few, "maxLength": many},
+        {"type": "integer", "minimum": few, "maximum": many},
+        {"$ref": rng.choice(refs)},
+    ))  # fmt: skip
+
+
+def grammar_by_chance(rng: random.Random) -> str:
+    """Rules that use each other, some of which are none."""
+
+    def expression(depth: int) -> str:
+        parts = []
+        for _ in range(rng.randrange(1, 4)):
+            part = rng.choice(PIECES)
+            if depth < rng.choice((1, 3, 3, 80)) and rng.random() < 0.5:
+                part = f"({expression(depth + 1)})"
+            parts.append(part + rng.choice(("", "", "*", "+", "?", _count(rng))))
+        return rng.choice((" ", " ", " | ")).join(parts)
+
+    return "\n".join(f"{name} ::= {expression(0)}" for name in ("root", "a", "b", "c"))
+
+
+def _count(rng: random.Random) -> str:
+    return f"{{{rng.choice(COUNTS)}{rng.choice(('', ',', f',{rng.choice(COUNTS)}'))}}}"
+
+
+def grammar_changed(rng: random.Random, text: str) -> str:
+    """Words left out, doubled, put elsewhere, counted or wrapped."""
+    words = re.findall(r'"[^"]*"|\S+|\n', text) or [""]
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(len(words))
+        match rng.randrange(5):
+            case 0:
+                words[at] = rng.choice(PIECES)
+            case 1:
+                words[at:at] = [words[rng.randrange(len(words))]] * rng.choice((1, 2, 300))
+            case 2:
+                words[at] += _count(rng)
+            case 3:
+                n_open = rng.choice((1, 63, 64, 65, 3000))
+                words[at] = "(" * n_open + words[at] + ")" * n_open
+            case _:
+                words[at] = ""
+    return " ".join(words)
+
+
+def mutant(seed: int, number: int) -> dict[str, Any]:
+    """What a request of this number asks for, always the same."""
+    rng = random.Random(f"{seed} {number}")
+    if number % 2:
+        text = grammar_by_chance(rng)
+        text = grammar_changed(rng, rng.choice(GRAMMARS)) if rng.random() < 0.5 else text
+        return {"grammar": text}
+    schema = schema_by_chance(rng)
+    if rng.random() < 0.5:
+        schema = changed(rng, json.loads(rng.choice(SCHEMAS)))
+    if number % 4 == 2:
+        function = {"name": "f", "parameters": schema if type(schema) is dict else {}}
+        return {"tools": [{"type": "function", "function": function}]}
+    form = {"name": "form", "schema": schema, "strict": rng.random() < 0.5}
+    return {"response_format": {"type": "json_schema", "json_schema": form}}
+
+
+# ---- the run -------------------------------------------------------------------------------
+
+
+def ask(server: RunningServer, number: int, asked: dict[str, Any]) -> Answer:
+    """For one token, in that form."""
+    messages = [{"role": "user", "content": f"Answer {number}"}]  # unlike any other
+    body = {"messages": messages, "max_tokens": 1, **asked}
+    return server.request("POST", CHAT, json.dumps(body).encode("utf-8", "surrogatepass"))
+
+
+def is_refused(asked: dict[str, Any], answer: Answer) -> bool:
+    """Whether what was asked for may be refused so: a tool for the size of its text alone."""
+    error = answer.error
+    is_large = error["code"] == "context_length_exceeded" or "values" in error["message"]
+    return "tools" not in asked or is_large
+
+
+def run(seed: int, numbers: Iterable[int]) -> tuple[Counter[str], float]:
+    """Asks for them one by one and prints each fault. Totals, and the longest time."""
+    totals: Counter[str] = Counter()
+    longest_s = 0.0
+    with RunningServer("--allow-grammar") as server:
+        worker_pid = server.worker_pid()
+        for number in numbers:
+            asked = mutant(seed, number)
+            (kind,) = asked
+            began_s = time.monotonic()
+            answer = ask(server, number, asked)
+            took_s = time.monotonic() - began_s
+            longest_s = max(longest_s, took_s)
+            is_right = answer.status == 200 or (answer.status == 400 and is_refused(asked, answer))
+            fault = "" if is_right else f"status {answer.status}"
+            if took_s > COMPILED_S * SLACK:
+                fault += f" after {took_s:.1f} s"
+            totals[f"{kind} {answer.status}" if not fault else "faults"] += 1
+            if fault:
+                print(f"seed {seed} number {number}: {fault}: {str(asked)[:200]}", flush=True)
+        if server.get("/metrics").body.count(b"\nlmlite_worker_starts_total 1\n") != 1:
+            totals["faults"] += 1
+        assert server.worker_pid() == worker_pid or totals["faults"]
+    return totals, longest_s
+
+
+def run_values(seeds: range) -> tuple[Counter[str], int]:
+    """Shows grammars values and prints each fault. Totals, and how many faults there are."""
+    totals: Counter[str] = Counter()
+    lib = capi.load(str(library_folder(None)))
+    lib.lml_log_level(capi.LOG_LEVELS["error"])
+    model = Model(lib, str(DEFAULT_MODEL))
+    template = ChatTemplate(model)
+    grammars = JsonGrammars(model, template)
+    for seed in seeds:
+        found = {
+            "values of answers": wrongly_refused(grammars, seed, False),
+            "values of tools": wrongly_refused(grammars, seed, True),
+            "values that strict schemas take": wrongly_taken(grammars, seed),
+        }
+        for kind, (n, fault) in found.items():
+            totals[kind] += n
+            totals["faults"] += bool(fault)
+            if fault:
+                print(f"{kind}: {fault}", flush=True)
+    template.close()
+    model.close()
+    return totals, totals["faults"]
+
+
+def main() -> int:
+    """The command; 1 when one of them was too much."""
+    parser = argparse.ArgumentParser(description="Schemas and grammars that nobody would write.")
+    parser.add_argument("what", nargs="?", choices=("requests", "values"), default="requests")
+    parser.add_argument("--count", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--only", type=int, help="the number of one, which is shown")
+    options = parser.parse_args()
+    numbers = range(options.count)
+    if options.what == "values":
+        begin = options.seed * 1_000_000
+        totals, n_faults = run_values(range(begin, begin + options.count))
+        told = ", ".join(f"{n:,} {what}" for what, n in totals.items())
+        print(f"seed {options.seed}: {options.count:,} schemas: {told}")
+        return int(n_faults > 0)
+    if options.only is not None:
+        numbers = range(options.only, options.only + 1)
+        print(json.dumps(mutant(options.seed, options.only)))
+    totals, longest_s = run(options.seed, numbers)
+    told = ", ".join(f"{n:,} {what}" for what, n in sorted(totals.items()))
+    print(f"seed {options.seed}: {len(numbers):,} forms, {longest_s:.2f} s at most: {told}")
+    return int(totals["faults"] > 0)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

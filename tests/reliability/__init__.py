@@ -1,0 +1,1 @@
+"""What the server promises to bear, and what shows it."""

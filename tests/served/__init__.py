@@ -1,0 +1,1 @@
+"""Tests of a real server with a real model, over HTTP."""

@@ -1,0 +1,176 @@
+"""A real server in this process, in front of a worker without a model, and one to ask it."""
+
+import http.client
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lmlite.gguf.file import ModelFile
+from lmlite.gguf.shape import Shape
+from lmlite.messages import Load
+from lmlite.server.front.gate import LOOPBACK_GATE, Gate
+from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
+from lmlite.server.front.listener import listen
+from lmlite.server.http import serve
+from lmlite.server.logs import Log
+from lmlite.server.models.defaults import NO_DEFAULTS
+from lmlite.server.models.registry import Registry, ServedModel
+from lmlite.server.models.supervisor import Supervisor
+from lmlite.server.server import Server
+from tests import REPOSITORY
+
+CHAT = "/v1/chat/completions"
+WAIT_S = 20.0
+FAKE_WORKER = (sys.executable, "-P", str(Path(__file__).parent / "fake_worker.py"))
+
+
+@dataclass
+class House:
+    """A server in this process, and what it logged."""
+
+    server: Server
+    supervisor: Supervisor
+    lines: io.StringIO
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def connect(self) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+
+    def dial(self) -> socket.socket:
+        """A bare connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S)
+
+    def ask(self, content: str, **body: Any) -> tuple[int, bytes]:
+        with closing(self.connect()) as connection:
+            return self.ask_on(connection, content, **body)
+
+    def ask_on(
+        self, connection: http.client.HTTPConnection, content: str, **body: Any
+    ) -> tuple[int, bytes]:
+        reply = self.begin(connection, content, **body)
+        return reply.status, reply.read()
+
+    def begin(
+        self, connection: http.client.HTTPConnection, content: str, **body: Any
+    ) -> http.client.HTTPResponse:
+        """Asks, and returns when the answer begins."""
+        self.send(connection, content, **body)
+        return connection.getresponse()
+
+    def send(self, connection: http.client.HTTPConnection, content: str, **body: Any) -> None:
+        messages = [{"role": "user", "content": content}]
+        data = json.dumps({"messages": messages, **body}).encode()
+        connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
+
+    def exchange(self, data: bytes, ends: bool = False) -> bytes:
+        """What the server answers to these bytes, to the end of the connection.
+
+        Without `ends` it is the server that has to end it.
+        """
+        with self.dial() as sock:
+            sock.sendall(data)
+            if ends:
+                sock.shutdown(socket.SHUT_WR)
+            return rest_of(sock)
+
+    def log_text(self) -> str:
+        """What the log says by now."""
+        self.server.log.flush(WAIT_S)
+        return self.lines.getvalue()
+
+    def logged(self, n: int) -> list[str]:
+        """The first n lines of the log; a line comes after its answer."""
+        while len(lines := self.log_text().splitlines()) < n:
+            assert self.supervisor.fault is None
+        return lines
+
+    def get(self, path: str, **headers: str) -> tuple[int, Any]:
+        with closing(self.connect()) as connection:
+            connection.request("GET", path, headers=headers)
+            reply = connection.getresponse()
+            return reply.status, json.loads(reply.read())
+
+
+def rest_of(sock: socket.socket) -> bytes:
+    """Everything that still comes."""
+    answer = b""
+    while data := sock.recv(65536):
+        answer += data
+    return answer
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Polls, with a deadline."""
+    deadline_s = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline_s, "the condition never came true"
+        time.sleep(0.005)
+
+
+@contextmanager
+def opened(
+    mode: str = "",
+    model_path: str = "fake.gguf",
+    n_parallel: int = 4,
+    n_queue: int = 64,
+    gate: Gate = LOOPBACK_GATE,
+    limits: Limits = DEFAULT_LIMITS,
+    log: Log | None = None,
+) -> Iterator[House]:
+    """A server that is ready; in modes of the worker that decide about that, one that has begun."""
+    lines = io.StringIO()
+    log = log or Log("info", lines)
+    load = Load(model_path, n_parallel=n_parallel, n_queue=n_queue)
+    supervisor = Supervisor(load, log, (*FAKE_WORKER, mode))
+    file = ModelFile(
+        path=model_path, architecture="llama", name="Fake", quantisation="F16",
+        n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
+        embeds_only=False, n_tensor_bytes=1, n_parameters=1, n_bytes=1, mtime=1234567890,
+        parts=(), shape=Shape(64, 4, 512, ((32, 32),), 0, 0, 1, 0, False),
+    )  # fmt: skip
+    defaults = replace(NO_DEFAULTS, limits=limits)
+    registry = Registry([ServedModel("fake", file, supervisor, defaults)])
+    sockets = listen("127.0.0.1", 0, limits.backlog)
+    server = Server(sockets, serve, registry, log, gate=gate, limits=limits)
+    supervisor.start()
+    server.start()
+    try:
+        if not mode:
+            supervisor.wait_until_settled(WAIT_S)
+        yield House(server, supervisor, lines)
+    finally:
+        server.drain(0.0)
+        supervisor.stop()
+
+
+@contextmanager
+def opened_apart(n_parallel: int = 4) -> Iterator[tuple[int, int]]:
+    """Such a server in a process that does nothing else: the process's id, and the port."""
+    command = [sys.executable, "-m", "tests.support.house", str(n_parallel)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
+    ) as process:
+        assert process.stdout is not None
+        yield process.pid, int(process.stdout.readline())
+
+
+def main() -> None:
+    """That process, until its standard input ends."""
+    with opened(n_parallel=int(sys.argv[1])) as house:
+        print(house.port, flush=True)
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

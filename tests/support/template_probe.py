@@ -1,0 +1,40 @@
+"""Reads and runs chat templates, a line of JSON for each on standard input; says what came of them.
+
+What comes of one may be the end of this process, which is why it is one. Its argument is how many
+seconds a template may take.
+"""
+
+import json
+import sys
+import time
+
+from lmlite.errors import BadRequest
+from lmlite.messages import ChatMessage, ChatOptions
+from lmlite.worker.chat import limits as template_limits
+from lmlite.worker.chat.bridge_request import request_of
+from lmlite.worker.chat.template import ChatTemplate, TemplateError
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.model import Model
+
+
+def main() -> None:
+    """The command."""
+    template_limits.MAX_SECONDS = float(sys.argv[2])
+    lib = capi.load()
+    lib.lml_log_level(capi.LOG_LEVELS["error"])
+    lib.llama_backend_init()
+    model = Model(lib, sys.argv[1], vocab_only=True)
+    request = request_of([ChatMessage("user", "Hello")], ChatOptions())
+    for line in sys.stdin:
+        began_s = time.monotonic()
+        try:
+            template = ChatTemplate(model, json.loads(line))
+            outcome, text = "text", str(template._reply(request)["prompt"])
+            template.close()
+        except (TemplateError, BadRequest) as err:
+            outcome, text = "refused", str(err)
+        print(json.dumps([outcome, text, time.monotonic() - began_s]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

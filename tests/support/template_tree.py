@@ -1,0 +1,40 @@
+"""The chat templates in llama.cpp's tree, and a vocabulary with all that they write."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+from tests.conftest import LLAMA_CPP
+from tests.support.gguf_writer import CONTROL, Shape, llama_metadata, tokenizer_metadata, write_gguf
+
+FOLDER = LLAMA_CPP / "models" / "templates"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
+
+# What looks like a special token: <end>, </end>, <|end|>, <|end>, <end|>, [END], ]<]end[>[, ]~b]
+SPECIAL = re.compile(
+    r"""</?[|\uff5c]?[\w:/"▁]{1,40}[|\uff5c]?>|\[/?[A-Z_]{2,30}\]|\]<\]\w+\[>\[|\[e~\[|\]~!?b[\[\]]"""
+)
+
+
+@cache
+def source_of(name: str) -> str:
+    """The template's text."""
+    return (FOLDER / f"{name}.jinja").read_text()
+
+
+@cache
+def specials(name: str) -> list[str]:
+    """All that the template writes which may be a control token of its model."""
+    return sorted(set(SPECIAL.findall(source_of(name))))
+
+
+def write_special_vocabulary(path: Path) -> None:
+    """A model without weights, in whose vocabulary all of that is a control token."""
+    metadata = llama_metadata(Shape(), "special", 0) | tokenizer_metadata([" the"], None)
+    tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
+    assert isinstance(tokens, list)
+    assert isinstance(kinds, list)
+    more = sorted({text for name in NAMES for text in specials(name)} - set(tokens))
+    metadata["tokenizer.ggml.tokens"] = tokens + more
+    metadata["tokenizer.ggml.token_type"] = kinds + [CONTROL] * len(more)
+    write_gguf(path, metadata)

@@ -1,0 +1,68 @@
+"""Marks: where they go into a text, and which of them stay in a prompt."""
+
+import pytest
+
+from lmlite.worker.chat.control_tokens import Breaker
+
+PLAIN = Breaker(["<|end|>"])
+
+
+@pytest.mark.parametrize(
+    ("text", "broken"),
+    [
+        ("a <|end|> b", "a <~|end|> b"),
+        ("<|end|><|end|>", "<~|end|><~|end|>"),
+        ("a <|en", "a <|en~"),
+        ("nd|> b", "~nd|> b"),
+        ("a <|en \n", "a <|en~ \n"),
+        (" nd|>", " ~nd|>"),
+        ("a <|END|> b", "a <~|END|> b"),
+        (r' ["\u003c|end|>"]', r' ["\u003c~|end|>"]'),
+        ('{"<|en": "d|>"}', '{"<|en~": "~d|>"}'),
+        ("nothing", "nothing"),
+        ("|end|", "|end|"),
+        ("", ""),
+        ("  ", "  "),
+    ],
+)
+def test_marks_go_into_tokens_and_open_ends(text: str, broken: str) -> None:
+    assert PLAIN.broken(text, "~") == broken
+
+
+def test_a_letter_that_grows_in_lower_case_moves_no_mark() -> None:
+    assert PLAIN.broken("\u0130 <|end|>", "~") == "\u0130 <~|end|>"
+
+
+def test_json_is_marked_in_its_strings_only() -> None:
+    breaker = Breaker(["]~b]", "[a"])
+    assert breaker.broken_json('["]", [1]]', "*") == '["*]*", [1]]'
+
+
+@pytest.mark.parametrize(
+    ("source", "text", "broken"),
+    [
+        ("{{ '<' ~ name ~ '>' }}", "|end|", "~|end|"),
+        ("<{{ name }}>", "|end|", "~|end|"),
+        ("{{ name }}", "|end|", "|end|"),
+        ("{{ m.split('/a')[0] }}", "<|en/ad|>", "<~|en~/a~d|>"),
+        ("{{ m.replace(\"/a\", '') }}", "<|en//aad|>", "<~|en~//aa~d|>"),
+        ("{% set end = '/a' %}{{ m.split(end)[0] }}", "<|en/ad|>", "<~|en~/a~d|>"),
+    ],
+)
+def test_what_the_template_does_opens_more_ends(source: str, text: str, broken: str) -> None:
+    assert Breaker(["<|end|>"], source).broken(text, "~") == broken
+
+
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a~b", ["ab"]),
+        ("a <~|end|> b", ["a <", "|end|> b"]),
+        ("<|e~n~d|>", ["<|e", "n", "d|>"]),
+        ("<|end|>~<~|end|>~", ["<|end|><", "|end|>"]),
+        ("", [""]),
+        ("~", []),
+    ],
+)
+def test_marks_stay_only_where_they_keep_a_token_apart(prompt: str, parts: list[str]) -> None:
+    assert PLAIN.parts(prompt, "~") == parts

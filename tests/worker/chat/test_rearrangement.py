@@ -1,0 +1,137 @@
+"""What each step makes of messages that a chat template refuses."""
+
+from typing import Any
+
+import pytest
+
+from lmlite.worker.chat import rearrangement
+from lmlite.worker.chat.rearrangement import STEPS, Step, is_json_object, rearranged
+
+Json = dict[str, Any]
+
+
+def said(role: str, content: str, **more: Any) -> Json:
+    return {"role": role, "content": content, **more}
+
+
+def call(call_id: str, arguments: str = "{}") -> Json:
+    return {"id": call_id, "type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+def calling(*ids: str, content: str = "") -> Json:
+    return said("assistant", content, tool_calls=[call(call_id) for call_id in ids])
+
+
+def result(call_id: str, content: str) -> Json:
+    return said("tool", content, tool_call_id=call_id)
+
+
+S, S2 = said("system", "S"), said("system", "S2")
+U, U2 = said("user", "U"), said("user", "U2")
+A, A2 = said("assistant", "A"), said("assistant", "A2")
+NOTHING_SAID, NOTHING_ANSWERED = said("user", ""), said("assistant", "")
+USUAL = [S, U, A, U, calling("call00000"), result("call00000", "R"), A, U2]
+
+CASES: list[tuple[str, list[Json], list[Json]]] = [
+    ("leading_systems_joined", [S, S2, U], [said("system", "S\n\nS2"), U]),
+    ("leading_systems_joined", [S, U, S2, U], [S, U, S2, U]),
+    ("later_systems_told", [S, U, A, S2, U2], [S, U, A, said("user", "S2\n\nU2")]),
+    ("later_systems_told", [U, S, A, S2, U2], [U, A, said("user", "S\n\nS2\n\nU2")]),
+    ("later_systems_told", [S, U, S2], [S, U, said("user", "S2")]),
+    ("later_systems_told", [U, S, A], [U, said("user", "S"), A]),
+    ("all_systems_told", [S, U], [said("user", "S\n\nU")]),
+    ("all_systems_told", [S], [said("user", "S")]),
+    ("results_behind_calls", [calling("1", "2"), A, result("2", "R2"), U, result("1", "R1")],
+     [calling("1", "2"), result("2", "R2"), result("1", "R1"), A, U]),
+    ("results_behind_calls", [calling("1"), result("1", "R"), calling("1"), result("1", "R2")],
+     [calling("1"), result("1", "R"), calling("1"), result("1", "R2")]),
+    ("results_behind_calls", [calling("1"), A, result("2", "R")],
+     [calling("1"), A, result("2", "R")]),
+    ("one_call_each",
+     [calling("1", "2", content="A"), result("2", "R2"), result("1", "R1"), result("3", "R3"), U],
+     [calling("1", content="A"), result("1", "R1"), calling("2"), result("2", "R2"),
+      result("3", "R3"), U]),
+    ("texts_apart", [U, calling("1", content="A")], [U, A, calling("1")]),
+    ("without_thoughts", [said("assistant", "A", reasoning_content="T")], [A]),
+    ("orphans_told", [result("1", "R"), A, result("2", "R2")],
+     [said("user", "<tool_response>\nR\n</tool_response>"), A,
+      said("user", "<tool_response>\nR2\n</tool_response>")]),
+    ("orphans_told", [calling("1"), result("2", "R"), result("3", "R")],
+     [calling("1"), result("2", "R"), result("3", "R")]),
+    ("neighbours_joined", [U, U2, A, NOTHING_ANSWERED, A2],
+     [said("user", "U\n\nU2"), said("assistant", "A\n\nA2")]),
+    ("neighbours_joined", [A, calling("1"), calling("2"), result("1", "R"), result("2", "R")],
+     [A, calling("1"), calling("2"), result("1", "R"), result("2", "R")]),
+    ("alternated", [S, A, U], [S, NOTHING_SAID, A, U]),
+    ("alternated", [U, calling("1"), result("1", "R"), U2],
+     [U, calling("1"), result("1", "R"), NOTHING_ANSWERED, U2]),
+    ("alternated", [U, A, calling("1"), result("1", "R"), A2],
+     [U, A, NOTHING_SAID, calling("1"), result("1", "R"), A2]),
+    ("alternated", [S], [S, NOTHING_SAID]),
+    ("calls_told", [calling("1", content="A"), result("1", "R")],
+     [said("assistant", 'A\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'),
+      result("1", "R")]),
+    ("results_told", [calling("1", "2"), result("1", "R"), result("2", "R2")],
+     [calling("1", "2"), said("user", "<tool_response>\nR\n</tool_response>\n"
+                              "<tool_response>\nR2\n</tool_response>")]),
+    ("short_ids", [calling("call_1", "call_2"), result("call_2", "R"), result("call_3", "R")],
+     [calling("call00000", "call00001"), result("call00001", "R"), result("call00002", "R")]),
+]  # fmt: skip
+
+
+def step(name: str) -> Step:
+    found: Step = getattr(rearrangement, name)
+    return found
+
+
+@pytest.mark.parametrize(("name", "before", "after"), CASES)
+def test_a_step_changes_this_alone(name: str, before: list[Json], after: list[Json]) -> None:
+    assert step(name)(before) == after
+
+
+def test_each_step_is_tried_and_tested() -> None:
+    tested = {step(name) for name, _, _ in CASES} | {rearrangement.whole_arguments}
+    assert tested == set(STEPS)
+
+
+@pytest.mark.parametrize("each", STEPS, ids=lambda each: each.__name__)
+def test_no_step_changes_what_it_is_given(each: Step) -> None:
+    before = [S, S2, A, U, U2, S, calling("x", "y", content="A"), U, result("x", "R")]
+    copy = [dict(message) for message in before]
+    each(before)
+    assert before == copy
+
+
+def test_a_usual_conversation_needs_none_but_the_last_three() -> None:
+    changing = [each.__name__ for each in STEPS if each(USUAL) != USUAL]
+    assert changing == ["all_systems_told", "calls_told", "results_told"]
+
+
+def test_turns_are_settled_when_it_is_known_who_speaks() -> None:
+    before = [U, calling("1"), result("1", "R"), U2]
+    told = rearranged(before, STEPS)
+    assert [message["role"] for message in told] == ["user", "assistant", "user"]
+    assert told[2]["content"] == "<tool_response>\nR\n</tool_response>\n\nU2"
+
+
+WHOLE = ["{}", '{"a": [1, 2.5, null]}', '{"a": [1e308, -12345678901234567890123]}',
+         ' {"é": "\\u00e9\\ud83d\\ude00"} ']  # fmt: skip
+BROKEN = ["", "{", '{"city": "Par', '{"a": 1}}', "[1]", '"a"', "null", "5", '{"a": NaN}',
+          '{"a": 1e400}', f'{{"a": -{"9" * 400}}}', '{"a": "\\ud800"}', "é",
+          '{"a":' * 100_000]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", WHOLE)
+def test_an_object_stays(text: str) -> None:
+    assert is_json_object(text)
+    before = [said("assistant", "", tool_calls=[call("1", text)])]
+    assert rearrangement.whole_arguments(before) == before
+
+
+@pytest.mark.parametrize("text", BROKEN, ids=lambda text: text[:20])
+def test_what_is_no_object_becomes_an_empty_one(text: str) -> None:
+    assert not is_json_object(text)
+    before = [said("assistant", "", tool_calls=[call("1", text)])]
+    assert rearrangement.whole_arguments(before) == [
+        said("assistant", "", tool_calls=[call("1", "{}")])
+    ]

@@ -1,0 +1,1 @@
+"""Tests of `lmlite.worker.llama.model`."""

@@ -1,0 +1,170 @@
+"""SamplerChain: what each sampler makes of logits, and that the likeliest alone give the same."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from lmlite.messages import SamplingParams
+from lmlite.worker.llama import samplers
+from lmlite.worker.llama.model import Batch, Context, Model
+from lmlite.worker.llama.samplers import Grammar, SamplerChain
+
+LOGITS = [2.0, 1.0, 0.5, -1.0, -2.0]
+
+
+@pytest.fixture
+def chain(default_model: Model) -> Any:
+    """Makes a chain, and closes it after the test."""
+    chains: list[SamplerChain] = []
+
+    def make(prompt: Sequence[int] = (), **params: Any) -> SamplerChain:
+        sampling = SamplingParams(**{"top_k": 0, "top_p": 1.0, "min_p": 0.0, **params})
+        made = SamplerChain(default_model, sampling, seed=1, n_ctx=64, prompt=prompt)
+        chains.append(made)
+        return made
+
+    yield make
+    for made in chains:
+        made.close()
+
+
+def close(logits: dict[int, float]) -> dict[int, float]:
+    return {token: round(logit, 5) for token, logit in sorted(logits.items())}
+
+
+def test_without_cuts_a_chain_of_temperature_1_leaves_logits_alone(chain: Any) -> None:
+    assert close(chain(temperature=1.0).apply(LOGITS)) == dict(enumerate(LOGITS))
+
+
+def test_temperature_divides_logits(chain: Any) -> None:
+    halves = {token: logit * 2 for token, logit in enumerate(LOGITS)}
+    assert close(chain(temperature=0.5).apply(LOGITS)) == halves
+
+
+def test_top_k_leaves_the_k_likeliest(chain: Any) -> None:
+    assert set(chain(temperature=1.0, top_k=2).apply(LOGITS)) == {0, 1}
+
+
+def test_top_p_leaves_the_likeliest_that_reach_p(chain: Any) -> None:
+    # Softmax of LOGITS: 0.597, 0.220, 0.133, 0.030, 0.011 (and rounding).
+    assert set(chain(temperature=1.0, top_p=0.5).apply(LOGITS)) == {0}
+    assert set(chain(temperature=1.0, top_p=0.7).apply(LOGITS)) == {0, 1}
+    assert set(chain(temperature=1.0, top_p=0.9).apply(LOGITS)) == {0, 1, 2}
+
+
+def test_min_p_leaves_what_is_likely_beside_the_likeliest(chain: Any) -> None:
+    # p/p_max = exp(logit - 2): 1, 0.37, 0.22, 0.05, 0.02.
+    assert set(chain(temperature=1.0, min_p=0.3).apply(LOGITS)) == {0, 1}
+    assert set(chain(temperature=1.0, min_p=0.04).apply(LOGITS)) == {0, 1, 2, 3}
+
+
+def test_logit_bias_is_added(chain: Any) -> None:
+    biased = chain(temperature=1.0, logit_bias=((1, 2.5), (3, -100.0))).apply(LOGITS)
+    assert close(biased) == {0: 2.0, 1: 3.5, 2: 0.5, 3: -101.0, 4: -2.0}
+
+
+def test_presence_penalty_is_taken_once_from_each_sampled_token(chain: Any) -> None:
+    made = chain(temperature=1.0, presence_penalty=0.75)
+    for token in (0, 0, 3):
+        made.accept(token)
+    assert close(made.apply(LOGITS)) == {0: 1.25, 1: 1.0, 2: 0.5, 3: -1.75, 4: -2.0}
+
+
+def test_frequency_penalty_is_taken_once_per_time_sampled(chain: Any) -> None:
+    made = chain(temperature=1.0, frequency_penalty=0.5)
+    for token in (0, 0, 3):
+        made.accept(token)
+    assert close(made.apply(LOGITS)) == {0: 1.0, 1: 1.0, 2: 0.5, 3: -1.5, 4: -2.0}
+
+
+def test_presence_and_frequency_penalties_do_not_count_the_prompt(chain: Any) -> None:
+    made = chain(prompt=[0, 1], temperature=1.0, presence_penalty=1.0, frequency_penalty=1.0)
+    assert close(made.apply(LOGITS)) == dict(enumerate(LOGITS))
+
+
+def test_repeat_penalty_divides_what_is_positive_and_multiplies_what_is_negative(
+    chain: Any,
+) -> None:
+    made = chain(temperature=1.0, repeat_penalty=2.0)
+    for token in (0, 3):
+        made.accept(token)
+    assert close(made.apply(LOGITS)) == {0: 1.0, 1: 1.0, 2: 0.5, 3: -2.0, 4: -2.0}
+
+
+def test_repeat_penalty_counts_the_last_64_tokens_of_the_prompt(chain: Any) -> None:
+    recent = chain(prompt=[0] + [1] * 63, temperature=1.0, repeat_penalty=2.0)
+    assert close(recent.apply(LOGITS))[0] == 1.0
+    forgotten = chain(prompt=[0] + [1] * 64, temperature=1.0, repeat_penalty=2.0)
+    assert close(forgotten.apply(LOGITS))[0] == 2.0
+
+
+# ---- only the likeliest ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("params", "n_best"),
+    [
+        ({"temperature": 0}, 1),
+        ({"temperature": 0, "top_k": 0}, 1),
+        ({"temperature": 1, "top_k": 40}, 40),
+        ({"temperature": 1, "top_k": 128}, 128),
+        ({"temperature": 1, "top_k": 129}, 0),
+        ({"temperature": 1, "top_k": 0}, 0),
+        ({"temperature": 0, "repeat_penalty": 1.1}, 0),
+        ({"temperature": 0, "presence_penalty": -0.5}, 0),
+        ({"temperature": 0, "frequency_penalty": 0.5}, 0),
+        ({"temperature": 0, "logit_bias": ((3, 1.0),)}, 0),
+    ],
+)
+def test_a_chain_begins_with_the_likeliest_where_it_would_cut_to_them(
+    params: dict[str, Any], n_best: int
+) -> None:
+    assert samplers.n_best(SamplingParams(**params)) == n_best
+
+
+WRITTEN = f"root ::= {' '.join(['letter'] * 24)}\nletter ::= [a-z ]\n"
+
+
+@pytest.mark.parametrize("grammar", [None, WRITTEN], ids=["free", "in a grammar"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0},
+        {"temperature": 1.5, "top_k": 1},
+        {"temperature": 1.5, "top_k": 3, "top_p": 0.9},
+        {"temperature": 1.5, "top_k": 40, "min_p": 0.01},
+        {"temperature": 1.5, "top_k": 128},
+    ],
+)
+def test_from_the_likeliest_the_same_is_chosen_as_from_all(
+    default_model: Model,
+    chain: Any,
+    params: dict[str, Any],
+    grammar: str | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """For as long as the grammar asks; seeds are the same, and so are the samplers."""
+
+    def completion(n_best: int) -> list[int]:
+        with monkeypatch.context() as patched:
+            patched.setattr(samplers, "n_best", lambda _params: n_best)
+            made = chain(**params)
+        held_to = Grammar(default_model, grammar) if grammar else None
+        context = Context(default_model, n_ctx=256, n_batch=64, n_seq_max=1, n_threads=1)
+        tokens = default_model.vocab.tokenize("Tell me", add_special=True, parse_special=True)
+        batch, n_prompt = Batch(64), len(tokens)
+        index = batch.extend(tokens, 0, 0, True)
+        for position in range(n_prompt, n_prompt + 12):
+            assert context.decode(batch)
+            tokens.append(made.sample(context, index, held_to))
+            batch.clear()
+            index = batch.add(tokens[-1], position, 0, True)
+        for owned in (context, held_to):
+            if owned is not None:
+                owned.close()
+        return tokens[n_prompt:]
+
+    n_best = samplers.n_best(SamplingParams(**params))
+    assert n_best > 0
+    assert completion(n_best) == completion(0)
