@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from lmlite import frames
-from lmlite.errors import ApiError, InternalError, PromptTooLong, Unsupported
-from lmlite.gguf.memory_estimate import (
+from lmlite.contexts import (
     EMBEDDING_BATCH,
     EMBEDDING_LANES,
     context_size,
@@ -31,6 +30,7 @@ from lmlite.gguf.memory_estimate import (
     n_lanes,
     n_ubatch,
 )
+from lmlite.errors import ApiError, InternalError, PromptTooLong, Unsupported
 from lmlite.library import library_folder
 from lmlite.messages import (
     Cancel,

@@ -8,7 +8,7 @@ import math
 import time
 from dataclasses import dataclass
 
-from lmlite.gguf.memory_estimate import MAX_OUTPUT_PIECE
+from lmlite.contexts import MAX_OUTPUT_PIECE
 from lmlite.worker.llama.model import Batch, Context
 from lmlite.worker.meter import Meter
 from lmlite.worker.sequence import Sequence

@@ -13,8 +13,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from lmlite.contexts import EMBEDDING_LANES
 from lmlite.errors import InternalError
-from lmlite.gguf.memory_estimate import EMBEDDING_LANES
 from lmlite.messages import Embedded, Failed, ReplyEvent
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import INVALID_NUMBERS, Batch, Context, LlamaError

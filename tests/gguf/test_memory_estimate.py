@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from lmlite import contexts
 from lmlite.cli.serve import EMBEDDED_PROJECTOR
 from lmlite.gguf import memory_estimate
 from lmlite.gguf.file import ModelFile, read_model_file
@@ -244,11 +245,11 @@ def reserved(
     assert model
     wanted = lib.llama_context_default_params()
     wanted.n_ctx, wanted.n_batch = load.n_ctx, load.n_batch
-    n_seq = memory_estimate.n_lanes(load.n_parallel, not file.shape.n_state)
-    wanted.n_ubatch = memory_estimate.n_ubatch(load, load.n_batch, n_seq)
+    n_seq = contexts.n_lanes(load.n_parallel, not file.shape.n_state)
+    wanted.n_ubatch = contexts.n_ubatch(load, load.n_batch, n_seq)
     wanted.kv_unified = True
     # Else it would reserve logits for each token of a batch, of which few are ever wanted.
-    wanted.n_outputs_max = load.n_parallel + memory_estimate.MAX_OUTPUT_PIECE
+    wanted.n_outputs_max = load.n_parallel + contexts.MAX_OUTPUT_PIECE
     wanted.n_outputs_max_per_seq = wanted.n_outputs_max
     wanted.n_seq_max = n_seq
     wanted.type_k = capi.CACHE_TYPES[load.cache_type_k]
@@ -395,12 +396,12 @@ def test_without_flash_attention_every_head_has_a_number_for_every_cell(tiny: Mo
 def test_a_cpu_without_flash_attention_computes_128_tokens_at_once(
     load: Load, n_tokens: int
 ) -> None:
-    assert memory_estimate.n_ubatch(load, load.n_batch, 16) == n_tokens
+    assert contexts.n_ubatch(load, load.n_batch, 16) == n_tokens
 
 
 def test_every_sequence_has_a_token_in_what_is_computed_at_once() -> None:
-    assert memory_estimate.n_ubatch(Load("", flash_attn="off"), 512, 256) == 256
-    assert memory_estimate.n_ubatch(Load("", n_batch=64), 64, 16) == 64
+    assert contexts.n_ubatch(Load("", flash_attn="off"), 512, 256) == 256
+    assert contexts.n_ubatch(Load("", n_batch=64), 64, 16) == 64
 
 
 def test_the_total_is_the_sum(tiny: ModelFile, eye: Projector) -> None:
@@ -435,7 +436,7 @@ def test_no_picture_has_more_tokens_than_the_context(tiny: ModelFile, eye: Proje
     ],
 )
 def test_the_context_that_is_asked_for(load: Load, n_ctx: int) -> None:
-    assert memory_estimate.context_size(load, 1024) == n_ctx
+    assert contexts.context_size(load, 1024) == n_ctx
 
 
 # ---- what fits -------------------------------------------------------------------------------

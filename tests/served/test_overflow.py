@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from lmlite.cli.serve import parser, rope_of
+from lmlite.contexts import n_ctx_max
 from lmlite.gguf.file import read_model_file
-from lmlite.gguf.memory_estimate import n_ctx_max, plan
+from lmlite.gguf.memory_estimate import plan
 from lmlite.messages import Load, RopeScaling
 from lmlite.worker.llama.model import Batch, Context, Model
 from tests.conftest import DEFAULT_MODEL
