@@ -22,17 +22,11 @@ from lmlite.server.api import error_bodies
 from lmlite.server.api import tokenizer as tokenizer_api
 from lmlite.server.api.anthropic.replies import MessageReply, TokenCount
 from lmlite.server.api.anthropic.requests import parse_count, parse_message
+from lmlite.server.api.call import Call, headers_of, lines_of
 from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.openai.models import model_list, model_object
 from lmlite.server.api.openai.replies import ChatReply, CompletionReply, EmbeddingReply
-from lmlite.server.api.openai.requests import (
-    Call,
-    headers_of,
-    lines_of,
-    parse_chat,
-    parse_completion,
-    parse_embeddings,
-)
+from lmlite.server.api.openai.requests import parse_chat, parse_completion, parse_embeddings
 from lmlite.server.api.reply import Answer, StreamedAnswer
 from lmlite.server.api.responses.replies import ResponseReply
 from lmlite.server.api.responses.requests import own_names, parse_response

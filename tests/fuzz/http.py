@@ -26,7 +26,8 @@ from lmlite import frames
 from lmlite.errors import ApiError
 from lmlite.messages import Request
 from lmlite.server.api.anthropic.requests import parse_count, parse_message
-from lmlite.server.api.openai.requests import Call, parse_chat, parse_completion, parse_embeddings
+from lmlite.server.api.call import Call
+from lmlite.server.api.openai.requests import parse_chat, parse_completion, parse_embeddings
 from lmlite.server.api.responses.requests import own_names, parse_response
 from lmlite.server.api.responses.stored import StoredResponses
 from lmlite.server.api.tokenizer import parse_detokenize, parse_tokenize

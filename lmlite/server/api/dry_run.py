@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from lmlite.messages import Chat, Complete, Planned, ReplyEvent, SamplingParams
-from lmlite.server.api.openai.requests import Call
+from lmlite.server.api.call import Call
 from lmlite.server.models.defaults import Defaults
 
 Json = dict[str, Any]

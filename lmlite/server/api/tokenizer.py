@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmlite.messages import Planned, Ready, ReplyEvent, Tokenize
+from lmlite.server.api.call import Call, ignored_fields
 from lmlite.server.api.dry_run import planned
 from lmlite.server.api.fields import Body, boolean, required, string, typed
-from lmlite.server.api.openai.requests import Call, ignored_fields, parse_chat, token_ids
+from lmlite.server.api.openai.requests import parse_chat, token_ids
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
 Json = dict[str, Any]

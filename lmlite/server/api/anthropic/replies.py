@@ -9,8 +9,8 @@ from typing import Any
 
 from lmlite.errors import ApiError, BadRequest
 from lmlite.messages import Chat, Delta, Finished, Planned, ReplyEvent, Started
+from lmlite.server.api.call import Call
 from lmlite.server.api.error_bodies import message_error
-from lmlite.server.api.openai.requests import Call
 from lmlite.server.front import wire
 
 Json = dict[str, Any]

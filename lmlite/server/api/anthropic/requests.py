@@ -24,10 +24,11 @@ from lmlite.server.api.anthropic.blocks import (
     system_text,
     unread_blocks,
 )
+from lmlite.server.api.call import Call, ignored_fields
 from lmlite.server.api.chat.requests import EFFORTS, called_name, tool_name
 from lmlite.server.api.dry_run import planned
 from lmlite.server.api.fields import Body, boolean, integer, required, string, typed
-from lmlite.server.api.openai.requests import Call, ignored_fields, parse_chat, stop_strings
+from lmlite.server.api.openai.requests import parse_chat, stop_strings
 from lmlite.server.api.responses.requests import own_names
 from lmlite.server.api.sampling import MAX_INT, NAMES
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits

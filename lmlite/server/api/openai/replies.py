@@ -25,8 +25,8 @@ from lmlite.messages import (
     Started,
     TokenLogprob,
 )
+from lmlite.server.api.call import Call
 from lmlite.server.api.chat.custom_tools import CustomCalls
-from lmlite.server.api.openai.requests import Call
 from lmlite.server.front import wire
 
 Json = dict[str, Any]

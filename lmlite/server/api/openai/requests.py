@@ -8,11 +8,12 @@ dictionaries.
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn
 
 from lmlite.errors import BadRequest
-from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams, Work
+from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams
+from lmlite.server.api.call import Call, ignored_fields
 from lmlite.server.api.chat.answer_forms import parse_form
 from lmlite.server.api.chat.guided_decoding import FIELDS, guided, guided_text
 from lmlite.server.api.chat.requests import custom_tools, left_out, parse_messages, parse_options
@@ -28,12 +29,10 @@ from lmlite.server.api.fields import (
 )
 from lmlite.server.api.sampling import MAX_INT, NAMES, sampling_values
 from lmlite.server.forms.gbnf import checked_grammar
-from lmlite.server.forms.schemas import UnheldPart
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
 MAX_GRAMMARS = 64  # of one request: each choice has one of its own, 20 ms for the largest
-MAX_NAMED = 20  # of the fields that are ignored
 
 _EVERYWHERE = {"model", "user"}
 _INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
@@ -47,20 +46,6 @@ CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completio
                "modalities"}  # fmt: skip
 COMPLETION_FIELDS = {*_GENERATING, "prompt", "best_of", "suffix", "echo"}
 EMBEDDING_FIELDS = {*_EVERYWHERE, "input", "encoding_format", "dimensions"}
-
-
-@dataclass(frozen=True)
-class Call:
-    """One request as the server sees it: what the worker does, and how the answer is sent."""
-
-    request: Work  # its id is set when it is sent
-    model: str | None  # None: the one that is served
-    stream: bool = False
-    include_usage: bool = False
-    encoding_format: str = "float"  # of embeddings: float or base64
-    ignored: tuple[str, ...] = ()  # names of fields and parts that nobody here knows
-    custom_tools: frozenset[str] = frozenset()  # the names of those whose calls are a text
-    unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that answers are not held to
 
 
 def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
@@ -126,41 +111,6 @@ def parse_embeddings(body: Body, limits: Limits = DEFAULT_LIMITS) -> Call:
         encoding_format=encoding_format,
         ignored=ignored_fields(body, EMBEDDING_FIELDS),
     )
-
-
-def ignored_fields(
-    body: Body, known: Collection[str], others: Iterable[str] = ()
-) -> tuple[str, ...]:
-    """The names of a body's fields that are not known, and others, in order, fit for a header.
-
-    >>> ignored_fields({"n": 1, "top_a": 0.1, "Ü x": 1, "ttl": None}, {"n"})
-    ('??x', 'top_a')
-    """
-    fields = (name for name in body if name not in known and body[name] is not None)
-    unknown = sorted({*fields, *others})
-    return tuple(sorted(map(_for_header, unknown[:MAX_NAMED])))
-
-
-def headers_of(call: Call) -> list[tuple[str, str]]:
-    """What a reply says of fields that are ignored, and of what its form is not held to."""
-    paths = [each.path.removeprefix(".") or "schema" for each in call.unheld if each.tool is None]
-    named = {"X-Ignored-Params": call.ignored,
-             "X-Ignored-Schema": [*map(_for_header, paths[:MAX_NAMED])]}  # fmt: skip
-    return [(name, ", ".join(parts)) for name, parts in named.items() if parts]
-
-
-def lines_of(unheld: Iterable[UnheldPart]) -> list[str]:
-    """A line of the log for each part of a tool's schema that its arguments are not held to."""
-    return [
-        f"tool {each.tool}: parameters{each.path:.200} {each.why:.200}: calls are not held to it"
-        for each in unheld
-        if each.tool is not None
-    ]
-
-
-def _for_header(name: str) -> str:
-    """What a client may spell freely must end no header and no list."""
-    return re.sub(r"[^\w.$-]", "?", name[:64], flags=re.ASCII)
 
 
 def _call(

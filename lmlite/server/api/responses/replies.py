@@ -19,10 +19,10 @@ from lmlite.messages import (
     Started,
     ToolCall,
 )
+from lmlite.server.api.call import Call
 from lmlite.server.api.chat.custom_tools import CustomCalls, as_arguments
 from lmlite.server.api.chat.requests import says_something
 from lmlite.server.api.openai.replies import Usage, logprob_object
-from lmlite.server.api.openai.requests import Call
 from lmlite.server.api.responses.requests import ResponseCall, rename
 from lmlite.server.api.responses.stored import StoredResponses
 from lmlite.server.api.responses.tools import SEARCH

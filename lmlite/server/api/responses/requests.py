@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from lmlite.errors import ApiError, BadRequest
 from lmlite.messages import Chat, ChatMessage
+from lmlite.server.api.call import Call, ignored_fields
 from lmlite.server.api.fields import Body, boolean, integer, required, string, typed, unsupported
-from lmlite.server.api.openai.requests import CHAT_FIELDS, Call, ignored_fields, parse_chat
+from lmlite.server.api.openai.requests import CHAT_FIELDS, parse_chat
 from lmlite.server.api.responses.input_items import Turns
 from lmlite.server.api.responses.stored import Conversation, StoredResponses
 from lmlite.server.api.responses.tools import ResponseTools, read_tools

@@ -26,8 +26,9 @@ from lmlite.messages import (
     Started,
     TokenLogprob,
 )
+from lmlite.server.api.call import Call
 from lmlite.server.api.openai.replies import ChatReply, CompletionReply, EmbeddingReply, Usage
-from lmlite.server.api.openai.requests import Call, parse_chat, parse_completion, parse_embeddings
+from lmlite.server.api.openai.requests import parse_chat, parse_completion, parse_embeddings
 from lmlite.server.front import wire
 from lmlite.server.models.defaults import NO_DEFAULTS
 from tests.server.api.test_bad_requests import CHAT, EMBED, ROWS, TEXT, Bad

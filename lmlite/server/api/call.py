@@ -1,0 +1,60 @@
+"""One request as the server sees it: what the worker does, and how the reply is sent."""
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from lmlite.messages import Work
+from lmlite.server.api.fields import Body
+from lmlite.server.forms.schemas import UnheldPart
+
+MAX_NAMED = 20  # of the fields that are ignored
+
+
+@dataclass(frozen=True)
+class Call:
+    """One request as the server sees it: what the worker does, and how the answer is sent."""
+
+    request: Work  # its id is set when it is sent
+    model: str | None  # None: the one that is served
+    stream: bool = False
+    include_usage: bool = False
+    encoding_format: str = "float"  # of embeddings: float or base64
+    ignored: tuple[str, ...] = ()  # names of fields and parts that nobody here knows
+    custom_tools: frozenset[str] = frozenset()  # the names of those whose calls are a text
+    unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that answers are not held to
+
+
+def ignored_fields(
+    body: Body, known: Collection[str], others: Iterable[str] = ()
+) -> tuple[str, ...]:
+    """The names of a body's fields that are not known, and others, in order, fit for a header.
+
+    >>> ignored_fields({"n": 1, "top_a": 0.1, "Ü x": 1, "ttl": None}, {"n"})
+    ('??x', 'top_a')
+    """
+    fields = (name for name in body if name not in known and body[name] is not None)
+    unknown = sorted({*fields, *others})
+    return tuple(sorted(map(_for_header, unknown[:MAX_NAMED])))
+
+
+def headers_of(call: Call) -> list[tuple[str, str]]:
+    """What a reply says of fields that are ignored, and of what its form is not held to."""
+    paths = [each.path.removeprefix(".") or "schema" for each in call.unheld if each.tool is None]
+    named = {"X-Ignored-Params": call.ignored,
+             "X-Ignored-Schema": [*map(_for_header, paths[:MAX_NAMED])]}  # fmt: skip
+    return [(name, ", ".join(parts)) for name, parts in named.items() if parts]
+
+
+def lines_of(unheld: Iterable[UnheldPart]) -> list[str]:
+    """A line of the log for each part of a tool's schema that its arguments are not held to."""
+    return [
+        f"tool {each.tool}: parameters{each.path:.200} {each.why:.200}: calls are not held to it"
+        for each in unheld
+        if each.tool is not None
+    ]
+
+
+def _for_header(name: str) -> str:
+    """What a client may spell freely must end no header and no list."""
+    return re.sub(r"[^\w.$-]", "?", name[:64], flags=re.ASCII)
