@@ -414,7 +414,7 @@ def _show_loading(model: ServedModel, stop: threading.Event) -> None:
 
 def run_log_stream(options: argparse.Namespace) -> int:
     """Prints records until the server ends or the user has seen enough. Raises StartError."""
-    from lmlite.server.watch import log_stream
+    from lmlite.cli import log as log_stream
 
     show = log_stream.json_lines if options.json else log_stream.text_lines
     keys = _keys(options)

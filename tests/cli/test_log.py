@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.server.watch import log_stream
+from lmlite.cli import log as log_stream
 from tests import REPOSITORY
 from tests.support.server_process import START_S, RunningServer
 
