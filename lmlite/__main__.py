@@ -9,9 +9,9 @@ def main() -> int:
     """The command; its exit code."""
     if sys.argv[1:2] == ["serve"]:
         allocator.begin_again()
-    from lmlite.cli import serve as cli
+    from lmlite.cli import command
 
-    return cli.main()
+    return command.main()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.cli import serve as cli
+from lmlite.cli import command as cli
 from tests import REPOSITORY
 
 PACKAGE = REPOSITORY / "lmlite"
@@ -114,7 +114,7 @@ def test_no_timeout_asks_the_clock_that_people_set() -> None:
 def test_serving_loads_no_library_and_no_http_client() -> None:
     """What is native is the worker's; the client brings `email` and `ssl`, 6 MiB for nothing."""
     idle = {"ctypes", "http.client", "http.server", "email", "ssl"}
-    check = f"import sys, lmlite.cli.serve; print({idle} & sys.modules.keys())"
+    check = f"import sys, lmlite.cli.command; print({idle} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, capture_output=True)
     assert done.stdout == b"set()\n"
 

@@ -1,18 +1,38 @@
-"""The flags of each command, as `--help` and the manual show them, and what their values may be.
+"""What commands share: their flags, as `--help` and the manual show them, and how one fails.
 
-Adding one is a line here. Knows nothing of what they do.
+A new flag is one line here; the command's own file says what it does.
 """
 
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 from lmlite.server.api import sampling
 from lmlite.server.front.gate import is_host, is_origin
+from lmlite.server.front.keys import read_keys
 from lmlite.server.front.limits import Limits, parse_size
 from lmlite.server.logs import LEVELS
 
 CACHE_TYPES = "f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl"
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class CommandError(Exception):
+    """Ends a command: one sentence for standard error, and the exit code."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def keys_of(given: argparse.Namespace) -> tuple[bytes, ...]:
+    """The API keys of --api-key-file and of the environment. Raises CommandError."""
+    try:
+        return read_keys(given.api_key_file)
+    except ValueError as err:
+        raise CommandError(str(err), 2) from None
 
 
 @dataclass(frozen=True)
@@ -23,170 +43,140 @@ class Flag:
     values: str  # the placeholder, or the choices with "|" between them, or "" for a switch
     default: str | int | float | None
     help: str
-    parse: Callable[[str], object] = str
+    parse: Callable[[str], Any] = str
     repeats: bool = False  # its values are a list
 
-    def add_to(self, command: "argparse._ActionsContainer") -> None:
+    def add_to(self, command: argparse._ActionsContainer) -> None:
         """Declares the option; the default is part of its help."""
-        text = self.help if self.default is None else f"{self.help} (default: %(default)s)"
         if not self.values:
             command.add_argument(self.name, action="store_true", help=self.help)
-        elif "|" in self.values:
-            choices = self.values.split("|")
-            command.add_argument(self.name, choices=choices, default=self.default, help=text)
-        elif self.repeats:
-            command.add_argument(
-                self.name, metavar=self.values, type=self.parse, action="append", help=text
-            )
-        else:
-            command.add_argument(
-                self.name, metavar=self.values, type=self.parse, default=self.default, help=text
-            )
-
-
-def _count(text: str) -> int:
-    number = int(text)  # a ValueError is argparse's to report
-    if not 1 <= number < 2**31:
-        raise argparse.ArgumentTypeError("must be 1 or more")
-    return number
-
-
-def _in_words(parse: Callable[[str], object]) -> Callable[[str], object]:
-    """The same; argparse then shows what the ValueError says."""
-
-    def parsed(text: str) -> object:
-        try:
-            return parse(text)
-        except ValueError as err:
-            raise argparse.ArgumentTypeError(str(err)) from None
-
-    return parsed
-
-
-def _seconds(text: str) -> float:
-    number = float(text)
-    if not 0.001 <= number <= 3600:
-        raise argparse.ArgumentTypeError("must be from 0.001 to 3600")
-    return number
-
-
-def _factor(text: str) -> float:
-    number = float(text)
-    if not 1e-9 <= number <= 1e9:
-        raise argparse.ArgumentTypeError("must be more than 0")
-    return number
-
-
-def _port(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**16:
-        raise argparse.ArgumentTypeError("must be from 0 to 65535")
-    return number
-
-
-def _host(text: str) -> str:
-    if not is_host(text):
-        raise argparse.ArgumentTypeError("must be a name such as myserver.lan, without a port")
-    return text.lower()
-
-
-def _name(text: str) -> str:
-    if not text.strip() or not text.isprintable():
-        raise argparse.ArgumentTypeError("must be a name")
-    return text
-
-
-def _origin(text: str) -> str:
-    if not is_origin(text):
-        raise argparse.ArgumentTypeError(
-            "must be as browsers write it, such as https://app.example or http://localhost:3000, "
-            "or chrome-extension://*, null or *"
+            return
+        choices = self.values.split("|") if "|" in self.values else None
+        command.add_argument(
+            self.name,
+            action="append" if self.repeats else "store",
+            metavar=None if choices else self.values,
+            choices=choices,
+            type=self.parse,
+            default=self.default,
+            help=self.help if self.default is None else f"{self.help} (default: %(default)s)",
         )
-    return text
 
 
-def _kinds(text: str) -> tuple[str, ...]:
-    kinds = tuple(text.split(","))
-    if not set(kinds) <= {"input", "output"}:
-        raise argparse.ArgumentTypeError("must be input, output or input,output")
-    return kinds
+def _value(
+    convert: Callable[[str], Any],
+    accepts: Callable[[Any], bool] = lambda _value: True,
+    requirement: str = "",
+) -> Callable[[str], Any]:
+    """A parser of values for argparse.
 
+    A value that `accepts` refuses, or a ValueError of `convert`, is an error that states the
+    requirement. Without one, the ValueError has to state it.
+    """
+
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError as err:
+            raise argparse.ArgumentTypeError(requirement or str(err)) from None
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(requirement)
+        return value
+
+    return parse
+
+
+_count = _value(int, lambda n: 1 <= n < 2**31, "must be a whole number of 1 or more")
+_port = _value(int, lambda n: 0 <= n < 2**16, "must be from 0 to 65535")
+_layers = _value(int, requirement="must be a whole number")
+_number = _value(float, requirement="must be a number")
+_factor = _value(float, lambda x: 1e-9 <= x <= 1e9, "must be a number greater than 0")
+_seconds = _value(float, lambda x: 0.001 <= x <= 3600, "must be from 0.001 to 3600")
+_size = _value(parse_size)
+_host = _value(str.lower, is_host, "must be a name such as myserver.lan, without a port")
+_name = _value(str, lambda text: bool(text.strip()) and text.isprintable(), "must be a name")
+_origin = _value(str, is_origin, "must be as browsers write it, such as https://app.example or "
+                 "http://localhost:3000, or chrome-extension://*, null or *")  # fmt: skip
+_kinds = _value(lambda text: tuple(text.split(",")), {"input", "output"}.issuperset,
+                "must be input, output or input,output")  # fmt: skip
 
 SERVE_FLAGS = (
-    Flag("--mmproj", "FILE", None, "the model's projector, with which it sees images (default: the "
-         "only mmproj*.gguf beside the model)"),
-    Flag("--host", "ADDRESS", "localhost", "address to listen on; one that other machines reach "
-         "needs a key"),
-    Flag("--port", "N", 1234, "port to listen on, 0 for any free one", _port),
-    Flag("--api-key-file", "FILE", None, "keys, one a line, of which a client has to have one; "
-         "$LMLITE_API_KEY holds further ones"),
-    Flag("--allow-host", "NAME", None, "a further name that this server has for clients; may be "
-         "given again", _host, repeats=True),
-    Flag("--cors-origin", "URL", None, "web pages from there may use this server, extensions of a "
-         "browser by chrome-extension://*, and with a key all by *; may be given again", _origin,
-         repeats=True),
-    Flag("--alias", "NAME", None, "the model's name for clients; may be given again, the first is "
-         "in answers (default: its file's name)", _name, repeats=True),
-    Flag("--ctx", "N", None, "tokens of memory, shared by all sequences, of which each has at most "
-         "what the model was trained for (default: that, at most 4096)", _count),
-    Flag("--rope-scaling", "none|linear|yarn", None, "stretches the model over more tokens than it "
-         "was trained for; this and what follows mean what they mean to llama.cpp"),
-    Flag("--rope-scale", "N", None, "how many times as many (default: what --ctx asks for)",
-         _factor),
-    Flag("--rope-freq-base", "N", None, "base of the frequencies (default: the model's)", _factor),
-    Flag("--rope-freq-scale", "N", None, "1/N of --rope-scale", _factor),
-    Flag("--yarn-orig-ctx", "N", None, "tokens that it was trained for (default: the model's)",
+    Flag("--mmproj", "FILE", None, "the model's image projector (default: the only mmproj*.gguf "
+         "beside the model)"),
+    Flag("--host", "ADDRESS", "localhost", "address to listen on; an address that other machines "
+         "can reach requires an API key"),
+    Flag("--port", "N", 1234, "port to listen on; 0 picks a free one", _port),
+    Flag("--api-key-file", "FILE", None, "accepted API keys, one per line; $LMLITE_API_KEY adds "
+         "more"),
+    Flag("--allow-host", "NAME", None, "accept requests for this host name, too; may be repeated",
+         _host, repeats=True),
+    Flag("--cors-origin", "URL", None, "accept requests from web pages of this origin; "
+         "chrome-extension://* stands for a browser's extensions, * for all pages, which requires "
+         "an API key; may be repeated", _origin, repeats=True),
+    Flag("--alias", "NAME", None, "the model's name for clients; may be repeated, and replies "
+         "show the first (default: the file's name)", _name, repeats=True),
+    Flag("--ctx", "N", None, "context size in tokens, shared by all sequences; one sequence gets "
+         "at most what the model was trained for (default: that, but at most 4096)", _count),
+    Flag("--rope-scaling", "none|linear|yarn", None, "stretch the model over more tokens than it "
+         "was trained for; the next eight flags mean what they mean to llama.cpp"),
+    Flag("--rope-scale", "N", None, "stretch by this factor (default: enough for --ctx)", _factor),
+    Flag("--rope-freq-base", "N", None, "RoPE base frequency (default: the model's)", _factor),
+    Flag("--rope-freq-scale", "N", None, "RoPE frequency scale: 1/N of --rope-scale", _factor),
+    Flag("--yarn-orig-ctx", "N", None, "context size of the training (default: the model's)",
          _count),
-    Flag("--yarn-ext-factor", "N", None, "how much is extrapolated (default: the model's)", float),
-    Flag("--yarn-attn-factor", "N", None, "scale of attention (default: the model's)", float),
-    Flag("--yarn-beta-slow", "N", None, "the high correction (default: the model's)", float),
-    Flag("--yarn-beta-fast", "N", None, "the low correction (default: the model's)", float),
+    Flag("--yarn-ext-factor", "N", None, "YaRN extrapolation mix (default: the model's)", _number),
+    Flag("--yarn-attn-factor", "N", None, "YaRN attention scale (default: the model's)", _number),
+    Flag("--yarn-beta-slow", "N", None, "YaRN high correction (default: the model's)", _number),
+    Flag("--yarn-beta-fast", "N", None, "YaRN low correction (default: the model's)", _number),
     Flag("--parallel", "N", 4, "sequences that generate at the same time", _count),
-    Flag("--queue", "N", 64, "requests that may wait for them; further ones get a 503", _count),
-    Flag("--threads", "N", None, "threads of the worker (default: one for each core, "
-         "fewer while other processes keep the machine busy)", _count),
-    Flag("--batch", "N", 512, "tokens of one step at most", _count),
-    Flag("--prefill-budget", "SECONDS", 0.25, "that a step may take which reads a prompt while "
-         "somebody is being answered", _seconds),
-    Flag("--gpu-layers", "N", -1, "layers that go to the GPU, -1 for all", int),
-    Flag("--cache-type-k", CACHE_TYPES, "f16", "how memory keeps keys"),
-    Flag("--cache-type-v", CACHE_TYPES, "f16", "how memory keeps values; all but the first three "
-         "need flash attention"),
-    Flag("--cache-dir", "DIR", None, "folder that keeps long prompts which were read, so that "
-         "they are not read again after a restart (default: none)"),
-    Flag("--cache-size", "SIZE", "512M", "what that folder may hold", _in_words(parse_size)),
-    Flag("--checkpoint-memory", "SIZE", "128M", "outside of the context, for conversations that "
-         "nobody goes on with just now", _in_words(parse_size)),
-    Flag("--image-memory", "SIZE", "64M", "for images that were encoded, so that they are not "
-         "again", _in_words(parse_size)),
-    Flag("--memory", "SIZE", None, "that the worker may take; what saves time and then the "
-         "context give way to it (default: what the machine has left)", _in_words(parse_size)),
-    Flag("--sandbox", "auto|on|off", "auto", "no network, programs and writes for the worker once "
-         "its model is loaded; auto leaves it off for a library that drives a GPU"),
-    Flag("--watchdog", "SECONDS", 30.0, "that the worker may owe an answer without a sign of life; "
-         "then another one takes its place", _seconds),
-    Flag("--flash-attn", "auto|on|off", "auto", "flash attention; auto: where the model and "
-         "the device have it"),
+    Flag("--queue", "N", 64, "requests that may wait; further ones get a 503", _count),
+    Flag("--threads", "N", None, "threads of the worker (default: one per core, fewer while other "
+         "processes keep the machine busy)", _count),
+    Flag("--batch", "N", 512, "most tokens in one step", _count),
+    Flag("--prefill-budget", "SECONDS", 0.25, "longest step that reads a prompt while other "
+         "requests are being answered", _seconds),
+    Flag("--gpu-layers", "N", -1, "layers to put on the GPU; -1 for all", _layers),
+    Flag("--cache-type-k", CACHE_TYPES, "f16", "data type of cached keys"),
+    Flag("--cache-type-v", CACHE_TYPES, "f16", "data type of cached values; quantized types need "
+         "flash attention"),
+    Flag("--cache-dir", "DIR", None, "folder that keeps long prompts, so that they need not be "
+         "read again after a restart (default: none)"),
+    Flag("--cache-size", "SIZE", "512M", "most that --cache-dir may hold", _size),
+    Flag("--checkpoint-memory", "SIZE", "128M", "memory for idle conversations, outside the "
+         "context", _size),
+    Flag("--image-memory", "SIZE", "64M", "memory for encoded images, so that an image is encoded "
+         "once", _size),
+    Flag("--memory", "SIZE", None, "most memory that the worker may take; caches, then the "
+         "context, shrink to fit (default: what the machine has left)", _size),
+    Flag("--sandbox", "auto|on|off", "auto", "deny the worker network, programs and file writes "
+         "once its model is loaded; auto: on, unless the library drives a GPU"),
+    Flag("--watchdog", "SECONDS", 30, "restart a worker that is silent this long while requests "
+         "wait", _seconds),
+    Flag("--flash-attn", "auto|on|off", "auto", "flash attention; auto: on where the model and "
+         "the device support it"),
     Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
-    Flag("--reasoning-format", "auto|none", "auto", "where thoughts go: auto puts them in "
-         "reasoning_content, none leaves them in the content"),
-    Flag("--sampling", "NAME=VALUE,...", None, "for requests that say nothing (default: the model "
-         "file's, else llama.cpp's)", _in_words(sampling.parse_defaults)),
-    Flag("--allow-grammar", "", None, "take grammars in GBNF from clients, who have to be trusted: "
-         "one may be slow for everybody"),
-    Flag("--strict", "", None, "refuse requests with fields that nobody here knows"),
+    Flag("--reasoning-format", "auto|none", "auto", "where the model's reasoning goes: auto puts "
+         "it in reasoning_content, none leaves it in the content"),
+    Flag("--sampling", "NAME=VALUE,...", None, "sampling values for requests that give none "
+         "(default: the model file's, else llama.cpp's)", _value(sampling.parse_defaults)),
+    Flag("--allow-grammar", "", None, "accept GBNF grammars from clients; trust those clients: a "
+         "costly grammar slows everybody down"),
+    Flag("--strict", "", None, "refuse requests that have unknown fields"),
     Flag("--lib", "PATH", None, "folder of the native libraries (default: $LMLITE_LIB, else the "
          "package's own)"),
-    Flag("--log-level", "|".join(LEVELS), "info", "what standard error shows"),
+    Flag("--log-level", "|".join(LEVELS), "info", "lowest level that standard error shows"),
 )  # fmt: skip
 LOG_STREAM_FLAGS = (
-    Flag("--source", "model|server", "model", "what to watch"),
-    Flag("--filter", "KINDS", "input,output", "input, output or both, of the source model", _kinds),
-    Flag("--json", "", None, "one JSON object per line"),
-    Flag("--stats", "", None, "with each output its tokens, its speed and why it ended"),
-    Flag("--url", "URL", "http://127.0.0.1:1234", "the server"),
-    Flag("--api-key-file", "FILE", None, "whose first key is sent; else that of $LMLITE_API_KEY"),
-)
+    Flag("--source", "model|server", "model", "what to watch: the model's inputs and outputs, or "
+         "the server's log"),
+    Flag("--filter", "KINDS", "input,output", "what to show of the model: input, output or both",
+         _kinds),
+    Flag("--json", "", None, "print one JSON object per line"),
+    Flag("--stats", "", None, "add token counts, speed and stop reason to each output"),
+    Flag("--url", "URL", "http://127.0.0.1:1234", "address of the server"),
+    Flag("--api-key-file", "FILE", None, "send the first key of this file (default: that of "
+         "$LMLITE_API_KEY)"),
+)  # fmt: skip
 
 
 def limit_flags() -> list[Flag]:
@@ -195,6 +185,6 @@ def limit_flags() -> list[Flag]:
     for field in fields(Limits):
         bound, name = field.metadata["bound"], f"--{field.name.replace('_', '-')}"
         text = f"{bound.help} (default: {bound.show(field.default)})"
-        # None, so that one that is given is told from one that is left out.
-        flags.append(Flag(name, bound.unit, None, text, _in_words(bound.parse)))
+        # No default here: `limits_of` has to know which limits were given.
+        flags.append(Flag(name, bound.unit, None, text, _value(bound.parse)))
     return flags

@@ -1,24 +1,61 @@
-"""The viewer's side of the log stream: records from a running server, as text or JSON lines.
+"""`lmlite log stream`: what a running server's models receive and return, as it happens.
 
-Text and JSON have the shape of LM Studio's `lms log stream`, with `requestId` added, so that
-its viewers keep working and an output can be told to belong to its input.
+Text and JSON have the shape of LM Studio's `lms log stream`, so that its viewers keep working.
+`requestId` is added: it shows which input an output belongs to.
 """
 
-import http.client
+import argparse
+import contextlib
 import json
+import sys
 import time
 import urllib.parse
 from collections.abc import Iterator
 from typing import Any
 
+from lmlite.cli.flags import LOG_STREAM_FLAGS, CommandError, Commands, keys_of
+
 Record = dict[str, Any]
 
 
-def attach(url: str, source: str, key: bytes | None = None) -> Iterator[Record]:
-    """Connects to a running server: its records, as they happen, until it ends the stream.
+def add_to(commands: Commands) -> None:
+    """Declares the command."""
+    log = commands.add_parser("log", help="watch a running server", description="Logs.")
+    kinds = log.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    stream = kinds.add_parser(
+        "stream",
+        help="show what models receive and return, as it happens",
+        description="Show the exact text that models receive and return, as it happens.",
+    )
+    stream.set_defaults(run=run)
+    for flag in LOG_STREAM_FLAGS:
+        flag.add_to(stream)
 
-    Raises OSError when there is no server, ValueError when it is not one of ours.
+
+def run(given: argparse.Namespace) -> int:
+    """Prints records until the server ends or the user interrupts. Raises CommandError."""
+    keys = keys_of(given)
+    try:
+        records = attach(given.url, given.source, keys[0] if keys else None)
+        print(f"watching {given.url}", file=sys.stderr, flush=True)
+        for record in records:
+            if is_wanted(record, given.filter):
+                shown = record if given.stats else without_stats(record)
+                print(json_line(shown) if given.json else text_block(shown), flush=True)
+    except KeyboardInterrupt:
+        pass
+    except (OSError, ValueError) as err:
+        raise CommandError(f"no log stream at {given.url}: {err}", 1) from None
+    return 0
+
+
+def attach(url: str, source: str, key: bytes | None = None) -> Iterator[Record]:
+    """Connects to a running server: its records, until it ends the stream.
+
+    Raises OSError when there is no server, ValueError when it sends no log stream.
     """
+    import http.client  # with what it imports, 6 MiB that `lmlite serve` does not need
+
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
         raise ValueError("the address must look like http://127.0.0.1:1234")
@@ -33,20 +70,15 @@ def attach(url: str, source: str, key: bytes | None = None) -> Iterator[Record]:
         raise ValueError("it asks for another key" if key else "it asks for a key")
     if response.status != http.HTTPStatus.OK:
         raise ValueError(f"it answers {response.status}")
-    return _records(connection, response)
 
+    def records() -> Iterator[Record]:
+        # A server that is killed may end in the middle of a line.
+        with contextlib.closing(connection), contextlib.suppress(http.client.HTTPException):
+            for line in response:
+                if line.startswith(b"data: "):
+                    yield json.loads(line.removeprefix(b"data: "))
 
-def _records(
-    connection: http.client.HTTPConnection, response: http.client.HTTPResponse
-) -> Iterator[Record]:
-    try:
-        for line in response:
-            if line.startswith(b"data: "):
-                yield json.loads(line[len(b"data: ") :])
-    except http.client.HTTPException:
-        return  # the server ended in the middle of a line
-    finally:
-        connection.close()
+    return records()
 
 
 def is_wanted(record: Record, kinds: tuple[str, ...]) -> bool:
@@ -55,16 +87,21 @@ def is_wanted(record: Record, kinds: tuple[str, ...]) -> bool:
     return not kind.startswith("llm.prediction.") or kind.rpartition(".")[2] in kinds
 
 
-def json_lines(record: Record, with_stats: bool) -> str:
+def without_stats(record: Record) -> Record:
+    """The record without counts and speeds."""
+    return record | {"data": {k: v for k, v in record["data"].items() if k != "stats"}}
+
+
+def json_line(record: Record) -> str:
     """One line of JSON."""
-    return json.dumps(_without_stats(record, with_stats), ensure_ascii=False)
+    return json.dumps(record, ensure_ascii=False)
 
 
-def text_lines(record: Record, with_stats: bool) -> str:
+def text_block(record: Record) -> str:
     """A block of `key: value` lines, the long text under its key, and an empty line."""
     clock = time.strftime("%x, %X", time.localtime(record["timestamp"] / 1000))
     lines = [f"timestamp: {clock}"]
-    for key, value in _without_stats(record, with_stats)["data"].items():
+    for key, value in record["data"].items():
         if key in ("input", "output"):
             lines.append(f"{key}:\n{value}")
         elif key == "stats":
@@ -72,10 +109,3 @@ def text_lines(record: Record, with_stats: bool) -> str:
         else:
             lines.append(f"{key}: {value}")
     return "\n".join(lines) + "\n"
-
-
-def _without_stats(record: Record, with_stats: bool) -> Record:
-    if with_stats:
-        return record
-    data = {key: value for key, value in record["data"].items() if key != "stats"}
-    return {**record, "data": data}

@@ -1,1 +1,1 @@
-"""Tests of `lmlite.cli.serve`."""
+"""Tests of `lmlite.cli`."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.cli import serve as cli
+from lmlite.cli import command as cli
 from tests.conftest import DEFAULT_MODEL
 from tests.served.test_faults import CHAT, until
 from tests.support.server_process import RunningServer

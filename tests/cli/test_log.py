@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.cli import log as log_stream
+from lmlite.cli.log import is_wanted, json_line, text_block, without_stats
 from tests import REPOSITORY
 from tests.support.server_process import START_S, RunningServer
 
@@ -38,7 +38,7 @@ OUTPUT = {
 
 
 def test_text_is_a_block_of_keys_with_the_long_text_below() -> None:
-    lines = log_stream.text_lines(INPUT, with_stats=False).split("\n")
+    lines = text_block(INPUT).split("\n")
     assert lines[0].startswith("timestamp: ")
     assert lines[1:] == [
         "type: llm.prediction.input",
@@ -53,10 +53,10 @@ def test_text_is_a_block_of_keys_with_the_long_text_below() -> None:
 
 
 def test_stats_are_shown_when_asked_for() -> None:
-    assert "stopReason" not in log_stream.text_lines(OUTPUT, with_stats=False)
-    assert "stats.stopReason: eosFound\n" in log_stream.text_lines(OUTPUT, with_stats=True)
-    assert "stats" not in json.loads(log_stream.json_lines(OUTPUT, with_stats=False))["data"]
-    assert json.loads(log_stream.json_lines(OUTPUT, with_stats=True)) == OUTPUT
+    assert "stopReason" not in text_block(without_stats(OUTPUT))
+    assert "stats.stopReason: eosFound\n" in text_block(OUTPUT)
+    assert "stats" not in json.loads(json_line(without_stats(OUTPUT)))["data"]
+    assert json.loads(json_line(OUTPUT)) == OUTPUT
 
 
 @pytest.mark.parametrize(
@@ -64,11 +64,11 @@ def test_stats_are_shown_when_asked_for() -> None:
     [(("input",), [True, False]), (("output",), [False, True]), (("input", "output"), [True] * 2)],
 )
 def test_the_filter_lets_its_kinds_through(kinds: tuple[str, ...], expected: list[bool]) -> None:
-    assert [log_stream.is_wanted(record, kinds) for record in (INPUT, OUTPUT)] == expected
+    assert [is_wanted(record, kinds) for record in (INPUT, OUTPUT)] == expected
 
 
 def test_lines_of_the_server_pass_every_filter() -> None:
-    assert log_stream.is_wanted({"data": {"type": "server.log", "content": "x"}}, ("input",))
+    assert is_wanted({"data": {"type": "server.log", "content": "x"}}, ("input",))
 
 
 @pytest.fixture(scope="module")

@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from lmlite import frames
-from lmlite.cli.serve import EMBEDDED_MODEL
 from lmlite.messages import Chat, ChatMessage, Failed, Finished, Image, Load, Ready, SamplingParams
 from lmlite.server.api.chat.image_formats import ImageFault, checked_size
+from lmlite.server.models.loading import EMBEDDED_MODEL
 from lmlite.server.models.worker_process import WORKER_COMMAND, worker_environment
 from tests.fuzz.gguf import Patience, events, send
 from tests.support import projectors

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from lmlite import contexts
-from lmlite.cli.serve import EMBEDDED_PROJECTOR
 from lmlite.gguf import memory_estimate
 from lmlite.gguf.file import ModelFile, read_model_file
 from lmlite.gguf.memory_estimate import DoesNotFit, Estimate, estimate, plan
 from lmlite.gguf.projector import Projector, read_projector_file
 from lmlite.messages import Load
+from lmlite.server.models.loading import EMBEDDED_PROJECTOR
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import Model
 from lmlite.worker.media import Eye

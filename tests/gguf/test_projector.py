@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from lmlite.cli import serve as cli
+from lmlite.cli import command
 from lmlite.errors import ModelFileError
 from lmlite.gguf.projector import projector_beside, read_projector_file
+from lmlite.server.models.loading import EMBEDDED_MODEL
 from tests.support import projectors
 from tests.support.gguf_writer import Value, encode_gguf
 
@@ -97,5 +98,5 @@ def test_how_much_of_a_picture_is_encoded_at_once(
 
 
 def test_a_language_model_is_no_projector(capfd: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["serve", "--port", "0", "--mmproj", str(cli.EMBEDDED_MODEL)]) == 1
+    assert command.main(["serve", "--port", "0", "--mmproj", str(EMBEDDED_MODEL)]) == 1
     assert "is not a projector, which is what --mmproj takes" in capfd.readouterr().err

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
-from lmlite.cli.serve import parser, rope_of
+from lmlite.cli.command import parser
+from lmlite.cli.serve import load_of
 from lmlite.contexts import n_ctx_max
 from lmlite.gguf.file import read_model_file
 from lmlite.gguf.memory_estimate import plan
 from lmlite.messages import Load, RopeScaling
+from lmlite.server.front.limits import DEFAULT_LIMITS
+from lmlite.server.models.loading import scaled
 from lmlite.worker.llama.model import Batch, Context, Model
 from tests.conftest import DEFAULT_MODEL
 from tests.support.server_process import RunningServer
@@ -166,8 +169,8 @@ def test_how_far_a_model_is_stretched(rope: RopeScaling, n_most: int) -> None:
     ],
 )  # fmt: skip
 def test_flags_are_what_llama_cpp_calls_so(flags: str, rope: RopeScaling) -> None:
-    options = parser().parse_args(["serve", *flags.split()])
-    assert rope_of(options, 2048) == rope
+    load = load_of(parser().parse_args(["serve", *flags.split()]), DEFAULT_LIMITS)
+    assert scaled(load.rope, load.n_ctx, 2048) == rope
 
 
 def logits(model: Model, rope: RopeScaling | None) -> list[float]:

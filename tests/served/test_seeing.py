@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.cli import serve as cli
+from lmlite.server.models.loading import EMBEDDED_MODEL
 from tests.support.image_files import BLUE, BLUE_JPEG, RED, bmp_of, gif_of, png, png_of, vp8l, webp
 from tests.support.server_process import RunningServer
 
@@ -149,7 +149,7 @@ def test_a_body_with_images_may_be_larger_than_others(server: RunningServer) -> 
 
 def test_a_server_without_a_projector_says_what_is_missing(tmp_path: Path) -> None:
     alone = tmp_path / "alone.gguf"
-    alone.write_bytes(cli.EMBEDDED_MODEL.read_bytes())
+    alone.write_bytes(EMBEDDED_MODEL.read_bytes())
     with RunningServer(str(alone)) as blind:
         answer = blind.post(CHAT, messages=[turn("Hi", RED_URL)])
         assert (answer.status, answer.error["code"]) == (400, "unsupported_image_url")

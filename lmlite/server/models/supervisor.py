@@ -58,16 +58,16 @@ class Supervisor:
         watchdog_s: float = WATCHDOG_S,
         file: ModelFile | None = None,
         projector: Projector | None = None,
-        waiting: WorkerProcess | None = None,
+        prestarted: WorkerProcess | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """The files are what was checked; None for a command that loads none.
 
-        `waiting` is a process of that command which was started ahead, and has no model yet.
+        `prestarted` is a process of that command that has no model yet.
         """
         self.load = load
         self._file, self._projector = file, projector
-        self._command, self._waiting = command, waiting
+        self._command, self._prestarted = command, prestarted
         self._watchdog_s = watchdog_s
         self.ready: Ready | None = None  # of the worker that runs now
         self.state: EngineState | None = None  # its latest report
@@ -266,7 +266,8 @@ class Supervisor:
         return any(map(is_replaced, self._files))
 
     def _spawn(self) -> WorkerProcess:
-        process, self._waiting = self._waiting or WorkerProcess(self._command, self._log), None
+        process = self._prestarted or WorkerProcess(self._command, self._log)
+        self._prestarted = None
         with self._changed:
             self._process = process
             self._is_outdated = False

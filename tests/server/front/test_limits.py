@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 
-from lmlite.cli import serve as cli
+from lmlite.cli.command import parser
+from lmlite.cli.serve import limits_of
 from lmlite.server.front import listener
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.server import EXHAUSTED_S
@@ -64,18 +65,18 @@ def test_no_limit_can_be_removed(name: str, capsys: pytest.CaptureFixture[str]) 
     flag = f"--{name.replace('_', '-')}"
     for text in ("0", "-1", "inf", "nan", "none", ""):
         with pytest.raises(SystemExit) as caught:
-            cli.parser().parse_args(["serve", f"{flag}={text}"])
+            parser().parse_args(["serve", f"{flag}={text}"])
         assert caught.value.code == 2
         assert f"argument {flag}: " in capsys.readouterr().err
 
 
 def test_limits_without_flags_are_the_defaults_and_flags_set_them() -> None:
-    options = cli.parser().parse_args(["serve"])
-    assert cli.limits_of(options) == DEFAULT_LIMITS
-    options = cli.parser().parse_args(
+    options = parser().parse_args(["serve"])
+    assert limits_of(options) == DEFAULT_LIMITS
+    options = parser().parse_args(
         ["serve", "--max-body", "512k", "--head-seconds", "0.5", "--max-headers", "1000"]
     )
-    found = cli.limits_of(options)
+    found = limits_of(options)
     assert (found.max_body, found.head_seconds, found.max_headers) == (512 << 10, 0.5, 1000)
 
 
@@ -94,7 +95,7 @@ def test_a_value_that_does_not_do_is_refused_with_what_would(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        cli.parser().parse_args(["serve", *arguments])
+        parser().parse_args(["serve", *arguments])
     assert message in capsys.readouterr().err
 
 

@@ -102,16 +102,16 @@ def test_a_worker_that_was_started_ahead_is_the_first_and_dies_once(
 ) -> None:
     monkeypatch.setattr(restarts, "BACKOFF_S", (0.0,))
     command = (*FAKE, "")
-    waiting = WorkerProcess(command, log)
-    supervisor = Supervisor(Load("model.gguf"), log, command, waiting=waiting)
+    prestarted = WorkerProcess(command, log)
+    supervisor = Supervisor(Load("model.gguf"), log, command, prestarted=prestarted)
     supervisor.start()
     try:
         supervisor.wait_until_settled(WAIT_S)
-        assert (supervisor.pid, supervisor.n_started) == (waiting.pid, 1)
+        assert (supervisor.pid, supervisor.n_started) == (prestarted.pid, 1)
         with pytest.raises(Unavailable):
             events(supervisor.submit(chat("die 9")))
         supervisor.wait_until_settled(WAIT_S)
-        assert supervisor.ready and supervisor.pid != waiting.pid
+        assert supervisor.ready and supervisor.pid != prestarted.pid
     finally:
         supervisor.stop()
 

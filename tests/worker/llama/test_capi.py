@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from lmlite import library
-from lmlite.cli import serve as cli
+from lmlite.cli import command, serve
 from lmlite.server.front.limits import DEFAULT_LIMITS
 from lmlite.server.logs import Log
+from lmlite.server.models.loading import served_model
 from lmlite.worker.llama import capi
 from tests import REPOSITORY
 
@@ -105,8 +106,9 @@ def test_the_library_is_looked_for_where_the_flag_then_the_variable_says(
     monkeypatch.setenv("LMLITE_LIB", "/from/variable")
     assert library.library_folder("/from/flag") == Path("/from/flag")
     assert library.library_folder(None) == Path("/from/variable")
-    options = cli.parser().parse_args(["serve"])
-    model = cli.served_model(options, DEFAULT_LIMITS, Log("error", io.StringIO()))
+    options = command.parser().parse_args(["serve"])
+    log = Log("error", io.StringIO())
+    model = served_model(serve.model_options(options, DEFAULT_LIMITS, log), log)
     assert model.supervisor.load.lib_path == "/from/variable", "a worker does not see the variable"
     monkeypatch.delenv("LMLITE_LIB")
     assert library.library_folder(None) == Path(library.__file__).parent / "lib"

@@ -1,0 +1,51 @@
+"""The `lmlite` command: its parser, and its exit codes.
+
+Exit codes: 0 after a stop that was asked for, 1 when the model or the library cannot be
+used, 2 for a wrong command line or an address that cannot be bound. Importing this module,
+and `lmlite --help`, load no library and start nothing.
+"""
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+import lmlite
+from lmlite.cli import log, manual, serve
+from lmlite.cli.flags import CommandError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code."""
+    _fill_closed_streams()
+    given = parser().parse_args(arguments)
+    try:
+        return int(given.run(given))
+    except CommandError as err:
+        with contextlib.suppress(OSError):  # standard error may have no reader
+            print(f"lmlite: {err}", file=sys.stderr)
+        return err.code
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line; each command sets `run` to the function that carries it out."""
+    top = argparse.ArgumentParser(
+        prog="lmlite", description="Serve a GGUF model behind the OpenAI API."
+    )
+    top.add_argument("--version", action="version", version=f"lmlite {lmlite.__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in (serve, log, manual):
+        command.add_to(commands)
+    return top
+
+
+def _fill_closed_streams() -> None:
+    """Opens standard streams that are closed: the next file or socket would take their number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115

@@ -1,0 +1,30 @@
+"""`lmlite help`: the pages of the manual."""
+
+import argparse
+from importlib import resources
+
+from lmlite.cli.flags import CommandError, Commands
+
+
+def add_to(commands: Commands) -> None:
+    """Declares the command."""
+    manual = commands.add_parser(
+        "help", help="read the manual", description="Print a page of the manual."
+    )
+    manual.add_argument("topic", nargs="?", help="the page (default: a list of all pages)")
+    manual.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    """Prints a page, or the list of all. Raises CommandError."""
+    folder = resources.files("lmlite") / "manual"
+    pages = {page.name.removesuffix(".md"): page.read_text("utf-8") for page in folder.iterdir()}
+    if given.topic is None:
+        for topic, text in sorted(pages.items()):
+            print(f"{topic:20}{text.splitlines()[0].lstrip('# ')}")
+    elif given.topic in pages:
+        print(pages[given.topic], end="")
+    else:
+        message = f"there is no page on {given.topic}; lmlite help lists the topics"
+        raise CommandError(message, 2)
+    return 0

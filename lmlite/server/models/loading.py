@@ -1,0 +1,112 @@
+"""From the options of a model to a model that can be served: its files checked, its memory planned.
+
+Nothing is loaded here: the supervisor that is made does that once it is started.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import lmlite
+from lmlite.errors import ModelFileError
+from lmlite.gguf import memory_estimate
+from lmlite.gguf.file import ModelFile, read_model_file
+from lmlite.gguf.memory_estimate import Plan
+from lmlite.gguf.projector import Projector, projector_beside, read_projector_file
+from lmlite.messages import Load, RopeScaling
+from lmlite.server.logs import Log, printable
+from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.machine_memory import least_bound
+from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.supervisor import WATCHDOG_S, Supervisor
+from lmlite.server.models.worker_process import WorkerProcess
+
+EMBEDDED_MODEL = Path(lmlite.__file__).parent / "models" / "tiny.gguf"
+EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What may be chosen for one model."""
+
+    # For the worker. `served_model` adds what only the model's files tell; mmproj_path None
+    # stands for the projector beside the model.
+    load: Load
+    # What requests leave out, from the sampling values of the file and whether the model sees.
+    defaults: Callable[[ModelFile, bool], Defaults]
+    aliases: tuple[str, ...] = ()  # names for clients; () for the file's name
+    chat_template_path: str | None = None
+    memory: int | None = None  # bytes that the worker may take; None: what the machine has left
+    watchdog_s: float = WATCHDOG_S
+
+
+def served_model(
+    options: ModelOptions, log: Log, prestarted: WorkerProcess | None = None
+) -> ServedModel:
+    """A model, checked, with a supervisor that is not started.
+
+    The supervisor takes over the prestarted worker, unless this raises ModelFileError, or
+    DoesNotFit.
+    """
+    path = os.path.abspath(options.load.model_path)
+    file = read_model_file(path)
+    if file.pooling == "rank":
+        raise ModelFileError(f"{Path(path).name} is a reranking model, which has no endpoint here")
+    projector = projector_of(path, options.load.mmproj_path)
+    load = replace(
+        options.load,
+        model_path=file.path,
+        parts=file.parts,
+        generates=not file.embeds_only,
+        rope=scaled(options.load.rope, options.load.n_ctx, file.n_ctx_train),
+        chat_template=_template(options.chat_template_path),
+        mmproj_path=projector.path if projector else None,
+    )
+    plan = _planned(load, options.memory, file, projector)
+    for note in plan.notes:
+        log.line("warning", note)
+    supervisor = Supervisor(
+        plan.load,
+        log,
+        watchdog_s=options.watchdog_s,
+        file=file,
+        projector=projector,
+        prestarted=prestarted,
+    )
+    name, *aliases = dict.fromkeys(options.aliases or [printable(Path(path).stem)])
+    defaults = options.defaults(file, projector is not None)
+    return ServedModel(name, file, supervisor, defaults, plan, tuple(aliases))
+
+
+def projector_of(model_path: str, mmproj_path: str | None) -> Projector | None:
+    """The projector that is named, or found beside the model. Raises ModelFileError."""
+    if mmproj_path is None and Path(model_path) == EMBEDDED_MODEL:
+        mmproj_path = str(EMBEDDED_PROJECTOR)
+    path = mmproj_path or projector_beside(model_path)
+    return read_projector_file(str(Path(path).resolve())) if path else None
+
+
+def scaled(rope: RopeScaling, n_ctx: int | None, n_ctx_train: int) -> RopeScaling:
+    """Where a kind is named and no scale, the scale that is enough for n_ctx."""
+    if rope.freq_scale is not None or rope.kind not in ("linear", "yarn"):
+        return rope
+    n_orig = rope.yarn_orig_ctx or n_ctx_train
+    return replace(rope, freq_scale=min(1.0, n_orig / (n_ctx or n_orig)))
+
+
+def _template(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        raise ModelFileError(f"{path} cannot be read: {err}") from None
+
+
+def _planned(load: Load, memory: int | None, file: ModelFile, projector: Projector | None) -> Plan:
+    """What of the Load there is memory for. Raises DoesNotFit."""
+    # Nobody knows here what a GPU's own memory holds.
+    bound = None if load.uses_gpu else least_bound(memory)
+    n_allowed, because = (bound.n_bytes, bound.because) if bound else (None, "")
+    return memory_estimate.plan(file, load, n_allowed, because, projector)
