@@ -8,6 +8,7 @@ from collections.abc import Callable
 from tests import REPOSITORY
 from tests.clients import (
     anthropic_client,
+    documents,
     javascript,
     langchain_client,
     openai_agents_client,
@@ -65,6 +66,7 @@ CLIENTS: dict[str, tuple[Examples, bool]] = {  # and whether this machine has wh
     "Vercel's AI SDK": (javascript.vercel, javascript.is_there()),
     "instructor": (instructor, True),
     "Codex and Claude Code, as recorded": (recorded_agents, True),
+    "README and manual": (documents.examples, True),
     "curl": (curl, shutil.which("curl") is not None),
 }
 
