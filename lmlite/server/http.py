@@ -12,43 +12,38 @@ import socket
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, RequestTimeout, Unavailable
 from lmlite.messages import Chat, Complete, Queued, Reading, ReplyEvent, Work
-from lmlite.server.api import error_bodies
-from lmlite.server.api import tokenizer as tokenizer_api
-from lmlite.server.api.anthropic.replies import MessageReply, TokenCount
-from lmlite.server.api.anthropic.requests import parse_count, parse_message
+from lmlite.server.api import tokenizer
+from lmlite.server.api.anthropic import routes as anthropic
 from lmlite.server.api.call import Call, headers_of, lines_of
 from lmlite.server.api.dry_run import DryRun, planned
-from lmlite.server.api.openai.models import model_list, model_object
-from lmlite.server.api.openai.replies import ChatReply, CompletionReply, EmbeddingReply
-from lmlite.server.api.openai.requests import parse_chat, parse_completion, parse_embeddings
+from lmlite.server.api.error_bodies import headers_of as error_headers
+from lmlite.server.api.error_bodies import openai_error
+from lmlite.server.api.openai import routes as openai
 from lmlite.server.api.reply import Answer, StreamedAnswer
-from lmlite.server.api.responses.replies import ResponseReply
-from lmlite.server.api.responses.requests import own_names, parse_response
+from lmlite.server.api.responses import routes as responses
+from lmlite.server.api.route import ErrorBody, MakeReply, PageRoute, WorkerRoute, by_name
 from lmlite.server.front import wire
 from lmlite.server.front.connection import Connection
 from lmlite.server.front.gate import allowed_by, check_method
-from lmlite.server.front.routes import endpoint
+from lmlite.server.front.routes import RouteTable
 from lmlite.server.front.sender import JSON_TYPE, Sender
-from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.event_queue import Reply
 from lmlite.server.server import Server
-from lmlite.server.watch import metrics
+from lmlite.server.watch.metrics import CONTENT_TYPE
 from lmlite.server.watch.request_count import Tally
 
 CLIENT_LEFT = 499  # nginx's status for it, which no client ever sees
-MODEL_PATH = "/v1/models/"  # before a model's name
 POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
 # Between signs of life of an answer in one piece. OpenAI's clients give up after 600 s without a
 # byte, and ask again; leading spaces are valid JSON. Not sooner: it decides the status.
 SPACE_S = 60.0
 
-AnswerKind = Callable[[Call, str, str, int], Answer]  # call, id, model's name, seconds since 1970
 PING = wire.sse_comment("ping")
 STREAM_HEADERS = (
     ("Content-Type", "text/event-stream"),
@@ -117,15 +112,21 @@ class Handler:
         self.server.gate.check(head)
         if head.method != "OPTIONS":  # by which a browser asks before a page shows its key
             self.server.gate.check_key(head)
-        methods = self._route(head.path)
-        check_method(head, allowed_by(methods), head.path)
+        routes, self._name = ROUTES.find(head.path)
+        check_method(head, allowed_by(routes), head.path)
         self._body = self._read_body(head)
         is_last = self._n_requests >= self._limits.max_requests_per_connection
         self._sender.is_last = is_last or not head.keep_alive
         if head.method == "OPTIONS":
-            self._send_options(head, allowed_by(methods))
-        else:
-            methods["GET" if head.method == "HEAD" else head.method]()
+            self._send_options(head, allowed_by(routes))
+            return
+        match routes["GET" if head.method == "HEAD" else head.method]:
+            case WorkerRoute() as route:
+                self._generate(route, head)
+            case PageRoute() as route:
+                self._sender.send_json(200, route.show(self.server.registry, self._name))
+            case OwnRoute() as route:
+                route.answer(self)
 
     def _read_body(self, head: wire.Head) -> bytes:
         # Only a POST has a use for a body; what comes with another method is read and dropped.
@@ -138,43 +139,10 @@ class Handler:
             connection.write(wire.CONTINUE)
         return connection.read_chunks(most) if n_bytes is None else connection.read_body(n_bytes)
 
-    def _route(self, path: str) -> dict[str, Callable[[], None]]:
-        """What each method does at a path, in whichever spelling. Raises NotFound."""
-        routes: dict[str, dict[str, Callable[[], None]]] = {
-            "/v1/models": {"GET": self._models},
-            "/v1/chat/completions": {"POST": self._chat},
-            "/v1/completions": {"POST": self._completions},
-            "/v1/responses": {"POST": self._responses},
-            "/v1/embeddings": {"POST": self._embeddings},
-            "/v1/messages": {"POST": self._messages},
-            "/v1/messages/count_tokens": {"POST": self._count_tokens},
-            "/health": {"GET": self._health},
-            "/metrics": {"GET": self._metrics},
-            "/log/stream": {"GET": self._log_stream},
-            "/tokenize": {"POST": self._tokenize},
-            "/detokenize": {"POST": self._detokenize},
-            "/tokenizer_info": {"GET": self._tokenizer_info},
-        }
-        if path == "*":  # the server itself, of which OPTIONS may ask
-            return {}
-        found = endpoint(path)
-        if found in routes:
-            return routes[found]
-        if found.startswith(MODEL_PATH):
-            return {"GET": self._model}
-        raise NotFound(f"there is nothing at {path}")
-
     # ---- what the routes do ----------------------------------------------------------------
 
-    def _models(self) -> None:
-        self._sender.send_json(200, model_list(self.server.registry.models()))
-
-    def _model(self) -> None:
-        assert self._head is not None
-        name = endpoint(self._head.path).removeprefix(MODEL_PATH)
-        self._sender.send_json(200, model_object(self.server.registry.find(name), name))
-
-    def _health(self) -> None:
+    def health(self) -> None:
+        """Whether the model is loaded."""
         model = self.server.registry.models()[0]
         supervisor = model.supervisor
         # What tells of the model is for those who have a key; others may ask this, too.
@@ -192,65 +160,23 @@ class Handler:
             reason = {"reason": supervisor.lacks} if has_key and supervisor.lacks else {}
             self._sender.send_json(503, {"status": "loading", "progress": progress, **reason})
 
-    def _metrics(self) -> None:
+    def metrics(self) -> None:
+        """Counts, for Prometheus."""
         supervisor = self.server.registry.models()[0].supervisor
         n_connections, n_dropped = self.server.n_connections(), self.server.log.n_dropped()
         text = self.server.metrics.text(supervisor, n_connections, n_dropped)
-        self._sender.send(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
+        self._sender.send(200, text.encode(), [("Content-Type", CONTENT_TYPE)])
 
-    def _chat(self) -> None:
-        self._generate(parse_chat, f"chatcmpl-{self._token}", ChatReply)
+    def _generate(self, route: WorkerRoute, head: wire.Head) -> None:
+        body = wire.parse_json(self._body, self._limits.max_values)
+        defaults = self.server.registry.models()[0].defaults
+        call, reply = route.parse(body, defaults), route.reply
+        if route.has_dry_run and head.headers.get("x-dry-run", "0") != "0":
+            call, reply = planned(call), by_name(partial(DryRun, body, defaults))
+        self._serve(call, f"{route.id_prefix}{self._token}", reply)
 
-    def _completions(self) -> None:
-        self._generate(parse_completion, f"cmpl-{self._token}", CompletionReply)
-
-    def _responses(self) -> None:
-        stored = self.server.stored_responses
-        parse, kind = partial(parse_response, stored), partial(ResponseReply, stored)
-        with own_names():
-            self._generate(parse, f"resp_{self._token}", kind)
-
-    def _messages(self) -> None:
-        self._generate(parse_message, f"msg_{self._token}", MessageReply)
-
-    def _count_tokens(self) -> None:
-        self._generate(parse_count, f"count_{self._token}", TokenCount)
-
-    def _json(self) -> dict[str, Any]:
-        return wire.parse_json(self._body, self._limits.max_values)
-
-    def _generate(
-        self, parse: Callable[[Any, Defaults], Call], reply_id: str, kind: AnswerKind
-    ) -> None:
-        assert self._head is not None
-        body, defaults = self._json(), self.server.registry.models()[0].defaults
-        call = parse(body, defaults)
-        if self._head.headers.get("x-dry-run", "0") == "0":
-            self._serve(call, reply_id, kind)
-        else:
-            self._serve(planned(call), reply_id, partial(DryRun, body, defaults))
-
-    def _embeddings(self) -> None:
-        call = parse_embeddings(self._json(), self._limits)
-        self._serve(call, f"embd-{self._token}", EmbeddingReply)
-
-    def _tokenize(self) -> None:
-        model = self.server.registry.models()[0]
-        call = tokenizer_api.parse_tokenize(self._json(), model.defaults)
-        kind = partial(tokenizer_api.TokenReply, model.supervisor.loaded)
-        self._serve(call, f"tokens-{self._token}", kind)
-
-    def _detokenize(self) -> None:
-        call = tokenizer_api.parse_detokenize(self._json())
-        self._serve(call, f"text-{self._token}", tokenizer_api.TextReply)
-
-    def _tokenizer_info(self) -> None:
-        model = self.server.registry.models()[0]
-        ready = model.supervisor.loaded()
-        template = model.supervisor.load.chat_template or model.file.chat_template
-        self._sender.send_json(200, tokenizer_api.tokenizer_info(ready, template))
-
-    def _log_stream(self) -> None:
+    def log_stream(self) -> None:
+        """Records of the log, as they are made, until the client leaves."""
         assert self._head is not None
         query = urllib.parse.parse_qs(self._head.target.partition("?")[2])
         source = query.get("source", ["model"])[0]
@@ -279,7 +205,7 @@ class Handler:
 
     # ---- events to bytes -------------------------------------------------------------------
 
-    def _serve(self, call: Call, reply_id: str, kind: AnswerKind) -> None:
+    def _serve(self, call: Call, reply_id: str, make_reply: MakeReply) -> None:
         if call.ignored and self.server.is_strict:
             names = ", ".join(call.ignored)
             raise BadRequest(f"this server does not know: {names}", param=call.ignored[0])
@@ -288,7 +214,7 @@ class Handler:
             self.server.log.line_once("info", line)
         with self.server.registry.acquire(call.model) as model:
             tally = self._tally = Tally(self.server.log, model, reply_id)
-            answer = kind(call, reply_id, model.name, int(time.time()))
+            answer = make_reply(call, reply_id, model, int(time.time()))
             reply = model.supervisor.submit(traced(call.request, tally.is_traced))
             try:
                 if call.stream and isinstance(answer, StreamedAnswer):
@@ -338,7 +264,7 @@ class Handler:
             if not self._sender.is_begun:
                 raise
             self._outcome = err.status
-            body = error_bodies.body_of(err, self._head, self._token)
+            body = self._error_body(err)
         if not self._sender.is_begun:
             self._sender.send_json(200, body)
             return
@@ -380,8 +306,8 @@ class Handler:
             return
         self._is_refused = True
         try:
-            body = error_bodies.body_of(error, self._head, self._token)
-            self._sender.send_json(error.status, body, error_bodies.headers_of(error))
+            body = self._error_body(error)
+            self._sender.send_json(error.status, body, error_headers(error))
         except OSError:
             self._sender.is_last, self._outcome = True, CLIENT_LEFT
 
@@ -396,16 +322,41 @@ class Handler:
         end = ", cut short" if is_cut else ""
         self.server.log.line("info", f"{what} {status} {elapsed_ms:.0f} ms{end}{counts}")
 
+    def _error_body(self, error: ApiError) -> dict[str, Any]:
+        route = ROUTES.nearest(self._head.path) if self._head else None
+        error_body = route.error_body if route else openai_error
+        return error_body(error, f"req-{self._token}")
+
     def _path_label(self) -> str:
         """A known path, or one word for all others: a client must not choose label values."""
-        try:
-            known = self._head is not None and self._route(self._head.path)
-        except NotFound:
-            known = False
-        if not known or self._head is None:
-            return "other"
-        found = endpoint(self._head.path)
-        return "/v1/models" if found.startswith(MODEL_PATH) else found
+        with contextlib.suppress(NotFound):
+            routes, _ = ROUTES.find(self._head.path if self._head else "*")
+            for route in routes.values():
+                return route.path.removesuffix("/")
+        return "other"
+
+
+@dataclass(frozen=True)
+class OwnRoute:
+    """A GET about the server itself, which no API has."""
+
+    path: str
+    answer: Callable[[Handler], None]
+    error_body: ErrorBody = openai_error
+    method = "GET"
+
+
+ROUTES: RouteTable[WorkerRoute | PageRoute | OwnRoute] = RouteTable(
+    (
+        *openai.ROUTES,
+        *responses.ROUTES,
+        *anthropic.ROUTES,
+        *tokenizer.ROUTES,
+        OwnRoute("/health", Handler.health),
+        OwnRoute("/metrics", Handler.metrics),
+        OwnRoute("/log/stream", Handler.log_stream),
+    )
+)
 
 
 def serve(sock: socket.socket, server: Server) -> None:

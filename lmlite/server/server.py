@@ -1,4 +1,4 @@
-"""What all connections share: the models, the log, counts, stored responses, and who is served.
+"""What all connections share: the models, the log, counts, and who is served.
 
 A thread for each connection, up to a cap, and an orderly end. Connections are accepted in a
 thread of its own, which never waits for a client; everything else may be called from any.
@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmlite.errors import Unavailable
-from lmlite.server.api.responses.stored import StoredResponses
 from lmlite.server.front.gate import LOOPBACK_GATE, Gate
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.front.listener import close, host_of, is_loopback, refuse
@@ -53,7 +52,6 @@ class Server:
         self.gate = gate
         self.limits = limits
         self.metrics = Metrics()
-        self.stored_responses = StoredResponses()
         self.is_strict = is_strict
         self.is_draining = False
         self._host, self.port = host_of(sockets[0]), int(sockets[0].getsockname()[1])

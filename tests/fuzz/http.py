@@ -19,19 +19,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from lmlite import frames
 from lmlite.errors import ApiError
 from lmlite.messages import Request
-from lmlite.server.api.anthropic.requests import parse_count, parse_message
 from lmlite.server.api.call import Call
-from lmlite.server.api.openai.requests import parse_chat, parse_completion, parse_embeddings
-from lmlite.server.api.responses.requests import own_names, parse_response
-from lmlite.server.api.responses.stored import StoredResponses
-from lmlite.server.api.tokenizer import parse_detokenize, parse_tokenize
+from lmlite.server.api.route import WorkerRoute
 from lmlite.server.front import wire
+from lmlite.server.http import ROUTES
 from lmlite.server.models.defaults import NO_DEFAULTS
 from tests.support import raw_requests
 from tests.support.house import opened, until
@@ -274,6 +270,20 @@ BASES |= {
                         "add_generation_prompt": True, "continue_final_message": False},
     "detokenize": {"tokens": [1, 2]},
 }  # fmt: skip
+PATHS = {
+    "chat": "/v1/chat/completions",
+    "completion": "/v1/completions",
+    "embeddings": "/v1/embeddings",
+    "response": "/v1/responses",
+    "message": "/v1/messages",
+    "count": "/v1/messages/count_tokens",
+    "agent chat": "/v1/chat/completions",
+    "agent response": "/v1/responses",
+    "agent message": "/v1/messages",
+    "tokenize": "/tokenize",
+    "tokenize a chat": "/tokenize",
+    "detokenize": "/detokenize",
+}
 TEXTS = {kind: json.dumps(base) for kind, base in BASES.items()}
 
 NESTED: Any = None
@@ -346,27 +356,15 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
 
 
 def parsers() -> dict[str, Callable[[Any], Call]]:
-    """What reads the body of each endpoint."""
+    """What reads the body of each kind, as the route at its path does."""
     defaults = replace(NO_DEFAULTS, allows_grammars=True, takes_images=True)
 
-    def response(body: Any) -> Call:
-        with own_names():
-            return parse_response(StoredResponses(), body, defaults)
+    def parser(path: str) -> Callable[[Any], Call]:
+        route = ROUTES.find(path)[0]["POST"]
+        assert isinstance(route, WorkerRoute)
+        return lambda body: route.parse(body, defaults)
 
-    return {
-        "chat": partial(parse_chat, defaults=defaults),
-        "completion": partial(parse_completion, defaults=defaults),
-        "embeddings": parse_embeddings,
-        "response": response,
-        "message": partial(parse_message, defaults=defaults),
-        "count": partial(parse_count, defaults=defaults),
-        "agent chat": partial(parse_chat, defaults=defaults),
-        "agent response": response,
-        "agent message": partial(parse_message, defaults=defaults),
-        "tokenize": parse_tokenize,
-        "tokenize a chat": parse_tokenize,
-        "detokenize": parse_detokenize,
-    }
+    return {kind: parser(path) for kind, path in PATHS.items()}
 
 
 def check_bodies(seed: int, numbers: Iterable[int]) -> Counter[str]:

@@ -33,6 +33,6 @@ def test_a_reader_that_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise TypeError("unhashable type: 'list'")
 
-    monkeypatch.setattr(fuzz_http, "parse_embeddings", broken)
+    monkeypatch.setattr(fuzz_http, "parsers", lambda: {"embeddings": broken})
     with pytest.raises(AssertionError, match=r"embeddings .*unhashable"):
         fuzz_http.check_bodies(1, range(20))

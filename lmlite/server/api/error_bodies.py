@@ -1,25 +1,24 @@
-"""An error in the words of the API that was asked: OpenAI's, or Anthropic's on its own paths."""
+"""An error in the words of an API: OpenAI's or Anthropic's."""
 
 import re
 from typing import Any
 
 from lmlite.errors import ApiError, MethodNotAllowed, PromptTooLong, Unauthorized
-from lmlite.server.front.routes import endpoint
-from lmlite.server.front.wire import Head
 
 Json = dict[str, Any]
-
-MESSAGES_PATH = "/v1/messages"  # and what lies below it
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
           413: "request_too_large", 503: "overloaded_error"}  # fmt: skip
 
 
-def body_of(error: ApiError, head: Head | None, token: str) -> Json:
-    """The JSON object of a reply; no head: none could be read. The request's id has the token."""
-    if head is None or not endpoint(head.path).startswith(MESSAGES_PATH):
-        return error.body()
-    return message_error(error) | {"request_id": f"req-{token}"}
+def openai_error(error: ApiError, _request_id: str) -> Json:
+    """OpenAI's object, which names the field at fault."""
+    return error.body()
+
+
+def anthropic_error(error: ApiError, request_id: str) -> Json:
+    """Anthropic's object, with the request's id."""
+    return message_error(error) | {"request_id": request_id}
 
 
 def headers_of(error: ApiError) -> list[tuple[str, str]]:

@@ -5,16 +5,17 @@ Evaluation harnesses ask as vLLM has it (`prompt`, `add_special_tokens`, `return
 Pure.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmlite.messages import Planned, Ready, ReplyEvent, Tokenize
+from lmlite.messages import Planned, ReplyEvent, Tokenize
 from lmlite.server.api.call import Call, ignored_fields
 from lmlite.server.api.dry_run import planned
 from lmlite.server.api.fields import Body, boolean, required, string, typed
 from lmlite.server.api.openai.requests import parse_chat, token_ids
+from lmlite.server.api.route import PageRoute, WorkerRoute, by_name
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
+from lmlite.server.models.registry import ServedModel
 
 Json = dict[str, Any]
 
@@ -77,11 +78,9 @@ def _chat(body: Body, defaults: Defaults) -> TokenizerCall:
 class TokenReply:
     """The answer to POST /tokenize."""
 
-    def __init__(
-        self, loaded: Callable[[], Ready], call: Call, _reply_id: str, _model: str, _created: int
-    ) -> None:
+    def __init__(self, call: Call, _reply_id: str, model: ServedModel, _created: int) -> None:
         assert isinstance(call, TokenizerCall)
-        self._call, self._loaded = call, loaded
+        self._call, self._model = call, model
         self._tokens: tuple[int, ...] = ()
         self._pieces: tuple[bytes, ...] = ()
 
@@ -100,7 +99,7 @@ class TokenReply:
         return {
             "tokens": tokens,
             "count": len(tokens),
-            "max_model_len": self._loaded().n_ctx,
+            "max_model_len": self._model.supervisor.loaded().n_ctx,
             "token_strs": texts if self._call.with_texts else None,
         }
 
@@ -121,15 +120,16 @@ class TextReply:
         return {"prompt": self._text, "content": self._text}
 
 
-def tokenizer_info(ready: Ready, chat_template: str | None) -> Json:
+def tokenizer_info(model: ServedModel) -> Json:
     """The answer to GET /tokenizer_info, by the names of Hugging Face's tokenizer_config.json."""
+    ready = model.supervisor.loaded()
     return {
         "tokenizer_class": "GGUF",
         "bos_token": ready.bos_token,
         "eos_token": ready.eos_token,
         "pad_token": ready.pad_token,
         "add_bos_token": ready.adds_bos,
-        "chat_template": chat_template,
+        "chat_template": model.supervisor.load.chat_template or model.file.chat_template,
         "model_max_length": ready.n_ctx,
         "vocab_size": ready.n_vocab,
     }
@@ -141,3 +141,10 @@ def _text_or_bytes(piece: bytes) -> str | list[int]:
         return piece.decode()
     except UnicodeDecodeError:
         return list(piece)
+
+
+ROUTES = (
+    WorkerRoute("/tokenize", parse_tokenize, TokenReply, "tokens-", has_dry_run=False),
+    WorkerRoute("/detokenize", parse_detokenize, by_name(TextReply), "text-", has_dry_run=False),
+    PageRoute("/tokenizer_info", lambda registry, _: tokenizer_info(registry.models()[0])),
+)

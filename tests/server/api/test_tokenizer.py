@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,7 +84,8 @@ def test_what_is_wrong_is_named(parse: Any, body: dict[str, Any], param: str) ->
 
 
 def answer(**body: Any) -> Any:
-    reply = TokenReply(lambda: READY, parse_tokenize({"content": "x", **body}), "tokens-1", "m", 0)
+    model: Any = SimpleNamespace(supervisor=SimpleNamespace(loaded=lambda: READY))
+    reply = TokenReply(parse_tokenize({"content": "x", **body}), "tokens-1", model, 0)
     reply.add(Planned(1, 0, (5, 6, 7, 8), PIECES, 0, None))
     return reply.whole()
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lmlite.server.front.gate import Gate
-from lmlite.server.front.routes import endpoint
+from lmlite.server.http import ROUTES
 from tests.server.front.test_gate import APP, BEARER, KEY, ask
 from tests.support.house import CHAT, House
 from tests.support.server_process import RunningServer
@@ -22,9 +22,9 @@ SPELLINGS = ["{}", "/v1{}", "/v1{}/", "//v1{}", "/v1/{}", "/v1/v1{}", "/v1//v1/{
 @pytest.mark.parametrize("path", ENDPOINTS)
 def test_a_base_url_may_end_with_a_version_a_slash_both_or_neither(path: str) -> None:
     for spelling in SPELLINGS:
-        assert endpoint(spelling.format(path.removeprefix("/v1"))) == path
+        assert ROUTES.endpoint(spelling.format(path.removeprefix("/v1"))) == path
     doubled = path.replace("/", "//")
-    assert endpoint(doubled) == path
+    assert ROUTES.endpoint(doubled) == path
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_base_url_may_end_with_a_version_a_slash_both_or_neither(path: str) ->
     ],
 )
 def test_nothing_else_of_a_path_is_changed(path: str, expected: str) -> None:
-    assert endpoint(path) == expected
+    assert ROUTES.endpoint(path) == expected
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)

@@ -29,7 +29,7 @@ from lmlite.server.api.fields import (
 )
 from lmlite.server.api.sampling import MAX_INT, NAMES, sampling_values
 from lmlite.server.forms.gbnf import checked_grammar
-from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
+from lmlite.server.front.limits import Limits
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
 MAX_GRAMMARS = 64  # of one request: each choice has one of its own, 20 ms for the largest
@@ -95,9 +95,9 @@ def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     return _call(body, request, COMPLETION_FIELDS)
 
 
-def parse_embeddings(body: Body, limits: Limits = DEFAULT_LIMITS) -> Call:
+def parse_embeddings(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     """A body of POST /v1/embeddings. Raises BadRequest."""
-    inputs = _prompts(body, "input", limits.max_inputs)
+    inputs = _prompts(body, "input", defaults.limits.max_inputs)
     if not all(inputs):
         raise BadRequest("an input is empty", param="input")
     encoding_format = string(body, "encoding_format")

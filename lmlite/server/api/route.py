@@ -1,0 +1,47 @@
+"""An endpoint as data. Each API lists its own in `ROUTES`; `http.py` serves all that are listed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lmlite.errors import ApiError
+from lmlite.server.api.call import Call
+from lmlite.server.api.error_bodies import openai_error
+from lmlite.server.api.reply import Answer
+from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.registry import Registry, ServedModel
+
+Json = dict[str, Any]
+ErrorBody = Callable[[ApiError, str], Json]  # the error, and the request's id
+
+
+# Makes the reply to a call from its id, the model, and the seconds since 1970.
+MakeReply = Callable[[Call, str, ServedModel, int], Answer]
+
+
+@dataclass(frozen=True)
+class WorkerRoute:
+    """A POST of JSON that a worker answers."""
+
+    path: str
+    parse: Callable[[Json, Defaults], Call]
+    reply: MakeReply
+    id_prefix: str  # of the reply's id
+    error_body: ErrorBody = openai_error
+    has_dry_run: bool = True  # X-Dry-Run shows the prompt
+    method = "POST"
+
+
+@dataclass(frozen=True)
+class PageRoute:
+    """A GET of JSON that needs no worker. A path that ends with "/" is continued by a name."""
+
+    path: str
+    show: Callable[[Registry, str], Json]  # gets that name
+    error_body: ErrorBody = openai_error
+    method = "GET"
+
+
+def by_name(reply: Callable[[Call, str, str, int], Answer]) -> MakeReply:
+    """Makes replies that take the model's name in place of the model."""
+    return lambda call, reply_id, model, created: reply(call, reply_id, model.name, created)
