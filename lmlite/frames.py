@@ -2,9 +2,9 @@
 
 A frame is four bytes of length (big endian) and that many bytes of JSON: the message's
 fields, save those at their default, and its class under "type". Reading follows the
-annotations of `messages.py` to the letter: whatever is too long, cut short or of another shape
-raises `FrameError`, because a peer that sends such a thing can no longer be trusted. Knows no
-processes and no threads.
+annotations of `messages.py` to the letter; only a client's own JSON objects are taken as they come.
+Whatever is too long, cut short or of another shape raises `FrameError`, because a peer that sends
+such a thing can no longer be trusted. Knows no processes and no threads.
 """
 
 import base64
@@ -82,7 +82,7 @@ def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
 
 def _to_json(value: Any) -> Any:
     match value:
-        case str() | int() | float() | None:
+        case str() | int() | float() | dict() | None:
             return value
         case bytes():
             return base64.b64encode(value).decode("ascii")
@@ -105,6 +105,8 @@ def _reader(annotation: Any) -> Callable[[Any], Any]:
         return _union_reader([_reader(arg) for arg in args])
     if origin is tuple:
         return _tuple_reader(args)
+    if origin is dict:
+        return functools.partial(_plain, dict)
     if origin is typing.Literal:
         return functools.partial(_literal, args)
     if hasattr(annotation, "__dataclass_fields__"):

@@ -6,9 +6,10 @@ among those of one worker; `index` names one of its choices (or inputs), from 0.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Prompt = str | tuple[int, ...]  # text, or token ids that the client chose
+Json = dict[str, Any]  # a client's object, as it came
 
 
 # Why a completion ended; the first two are OpenAI's "stop", the others its "length".
@@ -131,18 +132,18 @@ class ChatMessage:
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """What a chat asks of the template and of the form of the answer. JSON is text here."""
+    """What a chat asks of the template and of the form of the answer."""
 
-    tools: str | None = None  # a JSON list of OpenAI's function tools
+    tools: tuple[Json, ...] = ()  # as OpenAI's function tools
     tool_choice: Literal["auto", "none", "required"] = "auto"
     tool_names: tuple[str, ...] = ()  # the only ones that may be called; (): any
     parallel_tool_calls: bool | None = None  # None: if the template is made for it
-    json_schema: str | None = None  # what the answer must be
+    json_schema: Json | None = None  # what the answer must be
     thinks: bool = True  # False: without reasoning, where the template can
-    template_kwargs: str | None = None  # a JSON object of further variables for the template
+    template_kwargs: Json | None = None  # further variables of the template
     separate_reasoning: bool = True  # False: reasoning stays in the content, tags and all
     stop_in_reasoning: bool = False  # the client's stop strings end thoughts, too
-    tool_schemas: str | None = None  # a JSON list: what each tool's arguments are held to
+    tool_schemas: tuple[Json, ...] = ()  # what each tool's arguments are held to
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +173,7 @@ class Complete:
     trace: bool = False
     dry_run: bool = False
     grammar: str | None = None
-    json_schema: str | None = None  # what each completion must be
+    json_schema: Json | None = None  # what each completion must be
 
 
 @dataclass(frozen=True, slots=True)

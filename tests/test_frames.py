@@ -35,7 +35,7 @@ REQUESTS = [
          SamplingParams(logit_bias=((5, -100.0),), stop=("END",), seed=3), n=2, trace=True),
     Chat(7, (ChatMessage("assistant", "", None, "Hm.", (ToolCall("c", "f", "{}"),)),
              ChatMessage("tool", "7", tool_call_id="c")), SamplingParams(),
-         options=ChatOptions('[{"type": "function"}]', "required", ("f",), False, thinks=False)),
+         options=ChatOptions(({"type": "function"},), "required", ("f",), False, thinks=False)),
     Complete(8, ("text", (1, 2, 3), ()), SamplingParams(max_tokens=0, n_logprobs=5), echo=True),
     Cancel(9),
 ]  # fmt: skip
@@ -62,6 +62,15 @@ def test_a_request_is_read_as_it_was_written(message: Any) -> None:
 @pytest.mark.parametrize("message", EVENTS, ids=lambda m: type(m).__name__)
 def test_an_event_is_read_as_it_was_written(message: Any) -> None:
     assert frames.read(io.BytesIO(frames.encode(message)), Event) == message
+
+
+def test_a_clients_json_crosses_as_it_is() -> None:
+    schema = {"b": [1e16, -0.0, 0.1, 2**100, None, True, "\ud800 é"], "a": {"": [[]]}}
+    options = ChatOptions(({"type": "function"},), json_schema=schema, tool_schemas=(schema,))
+    chat = Chat(7, (), SamplingParams(), options=options)
+    read = frames.decode(frames.encode(chat)[4:], Request)
+    assert json.dumps(read.options.json_schema) == json.dumps(schema)
+    assert read == chat
 
 
 def test_a_frame_is_a_length_and_json() -> None:
@@ -132,6 +141,8 @@ def test_a_whole_number_may_stand_for_a_real_one() -> None:
         json.dumps({"type": "Complete", "id": 1, "prompts": [5], "params": {}}).encode(),
         json.dumps({"type": "Complete", "id": 1, "prompts": "a", "params": {}}).encode(),
         json.dumps({"type": "Complete", "id": 1, "prompts": ["a"], "params": 5}).encode(),
+        json.dumps({"type": "Complete", "id": 1, "prompts": ["a"], "params": {},
+                    "json_schema": [{}]}).encode(),
         json.dumps({"type": "Complete", "id": 1, "prompts": [],
                     "params": {"logit_bias": [[5, -1.0, 2]]}}).encode(),
     ],

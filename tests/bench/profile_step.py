@@ -10,7 +10,6 @@ beginning, becomes text, and is read by the parser of the chat template.
 
 import argparse
 import cProfile
-import json
 import os
 import pstats
 import statistics
@@ -105,10 +104,10 @@ class Run:
 N_LONG, N_PART = 20_000, 1000  # tokens of an answer, and those at each end that are compared
 MOST_GROWTH = 2  # of the time that a token takes
 PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
-TOOLS = json.dumps(
-    [{"type": "function", "function": {
+TOOLS = (
+    {"type": "function", "function": {
         "name": "write", "description": "",
-        "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}}]
+        "parameters": {"type": "object", "properties": {"text": {"type": "string"}}}}},
 )  # fmt: skip
 # What each begins with; one long text follows.
 LONG_ANSWERS = {

@@ -367,7 +367,7 @@ class Desk:
 def asks() -> list[Chat | Complete | Embed]:
     """A form, penalties, biases and probabilities; what parks, and what comes back."""
     story = "one two three four five. " * 12
-    schema = '{"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}'
+    schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     params = SamplingParams(
         temperature=0, max_tokens=12, n_logprobs=2, repeat_penalty=1.1, presence_penalty=0.5,
         logit_bias=((5, -1.0),),

@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Any
 
 from lmlite.errors import BadRequest
-from lmlite.messages import ChatMessage, ChatOptions
+from lmlite.messages import ChatMessage, ChatOptions, Json
 from lmlite.server.forms.schemas import ToolSchemas, honoured_schema, widened_schema
 from lmlite.worker.chat.answer import Form
 from lmlite.worker.chat.template import ChatTemplate
@@ -222,7 +222,7 @@ class JsonGrammars:
         end = next(each for each in tokens if vocab.ends_generation(each))
         self._tokens = [*letters, end]
 
-    def of(self, schema: str) -> "JsonGrammar":
+    def of(self, schema: Json) -> "JsonGrammar":
         """The grammar of a schema."""
         options = ChatOptions(json_schema=schema)
         form = self._template.render([ChatMessage("user", "Hi")], options).form
@@ -298,7 +298,7 @@ def wrongly_refused(grammars: JsonGrammars, seed: int, is_tool: bool) -> tuple[i
     values = [value_by_chance(rng, schema, schema) for _ in range(N_VALUES)]
     fitting = [value for value in values if value is not NOTHING]
     widened = ToolSchemas().widened(schema, "f") if is_tool else widened_schema(schema)
-    grammar = grammars.of(json.dumps(widened.schema))
+    grammar = grammars.of(widened.schema)
     refused = [value for value in fitting if not grammar.takes(value)]
     return len(fitting), json.dumps([seed, schema, refused]) if refused else ""
 

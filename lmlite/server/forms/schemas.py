@@ -10,7 +10,6 @@ with properties has no others, a tuple has all of its items. A widened schema ta
 client's takes, and it may be more.
 """
 
-import json
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,8 +43,8 @@ class Widened:
     unheld: tuple[UnheldPart, ...] = ()
 
 
-def honoured_schema(schema: Any, param: str) -> str:
-    """What llama.cpp is to make a grammar of, as JSON: what that takes, the schema takes.
+def honoured_schema(schema: Any, param: str) -> Json:
+    """What llama.cpp is to make a grammar of: what that takes, the schema takes.
 
     Raises BadRequest for a schema that is too large, and for one with a part that no grammar
     holds; the message names the keyword and its path.
@@ -54,7 +53,7 @@ def honoured_schema(schema: Any, param: str) -> str:
         raise BadRequest(f"{param} is not a JSON schema", param=param)
     try:
         check_size(schema, param)
-        return json.dumps(SchemaReader(schema, Faults(is_strict=True), MAX_WAYS, _room()).read())
+        return SchemaReader(schema, Faults(is_strict=True), MAX_WAYS, _room()).read()
     except Unheld as unheld:
         raise BadRequest(f"{param}{unheld}", param=param) from None
     except RecursionError:

@@ -6,7 +6,9 @@ The supervisor puts events in, the thread of the connection takes them out. Know
 import queue
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 
+from lmlite import frames
 from lmlite.errors import KINDS, ApiError, PromptTooLong
 from lmlite.messages import (
     Chat,
@@ -30,7 +32,7 @@ class Reply:
 
     def __init__(self, request: Work, forget: Callable[["Reply"], None]) -> None:
         self.request_id = request.id
-        self.fingerprint = fingerprint(request)
+        self._request = request
         # The worker's process that has the request; later ones know nothing of it. None: it waits.
         self.process: object | None = None
         self._n_unfinished = n_results(request)  # choices or inputs of which no end has come
@@ -38,6 +40,11 @@ class Reply:
         self._forget = forget
         self._events: queue.SimpleQueue[ReplyEvent] = queue.SimpleQueue()
         self._n_open = self._n_unfinished  # those whose end has not been taken yet
+
+    @cached_property
+    def fingerprint(self) -> int:
+        """What tells the request from others: few are ever asked for it."""
+        return fingerprint(self._request)
 
     @property
     def is_complete(self) -> bool:
@@ -93,7 +100,7 @@ def fingerprint(request: Work) -> int:
     """The same for requests that ask for the same, whoever watches and whatever chance decides."""
     if isinstance(request, Chat | Complete):
         request = replace(request, trace=False, params=replace(request.params, seed=None))
-    return hash(replace(request, id=0))
+    return hash(frames.encode(replace(request, id=0)))
 
 
 def _error_of(event: Failed) -> ApiError:

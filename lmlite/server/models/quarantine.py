@@ -20,6 +20,9 @@ class Suspects:
     def __init__(self) -> None:
         self._deaths: dict[int, tuple[int, float]] = {}  # by request: how many, and the last one
 
+    def __bool__(self) -> bool:
+        return bool(self._deaths)
+
     def check(self, request: int) -> None:
         """Raises HarmfulRequest."""
         n_deaths, died_s = self._deaths.get(request, (0, 0.0))

@@ -1,6 +1,5 @@
 """What the bridge is asked for: messages and options in OpenAI's form. Pure."""
 
-import json
 from collections.abc import Sequence
 from itertools import compress
 from typing import Any
@@ -17,17 +16,17 @@ def request_of(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
         "enable_thinking": options.thinks,
         "reasoning": options.separate_reasoning,
     }
-    if options.tools is not None:
-        request["tools"] = json.loads(options.tools)
-        if options.tool_schemas is not None:
-            request["schemas"] = json.loads(options.tool_schemas)
+    if options.tools:
+        request["tools"] = list(options.tools)
+        if options.tool_schemas:
+            request["schemas"] = list(options.tool_schemas)
         request["tool_choice"] = options.tool_choice
         if options.parallel_tool_calls is not None:
             request["parallel_tool_calls"] = options.parallel_tool_calls
     if options.json_schema is not None:
-        request["json_schema"] = json.loads(options.json_schema)
+        request["json_schema"] = options.json_schema
     if options.template_kwargs is not None:
-        request["kwargs"] = json.loads(options.template_kwargs)
+        request["kwargs"] = options.template_kwargs
     return request
 
 

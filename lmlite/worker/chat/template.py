@@ -255,9 +255,9 @@ class ChatTemplate:
             raise TemplateError(f"the chat template cannot be read: {fault}")
         return pointer
 
-    def grammar_of(self, schema: str) -> str:
+    def grammar_of(self, schema: Json) -> str:
         """The grammar of a text that is JSON of this schema."""
-        reply = self._reply({"messages": [EMPTY], "json_schema": json.loads(schema)}, self._bare)
+        reply = self._reply({"messages": [EMPTY], "json_schema": schema}, self._bare)
         return without_fence(str(reply["grammar"]))
 
     def _bare_reply(self, plain: Json, schema: Json) -> Json:

@@ -3,7 +3,6 @@
 Shown with llama.cpp's own grammars, for schemas and values by chance.
 """
 
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -124,7 +123,7 @@ def test_a_tool_takes_what_its_odd_schema_takes(
 ) -> None:
     schema, values, paths = ODD[name]
     widened = ToolSchemas().widened(schema, "f")
-    grammar = JsonGrammars(default_model, template).of(json.dumps(widened.schema))
+    grammar = JsonGrammars(default_model, template).of(widened.schema)
     assert [value for value in values if not grammar.takes(value)] == []
     assert [part.path for part in widened.unheld] == paths
 
@@ -132,7 +131,7 @@ def test_a_tool_takes_what_its_odd_schema_takes(
 def test_what_can_be_held_is_held(default_model: Model, template: ChatTemplate) -> None:
     schema = obj(["city"], True, city=STRING, unit={"enum": ["c", "f"]}, n=INTEGER)
     widened = ToolSchemas().widened(schema, "f")
-    grammar = JsonGrammars(default_model, template).of(json.dumps(widened.schema))
+    grammar = JsonGrammars(default_model, template).of(widened.schema)
     wrong: Any
     for wrong in ({"city": 1}, {}, {"city": "x", "unit": "k"}, {"city": "x", "n": "1"}, []):
         assert not grammar.takes(wrong)
@@ -141,7 +140,7 @@ def test_what_can_be_held_is_held(default_model: Model, template: ChatTemplate) 
 
 def test_a_tool_without_arguments_takes_none(default_model: Model, template: ChatTemplate) -> None:
     widened = ToolSchemas().widened({"type": "object", "properties": {}}, "f")
-    grammar = JsonGrammars(default_model, template).of(json.dumps(widened.schema))
+    grammar = JsonGrammars(default_model, template).of(widened.schema)
     assert (grammar.takes({}), grammar.takes({"a": 1})) == (True, False)
 
 
@@ -152,8 +151,8 @@ def test_definitions_of_two_tools_are_kept_apart(special_model: Model) -> None:
         function = {"name": name, "description": "", "parameters": schema}
         tools.append(({"type": "function", "function": function}, schemas.widened(schema, name)))
     options = ChatOptions(
-        tools=json.dumps([tool for tool, _ in tools]),
-        tool_schemas=json.dumps([widened.schema for _, widened in tools]),
+        tools=tuple(tool for tool, _ in tools),
+        tool_schemas=tuple(widened.schema for _, widened in tools),
         tool_choice="required",
     )
     template = ChatTemplate(special_model, source_of("Qwen-Qwen3-0.6B"))
@@ -168,10 +167,10 @@ def test_definitions_of_two_tools_are_kept_apart(special_model: Model) -> None:
 def test_the_model_reads_schemas_as_they_came(default_model: Model) -> None:
     schema = obj(a={"type": "string", "maxLength": 10**6, "description": "Long?"}, b=True)
     function = {"name": "f", "description": "", "parameters": schema}
-    tools = json.dumps([{"type": "function", "function": function}])
-    held = json.dumps([ToolSchemas().widened(schema, "f").schema])
+    held = ToolSchemas().widened(schema, "f").schema
     template = ChatTemplate(default_model, source_of("Qwen-Qwen3-0.6B"))
-    options = ChatOptions(tools=tools, tool_schemas=held, tool_choice="none")
+    tools = ({"type": "function", "function": function},)
+    options = ChatOptions(tools=tools, tool_schemas=(held,), tool_choice="none")
     ids = template.render([ChatMessage("user", "Hi")], options).prompt.ids
     text = b"".join(default_model.vocab.piece(each, special=True) for each in ids).decode()
     template.close()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.messages import Chat, ChatMessage, Complete, Embed, SamplingParams
+from lmlite.messages import Chat, ChatMessage, ChatOptions, Complete, Embed, SamplingParams
 from lmlite.server.models.event_queue import fingerprint, n_results
 
 CHAT = Chat(1, (ChatMessage("user", "Hi"),), SamplingParams(seed=7))
@@ -33,8 +33,9 @@ def test_another_text_or_another_way_to_answer_is_another_request() -> None:
         replace(CHAT, n=2),
         replace(CHAT, params=replace(CHAT.params, temperature=0.1)),
         replace(CHAT, grammar="root ::= [a]"),
+        replace(CHAT, options=ChatOptions(({"type": "function"},))),
     ]
-    assert len({fingerprint(request) for request in (CHAT, *others)}) == 5
+    assert len({fingerprint(request) for request in (CHAT, *others)}) == 6
 
 
 @pytest.mark.parametrize(("request_", "n"), [(replace(CHAT, n=2), 2), (COMPLETE, 6), (EMBED, 2)])

@@ -16,11 +16,11 @@ from tests import REPOSITORY
 
 TEMPLATE = REPOSITORY / "tests" / "tiny_model" / "chat_template.jinja"
 ASK = [ChatMessage("user", "What is the weather in Oslo?")]
-TOOLS = json.dumps(
-    [{"type": "function", "function": {
+TOOLS = tuple(
+    {"type": "function", "function": {
         "name": name, "description": "",
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}},
-                       "required": ["city"]}}} for name in ("get_weather", "get_time")]
+                       "required": ["city"]}}} for name in ("get_weather", "get_time")
 )  # fmt: skip
 CALL = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
 OTHER_CALL = '<tool_call>\n{"name": "get_time", "arguments": {"city": "Bergen"}}\n</tool_call>'
@@ -254,7 +254,7 @@ def test_a_grammar_that_waits_and_one_that_does_not(template: ChatTemplate) -> N
     forms = [form_of(template), form_of(template, tools=TOOLS),
              form_of(template, tools=TOOLS, tool_choice="none"),
              form_of(template, tools=TOOLS, tool_choice="required"),
-             form_of(template, json_schema='{"type": "object"}')]  # fmt: skip
+             form_of(template, json_schema={"type": "object"})]  # fmt: skip
     assert [(bool(form.grammar), form.grammar_waits) for form in forms] == [
         (False, False), (True, True), (False, False), (True, False), (True, False),
     ]  # fmt: skip

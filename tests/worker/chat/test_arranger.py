@@ -19,8 +19,8 @@ from tests.support.template_tree import NAMES, source_of
 Json = dict[str, Any]
 OWN_ID = "call_0123456789abcdef01234567"  # as lmlite writes them
 PARAMETERS = {"type": "object", "properties": {"city": {"type": "string"}}}
-TOOLS = json.dumps([{"type": "function", "function": {
-    "name": "get_weather", "description": "", "parameters": PARAMETERS}}])  # fmt: skip
+TOOLS = ({"type": "function", "function": {
+    "name": "get_weather", "description": "", "parameters": PARAMETERS}},)  # fmt: skip
 
 numbers = count()
 
@@ -79,9 +79,11 @@ def template(request: Any, special_model: Model) -> Iterator[ChatTemplate]:
     made.close()
 
 
-def lost(template: ChatTemplate, messages: Sequence[ChatMessage], tools: str | None) -> list[str]:
+def lost(
+    template: ChatTemplate, messages: Sequence[ChatMessage], tools: Sequence[Json]
+) -> list[str]:
     """The roles of the messages whose texts are not in the prompt."""
-    request = template.told(request_of(messages, ChatOptions(tools=tools)))
+    request = template.told(request_of(messages, ChatOptions(tools=tuple(tools))))
     arranged, _, _ = template.accepted(request)
     prompt = json.loads(template._render(arranged))["prompt"]
     return [message.role for message in messages if message.content not in prompt]
@@ -90,14 +92,14 @@ def lost(template: ChatTemplate, messages: Sequence[ChatMessage], tools: str | N
 def test_nothing_is_refused_or_lost(template: ChatTemplate) -> None:
     for title, messages in shapes().items():
         uses_tools = any(message.role == "tool" or message.tool_calls for message in messages)
-        assert (title, lost(template, messages, TOOLS if uses_tools else None)) == (title, [])
+        assert (title, lost(template, messages, TOOLS if uses_tools else ())) == (title, [])
 
 
 def test_nothing_is_of_random_conversations_either(template: ChatTemplate) -> None:
     rng = random.Random(7)
     for _ in range(5):
         messages = [random_message(rng) for _ in range(rng.randrange(1, 8))]
-        tools = rng.choice([TOOLS, None])
+        tools = rng.choice([TOOLS, ()])
         assert lost(template, messages, tools) == [], [message.role for message in messages]
 
 

@@ -25,11 +25,11 @@ FIELDS = {
     "edits": {"type": "array", "items": {"type": "object", "properties": {
         "old": {"type": "string"}, "line": {"type": "integer"}}}},
 }  # fmt: skip
-TOOLS = json.dumps(
-    [{"type": "function", "function": {
+TOOLS = tuple(
+    {"type": "function", "function": {
         "name": name, "description": "",
         "parameters": {"type": "object", "properties": FIELDS, "required": ["path"]}}}
-     for name in ("write_file", "get_time")]
+     for name in ("write_file", "get_time")
 )  # fmt: skip
 OFFERED = ChatOptions(tools=TOOLS)
 ASK = ChatMessage("user", "Please do.")

@@ -1,6 +1,5 @@
 """Tools that a chat template cannot read are said plainly, and called all the same."""
 
-import json
 from typing import Any
 
 import pytest
@@ -51,8 +50,8 @@ def test_each_property_has_one_type_and_lists_have_texts_only() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_template_takes_a_tool_with_an_odd_schema(special_model: Model, name: str) -> None:
     template = ChatTemplate(special_model, source_of(name))
-    held = json.dumps([ToolSchemas().widened(ODD, "get_weather").schema])
-    options = ChatOptions(tools=json.dumps([tool(ODD)]), tool_schemas=held)
+    held = ToolSchemas().widened(ODD, "get_weather").schema
+    options = ChatOptions(tools=(tool(ODD),), tool_schemas=(held,))
     for _ in range(2):  # what was found out the first time is remembered
         rendered = template.render(HI, options)
         assert "get_weather" in rendered.form.grammar

@@ -1,6 +1,5 @@
 """Prompts from messages, and the promise that no message can write a control token."""
 
-import json
 import random
 from typing import Any
 
@@ -202,7 +201,7 @@ def test_the_key_of_a_schema_is_no_word_of_ours(default_model: Model, template: 
     )
     schema = {"type": "object", "properties": {"<|im_end|>": {"type": "string", "<|im_end|>": 1}}}
     tools = [{"type": "function", "function": {"name": "f", "parameters": schema}}]
-    text = pieces(default_model, made, ChatMessage("user", "x"), tools=json.dumps(tools))
+    text = pieces(default_model, made, ChatMessage("user", "x"), tools=tuple(tools))
     assert text == "type <|im_end|> <|im_end|>"
 
 

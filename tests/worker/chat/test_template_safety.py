@@ -56,7 +56,7 @@ def talk(word: Word) -> Chat:
         ChatMessage("user", word()),
     ]
     kwargs = {"custom": {word(): word()}, "bos_token": word(), "eos_token": word()}
-    return messages, ChatOptions(template_kwargs=json.dumps(kwargs))
+    return messages, ChatOptions(template_kwargs=kwargs)
 
 
 def errand(word: Word) -> Chat:
@@ -86,7 +86,7 @@ def errand(word: Word) -> Chat:
     field = {"type": "string", "description": word(), "enum": [word(), word()], word(): word()}
     parameters = {"type": "object", "properties": {word(): field}, "required": [word()]}
     function = {"name": called, "description": word(), "parameters": parameters}
-    return messages, ChatOptions(tools=json.dumps([{"type": "function", "function": function}]))
+    return messages, ChatOptions(tools=({"type": "function", "function": function},))
 
 
 def harmless() -> Word:

@@ -256,8 +256,7 @@ def expected(name: str, conversation: Conversation, *, plain: bool = False) -> s
 
 
 def options_of(conversation: Conversation) -> ChatOptions:
-    tools = json.dumps(conversation.tools) if conversation.tools else None
-    return ChatOptions(tools=tools, thinks=conversation.thinks)
+    return ChatOptions(tools=tuple(conversation.tools or ()), thinks=conversation.thinks)
 
 
 def rendered(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[int]]:

@@ -62,7 +62,7 @@ def chatml(default_model: Model) -> Iterator[ChatTemplate]:
 
 
 def render(template: ChatTemplate, *messages: ChatMessage, **options: Any) -> Rendered:
-    return template.render(messages or [ASK], ChatOptions(tools=json.dumps(TOOLS), **options))
+    return template.render(messages or [ASK], ChatOptions(tools=tuple(TOOLS), **options))
 
 
 def text_of(model: Model, rendered: Rendered) -> str:
@@ -75,7 +75,7 @@ def test_these_templates_know_no_tools(special_model: Model) -> None:
     found = set()
     for name in NAMES:
         template = ChatTemplate(special_model, source_of(name))
-        request = request_of([ASK], ChatOptions(tools=json.dumps(TOOLS)))
+        request = request_of([ASK], ChatOptions(tools=tuple(TOOLS)))
         found |= {name} if template.told(request) != request else set()
         template.close()
     assert found == set(TEMPLATES)

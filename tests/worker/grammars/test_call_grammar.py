@@ -1,7 +1,6 @@
 """Calls that must be made are made, and answers may be calls or in a form, for every template."""
 
 import ctypes
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,9 +22,9 @@ HELLO = ChatMessage("user", "Hello!")
 OSLO = {"type": "string", "enum": ["Oslo"]}
 CITY = {"type": "object", "properties": {"city": OSLO}, "required": ["city"],
         "additionalProperties": False}  # fmt: skip
-TOOLS = json.dumps(
-    [{"type": "function", "function": {"name": name, "description": "", "parameters": CITY}}
-     for name in ("get_weather", "get_time")]
+TOOLS = tuple(
+    {"type": "function", "function": {"name": name, "description": "", "parameters": CITY}}
+     for name in ("get_weather", "get_time")
 )  # fmt: skip
 
 
@@ -183,7 +182,7 @@ REFUSED = {"Kimi-K3", "inclusionai-ling-3.0-flash"}
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSED])
 def test_an_answer_is_a_call_or_in_the_form(special_model: Model, name: str) -> None:
     template = ChatTemplate(special_model, source_of(name))
-    form = template.render([HELLO], ChatOptions(tools=TOOLS, json_schema=json.dumps(CITY))).form
+    form = template.render([HELLO], ChatOptions(tools=TOOLS, json_schema=CITY)).form
     template.close()
     assert not form.grammar_waits
     assert ("get_time" in form.grammar) == (name not in FORM_ALONE)

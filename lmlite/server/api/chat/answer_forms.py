@@ -3,7 +3,6 @@
 Pure. Each error names the field that is wrong.
 """
 
-import json
 from typing import Any
 
 from lmlite.errors import BadRequest, MissingParameter
@@ -11,9 +10,9 @@ from lmlite.server.api.chat.guided_decoding import guided, guided_schema
 from lmlite.server.api.fields import Body, boolean, required, typed
 from lmlite.server.forms.schemas import UnheldPart, honoured_schema, widened_schema
 
-Form = tuple[str | None, tuple[UnheldPart, ...]]  # the schema as JSON, what it does not hold
+Form = tuple[Body | None, tuple[UnheldPart, ...]]  # the schema, what it does not hold
 
-_ANY_OBJECT = '{"type": "object"}'
+_ANY_OBJECT = {"type": "object"}
 _FREE: Form = None, ()
 
 
@@ -58,4 +57,4 @@ def _held(schema: Any, path: str, is_strict: bool) -> Form:
     if type(schema) is not dict:
         raise BadRequest(f"{path} is not a JSON schema", param=path)
     widened = widened_schema(schema)
-    return json.dumps(widened.schema), widened.unheld
+    return widened.schema, widened.unheld

@@ -184,7 +184,7 @@ def _options(body: Body) -> tuple[ChatOptions, tuple[UnheldPart, ...]]:
     held = [room.widened(_parameters(tool), tool["function"]["name"]) for tool in tools]
     told = [_as_told(tool) for tool in tools]
     options = ChatOptions(
-        tools=json.dumps(told) if tools else None,
+        tools=tuple(told),
         tool_choice=choice,  # type: ignore[arg-type]
         tool_names=allowed,
         parallel_tool_calls=_parallel(body),
@@ -192,7 +192,7 @@ def _options(body: Body) -> tuple[ChatOptions, tuple[UnheldPart, ...]]:
         thinks=thinks,
         template_kwargs=kwargs,
         stop_in_reasoning=boolean(body, "stop_in_reasoning"),
-        tool_schemas=json.dumps([each.schema for each in held]) if tools else None,
+        tool_schemas=tuple(each.schema for each in held),
     )
     return options, (*unheld, *itertools.chain(*(each.unheld for each in held)))
 
@@ -280,8 +280,8 @@ def _parallel(body: Body) -> bool | None:
     return None if body.get("parallel_tool_calls") is None else boolean(body, "parallel_tool_calls")
 
 
-def _template_kwargs(body: Body) -> tuple[bool, str | None]:
-    """(whether the model may think, further variables of the template as JSON)."""
+def _template_kwargs(body: Body) -> tuple[bool, Body | None]:
+    """(whether the model may think, further variables of the template)."""
     kwargs = dict(typed(body, "chat_template_kwargs", dict, "an object") or {})
     thinks = kwargs.pop("enable_thinking", None)
     if thinks is None:
@@ -297,7 +297,11 @@ def _template_kwargs(body: Body) -> tuple[bool, str | None]:
         thinks = False
     elif effort is not None:
         kwargs["reasoning_effort"] = effort
-    text = json.dumps(kwargs)
-    if len(text) > MAX_KWARGS_BYTES:
+    try:  # frames end at a depth that reading just survived
+        n_values(kwargs, MAX_KWARGS_BYTES, MAX_TOLD_LEVELS)
+        is_small = len(json.dumps(kwargs)) <= MAX_KWARGS_BYTES
+    except ValueError:
+        is_small = False
+    if not is_small:
         raise BadRequest("chat_template_kwargs is too large", param="chat_template_kwargs")
-    return thinks, text if kwargs else None
+    return thinks, kwargs or None

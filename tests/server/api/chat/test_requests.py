@@ -1,7 +1,6 @@
 """Tools, their results, and the form of an answer: from a client's JSON to messages."""
 
 import base64
-import json
 from typing import Any
 
 import pytest
@@ -55,15 +54,13 @@ def test_a_request_that_asks_for_nothing_gets_the_defaults() -> None:
 
 
 def test_a_tool_keeps_what_templates_know_of_it() -> None:
-    listed = json.loads(options(tools=[WEATHER]).tools or "")
+    listed = options(tools=[WEATHER]).tools
     function = {key: WEATHER["function"][key] for key in ("name", "description", "parameters")}  # type: ignore[index]
-    assert listed == [{"type": "function", "function": function}]
+    assert listed == ({"type": "function", "function": function},)
 
 
 def test_a_tool_without_parameters_takes_none() -> None:
-    listed = json.loads(
-        options(tools=[{"type": "function", "function": {"name": "now"}}]).tools or ""
-    )
+    listed = options(tools=[{"type": "function", "function": {"name": "now"}}]).tools
     empty = {"type": "object", "properties": {}}
     assert listed[0]["function"] == {"name": "now", "description": "", "parameters": empty}
 
@@ -81,7 +78,7 @@ def test_a_function_chosen_by_name_must_be_called() -> None:
 
 
 def test_a_custom_tool_is_a_function_of_one_text() -> None:
-    (tool,) = json.loads(options(tools=[PATCH]).tools or "")
+    (tool,) = options(tools=[PATCH]).tools
     assert tool == {
         "type": "function",
         "function": {
@@ -181,12 +178,12 @@ def test_parallel_calls_are_the_templates_choice_unless_said(parallel: bool | No
 
 def test_the_form_of_an_answer_is_a_schema() -> None:
     assert options(response_format={"type": "text"}).json_schema is None
-    assert options(response_format={"type": "json_object"}).json_schema == '{"type": "object"}'
+    assert options(response_format={"type": "json_object"}).json_schema == {"type": "object"}
     beside = options(response_format={"type": "json_object", "schema": {"const": 1}})
-    assert beside.json_schema == '{"enum": [1]}'
+    assert beside.json_schema == {"enum": [1]}
     wanted = {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}}
     closed = SCHEMA | {"required": [], "additionalProperties": False}
-    assert json.loads(options(response_format=wanted).json_schema or "") == closed
+    assert options(response_format=wanted).json_schema == closed
 
 
 def test_thinking_is_turned_off_by_effort_or_by_the_templates_own_variable() -> None:
@@ -194,7 +191,7 @@ def test_thinking_is_turned_off_by_effort_or_by_the_templates_own_variable() -> 
     assert not options(chat_template_kwargs={"enable_thinking": False}).thinks
     assert options(chat_template_kwargs={"enable_thinking": None}) == options()
     high = options(reasoning_effort="high", chat_template_kwargs={"a": [1]})
-    assert (high.thinks, json.loads(high.template_kwargs or "")) == (
+    assert (high.thinks, high.template_kwargs) == (
         True, {"a": [1], "reasoning_effort": "high"}
     )  # fmt: skip
 
