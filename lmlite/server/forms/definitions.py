@@ -1,15 +1,19 @@
-"""The parts of a JSON schema that others refer to, and through which it may hold itself."""
+"""The definitions of a JSON schema: what its references point at, rewritten.
+
+A schema may contain itself through them; llama.cpp's grammars stay fast only if such a schema can
+be told from its alternatives at once.
+"""
 
 import itertools
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
-from lmlite.server.forms.faults import Faults
+from lmlite.server.forms.bounds import Reading
+from lmlite.server.forms.comparing import Comparer
 from lmlite.server.forms.parts import (
     ANYTHING,
-    Comparer,
     Json,
     alternatives,
     below,
@@ -17,41 +21,34 @@ from lmlite.server.forms.parts import (
     steps_of,
 )
 
-_MARK = re.compile(r"(?=(z\d{0,8}z))")  # all in one pass, though one may begin inside another
-
-
-def _marks() -> Iterator[str]:
-    return itertools.chain(["zz"], (f"z{n}z" for n in itertools.count()))
+_MARK = re.compile(r"(?=(z\d{0,8}z))")  # finds overlapping ones, all in one pass
 
 
 class Definitions:
-    """What the references of one schema lead to, rewritten."""
+    """What the references of one schema point at, rewritten."""
 
-    def __init__(self, root: Any, prefix: str = "") -> None:
+    def __init__(self, root: Any, prefix: str) -> None:
         """`prefix` keeps their names apart from those of other schemas in one grammar."""
-        self._names: dict[str, str] = {}  # by the $ref that asks for it
-        self._paths: dict[str, str] = {}  # of the part that asks, by name
+        self._names: dict[str, str] = {}  # by $ref
+        self._paths: dict[str, str] = {}  # of the first part that refers there, by name
         self._nodes: dict[str, Json] = {}
         self.root: Json = {"$defs": self._nodes}
         self.comparer = Comparer(self.root)
-        # llama.cpp names a definition's rule after it, and others after properties; names that
-        # occur nowhere keep them apart.
+        # llama.cpp names the rules of definitions and of properties alike. A mark that occurs
+        # nowhere in the schema keeps them apart.
         taken = set(_MARK.findall(json.dumps(root)))
-        self._mark = prefix + next(mark for mark in _marks() if mark not in taken)
+        marks = itertools.chain(["zz"], (f"z{n}z" for n in itertools.count()))
+        self._mark = prefix + next(mark for mark in marks if mark not in taken)
 
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def knows(self, ref: str) -> bool:
-        """Whether the reference has a name."""
+    def __contains__(self, ref: str) -> bool:
         return ref in self._names
 
     def node(self, ref: str) -> Json:
-        """The schema that refers there."""
+        """The rewritten schema that refers there."""
         return {"$ref": f"#/$defs/{self._names[ref]}"}
 
     def name(self, ref: str, path: str) -> None:
-        """Gives a name to what a reference at `path` leads to, before that is read."""
+        """Gives a name to the target of a reference at `path`, before the target is read."""
         name = self._names[ref] = f"{self._mark}{len(self._names)}"
         self._paths[name] = path
 
@@ -59,32 +56,31 @@ class Definitions:
         """Notes what was read there."""
         self._nodes[self._names[ref]] = node
 
-    def finish(self, faults: Faults) -> None:
-        """Each leads somewhere, and parts at once where it holds itself. Raises Unheld."""
+    def finish(self, reading: Reading) -> None:
+        """Drops definitions that are only references in a circle, and ambiguous ones."""
         at_once = {name: _names_in(alternatives(node)) for name, node in self._nodes.items()}
         for name in itertools.chain(*_circles(at_once)):
-            faults.drop(self._paths[name], "cannot be honoured: it only refers to itself")
+            reading.drop(self._paths[name], "cannot be honoured: it only refers to itself")
             self._nodes[name] = ANYTHING
         while name := self._ambiguous():
             why = (
-                "cannot be honoured: in a schema that holds itself, those of anyOf have to begin "
-                "with different properties, or different values of one"
+                "cannot be honoured: in a schema that contains itself, the schemas of anyOf have "
+                "to begin with different properties, or different values of one"
             )
-            faults.drop(self._paths[name], why)
+            reading.drop(self._paths[name], why)
             self._nodes[name] = ANYTHING
 
     def _ambiguous(self) -> str:
-        """One whose alternatives hold each other without parting at once; "" for none.
+        """A definition that contains itself in alternatives that begin alike; "" for none.
 
-        The ways to read on double with each level of such a one.
+        With each level of such a definition, the ways to continue would double.
         """
         nodes = {name: below(node) for name, node in self._nodes.items()}
-        leads_to = {name: _names_in(each) for name, each in nodes.items()}
-        for circle in _circles(leads_to):
+        for circle in _circles({name: _names_in(each) for name, each in nodes.items()}):
             for name in circle:
-                for several in filter(lambda found: len(found) > 1, map(alternatives, nodes[name])):
-                    if not self._part_at_once(several, circle):
-                        return name
+                several = (alternatives(node) for node in nodes[name])
+                if not all(self._part_at_once(each, circle) for each in several if len(each) > 1):
+                    return name
         return ""
 
     def _part_at_once(self, several: list[Any], circle: set[str]) -> bool:
@@ -101,33 +97,28 @@ def _names_in(nodes: Iterable[Any]) -> set[str]:
     return {steps_of(ref)[-1] for ref in map(reference_of, nodes) if ref is not None}
 
 
-def _circles(leads_to: dict[str, set[str]]) -> list[set[str]]:
-    """The names that lead to each other, together (Kosaraju); those that do not are left out."""
-    order: list[str] = []
-    seen: set[str] = set()
-    for name in leads_to:
-        _visit(name, leads_to, seen, order)
-    comes_from: dict[str, set[str]] = {name: set() for name in leads_to}
-    for name, others in leads_to.items():
-        for other in others:
-            comes_from[other].add(name)
-    found, seen = [], set()
-    for name in reversed(order):
-        circle: list[str] = []
-        _visit(name, comes_from, seen, circle)
-        if len(circle) > 1 or (circle and name in leads_to[name]):
-            found.append(set(circle))
+def _circles(targets: dict[str, set[str]]) -> list[set[str]]:
+    """The names that lead to each other, in groups (Tarjan); names in no circle are left out."""
+    found: list[set[str]] = []
+    numbers: dict[str, int] = {}  # of the earliest name on the path that each leads back to
+    path: list[str] = []
+
+    def visit(name: str) -> None:
+        number = numbers[name] = len(numbers)
+        begin = len(path)
+        path.append(name)
+        for other in targets[name]:
+            if other not in numbers:
+                visit(other)
+            numbers[name] = min(numbers[name], numbers[other])
+        if numbers[name] == number:  # nothing behind it leads further back
+            group = set(path[begin:])
+            del path[begin:]
+            numbers.update(dict.fromkeys(group, len(targets)))  # later than all on the path
+            if len(group) > 1 or name in targets[name]:
+                found.append(group)
+
+    for name in targets:
+        if name not in numbers:
+            visit(name)
     return found
-
-
-def _visit(name: str, leads_to: dict[str, set[str]], seen: set[str], order: list[str]) -> None:
-    """Appends what can be reached and was not seen yet, each behind what it leads to."""
-    todo = [(name, False)]
-    while todo:
-        each, is_left = todo.pop()
-        if is_left:
-            order.append(each)
-        elif each not in seen:
-            seen.add(each)
-            todo.append((each, True))
-            todo += ((other, False) for other in leads_to[each])

@@ -1,20 +1,19 @@
-"""Several JSON schemas that a value has to fit at once, as one: allOf, and what stands beside $ref.
+"""Several JSON schemas that a value has to fit at once, as one: allOf, and keywords beside $ref.
 
-For schemas that may be widened: what cannot be said of a value in one schema is left out.
+For schemas that may be widened: what cannot be combined is left out.
 """
 
 from collections.abc import Callable
 from functools import reduce
 from typing import Any
 
-from lmlite.server.forms.bounds import Room
-from lmlite.server.forms.faults import Faults
+from lmlite.server.forms.bounds import Reading
 from lmlite.server.forms.parts import (
     Json,
     is_annotation,
-    steps_of,
-    target_of,
-    unescaped,
+    list_of,
+    pointed_at,
+    properties_of,
     with_integers,
 )
 
@@ -26,123 +25,107 @@ _OF_OBJECTS = ("properties", "patternProperties", "additionalProperties")
 class Merger:
     """Merges the schemas of one document."""
 
-    def __init__(self, root: Any, faults: Faults, room: Room) -> None:
-        self._root, self._faults, self._room = root, faults, room
+    def __init__(self, root: Any, reading: Reading) -> None:
+        self._root, self._reading = root, reading
 
-    def merged(self, schema: Any, path: str, depth: int = 0) -> tuple[Json, frozenset[str]]:
+    def merged(self, schema: Any, path: str, depth: int = 0) -> tuple[Json, set[str]]:
         """(a schema's keywords with those of its allOf and $ref, the references in it).
 
-        Raises Unheld for what is no schema, or is too much.
+        Raises Unheld for a value that is not a schema, and for too much.
         """
         if schema is True:
-            return {}, frozenset()
-        if type(schema) is not dict or depth > _MAX_DEPTH or not self._room.take(values=1):
-            self._faults.refuse(path, "is no schema that takes something, or too much")
+            return {}, set()
+        if type(schema) is not dict or depth > _MAX_DEPTH:
+            self._reading.refuse(path, "is not a schema that takes something, or nests too deep")
+        self._reading.take(path, values=1)
         said = {key: value for key, value in schema.items() if not is_annotation(key)}
-        refs: frozenset[str] = frozenset()
-        ref, every = said.pop("$ref", None), said.pop("allOf", None)
-        members = [(each, f"{path}.allOf.{i}") for i, each in enumerate(_listed(every))]
-        if type(ref) is str:
-            refs |= {ref}
-            target = target_of(self._root, map(unescaped, steps_of(ref)))
-            members.append((target, f"{path}.$ref"))
-        for member, where in members:
-            other, inner = self.merged(member, where, depth + 1)
+        ref, members = said.pop("$ref", None), list_of(said.pop("allOf", None))
+        others = [(each, f"{path}.allOf.{i}") for i, each in enumerate(members)]
+        refs = {ref} if type(ref) is str else set()
+        others += [(pointed_at(self._root, each), f"{path}.$ref") for each in refs]
+        for each, where in others:
+            other, inner = self.merged(each, where, depth + 1)
             said, refs = self._both(said, other, path), refs | inner
         return said, refs
 
     def united(self, said: Json, path: str) -> Json:
-        """An object that takes what one of several does, with all of their properties in sight."""
+        """The keywords of an object, with anyOf or oneOf replaced by the properties of all."""
         for key in ("anyOf", "oneOf"):
-            several = _listed(said.get(key))
-            if not several or "properties" in said:
-                continue
-            rest = {name: value for name, value in said.items() if name != key}
-            found = [self.merged(each, f"{path}.{key}.{i}")[0] for i, each in enumerate(several)]
-            self._faults.note_path(f"{path}.{key}", "is held as one object with all properties")
-            return self._both(rest, reduce(_either, found), path)
+            several = list_of(said.get(key))
+            if several and "properties" not in said:
+                rest = {name: value for name, value in said.items() if name != key}
+                found = (self.merged(each, f"{path}.{key}.{i}") for i, each in enumerate(several))
+                either = reduce(_either, [one for one, _ in found])
+                self._reading.note(f"{path}.{key}", "is held as one object with all properties")
+                return self._both(rest, either, path)
         return said
 
     def _both(self, a: Json, b: Json, path: str) -> Json:
-        both = dict(a)
-        for key, value in b.items():
-            if key not in both:
-                both[key] = value
-            elif both[key] != value:
-                both[key] = self._one(key, both[key], value, f"{path}.{key}")
+        both = a | b
+        for key in (key for key in b if key in a and a[key] != b[key]):
+            join = _JOIN.get(key)
+            joined = join(a[key], b[key]) if join is not None else None
+            if joined is None:
+                self._reading.note(f"{path}.{key}", "is given twice, and only one of them is held")
+            both[key] = a[key] if joined is None else joined
         are_objects = all(any(key in each for key in _OF_OBJECTS) for each in (a, b))
         if are_objects and both.pop("additionalProperties", True) is not True:
-            self._faults.note_path(f"{path}.additionalProperties", "is left out beside allOf")
+            self._reading.note(f"{path}.additionalProperties", "is left out beside allOf")
         return both
-
-    def _one(self, key: str, a: Any, b: Any, path: str) -> Any:
-        join = _JOIN.get(key)
-        found = join(a, b) if join is not None else None
-        if found is None:
-            self._faults.note_path(path, "is said twice, and held once")
-            return a
-        return found
-
-
-def _listed(value: Any) -> list[Any]:
-    return value if type(value) is list else []
 
 
 def _either(a: Json, b: Json) -> Json:
-    """An object that takes what one of two does."""
-    names = dict.fromkeys([*_properties(a), *_properties(b)])
-    is_closed = a.get("additionalProperties") is False and b.get("additionalProperties") is False
-    required = [name for name in _listed(a.get("required")) if name in _listed(b.get("required"))]
+    """The keywords of an object that fits one of two schemas."""
+    required = list_of(b.get("required"))
+    names = {**properties_of(a), **properties_of(b)}
     return {
         "type": "object",
         "properties": {name: _property_of_either(name, a, b) for name in names},
-        "required": required,
-        "additionalProperties": not is_closed,
+        "required": [name for name in list_of(a.get("required")) if name in required],
+        "additionalProperties": any(
+            each.get("additionalProperties") is not False for each in (a, b)
+        ),
     }
 
 
 def _property_of_either(name: str, a: Json, b: Json) -> Any:
-    found = [_properties(each).get(name) for each in (a, b) if name in _properties(each)]
-    is_free = any(
-        name not in _properties(each) and each.get("additionalProperties") is not False
+    found = [
+        properties_of(each).get(name, each.get("additionalProperties") is not False)
         for each in (a, b)
-    )
-    if is_free:
+    ]
+    if any(each is True for each in found):
         return True
+    found = [each for each in found if each is not False] or [False]
     return found[0] if len(found) == 1 or found[0] == found[1] else {"anyOf": found}
 
 
-def _properties(said: Json) -> Json:
-    found = said.get("properties")
-    return found if type(found) is dict else {}
-
-
-def _joined_properties(a: Any, b: Any) -> Any:
-    if type(a) is not dict or type(b) is not dict:
-        return None
-    return {**a, **{name: _all_of(a[name], b[name]) if name in a else b[name] for name in b}}
+# ---- keywords that are given twice; None for values that cannot be combined ----------------
 
 
 def _all_of(a: Any, b: Any) -> Any:
     return a if a == b else {"allOf": [a, b]}
 
 
+def _joined_properties(a: Any, b: Any) -> Any:
+    if type(a) is not dict or type(b) is not dict:
+        return None
+    return a | {name: _all_of(a[name], b[name]) if name in a else b[name] for name in b}
+
+
 def _joined_names(a: Any, b: Any) -> Any:
-    return [*dict.fromkeys(name for name in [*_listed(a), *_listed(b)] if type(name) is str)]
+    return [*dict.fromkeys(name for name in [*list_of(a), *list_of(b)] if type(name) is str)]
 
 
 def _joined_types(a: Any, b: Any) -> Any:
     both = [each if type(each) is list else [each] for each in (a, b)]
     if not all(type(name) is str for name in both[0] + both[1]):
         return None
-    shared = sorted(with_integers(both[0]) & with_integers(both[1]))
-    if "number" in shared and "integer" in shared:
-        shared.remove("integer")
-    return shared or None
+    shared = with_integers(both[0]) & with_integers(both[1])
+    return sorted(shared - {"integer"} if "number" in shared else shared) or None
 
 
 def _joined_lists(a: Any, b: Any) -> Any:
-    a, b = _listed(a), _listed(b)
+    a, b = list_of(a), list_of(b)
     return None if len(a) * len(b) > _MAX_COMPARED else [each for each in a if each in b] or None
 
 

@@ -1,18 +1,23 @@
-"""Texts of a JSON schema: each is held by a pattern that llama.cpp makes the right grammar of."""
+"""Texts of a JSON schema, as patterns of which llama.cpp makes the right grammar."""
 
 import itertools
 import math
 import os
 from typing import Any
 
-from lmlite.server.forms.bounds import MAX_LENGTH, MAX_PATTERN_LENGTH, MAX_WAYS, Room, repetitions
-from lmlite.server.forms.faults import Faults
+from lmlite.server.forms.bounds import (
+    MAX_LENGTH,
+    MAX_PATTERN_LENGTH,
+    MAX_WAYS,
+    Reading,
+    repetitions,
+)
 from lmlite.server.forms.parts import Json
 from lmlite.server.forms.patterns import grammar_pattern, literal
 
-MAX_LISTED = 16  # texts, before the beginnings that they share are written once
+MAX_LISTED = 16  # texts; of more, the beginnings that they share are written once
 _MAX_WRITTEN_OUT = 64  # characters; more are counted in blocks
-_FORMAT_WAYS, _LENGTH_WAYS = 16, 4  # known better than by rule
+_FORMAT_WAYS, _LENGTH_WAYS = 16, 4  # in place of the count by rule, which is too high
 
 _DATE = (
     "((([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)|"
@@ -32,9 +37,9 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,28}[A-Za-z0-9])?"
 _ANY_LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
 _IN_PATH = r"([A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
 _QUERY = rf"(\?({_IN_PATH}|[/?])*)?(#({_IN_PATH}|[/?])*)?"
-_N = r"\d{1,6}"  # of a duration, which a model could write without end
+_N = r"\d{1,6}"  # so that a model cannot write digits of a duration for ever
 _DURATION_TIME = f"T({_N}H({_N}M({_N}S)?)?|{_N}M({_N}S)?|{_N}S)"
-# name -> (values that each is one, values among which each one is)
+# name -> (a pattern that only matches such texts, one that matches all of them)
 _FORMATS = {
     "date": (_DATE, _DATE),
     "time": (_TIME, _ANY_TIME),
@@ -61,117 +66,110 @@ _FORMATS = {
 
 
 class Texts:
-    """Reads what one schema says of texts."""
+    """Rewrites the texts of one schema."""
 
-    def __init__(self, faults: Faults, room: Room) -> None:
-        self._faults, self._room = faults, room
+    def __init__(self, reading: Reading) -> None:
+        self._reading = reading
         self.ways: dict[str, int] = {}  # by pattern
 
     def node(self, said: Json, path: str) -> Json:
-        """What a schema of type string takes. Raises Unheld."""
-        low, high = (self._length(said, key, path) for key in ("minLength", "maxLength"))
-        has_lengths = bool(low) or high is not None
-        for key in (key for key in ("pattern", "format") if key in said):
-            others = [other for other in ("format", "minLength", "maxLength")
-                      if other != key and other in said]  # fmt: skip
-            node = self._pattern_or_format(key, said[key], f"{path}.{key}")
-            if node is not None:
-                for other in others:
-                    self._faults.drop(f"{path}.{other}", f"cannot be honoured beside {key}")
-                return node
-        if not has_lengths:
-            return {"type": "string"}
-        if high is not None and high < (low or 0):
-            self._faults.drop(f"{path}.minLength", "is greater than maxLength")
-            return {"type": "string"}
-        key = "minLength" if "minLength" in said else "maxLength"
-        return self._held(f"^{_of_length(low or 0, high)}$", f"{path}.{key}", _LENGTH_WAYS)
+        """A schema of type string, rewritten. Raises Unheld."""
+        key = next((key for key in ("pattern", "format") if key in said), None)
+        if key is None:
+            return self._of_length(said, path)
+        expression, n_ways = self._expression(key, said[key], f"{path}.{key}")
+        rest = {other: said[other] for other in said if other != key}
+        if not expression:
+            return self.node(rest, path)
+        node = self._matching(expression, f"{path}.{key}", n_ways)
+        for other in ("format", "minLength", "maxLength"):
+            if other in rest:
+                self._reading.drop(f"{path}.{other}", f"cannot be honoured beside {key}")
+        return node
 
     def listed(self, texts: list[str], path: str) -> Json:
-        """One of these texts. Raises Unheld."""
+        """The schema of one of these texts. Raises Unheld."""
         if len(texts) <= MAX_LISTED:
             return {"type": "string", "enum": texts}
         try:
             expression = prefix_tree(texts)
         except RecursionError:
-            self._faults.refuse(path, "cannot be honoured: too many values begin alike")
-        return self._held(f"^{expression}$", path)
+            self._reading.refuse(path, "cannot be honoured: too many values begin alike")
+        return self._matching(f"^{expression}$", path)
 
-    def _pattern_or_format(self, key: str, value: Any, path: str) -> Json | None:
-        """None where it is left out."""
+    def _expression(self, key: str, value: Any, path: str) -> tuple[str, int]:
+        """(an expression, its ways if they are known, else 0); "" for one that is left out."""
         if key == "format":
             if type(value) is str and value in _FORMATS:
-                expression = _FORMATS[value][0 if self._faults.is_strict else 1]
-                return self._held(f"^({expression})$", path, _FORMAT_WAYS)
-            self._faults.drop(path, f"cannot be honoured: it is none of {', '.join(_FORMATS)}")
-            return None
-        if type(value) is not str:
-            self._faults.drop(path, "is not a text")
+                return f"^({_FORMATS[value][0 if self._reading.is_strict else 1]})$", _FORMAT_WAYS
+            self._reading.drop(path, f"cannot be honoured: it is none of {', '.join(_FORMATS)}")
+        elif type(value) is not str:
+            self._reading.drop(path, "is not a text")
         elif len(value) > MAX_PATTERN_LENGTH:
-            self._faults.drop(path, f"is longer than {MAX_PATTERN_LENGTH} characters")
+            self._reading.drop(path, f"is longer than {MAX_PATTERN_LENGTH} characters")
         else:
-            return self._held(value, path)
-        return None
+            return value, 0
+        return "", 0
 
-    def _held(self, pattern: str, path: str, known_ways: int | None = None) -> Json:
-        try:
-            text, ways = grammar_pattern(pattern)
-        except ValueError as err:
-            self._faults.refuse(path, f"cannot be honoured: {err}")
-        ways = known_ways or ways
-        if ways > MAX_WAYS:
-            self._faults.refuse(
-                path, f"cannot be honoured: a text may be read in {ways:,} ways at once"
-            )
-        if not self._room.take(n_bytes=len(text), repeated=repetitions(text)):
-            self._faults.refuse(path, "is too much, with the other parts of the schema")
-        self.ways[text] = ways
-        return {"type": "string", "pattern": text}
+    def _of_length(self, said: Json, path: str) -> Json:
+        low, high = (self._length(said, key, path) for key in ("minLength", "maxLength"))
+        if high is not None and high < (low or 0):
+            self._reading.drop(f"{path}.minLength", "is greater than maxLength")
+            low = high = None
+        if not low and high is None:
+            return {"type": "string"}
+        key = "minLength" if "minLength" in said else "maxLength"
+        return self._matching(f"^{_any_text(low or 0, high)}$", f"{path}.{key}", _LENGTH_WAYS)
 
     def _length(self, said: Json, key: str, path: str) -> int | None:
-        if key not in said:
-            return None
-        value = said[key]
+        value = said.get(key, 0)
         if type(value) not in (int, float) or value != value // 1:
-            self._faults.drop(f"{path}.{key}", "is not a whole number")
+            self._reading.drop(f"{path}.{key}", "is not a whole number")
         elif not 0 <= value <= MAX_LENGTH:
-            self._faults.drop(f"{path}.{key}", f"is not from 0 to {MAX_LENGTH:,}")
-        else:
+            self._reading.drop(f"{path}.{key}", f"is not from 0 to {MAX_LENGTH:,}")
+        elif key in said:
             return int(value)
         return None
 
+    def _matching(self, expression: str, path: str, n_ways: int = 0) -> Json:
+        try:
+            text, counted = grammar_pattern(expression)
+        except ValueError as err:
+            self._reading.refuse(path, f"cannot be honoured: {err}")
+        n_ways = n_ways or counted
+        if n_ways > MAX_WAYS:
+            why = f"cannot be honoured: a text may be read in {n_ways:,} ways at once"
+            self._reading.refuse(path, why)
+        self._reading.take(path, n_bytes=len(text), repeated=repetitions(text))
+        self.ways[text] = n_ways
+        return {"type": "string", "pattern": text}
 
-def _of_length(low: int, high: int | None) -> str:
+
+def _any_text(low: int, high: int | None) -> str:
     """The expression for any text of so many characters.
 
-    Not left to llama.cpp, which counts one character twice that is spelled as two escapes.
+    llama.cpp's own counts a character twice that is written as two escapes.
     """
-    return _exactly(low) + ("[^]*" if high is None else _at_most(high - low))
+    return _characters(low) + ("[^]*" if high is None else _characters(high - low, "0,"))
 
 
-def _exactly(n: int) -> str:
-    if n <= _MAX_WRITTEN_OUT:
-        return f"[^]{{{n}}}" if n else ""
-    size = math.isqrt(n)
-    return f"([^]{{{size}}}){{{n // size}}}{_exactly(n % size)}"
+def _characters(n: int, low: str = "") -> str:
+    """So many characters, or with "0," up to so many.
 
+    Counted in blocks: what llama.cpp writes out is as long as the root of the number.
 
-def _at_most(n: int) -> str:
-    """In blocks, so that what is written out is as long as the root of the count.
-
-    >>> _at_most(100)
-    '(([^]{10}){0,9}[^]{0,9}|([^]{10}){10}[^]{0,0})'
+    >>> _characters(100, "0,")
+    '([^]{10}){0,9}[^]{0,10}'
     """
     if n <= _MAX_WRITTEN_OUT:
-        return f"[^]{{0,{n}}}"
+        return f"[^]{{{low}{n}}}"
     size = math.isqrt(n)
-    block, n_blocks = f"([^]{{{size}}})", n // size
-    fewer = f"{block}{{0,{n_blocks - 1}}}[^]{{0,{size - 1}}}"
-    return f"({fewer}|{block}{{{n_blocks}}}[^]{{0,{n % size}}})"
+    n_blocks = (n - size + 1) // size  # leaves enough single ones for the numbers between blocks
+    return f"([^]{{{size}}}){{{low}{n_blocks}}}[^]{{{low}{n - n_blocks * size}}}"
 
 
 def prefix_tree(texts: list[str]) -> str:
-    """An expression for these texts, with each beginning that some share written once.
+    """An expression for these texts, which writes each beginning that some share once.
 
     >>> prefix_tree(["car", "cat", "dog"])
     '(ca(r|t)|dog)'
