@@ -15,8 +15,8 @@ NUMBERS = [f"{letter}{number}" for letter, n_rows in
            for number in range(1, n_rows + 1)]  # fmt: skip
 
 
-def functions(module: str) -> set[str]:
-    tree = ast.parse((REPOSITORY / "tests" / f"{module}.py").read_text())
+def functions(file: str) -> set[str]:
+    tree = ast.parse((REPOSITORY / file).read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
@@ -28,8 +28,8 @@ def test_every_row_is_there_once_and_has_something_that_shows_it() -> None:
 @pytest.mark.parametrize("row", ROWS, ids=NUMBERS)
 def test_what_a_row_names_exists(row: Row) -> None:
     for test in row.tests:
-        module, _, function = test.partition("::")
-        assert function in functions(module), test
+        file, _, function = reliability.path_of(test).partition("::")
+        assert function in functions(file), test
     for command in row.commands:
         assert find_spec(command.split()[0]) is not None, command
 

@@ -13,18 +13,21 @@ SECONDS = 6.0
 Figure = Callable[[str, str], None]
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_again_and_again_loses_no_request(figure: Figure) -> None:
     figures, faults = soak.soaked("kills", SECONDS, seed=1)
     assert faults == []
     figure("R3", figures)
 
 
+@pytest.mark.long
 def test_all_of_it_at_once_leaves_a_server_as_it_was(figure: Figure) -> None:
     figures, faults = soak.soaked("all", SECONDS, seed=1)
     assert faults == []
     figure("S1", figures)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(which("curl") is None, reason="needs curl")
 def test_a_stranger_with_curl_learns_nothing_and_leaves_nothing(figure: Figure) -> None:
     figures, faults = soak.soaked("curl", SECONDS, seed=1)
