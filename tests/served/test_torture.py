@@ -40,7 +40,7 @@ from lmlite.server.models import supervisor as supervisor_module
 from lmlite.server.models.event_queue import Reply
 from lmlite.server.models.worker_process import WorkerProcess
 from lmlite.worker.__main__ import Worker
-from lmlite.worker.chat.template import TemplateError
+from lmlite.worker.chat.renderer import TemplateError
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import LlamaError
 from tests.conftest import DEFAULT_MODEL, TIMES
