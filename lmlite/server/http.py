@@ -25,7 +25,8 @@ from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.error_bodies import headers_of as error_headers
 from lmlite.server.api.error_bodies import openai_error
 from lmlite.server.api.openai import routes as openai
-from lmlite.server.api.reply import Answer, StreamedAnswer
+from lmlite.server.api.reply import GeneratedReply
+from lmlite.server.api.reply import Reply as ApiReply
 from lmlite.server.api.responses import routes as responses
 from lmlite.server.api.route import ErrorBody, MakeReply, PageRoute, WorkerRoute, by_name
 from lmlite.server.front import wire
@@ -217,21 +218,21 @@ class Handler:
             answer = make_reply(call, reply_id, model, int(time.time()))
             reply = model.supervisor.submit(traced(call.request, tally.is_traced))
             try:
-                if call.stream and isinstance(answer, StreamedAnswer):
+                if call.stream and isinstance(answer, GeneratedReply):
                     self._stream(reply, tally, answer)
                 else:
                     self._fold(reply, tally, answer)
             finally:
                 reply.close()
 
-    def _stream(self, reply: Reply, tally: Tally, answer: StreamedAnswer) -> None:
+    def _stream(self, reply: Reply, tally: Tally, answer: GeneratedReply) -> None:
         """Server-sent events. The status is chosen by the first event, or by a long silence."""
         last_write_s, progress = time.monotonic(), "waiting"
         try:
             for event in self._events(reply, tally):
                 now = time.monotonic()
                 progress = describe(event) or progress
-                data = answer.sse(event) if event is not None else b""
+                data = answer.add(event) if event is not None else b""
                 if not data and now - last_write_s >= self._limits.ping_seconds:
                     data = wire.sse_comment(progress)
                 if data:
@@ -243,12 +244,12 @@ class Handler:
                 raise
             self._outcome = err.status
             self._sender.is_last = True
-            self._sender.send_piece(answer.sse_error(err))
+            self._sender.send_piece(answer.failure(err))
         else:
-            self._sender.send_piece(answer.sse_tail())
+            self._sender.send_piece(answer.tail())
         self._sender.end()
 
-    def _fold(self, reply: Reply, tally: Tally, answer: Answer) -> None:
+    def _fold(self, reply: Reply, tally: Tally, answer: ApiReply) -> None:
         """One JSON object: the same events, put together."""
         last_write_s = time.monotonic()
         try:

@@ -728,11 +728,11 @@ def check_response(run: Pass, name: str, case: Json) -> None:
 def check_failure(run: Pass, name: str, events: list[ReplyEvent]) -> None:
     """The last event of a stream that fails after these events of the worker."""
     stored = StoredResponses()
-    call = parse_response(stored, {"input": "Hi"})
+    call = parse_response(stored, {"input": "Hi", "stream": True})
     reply = ResponseReply(stored, call, "resp_1", run.server.model, 0)
     for event in events:
         reply.add(event)
-    data = reply.sse_error(InternalError("the worker ended"))
+    data = reply.failure(InternalError("the worker ended"))
     shown = json.loads(data.partition(b"\ndata: ")[2])
     run.validate(shown["type"] if events else "error event", shown, name)
 

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from lmlite.messages import Chat, Complete, Planned, ReplyEvent, SamplingParams
+from lmlite.messages import Chat, Complete, Planned, SamplingParams
 from lmlite.server.api.call import Call
+from lmlite.server.api.reply import ComputedReply
 from lmlite.server.models.defaults import Defaults
 
 Json = dict[str, Any]
@@ -26,35 +27,37 @@ def planned(call: Call) -> Call:
     return replace(call, request=replace(call.request, n=1, dry_run=True), stream=False)
 
 
-class DryRun:
-    """The answer, as its events come: `add` them, then `whole`."""
+class DryRun(ComputedReply):
+    """The reply to a request that is only planned."""
 
     def __init__(
         self, body: Json, defaults: Defaults, call: Call, reply_id: str, model: str, created: int
     ) -> None:
         """`body` is the request as the client wrote it."""
-        assert isinstance(call.request, Chat | Complete)
-        self._envelope = {"id": reply_id, "object": "dry_run", "created": created, "model": model}
-        self._prompts: dict[int, Json] = {}
-        self._sampling = _sampling(call.request.params, body, defaults)
-        self._ignored = list(call.ignored)
-
-    def add(self, event: ReplyEvent) -> None:
-        """Takes the next event."""
-        if isinstance(event, Planned):
-            self._prompts[event.index] = {
-                "text": b"".join(event.pieces).decode("utf-8", "replace"),
-                "n_tokens": len(event.tokens),
-                "n_cached": event.n_cached,
-                "tokens": _spelled(event),
-                "grammar": event.grammar,
-            }
+        super().__init__(call, reply_id, model, created)
+        self._body, self._defaults = body, defaults
 
     def whole(self) -> Json:
         """The JSON object."""
-        prompts = [prompt for _, prompt in sorted(self._prompts.items())]
-        more = {"sampling": self._sampling, "ignored_params": self._ignored}
-        return {**self._envelope, "prompts": prompts, **more}
+        assert isinstance(self.call.request, Chat | Complete)
+        return {
+            "id": self.id,
+            "object": "dry_run",
+            "created": self.created,
+            "model": self.model,
+            "prompts": [
+                {
+                    "text": b"".join(event.pieces).decode("utf-8", "replace"),
+                    "n_tokens": len(event.tokens),
+                    "n_cached": event.n_cached,
+                    "tokens": _spelled(event),
+                    "grammar": event.grammar,
+                }
+                for event in self.results()
+            ],
+            "sampling": _sampling(self.call.request.params, self._body, self._defaults),
+            "ignored_params": list(self.call.ignored),
+        }
 
 
 def _spelled(event: Planned) -> list[Json]:

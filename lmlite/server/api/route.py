@@ -7,7 +7,7 @@ from typing import Any
 from lmlite.errors import ApiError
 from lmlite.server.api.call import Call
 from lmlite.server.api.error_bodies import openai_error
-from lmlite.server.api.reply import Answer
+from lmlite.server.api.reply import Reply
 from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.registry import Registry, ServedModel
 
@@ -16,7 +16,7 @@ ErrorBody = Callable[[ApiError, str], Json]  # the error, and the request's id
 
 
 # Makes the reply to a call from its id, the model, and the seconds since 1970.
-MakeReply = Callable[[Call, str, ServedModel, int], Answer]
+MakeReply = Callable[[Call, str, ServedModel, int], Reply]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,6 @@ class PageRoute:
     method = "GET"
 
 
-def by_name(reply: Callable[[Call, str, str, int], Answer]) -> MakeReply:
+def by_name(reply: Callable[[Call, str, str, int], Reply]) -> MakeReply:
     """Makes replies that take the model's name in place of the model."""
     return lambda call, reply_id, model, created: reply(call, reply_id, model.name, created)

@@ -8,11 +8,12 @@ Pure.
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmlite.messages import Planned, ReplyEvent, Tokenize
+from lmlite.messages import Tokenize
 from lmlite.server.api.call import Call, ignored_fields
 from lmlite.server.api.dry_run import planned
 from lmlite.server.api.fields import Body, boolean, required, string, typed
 from lmlite.server.api.openai.requests import parse_chat, token_ids
+from lmlite.server.api.reply import ComputedReply
 from lmlite.server.api.route import PageRoute, WorkerRoute, by_name
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 from lmlite.server.models.registry import ServedModel
@@ -75,49 +76,38 @@ def _chat(body: Body, defaults: Defaults) -> TokenizerCall:
     return TokenizerCall(call.request, call.model, ignored=ignored)
 
 
-class TokenReply:
-    """The answer to POST /tokenize."""
+class TokenReply(ComputedReply):
+    """The reply to POST /tokenize."""
 
-    def __init__(self, call: Call, _reply_id: str, model: ServedModel, _created: int) -> None:
-        assert isinstance(call, TokenizerCall)
-        self._call, self._model = call, model
-        self._tokens: tuple[int, ...] = ()
-        self._pieces: tuple[bytes, ...] = ()
-
-    def add(self, event: ReplyEvent) -> None:
-        """Takes the next event."""
-        if isinstance(event, Planned):
-            self._tokens, self._pieces = event.tokens, event.pieces
+    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
+        super().__init__(call, reply_id, model.name, created)
+        self._model = model
 
     def whole(self) -> Json:
         """The JSON object, which both kinds of clients can read."""
-        tokens: list[Any] = list(self._tokens)
-        if self._call.with_pieces:
-            pairs = zip(self._tokens, self._pieces, strict=True)
+        assert isinstance(self.call, TokenizerCall)
+        (planned,) = self.results()
+        tokens: list[Any] = list(planned.tokens)
+        if self.call.with_pieces:
+            pairs = zip(planned.tokens, planned.pieces, strict=True)
             tokens = [{"id": token, "piece": _text_or_bytes(piece)} for token, piece in pairs]
-        texts = [piece.decode("utf-8", "replace") for piece in self._pieces]
+        texts = [piece.decode("utf-8", "replace") for piece in planned.pieces]
         return {
             "tokens": tokens,
             "count": len(tokens),
             "max_model_len": self._model.supervisor.loaded().n_ctx,
-            "token_strs": texts if self._call.with_texts else None,
+            "token_strs": texts if self.call.with_texts else None,
         }
 
 
-class TextReply:
-    """The answer to POST /detokenize."""
-
-    def __init__(self, _call: Call, _reply_id: str, _model: str, _created: int) -> None:
-        self._text = ""
-
-    def add(self, event: ReplyEvent) -> None:
-        """Takes the next event."""
-        if isinstance(event, Planned):
-            self._text = b"".join(event.pieces).decode("utf-8", "replace")
+class TextReply(ComputedReply):
+    """The reply to POST /detokenize."""
 
     def whole(self) -> Json:
         """The text, by the name that each kind of client knows it by."""
-        return {"prompt": self._text, "content": self._text}
+        (planned,) = self.results()
+        text = b"".join(planned.pieces).decode("utf-8", "replace")
+        return {"prompt": text, "content": text}
 
 
 def tokenizer_info(model: ServedModel) -> Json:

@@ -97,7 +97,7 @@ def test_a_mistake_of_ours(house: House, monkeypatch: pytest.MonkeyPatch) -> Non
     def fail(_reply: Any) -> bytes:
         raise ValueError("no")
 
-    monkeypatch.setattr(ChatReply, "sse_tail", fail)
+    monkeypatch.setattr(ChatReply, "tail", fail)
     with closing(house.connect()) as connection:
         house.send(connection, "echo x", stream=True)
         until(lambda: "POST" in house.log_text())

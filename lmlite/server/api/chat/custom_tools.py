@@ -1,15 +1,13 @@
-"""Custom tools, which take one text: functions for the model, and their calls as text again.
+"""Custom tools take one text. The model sees each as a function with one parameter.
 
-A model writes every call as JSON, so a custom tool becomes a function with one parameter, and the
-value of that parameter, read from its JSON as it grows, is the input of the call. Pure. The forms
-are those of OpenAI's custom tools in chats and in responses.
+A model writes every call as JSON. The value of the parameter is read from it as it grows, and
+becomes the input of the custom tool's call. The forms are those of OpenAI's custom tools in chats
+and in responses. Pure.
 """
 
 import json
 import re
-from dataclasses import replace
 
-from lmlite.messages import CallDelta, Delta
 from lmlite.server.api.fields import Body, typed
 from lmlite.server.front import wire
 
@@ -48,50 +46,16 @@ def as_arguments(text: str) -> str:
     return json.dumps({PARAMETER: text}, ensure_ascii=False)
 
 
-class CustomCalls:
-    """The calls of custom tools among the events of an answer."""
-
-    def __init__(self, names: frozenset[str]) -> None:
-        """`names` are those of the custom tools."""
-        self._names = names
-        self._inputs: dict[tuple[int, int], _Input] = {}  # by choice and number of the call
-
-    def has(self, index: int, number: int) -> bool:
-        """Whether this call of a choice is one of a custom tool."""
-        return (index, number) in self._inputs
-
-    def read(self, event: Delta) -> Delta:
-        """The event, with the text of an input where it has a part of its JSON."""
-        if not self._names or not event.calls:
-            return event
-        read = (self._read(event.index, call) for call in event.calls)
-        return replace(event, calls=tuple(call for call in read if call.id or call.arguments))
-
-    def _read(self, index: int, call: CallDelta) -> CallDelta:
-        if call.name in self._names:
-            self._inputs[index, call.number] = _Input()
-        found = self._inputs.get((index, call.number))
-        return call if found is None else replace(call, arguments=found.push(call.arguments))
-
-    def rest(self, index: int) -> tuple[CallDelta, ...]:
-        """What is still to be said of a choice's calls at its end: arguments of another form."""
-        return tuple(
-            CallDelta(number, found.unread)
-            for (owner, number), found in self._inputs.items()
-            if owner == index and found.unread
-        )
-
-
-class _Input:
-    """The text in {"input": text}, as its JSON comes in pieces."""
+class CustomInput:
+    """The text in a call's arguments, {"input": text}, whose JSON comes in pieces."""
 
     def __init__(self) -> None:
-        self._raw = ""  # what is not read yet
+        self._raw = ""  # JSON that is not read yet
         self._has_begun = self._is_over = False
 
     @property
     def unread(self) -> str:
-        """All of it, where it was JSON of another form; "" for what was cut short."""
+        """The arguments, if they are JSON of another form; "" if they were cut short."""
         try:
             json.loads("" if self._has_begun else self._raw)
         except (ValueError, RecursionError):
@@ -99,7 +63,7 @@ class _Input:
         return self._raw
 
     def push(self, piece: str) -> str:
-        """More of the JSON -> more of the text."""
+        """Takes more of the JSON; returns more of the text."""
         if self._is_over:
             return ""
         self._raw += piece

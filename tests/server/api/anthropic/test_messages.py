@@ -423,8 +423,8 @@ def whole(events: list[ReplyEvent], **body: Any) -> Any:
 
 
 def streamed(events: list[ReplyEvent], **body: Any) -> list[Any]:
-    answer = reply(**body)
-    return parsed(b"".join(map(answer.sse, events)) + answer.sse_tail())
+    answer = reply(**body, stream=True)
+    return parsed(b"".join(map(answer.add, events)) + answer.tail())
 
 
 def parsed(data: bytes) -> list[Any]:
@@ -546,7 +546,7 @@ def test_what_comes_amid_a_call_waits_for_its_end(first: str) -> None:
 
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event() -> None:
-    assert reply().sse_error(InternalError("broken")) == (
+    assert reply().failure(InternalError("broken")) == (
         b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"broken"}}\n\n'
     )
 

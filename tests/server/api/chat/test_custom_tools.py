@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from lmlite.messages import CallDelta, Delta
-from lmlite.server.api.chat.custom_tools import CustomCalls, as_arguments
+from lmlite.messages import CallDelta, Delta, Finished
+from lmlite.server.api.chat.custom_tools import CustomInput, as_arguments
+from lmlite.server.api.turn import Turn
 
 TEXT = '*** Begin "Patch"\\\n+\tGrüße 😀\u2028\x7f\n'
 ESCAPED = json.dumps({"input": TEXT})  # in ASCII, with pairs of surrogates
@@ -13,18 +14,12 @@ WRITTEN = as_arguments(TEXT)
 LOOSE = f' {{ "input" :\n{json.dumps(TEXT, ensure_ascii=False)} }}\n'
 
 
-def event(*calls: CallDelta, index: int = 0) -> Delta:
-    return Delta(0, index, "", calls=calls)
-
-
 def texts(pieces: list[str]) -> list[str]:
-    """What is said of one call after each of its pieces."""
-    calls = CustomCalls(frozenset({"say"}))
-    found = [calls.read(event(CallDelta(0, "", "call_1", "say")))]
-    assert found[0].calls == (CallDelta(0, "", "call_1", "say"),)
-    found += [calls.read(event(CallDelta(0, piece))) for piece in pieces]
-    assert calls.rest(0) == ()
-    return ["".join(call.arguments for call in one.calls) for one in found[1:]]
+    """What each piece of a call's arguments adds to the text."""
+    text = CustomInput()
+    found = [text.push(piece) for piece in pieces]
+    assert text.unread == ""
+    return found
 
 
 @pytest.mark.parametrize("arguments", [ESCAPED, WRITTEN, LOOSE])
@@ -47,18 +42,32 @@ def test_a_text_that_was_cut_off_is_what_there_is_of_it() -> None:
     assert texts(['{"input": "abc\\u00']) == ["abc"]
 
 
-def test_other_arguments_are_the_text_at_the_end() -> None:
-    calls = CustomCalls(frozenset({"say"}))
-    for number, arguments in enumerate(('{"text": "a"}', '{"input": ""}', "", "{")):
-        read = calls.read(event(CallDelta(number, arguments, f"call_{number}", "say"), index=1))
-        assert read.calls == (CallDelta(number, "", f"call_{number}", "say"),)
-    assert calls.rest(0) == ()
-    assert calls.rest(1) == (CallDelta(0, '{"text": "a"}'),)
+@pytest.mark.parametrize(
+    ("arguments", "unread"),
+    [('{"text": "a"}', '{"text": "a"}'), ('{"input": ""}', ""), ("", ""), ("{", "")],
+)
+def test_arguments_of_another_form_are_unread(arguments: str, unread: str) -> None:
+    text = CustomInput()
+    assert (text.push(arguments), text.unread) == ("", unread)
+
+
+def turn_of(*calls: CallDelta) -> Turn:
+    turn = Turn({"say"})
+    turn.add(Delta(0, 0, "", calls=calls))
+    turn.finish(Finished(0, 0, "tool_calls", n_completion=1))
+    return turn
+
+
+def test_arguments_of_another_form_are_the_text_of_their_own_call() -> None:
+    turn = turn_of(
+        CallDelta(0, '{"text": "a"}', "call_1", "say"),
+        CallDelta(1, '{"input": "b"}', "call_2", "say"),
+        CallDelta(2, "{", "call_3", "say"),
+    )
+    assert [part.text for _, part in turn.calls()] == ['{"text": "a"}', "b", ""]
 
 
 def test_calls_of_functions_stay_as_they_are() -> None:
-    calls = CustomCalls(frozenset({"say"}))
-    mixed = event(CallDelta(0, ESCAPED, "call_1", "f"), CallDelta(1, ESCAPED, "call_2", "say"))
-    first, second = calls.read(mixed).calls
-    assert (first.arguments, second.arguments) == (ESCAPED, TEXT)
-    assert (calls.has(0, 0), calls.has(0, 1), calls.has(1, 1)) == (False, True, False)
+    turn = turn_of(CallDelta(0, ESCAPED, "call_1", "f"), CallDelta(1, ESCAPED, "call_2", "say"))
+    assert [part.text for _, part in turn.calls()] == [ESCAPED, TEXT]
+    assert [part.custom is not None for _, part in turn.calls()] == [False, True]

@@ -27,7 +27,7 @@ from lmlite.messages import (
     TokenLogprob,
 )
 from lmlite.server.api.call import Call
-from lmlite.server.api.openai.replies import ChatReply, CompletionReply, EmbeddingReply, Usage
+from lmlite.server.api.openai.replies import ChatReply, CompletionReply, EmbeddingReply
 from lmlite.server.api.openai.requests import parse_chat, parse_completion, parse_embeddings
 from lmlite.server.front import wire
 from lmlite.server.models.defaults import NO_DEFAULTS
@@ -354,14 +354,14 @@ ENVELOPE = {"id": REPLY_ID, "created": CREATED, "model": MODEL, "system_fingerpr
 NO_REASONING = {"reasoning_tokens": 0}
 
 
-def answer(kind: type[CompletionReply], call: Call) -> CompletionReply:
+def reply_to(kind: type[CompletionReply], call: Call) -> CompletionReply:
     return kind(call, REPLY_ID, MODEL, CREATED)
 
 
 def chunks(reply: CompletionReply, events: Iterable[ReplyEvent]) -> list[Any]:
     """The JSON of each event of a stream, every one of them `data: <one line>` and a blank line."""
     found = []
-    streamed, tail = [*map(reply.sse, events)], reply.sse_tail()
+    streamed, tail = [*map(reply.add, events)], reply.tail()
     assert tail.endswith(b"data: [DONE]\n\n")
     for data in [*streamed, tail.removesuffix(b"data: [DONE]\n\n")]:
         *lines, end = data.split(b"\n\n")
@@ -399,14 +399,14 @@ GREETING: list[ReplyEvent] = [
 
 def test_an_error_in_the_middle_of_a_stream_is_its_last_event() -> None:
     error = BadRequest("too hot", param="temperature")
-    assert answer(ChatReply, chat_call()).sse_error(error) == (
+    assert reply_to(ChatReply, chat_call()).failure(error) == (
         b'data: {"error":{"message":"too hot","type":"invalid_request_error",'
         b'"param":"temperature","code":null}}\n\n'
     )
 
 
 def test_a_whole_chat_has_every_field_that_the_schema_requires() -> None:
-    assert whole(answer(ChatReply, chat_call()), GREETING) == {
+    assert whole(reply_to(ChatReply, chat_call()), GREETING) == {
         **ENVELOPE,
         "object": "chat.completion",
         "choices": [
@@ -431,7 +431,7 @@ def chat_chunk(delta: Any, finish_reason: str | None = None, **more: Any) -> dic
 
 
 def test_a_streamed_chat_is_role_text_and_end() -> None:
-    assert chunks(answer(ChatReply, chat_call(stream=True)), GREETING) == [
+    assert chunks(reply_to(ChatReply, chat_call(stream=True)), GREETING) == [
         chat_chunk({"role": "assistant", "content": ""}),
         chat_chunk({"content": 'Hé "you"'}),
         chat_chunk({"content": "\n\u2028</s>"}),
@@ -441,7 +441,7 @@ def test_a_streamed_chat_is_role_text_and_end() -> None:
 
 def test_usage_is_a_last_chunk_without_choices_and_null_before() -> None:
     call = chat_call(stream=True, stream_options={"include_usage": True})
-    *before, last = chunks(answer(ChatReply, call), GREETING)
+    *before, last = chunks(reply_to(ChatReply, call), GREETING)
     assert [chunk["usage"] for chunk in before] == [None] * 4
     assert last == {
         **ENVELOPE,
@@ -453,7 +453,7 @@ def test_usage_is_a_last_chunk_without_choices_and_null_before() -> None:
 
 def test_a_whole_completion_has_a_text_and_no_message() -> None:
     events = [*GREETING[:3], Finished(0, 0, "length", 2, "max_tokens")]
-    assert whole(answer(CompletionReply, parse_completion({"prompt": "Hi"})), events) == {
+    assert whole(reply_to(CompletionReply, parse_completion({"prompt": "Hi"})), events) == {
         **ENVELOPE,
         "object": "text_completion",
         "choices": [
@@ -470,7 +470,7 @@ def test_a_whole_completion_has_a_text_and_no_message() -> None:
 
 def test_a_streamed_completion_has_no_role_to_announce() -> None:
     call = parse_completion({"prompt": "Hi", "stream": True})
-    choices = [chunk["choices"][0] for chunk in chunks(answer(CompletionReply, call), GREETING)]
+    choices = [chunk["choices"][0] for chunk in chunks(reply_to(CompletionReply, call), GREETING)]
     assert choices == [
         {"index": 0, "text": 'Hé "you"', "logprobs": None, "finish_reason": None},
         {"index": 0, "text": "\n\u2028</s>", "logprobs": None, "finish_reason": None},
@@ -494,7 +494,7 @@ def test_a_streamed_call_begins_without_arguments_and_a_chunk_has_one_piece() ->
         Delta(0, 0, "", calls=(CallDelta(0, ": 1}"), second)),
         Finished(0, 0, "tool_calls", n_completion=9),
     ]
-    assert chunks(answer(ChatReply, chat_call(stream=True)), events)[1:] == [
+    assert chunks(reply_to(ChatReply, chat_call(stream=True)), events)[1:] == [
         chat_chunk(begun(0, "f") | {"content": "I look."}),
         chat_chunk(piece(0, '{"a"')),
         chat_chunk(piece(0, ": 1}")),
@@ -516,7 +516,7 @@ SAID = [
 
 def test_a_call_of_a_custom_tool_is_a_text() -> None:
     call = chat_call(tools=[SAY])
-    message = whole(answer(ChatReply, call), SAID)["choices"][0]["message"]
+    message = whole(reply_to(ChatReply, call), SAID)["choices"][0]["message"]
     assert message["tool_calls"] == [
         {"id": "call_1", "type": "custom", "custom": {"name": "say", "input": "a\n"}},
         {"id": "call_2", "type": "custom", "custom": {"name": "say", "input": "{}"}},
@@ -529,7 +529,8 @@ def test_a_call_of_a_custom_tool_is_a_text() -> None:
     def more(index: int, text: str) -> Any:
         return {"tool_calls": [{"index": index, "custom": {"input": text}}]}
 
-    assert chunks(answer(ChatReply, call), SAID)[1:] == [
+    streamed = replace(call, stream=True)
+    assert chunks(reply_to(ChatReply, streamed), SAID)[1:] == [
         chat_chunk(begun(0, "call_1")),
         chat_chunk(more(0, "a")),
         chat_chunk(more(0, "\n")),
@@ -540,11 +541,14 @@ def test_a_call_of_a_custom_tool_is_a_text() -> None:
 
 
 @pytest.mark.parametrize("text", ["", '"', "\\", "\x00\x1f\x7f", "日本語 😀", "<text>", "a" * 9999])
-def test_the_short_way_of_a_text_chunk_makes_what_the_long_way_does(text: str) -> None:
+def test_every_chunk_of_a_text_is_the_json_of_that_text(text: str) -> None:
     for kind in (ChatReply, CompletionReply):
-        reply = answer(kind, chat_call(stream=True))
-        first, again = reply.sse(Delta(0, 0, text)), reply.sse(Delta(0, 0, text))
-        assert first == again == reply._chunk(reply._delta_choice(Delta(0, 0, text)))
+        reply = reply_to(kind, chat_call(stream=True))
+        first, again = reply.add(Delta(0, 0, text)), reply.add(Delta(0, 0, text))
+        chunk = json.loads(first.removeprefix(b"data: "))
+        assert first == again == b"data: " + wire.to_json(chunk) + b"\n\n"
+        choice = chunk["choices"][0]
+        assert (choice["delta"]["content"] if kind is ChatReply else choice["text"]) == text
 
 
 def test_a_model_may_have_any_name() -> None:
@@ -557,21 +561,22 @@ def test_choices_that_interleave_keep_their_own_texts_and_order() -> None:
     events: list[ReplyEvent] = [Started(0, 1, 5, 5), Started(0, 0, 5, 2)]
     events += [Delta(0, 1, "b1"), Delta(0, 0, "a1"), Delta(0, 1, "b2")]
     events += [Finished(0, 1, "length", 2), Finished(0, 0, "stop", 2)]
-    reply = whole(answer(ChatReply, chat_call(n=2)), events)
+    reply = whole(reply_to(ChatReply, chat_call(n=2)), events)
     assert [c["index"] for c in reply["choices"]] == [0, 1]
     assert [c["message"]["content"] for c in reply["choices"]] == ["a1", "b1b2"]
     assert [c["finish_reason"] for c in reply["choices"]] == ["stop", "length"]
-    streamed = chunks(answer(ChatReply, chat_call(n=2, stream=True)), events)
+    streamed = chunks(reply_to(ChatReply, chat_call(n=2, stream=True)), events)
     mine = [c["choices"][0]["delta"] for c in streamed if c["choices"][0]["index"] == 1]
     assert mine == [{"role": "assistant", "content": ""}, {"content": "b1"}, {"content": "b2"}, {}]
 
 
 def test_a_prompt_counts_once_however_many_choices_it_has() -> None:
-    counted = Usage(n_choices_per_prompt=2)
+    events: list[ReplyEvent] = []
     for index, (n_prompt, n_cached) in enumerate([(5, 1), (5, 4), (7, 0), (7, 6)]):
-        counted.add(Started(0, index, n_prompt, n_cached))
-        counted.add(Finished(0, index, "stop", n_completion=10))
-    assert counted.as_json() == usage(12, 40, 1)
+        events.append(Started(0, index, n_prompt, n_cached))
+        events.append(Finished(0, index, "stop", n_completion=10))
+    call = parse_completion({"prompt": ["a", "b"], "n": 2})
+    assert whole(reply_to(CompletionReply, call), events)["usage"] == usage(12, 40, 1)
 
 
 # ---- log-probabilities ---------------------------------------------------------------------
@@ -592,7 +597,7 @@ SCORED_EVENTS: list[ReplyEvent] = [
 
 def test_a_chats_logprobs_hold_the_bytes_of_half_characters() -> None:
     call = chat_call(logprobs=True, top_logprobs=2)
-    choice = whole(answer(ChatReply, call), SCORED_EVENTS)["choices"][0]
+    choice = whole(reply_to(ChatReply, call), SCORED_EVENTS)["choices"][0]
     first, *_ = choice["logprobs"]["content"]
     assert choice["logprobs"]["refusal"] is None
     assert first == {
@@ -610,7 +615,7 @@ def test_a_chats_logprobs_hold_the_bytes_of_half_characters() -> None:
 
 def test_each_chunk_of_a_chat_carries_the_logprobs_of_its_own_tokens() -> None:
     call = chat_call(logprobs=True, top_logprobs=2, stream=True)
-    role, one, two, end = chunks(answer(ChatReply, call), SCORED_EVENTS)
+    role, one, two, end = chunks(reply_to(ChatReply, call), SCORED_EVENTS)
     assert role["choices"][0]["logprobs"] is None
     assert [e["bytes"] for e in one["choices"][0]["logprobs"]["content"]] == [[195], [169]]
     assert [e["bytes"] for e in two["choices"][0]["logprobs"]["content"]] == [[120]]
@@ -620,7 +625,7 @@ def test_each_chunk_of_a_chat_carries_the_logprobs_of_its_own_tokens() -> None:
 def test_a_probability_that_does_not_exist_is_openais_number_for_it() -> None:
     events: list[ReplyEvent] = [Started(0, 0, 1, 0)]
     events += [Delta(0, 0, "a", (TokenLogprob(b"a", None, ()),))]
-    content = whole(answer(ChatReply, chat_call(logprobs=True)), events)["choices"][0]["logprobs"]
+    content = whole(reply_to(ChatReply, chat_call(logprobs=True)), events)["choices"][0]["logprobs"]
     assert content["content"][0]["logprob"] == -9999.0
 
 
@@ -638,13 +643,14 @@ LEGACY = {
 
 def test_a_completions_logprobs_are_four_lists() -> None:
     call = parse_completion({"prompt": "a", "logprobs": 2})
-    assert whole(answer(CompletionReply, call), SCORED_EVENTS)["choices"][0]["logprobs"] == LEGACY
+    assert whole(reply_to(CompletionReply, call), SCORED_EVENTS)["choices"][0]["logprobs"] == LEGACY
 
 
 def test_offsets_go_on_from_chunk_to_chunk_and_each_choice_has_its_own() -> None:
     call = parse_completion({"prompt": "a", "logprobs": 2, "n": 2, "stream": True})
-    reply = answer(CompletionReply, call)
-    events = [Delta(0, i, "éx", SCORED) for i in (0, 1, 1)]
+    reply = reply_to(CompletionReply, call)
+    events: list[ReplyEvent] = [Started(0, 0, 1, 0), Started(0, 1, 1, 1)]
+    events += [Delta(0, i, "éx", SCORED) for i in (0, 1, 1)]
     offsets = [c["choices"][0]["logprobs"]["text_offset"] for c in chunks(reply, events)]
     assert offsets == [[0, 0, 1], [0, 0, 1], [2, 2, 3]]
 
@@ -652,7 +658,7 @@ def test_offsets_go_on_from_chunk_to_chunk_and_each_choice_has_its_own() -> None
 def test_streamed_lists_put_together_are_the_whole_ones() -> None:
     call = parse_completion({"prompt": "a", "logprobs": 2, "stream": True})
     joined: dict[str, list[Any]] = {name: [] for name in LEGACY}
-    for chunk in chunks(answer(CompletionReply, call), SCORED_EVENTS):
+    for chunk in chunks(reply_to(CompletionReply, call), SCORED_EVENTS):
         for name, values in (chunk["choices"][0]["logprobs"] or {}).items():
             joined[name] += values
     assert joined == LEGACY
@@ -663,7 +669,7 @@ def test_the_first_token_of_an_echoed_prompt_has_nulls() -> None:
     echoed = (TokenLogprob(b"a", None, ()), TokenLogprob(b"b", -1.0, ((b"b", -1.0),)))
     events: list[ReplyEvent] = [Started(0, 0, 2, 0), Delta(0, 0, "ab", echoed)]
     events += [Finished(0, 0, "length", 0)]
-    assert whole(answer(CompletionReply, call), events)["choices"][0]["logprobs"] == {
+    assert whole(reply_to(CompletionReply, call), events)["choices"][0]["logprobs"] == {
         "tokens": ["a", "b"],
         "token_logprobs": [None, -1.0],
         "top_logprobs": [None, {"b": -1.0}],

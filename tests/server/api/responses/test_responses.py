@@ -330,7 +330,7 @@ def test_only_post_is_answered(server: RunningServer) -> None:
 
 def reply_to(stored: StoredResponses | None = None, **body: Any) -> ResponseReply:
     stored = stored or StoredResponses()
-    call = parse_response(stored, {"input": "Hi", **body})
+    call = parse_response(stored, {"input": "Hi", "stream": True, **body})
     return ResponseReply(stored, call, "resp_7", "tiny", 1760000000)
 
 
@@ -341,8 +341,8 @@ def parsed(data: list[bytes]) -> list[Any]:
 
 def streamed(reply: ResponseReply, events: list[ReplyEvent]) -> Any:
     """The response that the stream of these events adds up to."""
-    data = [reply.sse(event) for event in events]
-    return folded(parsed([*data, reply.sse_tail()]))
+    data = [reply.add(event) for event in events]
+    return folded(parsed([*data, reply.tail()]))
 
 
 BEGUN = Started(0, 0, n_prompt=9, n_cached=4)
@@ -350,7 +350,7 @@ BEGUN = Started(0, 0, n_prompt=9, n_cached=4)
 
 def test_an_error_before_the_response_is_an_event_of_its_own() -> None:
     error = PromptTooLong("Shorten it.", param="messages", tokens=(70, 64))
-    assert reply_to().sse_error(error) == (
+    assert reply_to().failure(error) == (
         b'event: error\ndata: {"type":"error","code":"context_length_exceeded",'
         b'"message":"This model\'s maximum context length is 64 tokens. However, your input '
         b'resulted in 70 tokens. Shorten it.","param":"input","sequence_number":0}\n\n'
@@ -359,8 +359,8 @@ def test_an_error_before_the_response_is_an_event_of_its_own() -> None:
 
 def test_an_error_after_it_has_begun_fails_the_response() -> None:
     reply = reply_to()
-    said = [reply.sse(BEGUN), reply.sse(Delta(0, 0, "Hel"))]
-    *_, failed = parsed([*said, reply.sse_error(InternalError("the worker ended"))])
+    said = [reply.add(BEGUN), reply.add(Delta(0, 0, "Hel"))]
+    *_, failed = parsed([*said, reply.failure(InternalError("the worker ended"))])
     assert failed["type"] == "response.failed"
     response = failed["response"]
     assert response["error"] == {"code": "server_error", "message": "the worker ended"}
@@ -373,7 +373,7 @@ def test_a_failed_response_is_not_remembered() -> None:
     stored = StoredResponses()
     reply = reply_to(stored)
     reply.add(BEGUN)
-    reply.sse_error(InternalError("the worker ended"))
+    reply.failure(InternalError("the worker ended"))
     with pytest.raises(BadRequest):
         stored.find("resp_7")
 
@@ -433,7 +433,7 @@ def test_calls_of_custom_tools_and_of_namespaces_have_their_own_form() -> None:
         {"id": "ctc_7_3", "type": "custom_tool_call", **done, "call_id": "call_n", "name": "note",
          "namespace": "mcp__a__", "input": '{"text": 7}'},
     ]  # fmt: skip
-    whole = reply_to(tools=TOOLS)
+    whole = reply_to(tools=TOOLS, stream=False)
     for event in SPOKEN:
         whole.add(event)
     assert whole.whole() == response
@@ -463,9 +463,20 @@ def test_a_call_of_the_clients_search_has_its_arguments_as_an_object(
     }  # fmt: skip
 
 
+def test_each_call_of_a_custom_tool_keeps_its_own_arguments_of_another_form() -> None:
+    events: list[ReplyEvent] = [
+        BEGUN,
+        calls_of(CallDelta(0, '{"a": 1}', "call_s", "say"), CallDelta(1, "", "call_t", "say")),
+        calls_of(CallDelta(1, '{"b": 2}')),
+        Finished(0, 0, "tool_calls", n_completion=20),
+    ]
+    response = streamed(reply_to(tools=TOOLS), events)
+    assert [item["input"] for item in response["output"]] == ['{"a": 1}', '{"b": 2}']
+
+
 def test_the_input_of_a_custom_tool_is_streamed_by_events_of_its_own() -> None:
     reply = reply_to(tools=TOOLS)
-    data = [reply.sse(event) for event in [*SPOKEN[:3], SPOKEN[-1]]]
+    data = [reply.add(event) for event in [*SPOKEN[:3], SPOKEN[-1]]]
     about = {"item_id": "ctc_7_0", "output_index": 0}
     found = [event for event in parsed(data) if "custom" in event["type"]]
     for event in found:
@@ -478,7 +489,7 @@ def test_the_input_of_a_custom_tool_is_streamed_by_events_of_its_own() -> None:
 
 
 def test_the_same_events_in_one_piece_are_the_same_response() -> None:
-    reply = reply_to()
+    reply = reply_to(stream=False)
     for event in MIXED:
         reply.add(event)
     assert reply.whole() == streamed(reply_to(), MIXED)
