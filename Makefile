@@ -18,7 +18,7 @@ BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test native abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
+.PHONY: help run test test-all native abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -26,8 +26,11 @@ help: ## list these targets
 run: native ## serve on 127.0.0.1:1234 (MODEL=path.gguf, ARGS="--ctx 8192")
 	@exec $(PYTHON) -m lmlite serve $(MODEL) $(ARGS)
 
-test: native .venv/test/.complete ## run the tests (ARGS="-k name")
+test: native .venv/test/.complete ## run the tests (ARGS="-k name", ARGS=--durations=20 lists the slowest)
 	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m pytest $(ARGS)
+
+test-all: native .venv/test/.complete ## run all tests, the long ones too
+	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m pytest -m "long or not long" $(ARGS)
 
 native: $(LIBRARY) ## build llama.cpp and the bridge (LLAMA_CPP_DIR=tree, CMAKE_ARGS=-DGGML_CUDA=ON)
 

@@ -29,7 +29,7 @@ def figure(record_property: Any) -> Callable[[str, str], None]:
     """Notes what was measured for a row of `make reliability`, by its number."""
 
     def note(number: str, text: str) -> None:
-        assert number in {row.number for row in ROWS}, f"reliability.txt has no row {number}"
+        assert number in {row.number for row in ROWS}, f"promises.txt has no row {number}"
         record_property(number, text)
 
     return note

@@ -77,7 +77,7 @@ def test_a_frame_is_a_length_and_json() -> None:
     assert frames.encode(Cancel(9)) == b'\x00\x00\x00\x18{"type":"Cancel","id":9}'
 
 
-def test_fields_at_their_default_are_left_out() -> None:
+def test_fields_with_their_default_value_are_not_written() -> None:
     assert frames.encode(Delta(1, 0, "Hi"))[4:] == b'{"type":"Delta","id":1,"index":0,"text":"Hi"}'
 
 
@@ -108,7 +108,7 @@ def test_a_message_over_the_cap_is_not_written() -> None:
         frames.encode(Failed(1, "BadRequest", "x" * frames.MAX_FRAME_BYTES))
 
 
-def test_a_whole_number_may_stand_for_a_real_one() -> None:
+def test_a_whole_number_is_accepted_where_a_float_is_expected() -> None:
     read = frames.decode(b'{"type":"Loading","fraction":1}', Event)
     assert (read, type(read.fraction)) == (Loading(1.0), float)
 

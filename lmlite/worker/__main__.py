@@ -48,7 +48,8 @@ from lmlite.messages import (
     Request,
     Tokenize,
 )
-from lmlite.worker.chat.template import ChatTemplate, TemplateError
+from lmlite.worker.chat.renderer import TemplateError
+from lmlite.worker.chat.template import ChatTemplate
 from lmlite.worker.embedder import CPU_TOGETHER, Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.guard import mappings, sandbox

@@ -93,7 +93,7 @@ def test_a_stream_of_completions_is_timed_by_its_texts() -> None:
     assert round(answer.longest_silence_s, 6) == 0.8
 
 
-def test_a_stream_of_a_chat_begins_with_its_first_content() -> None:
+def test_a_streamed_chat_is_timed_from_its_first_content() -> None:
     answer = completion(10.0, stream(
         (10.2, event(choices=[{"delta": {"role": "assistant", "content": None}}])),
         (10.4, event(choices=[{"delta": {"content": "Hi"}}])),
@@ -125,12 +125,12 @@ def test_two_tokens_may_be_half_a_character() -> None:
         ),
     ],
 )
-def test_a_stream_that_failed_is_no_measurement(pieces: list[Piece], words: str) -> None:
+def test_a_failed_stream_is_not_a_measurement(pieces: list[Piece], words: str) -> None:
     with pytest.raises(BadReply, match=words):
         completion(10.0, pieces)
 
 
-def test_a_crowd_is_counted_by_what_the_server_says_it_generated() -> None:
+def test_many_users_are_counted_by_the_tokens_that_the_server_reports() -> None:
     crowd = Crowd(2.0, [Completion(0, [1.0], "a", 3, 10), Completion(0, [1.5], "b", 3, 20)])
     assert (crowd.tokens_per_s, crowd.requests_per_s) == (15.0, 1.0)
 
@@ -185,13 +185,13 @@ def test_the_ratio_of_a_row_is_that_of_the_medians() -> None:
         (Figure("k", "silence", False, 0.35, of_ratio=False), 0.34, 9.0, ""),
     ],
 )
-def test_a_verdict_says_where_lmlite_loses(
+def test_the_verdict_says_where_lmlite_is_behind(
     figure: Figure, ours: float, theirs: float, verdict: str
 ) -> None:
     assert row(figure, [ours], [theirs]).verdict == verdict
 
 
-def test_without_values_there_is_no_verdict() -> None:
+def test_there_is_no_verdict_without_values() -> None:
     assert row(more("r", "rate", 1.0), [], [1.0]).verdict == ""
     assert row(more("r", "rate", 1.0), [1.0], []).verdict == ""
     assert row(Figure("k", "s", False, 0.35, of_ratio=False), [0.5], []).verdict == "MISSED"
@@ -202,7 +202,7 @@ def test_without_values_there_is_no_verdict() -> None:
     [(None, "-"), (1676.4, "1676"), (99.96, "100"), (51.24, "51.2"), (9.996, "10.0"),
      (2.054, "2.05"), (0.9996, "1.00"), (0.1514, "0.151"), (0.0, "0.000"), (-3.21, "-3.21")],
 )  # fmt: skip
-def test_numbers_have_three_digits(value: float | None, shown: str) -> None:
+def test_figures_have_three_digits(value: float | None, shown: str) -> None:
     assert number(value) == shown
 
 
@@ -234,7 +234,7 @@ def test_the_table() -> None:
     )
 
 
-def test_a_machine_that_was_not_quiet_is_told() -> None:
+def test_the_report_says_when_the_machine_was_not_quiet() -> None:
     section = Section("start", [], others=[0.02, 0.731, 0.0])
     assert list(section_lines(section)) == [
         "start", "  not quiet: other processes took up to 0.73 cores"
@@ -301,14 +301,14 @@ def test_the_servers_take_turns() -> None:
     assert len(section.others) == 6
 
 
-def test_what_takes_long_is_done_in_one_round() -> None:
+def test_long_scenarios_run_in_one_round_only() -> None:
     calls: list[str] = []
     sides = [FakeSide("A", calls), FakeSide("B", calls)]
     bench.measured(a_scenario(only_once=True), sides, bench.parser().parse_args([]), "id")
     assert "".join(calls) == "AB"
 
 
-def test_what_cannot_be_measured_is_said() -> None:
+def test_the_table_says_what_cannot_be_measured() -> None:
     def run(side: object, work: Work) -> Values:
         assert isinstance(side, FakeSide)
         work.n_prompt = 5 if side.name == "A" else 6
@@ -323,7 +323,7 @@ def test_what_cannot_be_measured_is_said() -> None:
     assert section.rows[0].ours == [1.0, 1.0]
 
 
-def test_what_lmlite_cannot_do_is_not_asked_of_the_other() -> None:
+def test_scenarios_that_lmlite_cannot_run_are_not_run_on_the_peer() -> None:
     def run(side: object, _work: Work) -> Values:
         assert isinstance(side, FakeSide)
         side.calls.append(side.name)
@@ -350,7 +350,7 @@ def test_a_server_that_fails_does_not_end_the_benchmark() -> None:
     assert (section.rows[0].ours, section.rows[0].theirs) == ([], [1.0])
 
 
-def test_unequal_work_is_said() -> None:
+def test_the_report_says_when_the_work_was_unequal() -> None:
     def run(side: object, work: Work) -> Values:
         assert isinstance(side, FakeSide)
         work.n_prompt, work.n_completion = 5, (4 if side.name == "A" else 3)
@@ -425,7 +425,7 @@ def test_the_model_has_the_shape_of_a_half_billion() -> None:
     assert (len(wanted), n_weights) == (290, 494_032_768)
 
 
-def test_weights_go_round_in_a_circle_and_only_words_have_an_embedding() -> None:
+def test_the_benchmark_weights_repeat_and_only_words_have_an_embedding() -> None:
     pool = model.Pool(1)
     once = b"".join(pool.take(2 * model.N_POOL))
     assert b"".join(pool.take(10)) == once[:10]

@@ -30,9 +30,7 @@ def test_damaged_vocabularies_end_no_loader() -> None:
 
 @pytest.mark.usefixtures("llama_cpp")
 @pytest.mark.parametrize(("name", "number"), [("gpt-2", 210), ("starcoder", 57)])
-def test_a_text_that_an_earlier_change_left_without_an_end_is_not_followed(
-    name: str, number: int
-) -> None:
+def test_damage_never_reads_past_a_text_that_has_lost_its_end(name: str, number: int) -> None:
     original = fuzz_vocabularies.Original(name)
     assert fuzz_vocabularies.mutant(original, name, 1, number) != original.data
 

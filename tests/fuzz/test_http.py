@@ -12,7 +12,7 @@ def test_five_thousand_damaged_requests_are_read_alike_in_any_two_parts() -> Non
     assert {"200", "400", "403", "405", "411", "413", "415", "431", "505"} <= set(totals)
 
 
-def test_a_server_that_got_two_hundred_of_them_is_as_it_was() -> None:
+def test_a_server_is_unchanged_after_two_hundred_damaged_requests() -> None:
     assert fuzz_http.check_sockets(1, range(200)).total() == 200
 
 

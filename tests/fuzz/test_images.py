@@ -49,7 +49,7 @@ def test_a_worker_that_ends_has_died_and_another_one_takes_its_place(worker: See
     assert worker.ask(png(4, 4, RED)) == "seen"
 
 
-def test_a_worker_that_does_nothing_hangs(
+def test_a_worker_that_uses_no_cpu_time_counts_as_hanging(
     worker: SeeingWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -59,7 +59,7 @@ def test_a_worker_that_does_nothing_hangs(
     assert worker.ask(RED_JPEG) == "seen"
 
 
-def test_who_waits_for_a_processor_has_time_and_who_has_one_must_come_to_an_end(
+def test_a_starved_process_gets_more_time_and_a_busy_one_does_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Patience, "LOOK_S", 0.01)

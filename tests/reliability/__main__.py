@@ -36,7 +36,7 @@ class Row:
 
 
 def read_rows(text: str) -> list[Row]:
-    """The rows of reliability.txt, which says how it is written."""
+    """The rows of promises.txt, which says how it is written."""
     rows: list[Row] = []
     for line in text.splitlines():
         if line.startswith("    $ "):
@@ -84,7 +84,7 @@ def run_tests(tests: Iterable[str], is_slow: bool) -> list[ET.Element]:
     """The cases of these tests, as pytest reports them."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
-        command = [sys.executable, "-m", "pytest", "-q", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", "-m", "long or not long", f"--junitxml={report}"]
         command += ["-o", "junit_family=xunit1"]  # the other one knows no properties of a test
         environment = os.environ | ({"LMLITE_TIMES": TIMES} if is_slow else {})
         subprocess.run(

@@ -15,8 +15,8 @@ NUMBERS = [f"{letter}{number}" for letter, n_rows in
            for number in range(1, n_rows + 1)]  # fmt: skip
 
 
-def functions(module: str) -> set[str]:
-    tree = ast.parse((REPOSITORY / "tests" / f"{module}.py").read_text())
+def functions(file: str) -> set[str]:
+    tree = ast.parse((REPOSITORY / file).read_text())
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
@@ -26,10 +26,10 @@ def test_every_row_is_there_once_and_has_something_that_shows_it() -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=NUMBERS)
-def test_what_a_row_names_exists(row: Row) -> None:
+def test_every_test_and_command_of_a_row_exists(row: Row) -> None:
     for test in row.tests:
-        module, _, function = test.partition("::")
-        assert function in functions(module), test
+        file, _, function = reliability.path_of(test).partition("::")
+        assert function in functions(file), test
     for command in row.commands:
         assert find_spec(command.split()[0]) is not None, command
 
@@ -55,31 +55,31 @@ def found(row: Row, is_slow: bool = False) -> tuple[str, Found]:
     return made.state(row, is_slow), made
 
 
-def test_a_row_is_what_its_own_tests_say_and_a_figure_is_told_once() -> None:
+def test_a_row_reports_its_own_tests_and_each_figure_once() -> None:
     state, made = found(Row("F1", "goal", False, ["test_a::test_one"]))
     assert (state, made.cases, made.figures) == ("shown", 2, ["1 ms"])
 
 
-def test_a_row_of_which_one_test_was_skipped_is_shown_in_part_and_says_why() -> None:
+def test_a_row_with_a_skipped_test_is_shown_in_part_and_says_why() -> None:
     row = Row("F1", "goal", False, ["test_a::test_one", "test_a::test_two"])
     state, made = found(row)
     assert state == "in part"
     assert "left out: no model" in reliability.shown(row, made, False)
 
 
-def test_a_row_that_is_longer_in_the_slow_tier_is_whole_only_there() -> None:
+def test_a_row_that_does_more_in_the_slow_tier_is_complete_only_there() -> None:
     row = Row("F1", "goal", True, ["test_a::test_one"])
     assert (found(row)[0], found(row, is_slow=True)[0]) == ("in part", "shown")
 
 
-def test_a_row_with_a_failure_has_failed_whatever_else_was_shown() -> None:
+def test_a_row_with_one_failure_has_failed() -> None:
     row = Row("F1", "goal", False, ["test_a::test_one", "test_a::test_three"])
     state, made = found(row)
     assert state == "FAILED"
     assert "failed: test_a::test_three" in reliability.shown(row, made, False)
 
 
-def test_a_row_that_was_not_run_says_how_it_would_be() -> None:
+def test_a_row_that_was_not_run_says_how_to_run_it() -> None:
     row = Row("S1", "goal", False, ["test_a::test_two"], ["tests.reliability.soak --minutes 60"])
     state, made = found(row)
     made.left_out.append(row.commands[0])
@@ -89,7 +89,7 @@ def test_a_row_that_was_not_run_says_how_it_would_be() -> None:
     )
 
 
-def test_a_command_is_judged_by_its_exit_code_and_quoted_by_its_last_line() -> None:
+def test_a_command_passes_by_its_exit_code_and_is_quoted_by_its_last_line() -> None:
     made = Found()
     reliability.run_command("tests.reliability.__main__ Z9", made)
     assert (made.failed, made.figures) == (["tests.reliability.__main__ Z9"], ["it said nothing"])

@@ -13,18 +13,21 @@ SECONDS = 6.0
 Figure = Callable[[str, str], None]
 
 
+@pytest.mark.long
 def test_a_worker_that_is_killed_again_and_again_loses_no_request(figure: Figure) -> None:
     figures, faults = soak.soaked("kills", SECONDS, seed=1)
     assert faults == []
     figure("R3", figures)
 
 
-def test_all_of_it_at_once_leaves_a_server_as_it_was(figure: Figure) -> None:
+@pytest.mark.long
+def test_every_fault_at_once_leaves_the_server_unchanged(figure: Figure) -> None:
     figures, faults = soak.soaked("all", SECONDS, seed=1)
     assert faults == []
     figure("S1", figures)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(which("curl") is None, reason="needs curl")
 def test_a_stranger_with_curl_learns_nothing_and_leaves_nothing(figure: Figure) -> None:
     figures, faults = soak.soaked("curl", SECONDS, seed=1)
@@ -43,7 +46,7 @@ EVENT = b'data: {"choices": []}\n\n'
     (503, "application/json", "1", b'{"error": {}}', "told to ask again"),
     (422, "application/json", "", b'{"error": {}}', "refused"),
 ])  # fmt: skip
-def test_the_end_of_a_request_is_known(
+def test_each_way_in_which_a_request_may_end_is_recognised(
     status: int, type_: str, retry: str, body: bytes, end: str
 ) -> None:
     assert soak.end_of(status, headers(type_, retry), body) == end
@@ -57,7 +60,7 @@ def test_the_end_of_a_request_is_known(
     (503, "application/json", b'{"error": {}}'),
     (404, "text/html", b"<html>"),
 ])  # fmt: skip
-def test_whatever_else_a_request_ends_in_is_a_loss(status: int, type_: str, body: bytes) -> None:
+def test_every_other_end_of_a_request_counts_as_lost(status: int, type_: str, body: bytes) -> None:
     assert soak.end_of(status, headers(type_, ""), body) not in soak.ENDS
 
 
@@ -69,7 +72,7 @@ def headers(type_: str, retry: str) -> HTTPMessage:
     return found
 
 
-def test_what_a_server_keeps_is_a_fault() -> None:
+def test_a_server_that_keeps_anything_is_a_fault() -> None:
     before = soak.Rest(20 << 20, Counter(threads=5))
     after = soak.Rest(23 << 20, Counter(threads=6))
     assert soak.kept(before, before, n_requests=10_000) == []

@@ -76,7 +76,9 @@ def test_a_streamed_call_is_the_same_call_in_pieces(server: RunningServer) -> No
     assert sum("tool_calls" in delta for delta in deltas) > 2
 
 
-def test_a_call_can_be_required_where_none_would_be_made(server: RunningServer) -> None:
+def test_a_required_call_is_made_even_if_the_model_would_not_make_one(
+    server: RunningServer,
+) -> None:
     assert calls(ask(server, "Hello!", tools=TOOLS)) == []
     ((name, arguments),) = calls(ask(server, "Hello!", tools=TOOLS, tool_choice="required"))
     assert name in ("get_weather", "set_timer")
@@ -89,7 +91,7 @@ def test_a_function_can_be_required_by_its_name(server: RunningServer) -> None:
     assert (name, type(arguments["minutes"])) == ("set_timer", int)
 
 
-def test_no_call_is_made_when_none_is_wanted(server: RunningServer) -> None:
+def test_tool_choice_none_makes_no_call(server: RunningServer) -> None:
     choice = ask(server, "Say hello", tools=TOOLS, tool_choice="none")
     assert (choice["message"]["content"], calls(choice)) == ("hello", [])
 
@@ -125,7 +127,7 @@ def test_results_may_come_in_text_parts(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("properties", [None, {"a": {"$ref": "#"}}])
-def test_a_tool_with_an_odd_schema_is_called_like_others(
+def test_a_tool_with_an_unusual_schema_is_called_like_any_other(
     server: RunningServer, properties: Any
 ) -> None:
     function = {"name": "f", "parameters": {"type": "object", "properties": properties}}
@@ -165,7 +167,7 @@ def test_an_answer_about_a_person_is_that_person(server: RunningServer) -> None:
     assert json.loads(choice["message"]["content"]) == {"name": "Anna", "age": 12}
 
 
-def test_an_answer_may_be_a_call_although_there_is_a_form_for_it(server: RunningServer) -> None:
+def test_an_answer_may_be_a_call_although_a_response_format_is_set(server: RunningServer) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     body = {"tools": TOOLS, "response_format": form}
     assert calls(ask(server, OSLO, **body)) == [("get_weather", {"city": "Oslo"})]
@@ -177,7 +179,7 @@ def test_an_answer_may_be_a_call_although_there_is_a_form_for_it(server: Running
     assert mustnt["message"]["content"].startswith("{")
 
 
-def test_an_answer_that_is_begun_has_to_fit_the_form(server: RunningServer) -> None:
+def test_an_answer_that_the_client_began_has_to_fit_the_form(server: RunningServer) -> None:
     form = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON}}
     turns = [{"role": "user", "content": "Anna is 12 years old. Answer as JSON with name and age."}]
     fits = [*turns, {"role": "assistant", "content": '{"name": "An'}]
@@ -193,7 +195,7 @@ def test_an_answer_that_is_begun_has_to_fit_the_form(server: RunningServer) -> N
         )
 
 
-def test_any_object_will_do_when_any_is_asked_for(server: RunningServer) -> None:
+def test_json_object_accepts_any_object(server: RunningServer) -> None:
     form = {"type": "json_object"}
     choice = ask(server, "Give me a JSON object with name Ben and age 7.", response_format=form)
     assert json.loads(choice["message"]["content"]) == {"name": "Ben", "age": 7}
@@ -215,7 +217,7 @@ def test_a_schema_that_no_grammar_can_hold_is_refused_before_the_answer(
 # ---- reasoning -----------------------------------------------------------------------------
 
 
-def test_thoughts_are_apart_from_the_answer_and_counted(server: RunningServer) -> None:
+def test_thoughts_are_separate_from_the_answer_and_counted(server: RunningServer) -> None:
     choice = ask(server, THINK)
     assert choice["message"]["content"] == "21"
     assert choice["message"]["reasoning_content"].startswith("10 + 0 = 10, and 2 + 9 = 11.")
@@ -234,7 +236,7 @@ def test_a_stop_string_does_not_end_a_thought(server: RunningServer) -> None:
     assert (choice["message"]["content"], choice["finish_reason"]) == ("21", "stop")
 
 
-def test_a_stop_string_ends_a_thought_when_that_is_asked_for(server: RunningServer) -> None:
+def test_a_stop_string_ends_a_thought_on_request(server: RunningServer) -> None:
     choice = ask(server, THINK, stop=["="], stop_in_reasoning=True)
     assert (choice["message"]["content"], choice["finish_reason"]) == ("", "stop")
     assert choice["message"]["reasoning_content"] == "10 + 0 "

@@ -140,7 +140,7 @@ class Client:
         return "answered"
 
 
-def test_a_thousand_requests_of_which_three_in_ten_are_dropped_leave_nothing_behind(
+def test_a_thousand_requests_with_three_in_ten_dropped_leave_nothing_behind(
     endless: dict[str, Any],
 ) -> None:
     rng = random.Random(SEED)

@@ -68,7 +68,7 @@ def test_clients_that_hang_up_free_their_places(
         server.wait_for_log(rf"POST {CHAT} 499 ")
 
 
-def test_a_client_that_waits_whole_and_hangs_up_is_noticed(
+def test_a_client_that_waits_for_a_whole_answer_and_hangs_up_is_noticed(
     server: RunningServer, endless: dict[str, Any]
 ) -> None:
     body = json.dumps({**ASK, **endless, "n": 4}).encode()
@@ -101,7 +101,7 @@ def test_many_clients_at_once_all_get_the_answer_that_one_gets(server: RunningSe
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_an_idle_server_with_code_0(number: int) -> None:
+def test_a_signal_ends_an_idle_server_with_exit_code_0(number: int) -> None:
     with RunningServer() as server:
         assert server.stop(number) == 0
         assert server.log[-1].endswith("INFO    stopped")
@@ -157,7 +157,7 @@ def serve(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=START_S)
 
 
-def test_a_port_in_use_is_one_sentence_and_code_2(server: RunningServer) -> None:
+def test_a_port_in_use_is_one_sentence_and_exit_code_2(server: RunningServer) -> None:
     done = serve("--port", str(server.port))
     assert done.returncode == 2
     where = f"localhost:{server.port}"
@@ -165,7 +165,7 @@ def test_a_port_in_use_is_one_sentence_and_code_2(server: RunningServer) -> None
 
 
 @pytest.mark.parametrize("host", ["256.1.1.1", "no.such.host.invalid", "192.0.2.1", "a" * 70, "."])
-def test_an_address_that_is_not_ours_is_one_sentence_and_code_2(host: str) -> None:
+def test_a_foreign_address_is_one_sentence_and_exit_code_2(host: str) -> None:
     done = serve("--port", "0", "--host", host)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert done.stderr.startswith("lmlite: ")
@@ -174,7 +174,9 @@ def test_an_address_that_is_not_ours_is_one_sentence_and_code_2(host: str) -> No
 @pytest.mark.parametrize(
     "content", [b"", b"<html>", b"GGUF", b"GGUF\x03\x00\x00\x00" + b"\xff" * 64]
 )
-def test_a_file_that_is_no_model_is_one_sentence_and_code_1(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_model_is_one_sentence_and_exit_code_1(
+    tmp_path: Path, content: bytes
+) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(content)
     done = serve(str(path), "--port", "0")
@@ -206,13 +208,13 @@ def test_a_path_that_is_no_model_file_is_refused_within_a_second(
     assert done.stderr.startswith("lmlite: odd.gguf cannot be loaded: it ")
 
 
-def test_a_model_that_is_missing_is_one_sentence_and_code_1(tmp_path: Path) -> None:
+def test_a_missing_model_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     done = serve(str(tmp_path / "none.gguf"), "--port", "0")
     assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
     assert "none.gguf" in done.stderr
 
 
-def test_a_reranking_model_is_one_sentence_and_code_1(tmp_path: Path) -> None:
+def test_a_reranking_model_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     metadata, tensors = tiny_llama_parts()
     write_gguf(tmp_path / "rank.gguf", metadata | {"llama.pooling_type": 4}, tensors)
     done = serve(str(tmp_path / "rank.gguf"), "--port", "0")
@@ -220,7 +222,7 @@ def test_a_reranking_model_is_one_sentence_and_code_1(tmp_path: Path) -> None:
     assert done.stderr == "lmlite: rank.gguf is a reranking model, which has no endpoint here\n"
 
 
-def test_a_template_that_cannot_be_read_is_one_sentence_and_code_1(tmp_path: Path) -> None:
+def test_a_template_that_cannot_be_read_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     path = tmp_path / "bad.jinja"
     path.write_text("{% if %}")
     done = serve("--port", "0", "--chat-template", str(path))
@@ -243,14 +245,14 @@ def test_a_template_file_replaces_the_models_own(tmp_path: Path) -> None:
     [("--batch", "4", "--parallel", "4"), ("--ctx", "3"), ("--ctx", "8", "--parallel", "64")],
     ids=" ".join,
 )
-def test_a_batch_or_a_context_with_less_than_a_token_for_each_sequence_serves(
+def test_a_batch_or_context_smaller_than_the_number_of_sequences_still_serves(
     arguments: tuple[str, ...],
 ) -> None:
     with RunningServer(*arguments) as server:
         assert server.chat("Say: red")["choices"][0]["message"]["content"] == "red"
 
 
-def test_a_template_that_renders_nothing_is_a_bad_request_and_no_wait(tmp_path: Path) -> None:
+def test_a_template_that_renders_nothing_is_a_bad_request_at_once(tmp_path: Path) -> None:
     path = tmp_path / "silent.jinja"
     path.write_text("{% if messages[0].content == 'Hi' %}{% else %}x{% endif %}")
     with RunningServer("--chat-template", str(path)) as server:
@@ -263,5 +265,5 @@ def test_a_template_that_renders_nothing_is_a_bad_request_and_no_wait(tmp_path: 
     "arguments",
     [["--port", "70000"], ["--port", "x"], ["--parallel", "0"], ["--cache-type-k", "f8"], ["--no"]],
 )
-def test_a_wrong_command_line_is_code_2(arguments: list[str]) -> None:
+def test_a_wrong_command_line_is_exit_code_2(arguments: list[str]) -> None:
     assert serve(*arguments).returncode == 2

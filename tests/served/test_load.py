@@ -293,7 +293,7 @@ def deltas(supervisor: Supervisor, content: str) -> Iterator[tuple[str, float]]:
 # ---- L8, F10: clients that leave ---------------------------------------------------------------
 
 
-def test_a_storm_of_connections_passes_and_leaves_nothing(figure: Figure) -> None:
+def test_thousands_of_connections_leave_nothing_behind(figure: Figure) -> None:
     n_connections = 5000 if FULL else 500
     rng = random.Random(1)
     request = get()
@@ -320,7 +320,7 @@ def test_a_storm_of_connections_passes_and_leaves_nothing(figure: Figure) -> Non
     figure("L8", f"{n_connections:,} connections, {rate:,.0f} a second; {after}")
 
 
-def test_clients_that_leave_while_their_prompts_are_read_free_their_places_at_once(
+def test_clients_that_leave_during_their_prompt_free_their_places_at_once(
     figure: Figure,
 ) -> None:
     n_clients = 1000 if FULL else 20

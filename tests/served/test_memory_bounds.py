@@ -55,7 +55,7 @@ def test_short_requests_leave_nothing_behind(server: RunningServer, figure: Figu
     figure("M1", f"{grown(before, after)} after {n_requests:,} requests")
 
 
-def test_generating_leaves_nothing_behind(server: RunningServer, figure: Figure) -> None:
+def test_generations_leave_no_memory_behind(server: RunningServer, figure: Figure) -> None:
     n_requests, pid = 10_000 if FULL else 400, server.worker_pid()
 
     def body(number: int) -> bytes:
@@ -105,7 +105,7 @@ def test_large_bodies_are_not_kept(server: RunningServer, figure: Figure) -> Non
     figure("M4", f"{n_held // MIB} MiB after {n_bodies:,}, {peak_bytes(pid) // MIB} at most")
 
 
-def test_what_bodies_of_many_sizes_took_is_given_back(server: RunningServer) -> None:
+def test_memory_of_bodies_of_many_sizes_is_given_back(server: RunningServer) -> None:
     """Each thread's allocator would keep twice the largest of them."""
     pid, sizes = server.process.pid, [MIB * k // 4 for k in range(1, 13)]
     messages = [[{"role": "user", "content": "x" * n}] for n in sizes]
@@ -129,7 +129,7 @@ def environment(pid: int) -> set[str]:
     return {pair.partition(b"=")[0].decode() for pair in pairs}
 
 
-def test_the_allocator_is_told_before_the_server_begins_and_unless_somebody_else_did(
+def test_the_allocator_is_configured_before_the_server_starts_unless_the_user_did(
     server: RunningServer,
 ) -> None:
     told = {"MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
@@ -157,7 +157,7 @@ def test_the_longest_heads_cost_little(server: RunningServer, figure: Figure) ->
     figure("M5", f"{grown(before, n_held)} for 16 heads of 16,000 bytes")
 
 
-def test_a_server_that_only_waits_is_small(figure: Figure) -> None:
+def test_an_idle_server_is_small(figure: Figure) -> None:
     with RunningServer() as server:
         estimated: Any = server.get("/health").json["memory"]["estimated"]
         parent = all_bytes(server.process.pid)

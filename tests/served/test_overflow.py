@@ -46,7 +46,7 @@ def n_tokens() -> int:
         (RESPONSES, {"input": TURNS, "stream": True}, "input"),
     ],
 )
-def test_the_message_is_openais(
+def test_the_overflow_message_is_openais(
     server: RunningServer, n_tokens: int, path: str, body: Any, param: str
 ) -> None:
     answer = server.post(path, **body)
@@ -64,7 +64,7 @@ def test_the_message_is_openais(
     ("path", "field", "remark"),
     [("/v1/completions", "prompt", ""), ("/v1/embeddings", "input", "Input 0 is too long. ")],
 )
-def test_prompts_and_inputs_are_called_so(
+def test_prompts_and_inputs_are_named_in_the_error(
     server: RunningServer, path: str, field: str, remark: str
 ) -> None:
     answer = server.post(path, **{field: [5] * 300})
@@ -79,7 +79,7 @@ def test_prompts_and_inputs_are_called_so(
 
 @pytest.mark.parametrize("path", [MESSAGES, f"{MESSAGES}/count_tokens"])
 @pytest.mark.parametrize("more", [{}, {"stream": True}])
-def test_the_message_is_anthropics_on_its_paths(
+def test_the_overflow_message_is_anthropics_on_its_paths(
     server: RunningServer, n_tokens: int, path: str, more: Any
 ) -> None:
     answer = server.post(path, messages=TURNS, max_tokens=9, **more)
@@ -90,7 +90,9 @@ def test_the_message_is_anthropics_on_its_paths(
     }
 
 
-def test_an_answer_that_does_not_fit_beside_the_prompt_is_no_error(server: RunningServer) -> None:
+def test_max_tokens_that_do_not_fit_beside_the_prompt_are_not_an_error(
+    server: RunningServer,
+) -> None:
     turns = [{"role": "user", "content": "Say hello"}]
     answer = server.post(CHAT, messages=turns, max_tokens=100_000, temperature=0)
     assert answer.json["choices"][0]["message"]["content"] == "hello"
@@ -115,7 +117,7 @@ def test_a_context_beyond_the_training_is_cut_with_a_line_in_the_log() -> None:
     assert any("the context is 4096 tokens instead of 100000" in line for line in server.log)
 
 
-def test_a_context_that_sequences_share_is_explained() -> None:
+def test_the_error_explains_a_context_that_sequences_share() -> None:
     file = read_model_file(str(DEFAULT_MODEL))
     found = plan(file, Load("", n_ctx=4096), None)
     assert found.load.n_ctx == 4096
@@ -125,7 +127,7 @@ def test_a_context_that_sequences_share_is_explained() -> None:
     )
 
 
-def test_a_model_that_is_stretched_reads_more() -> None:
+def test_a_model_with_a_stretched_context_reads_more() -> None:
     flags = ["--ctx", "4096", "--parallel", "1", "--rope-scaling", "yarn"]
     with RunningServer(*flags) as server:
         assert length_of(server) == 4096
@@ -146,7 +148,7 @@ def test_a_model_that_is_stretched_reads_more() -> None:
         (RopeScaling(freq_base=5e5), 10_000),
     ],
 )
-def test_how_far_a_model_is_stretched(rope: RopeScaling, n_most: int) -> None:
+def test_rope_flags_give_the_longest_possible_context(rope: RopeScaling, n_most: int) -> None:
     assert n_ctx_max(Load("", n_ctx=10_000, rope=rope), 1024) == n_most
 
 
@@ -168,7 +170,7 @@ def test_how_far_a_model_is_stretched(rope: RopeScaling, n_most: int) -> None:
          RopeScaling(yarn_ext_factor=0, yarn_attn_factor=1, yarn_beta_slow=2, yarn_beta_fast=16)),
     ],
 )  # fmt: skip
-def test_flags_are_what_llama_cpp_calls_so(flags: str, rope: RopeScaling) -> None:
+def test_rope_flags_have_the_meaning_of_llama_cpps(flags: str, rope: RopeScaling) -> None:
     load = load_of(parser().parse_args(["serve", *flags.split()]), DEFAULT_LIMITS)
     assert scaled(load.rope, load.n_ctx, 2048) == rope
 
@@ -183,7 +185,7 @@ def logits(model: Model, rope: RopeScaling | None) -> list[float]:
     return [value for _, value in top]
 
 
-def test_the_library_is_told(default_model: Model) -> None:
+def test_the_library_gets_the_rope_settings(default_model: Model) -> None:
     plain = logits(default_model, None)
     assert logits(default_model, RopeScaling()) == plain
     assert logits(default_model, RopeScaling("none", freq_scale=0.5)) == plain

@@ -116,7 +116,7 @@ def test_min_tokens_above_max_tokens_is_refused(server: RunningServer) -> None:
     assert (answer.status, answer.error["param"]) == (400, "min_tokens")
 
 
-def test_stream_gives_the_same_text_in_pieces(server: RunningServer) -> None:
+def test_a_stream_gives_the_same_text_in_pieces(server: RunningServer) -> None:
     ask = {"messages": [{"role": "user", "content": "Hi"}], "temperature": 0}
     *chunks, done = server.stream(CHAT, **ask)
     deltas = [chunk["choices"][0]["delta"].get("content", "") for chunk in chunks]
@@ -147,7 +147,7 @@ def test_stop_never_leaks_a_part_into_a_stream(server: RunningServer) -> None:
 # ---- temperature, top_k, top_p, min_p, seed --------------------------------------------------
 
 
-def test_temperature_0_is_greedy_and_a_high_one_is_not(server: RunningServer) -> None:
+def test_temperature_0_is_greedy_and_a_high_temperature_is_not(server: RunningServer) -> None:
     greedy = {content(server.chat("Hi", seed=seed)) for seed in range(5)}
     hot = {content(server.chat(STORY, **HOT, seed=seed, max_tokens=40)) for seed in range(5)}
     assert len(greedy) == 1
@@ -155,7 +155,7 @@ def test_temperature_0_is_greedy_and_a_high_one_is_not(server: RunningServer) ->
 
 
 @pytest.mark.parametrize("cut", [{"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}])
-def test_a_cut_to_one_token_is_greedy_at_any_temperature(
+def test_keeping_one_token_is_greedy_at_any_temperature(
     server: RunningServer, cut: dict[str, float]
 ) -> None:
     greedy = content(server.chat("Hi"))
@@ -189,7 +189,7 @@ def test_a_seed_fixes_what_is_drawn(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("seed", [2**32 - 2, 2**32 - 1])
-def test_so_does_a_seed_at_the_end_of_the_sampler_s_range(server: RunningServer, seed: int) -> None:
+def test_the_largest_seeds_fix_the_answer_too(server: RunningServer, seed: int) -> None:
     def drawn() -> list[str]:
         answer = complete(server, BEGUN, **HOT, seed=seed, n=8, max_tokens=1)
         return [choice["text"] for choice in answer["choices"]]
@@ -237,7 +237,7 @@ def test_the_duel_is_a_draw_without_penalties(server: RunningServer, duel: Any) 
 @pytest.mark.parametrize(
     ("penalty", "expected"), [(0.3, "aaaab"), (0.4, "aaab"), (0.6, "aab"), (1.1, "ab")]
 )
-def test_frequency_penalty_takes_its_amount_for_each_time_sampled(
+def test_frequency_penalty_subtracts_once_per_sampled_occurrence(
     server: RunningServer, duel: Any, penalty: float, expected: str
 ) -> None:
     a, _, bias = duel
@@ -247,7 +247,7 @@ def test_frequency_penalty_takes_its_amount_for_each_time_sampled(
 
 
 @pytest.mark.parametrize(("penalty", "expected"), [(0.9, "aaaa"), (1.1, "ab")])
-def test_presence_penalty_takes_its_amount_once(
+def test_presence_penalty_subtracts_once(
     server: RunningServer, duel: Any, penalty: float, expected: str
 ) -> None:
     a, _, bias = duel
@@ -300,7 +300,7 @@ def test_the_four_forms_of_a_prompt_agree(server: RunningServer) -> None:
     assert len(set(answers)) == 1
 
 
-def test_echo_with_logprobs_and_no_tokens_scores_the_prompt(server: RunningServer) -> None:
+def test_echo_with_logprobs_and_max_tokens_0_scores_the_prompt(server: RunningServer) -> None:
     choice = complete(server, "Hello", max_tokens=0, echo=True, logprobs=2)["choices"][0]
     scored = choice["logprobs"]
     assert choice["text"] == "Hello" == "".join(scored["tokens"])
@@ -329,7 +329,7 @@ def test_legacy_alternatives_hold_the_token_itself(server: RunningServer) -> Non
         assert top[token] == value
 
 
-def test_echoed_logprobs_equal_those_of_generating_the_same(server: RunningServer) -> None:
+def test_echoed_logprobs_equal_those_of_generating_the_same_text(server: RunningServer) -> None:
     generated = complete(server, BEGUN, max_tokens=4, logprobs=0)["choices"][0]
     whole = complete(server, BEGUN + generated["text"], max_tokens=0, echo=True, logprobs=0)
     ours = generated["logprobs"]["token_logprobs"]
@@ -363,7 +363,7 @@ def test_streamed_logprobs_are_those_of_the_whole_answer(server: RunningServer) 
     assert found == pytest.approx([entry["logprob"] for entry in whole], abs=0.05)
 
 
-def test_the_second_asking_finds_the_prompt_in_memory(server: RunningServer) -> None:
+def test_the_second_request_finds_the_prompt_in_memory(server: RunningServer) -> None:
     question = "a question that nobody asked before"
     first, second = server.chat(question)["usage"], server.chat(question)["usage"]
     assert second["prompt_tokens"] == first["prompt_tokens"]

@@ -49,7 +49,9 @@ CHAT_TOOL = {"type": "function",
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_chat_takes_back_its_answers(server: RunningServer, is_streamed: bool) -> None:
+def test_a_chat_accepts_its_own_answers_in_the_next_turn(
+    server: RunningServer, is_streamed: bool
+) -> None:
     def ask(body: Json) -> str:
         turns: list[Json] = [{"role": "user", "content": body.pop("question")}]
         body |= {"temperature": 0, "tools": [CHAT_TOOL] * body.pop("has_tools")}
@@ -78,7 +80,9 @@ RESPONSE_TOOL = {"type": "function", "name": "get_weather", "parameters": SCHEMA
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_response_takes_back_its_items(server: RunningServer, is_streamed: bool) -> None:
+def test_a_response_accepts_its_own_items_in_the_next_turn(
+    server: RunningServer, is_streamed: bool
+) -> None:
     def ask(body: Json) -> str:
         items = [{"role": "user", "content": body.pop("question")}]
         body |= {"temperature": 0, "tools": [RESPONSE_TOOL] * body.pop("has_tools")}
@@ -110,7 +114,9 @@ MESSAGE_TOOL = {"name": "get_weather", "input_schema": SCHEMA}
 
 
 @pytest.mark.parametrize("is_streamed", [False, True])
-def test_a_message_takes_back_its_blocks(server: RunningServer, is_streamed: bool) -> None:
+def test_a_message_accepts_its_own_blocks_in_the_next_turn(
+    server: RunningServer, is_streamed: bool
+) -> None:
     def ask(body: Json) -> str:
         turns: list[Json] = [{"role": "user", "content": body.pop("question")}]
         body |= {"temperature": 0, "tools": [MESSAGE_TOOL] * body.pop("has_tools"),

@@ -54,7 +54,9 @@ def test_the_list_of_models_says_that_it_sees(server: RunningServer) -> None:
     assert model["type"] == "vlm"
 
 
-def test_usage_counts_a_picture_and_the_second_asking_finds_it(server: RunningServer) -> None:
+def test_usage_counts_a_picture_and_the_second_request_finds_it_in_memory(
+    server: RunningServer,
+) -> None:
     n_text = ask(server, turn("What is it now?"))["usage"]["prompt_tokens"]
     first = ask(server, turn("What is it now?", RED_URL))
     assert first["usage"]["prompt_tokens"] == n_text + 16
@@ -73,7 +75,7 @@ def test_ten_pictures_in_one_conversation(server: RunningServer) -> None:
     assert cached(answer) > answer["usage"]["prompt_tokens"] - 40
 
 
-def test_a_stream_says_what_the_whole_answer_says(server: RunningServer) -> None:
+def test_a_stream_and_a_whole_answer_say_the_same(server: RunningServer) -> None:
     whole = text_of(ask(server, turn("Look here", RED_URL)))
     body = {"messages": [turn("Look here", RED_URL)], "temperature": 0, "max_tokens": 8}
     chunks = [chunk for chunk in server.stream(CHAT, **body) if chunk != "[DONE]"]
@@ -130,7 +132,7 @@ def test_two_hundred_at_once_with_and_without_pictures_end_as_alone(server: Runn
     assert answers == alone * 40
 
 
-def test_a_broken_image_is_the_clients_mistake_and_harms_nobody(server: RunningServer) -> None:
+def test_a_broken_image_is_a_400_and_harms_no_other_request(server: RunningServer) -> None:
     pid = server.worker_pid()
     truncated = base64.b64encode(BLUE_JPEG[:200] + b"\xff\xd9").decode()
     answer = server.post(CHAT, messages=[turn("Hi", RED_URL, truncated)])
@@ -139,7 +141,7 @@ def test_a_broken_image_is_the_clients_mistake_and_harms_nobody(server: RunningS
     assert server.worker_pid() == pid
 
 
-def test_a_body_with_images_may_be_larger_than_others(server: RunningServer) -> None:
+def test_a_body_with_images_may_be_larger_than_one_without(server: RunningServer) -> None:
     noise = random.Random(1).randbytes(1200 * 3)
     rows = b"".join(b"\0" + noise[i:] + noise[:i] for i in range(1200))
     url = f"data:image/png;base64,{base64.b64encode(png_of(1200, 1200, rows, level=0)).decode()}"

@@ -40,7 +40,7 @@ from lmlite.server.models import supervisor as supervisor_module
 from lmlite.server.models.event_queue import Reply
 from lmlite.server.models.worker_process import WorkerProcess
 from lmlite.worker.__main__ import Worker
-from lmlite.worker.chat.template import TemplateError
+from lmlite.worker.chat.renderer import TemplateError
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import LlamaError
 from tests.conftest import DEFAULT_MODEL, TIMES
@@ -176,7 +176,7 @@ def every(names: Iterable[str], n_failed: Counter[str]) -> Iterator[tuple[str, i
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_whatever_fails_in_the_server_its_client_is_told_and_nothing_stays_behind(
+def test_any_failing_call_of_the_server_is_an_error_to_the_client_and_leaves_nothing_behind(
     saboteur: Saboteur, stream: bool, figure: Callable[[str, str], None]
 ) -> None:
     with opened() as house:
@@ -208,7 +208,9 @@ def test_whatever_fails_in_the_server_its_client_is_told_and_nothing_stays_behin
         figure("F20", told)
 
 
-def test_whatever_fails_while_a_worker_is_replaced_another_one_comes(saboteur: Saboteur) -> None:
+def test_any_failing_call_while_a_worker_is_replaced_still_brings_a_worker(
+    saboteur: Saboteur,
+) -> None:
     with opened() as house:
         assert outcome(house, False) == "answered"
         until(lambda: house.server.n_connections() == 0)
@@ -411,7 +413,7 @@ def library(lib: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FailingL
 LOAD = Load(str(DEFAULT_MODEL), n_ctx=1024, n_parallel=1, n_threads=1)
 
 
-def test_whatever_fails_in_the_library_the_request_ends_and_nothing_stays_behind(
+def test_any_failing_library_call_ends_the_request_and_leaves_nothing_behind(
     library: Callable[..., FailingLibrary], figure: Callable[[str, str], None]
 ) -> None:
     saboteur, desk = Saboteur(), Desk()
@@ -448,7 +450,7 @@ def test_whatever_fails_in_the_library_the_request_ends_and_nothing_stays_behind
     figure("F20", f"{min(n_calls, N_MOST or n_calls)} of {n_calls} calls of the library")
 
 
-def test_whatever_fails_while_a_model_is_loaded_all_of_it_is_given_back(
+def test_any_failing_call_while_loading_gives_everything_back(
     library: Callable[..., FailingLibrary],
 ) -> None:
     saboteur = Saboteur()

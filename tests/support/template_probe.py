@@ -10,16 +10,17 @@ import time
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
-from lmlite.worker.chat import limits as template_limits
+from lmlite.worker.chat import renderer
 from lmlite.worker.chat.bridge_request import request_of
-from lmlite.worker.chat.template import ChatTemplate, TemplateError
+from lmlite.worker.chat.renderer import TemplateError
+from lmlite.worker.chat.template import ChatTemplate
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import Model
 
 
 def main() -> None:
     """The command."""
-    template_limits.MAX_SECONDS = float(sys.argv[2])
+    renderer.MAX_SECONDS = float(sys.argv[2])
     lib = capi.load()
     lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_backend_init()
@@ -29,7 +30,7 @@ def main() -> None:
         began_s = time.monotonic()
         try:
             template = ChatTemplate(model, json.loads(line))
-            outcome, text = "text", str(template._reply(request)["prompt"])
+            outcome, text = "text", str(template._own.reply(request)["prompt"])
             template.close()
         except (TemplateError, BadRequest) as err:
             outcome, text = "refused", str(err)

@@ -60,7 +60,7 @@ def test_an_image_has_a_size_in_bounds_and_as_many_bytes() -> None:
     assert SIDES[0] <= min(sides) < 100 and 400 < max(sides) <= SIDES[1]
 
 
-def test_an_image_of_nothing_but_a_colour_may_be_a_single_pixel() -> None:
+def test_an_image_of_one_colour_may_be_a_single_pixel() -> None:
     images = [paint(Picture("orange"), Random(seed)) for seed in range(200)]
     assert all(image.rgb == image.rgb[:3] * (image.width * image.height) for image in images)
     assert (1, 1) in {(image.width, image.height) for image in images}

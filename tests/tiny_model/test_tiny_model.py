@@ -68,7 +68,7 @@ def test_the_same_seed_draws_the_same_image() -> None:
     assert checked_size(drawing.png(first)) == (first.width, first.height)
 
 
-def test_a_shape_has_its_colour_and_lies_on_another() -> None:
+def test_a_shape_has_its_own_colour_and_lies_on_a_background_of_another() -> None:
     image = drawing.paint(Picture("blue", "circle", 1), random.Random(2))
     ((x, y, half),) = image.places
 

@@ -1,66 +1,102 @@
-"""Breaks control tokens that a text spells, or could spell once a template is done with it.
+"""Keeps a client's text from becoming control tokens. Pure: strings in, strings out.
 
-Pure: strings in, strings out. A mark is a character that occurs nowhere else. It goes into
-each control token, and to each end of a text at which more text could complete one. A
-template may trim a text, cut it, take words out of it, change its case, or read it as JSON:
-what could be an end after that is one here. Too many marks do no harm, as those that turn
-out not to be needed are dropped from the prompt.
+A template writes control tokens as text, so its prompt is tokenized with control tokens parsed.
+A user who types `<|im_end|>` would then end the turn. So a marker, a character that occurs nowhere
+else, goes into each control token that a client's text spells, and to each end of a text where
+other text could complete one. The template renders the marked texts, and the prompt is cut at
+those markers that keep a control token apart.
+
+A template may trim a text, cut it, take words out of it, change its case, or read it as JSON.
+Whatever could be an end after that gets a marker. Markers that are not needed do no harm.
 """
 
+import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
+from typing import Any
+
+Json = dict[str, Any]
+
+# Words that templates compare, by the field that has them: no client chooses them freely.
+_API_WORDS: dict[str, Sequence[str]] = {
+    "role": ("system", "user", "assistant", "tool"),
+    "type": ("function", "string", "number", "integer", "boolean", "object", "array", "null"),
+    "tool_choice": ("auto", "none", "required"),
+    "reasoning_effort": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
+}
+# Names in JSON schemas: a marker would hide such a field from the template.
+_SCHEMA_NAMES = frozenset(
+    ("type", "description", "properties", "required", "items", "enum", "additionalProperties",
+     "anyOf", "oneOf", "allOf", "default", "title", "format", "nullable", "examples", "$ref",
+     "$defs", "minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems", "pattern")
+)  # fmt: skip
+_NO_NAMES: frozenset[str] = frozenset()
 
 _QUOTED = r"""(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)")"""
-_CUT_AT_WORD = re.compile(rf"(?:split|partition|replace|strip)\(\s*{_QUOTED}")
-_CUT_AT_NAME = re.compile(r"(?:split|partition|replace|strip)\(\s*([A-Za-z_]\w*)")
+_CUT = re.compile(rf"(?:split|partition|replace|strip)\(\s*(?:{_QUOTED}|([A-Za-z_]\w*))")
 _ENDS_WRITTEN = re.compile(r"""\s*(?:['"]|\{[{%#])""")
 _JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)+)"', re.DOTALL)
 _JSON_LETTER = re.compile(r"\\u([0-9a-fA-F]{4})|\\(.)|(.)", re.DOTALL)
+# llama.cpp's Jinja changes the case of these letters only.
+_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
-class Breaker:
-    """Knows a vocabulary's control tokens, and the template that the texts are for."""
+class ControlTokens:
+    """The control tokens of a vocabulary, and what a template could make of parts of them."""
 
-    def __init__(self, control_texts: Sequence[str], source: str = "") -> None:
-        # A token of one character cannot be broken; no known model has one that is printable.
-        exact = [text for text in control_texts if len(text) > 1]
-        controls = sorted({_lower(text) for text in exact})
-        self._exact, self._controls = _by_first_letter(exact), _by_first_letter(controls)
-        self._beginnings = {text[:n] for text in controls for n in range(1, len(text))}
-        self._endings = {text[n:] for text in controls for n in range(1, len(text))}
-        self._longest = max(map(len, controls), default=0)
-        self._opened = tuple(_opened_by(source, controls, self._beginnings))
+    def __init__(self, texts: Sequence[str], source: str = "") -> None:
+        """`texts` are the spellings of the tokens, `source` is that of the template."""
+        # A token of one character cannot be cut; no known model has one that is printable.
+        exact = [text for text in texts if len(text) > 1]
+        lower = sorted({_lower(text) for text in exact})
+        self._exact, self._lower = _by_first_letter(exact), _by_first_letter(lower)
+        self._beginnings = {text[:n] for text in lower for n in range(1, len(text))}
+        self._endings = {text[n:] for text in lower for n in range(1, len(text))}
+        self._longest = max(map(len, lower), default=0)
+        self._completed = tuple(_completed_by(source, lower, self._beginnings))
         cuts = sorted(_cut_words(source), key=len, reverse=True)
         self._cuts = re.compile("|".join(map(re.escape, cuts))) if cuts else None
 
-    def broken(self, text: str, mark: str) -> str:
-        """The text with a mark inside each control token, and at an end that could complete one.
+    def marked_request(self, request: Json, marker: str) -> Json:
+        """The request with markers in every text and name that the client chose."""
+        marked = {key: self._marked(value, marker, key) for key, value in request.items()}
+        if "schemas" in request:
+            marked["schemas"] = request["schemas"]  # no model reads them
+        if "kwargs" in request:  # variables of the template, which cannot write their names
+            marked["kwargs"] = {
+                name: self._marked(value, marker, name, _NO_NAMES)
+                for name, value in request["kwargs"].items()
+            }
+        return marked
 
-        >>> Breaker(["<|end|>"]).broken("a <|end|> b <|en ", "~")
+    def marked(self, text: str, marker: str) -> str:
+        """The text with markers in control tokens, and at ends that could be completed to one.
+
+        >>> ControlTokens(["<|end|>"]).marked("a <|end|> b <|en ", "~")
         'a <~|end|> b <|en~ '
         """
         places = self._places(text)
         if text.lstrip()[:1] in ('"', "{", "["):
             places |= self._places_in_strings(text)  # llama.cpp reads some contents as JSON
-        return _marked(text, places, mark)
+        return _inserted(text, places, marker)
 
-    def broken_json(self, text: str, mark: str) -> str:
-        """JSON with the marks that its strings and names need, and still JSON.
+    def marked_json(self, text: str, marker: str) -> str:
+        """JSON with markers in its strings and names only, so that it stays JSON.
 
-        >>> Breaker(["]~b]"]).broken_json('["]"]', "*")
+        >>> ControlTokens(["]~b]"]).marked_json('["]"]', "*")
         '["*]*"]'
         """
-        return _marked(text, self._places_in_strings(text), mark)
+        return _inserted(text, self._places_in_strings(text), marker)
 
-    def parts(self, prompt: str, mark: str) -> list[str]:
-        """The prompt, cut at those marks only that keep a control token from being spelled.
+    def parts(self, prompt: str, marker: str) -> list[str]:
+        """The prompt, cut at those markers that keep a control token from being spelled.
 
-        >>> Breaker(["<|end|>"]).parts("a~ <~|end|>", "~")
+        >>> ControlTokens(["<|end|>"]).parts("a~ <~|end|>", "~")
         ['a <', '|end|>']
         """
-        pieces = prompt.split(mark)
+        pieces = prompt.split(marker)
         if len(pieces) == 1:
             return pieces
         whole = "".join(pieces)
@@ -69,10 +105,30 @@ class Breaker:
             ends.append(len(piece) + (ends[-1] if ends else 0))
         needed = {0, len(whole)}
         for begin, end in _found(whole, self._exact):
-            inside = slice(bisect_right(ends, begin), bisect_right(ends, end - 1))
-            needed.update(ends[inside])
-        borders = sorted(needed)
-        return [whole[a:b] for a, b in pairwise(borders)]
+            needed.update(ends[bisect_right(ends, begin) : bisect_right(ends, end - 1)])
+        return [whole[a:b] for a, b in pairwise(sorted(needed))]
+
+    def _marked(
+        self, value: Any, marker: str, key: str, names: frozenset[str] | None = None
+    ) -> Any:
+        """A JSON value with markers. `key` is its name in an object.
+
+        `names` are those that the client did not choose in that object; None: all of them.
+        """
+        if isinstance(value, list):
+            return [self._marked(item, marker, key, names) for item in value]
+        if isinstance(value, dict):
+            ours = _names_below(key, names)
+            return {
+                name if ours is None or name in ours else self.marked(name, marker):
+                    self._marked(item, marker, name, ours)
+                for name, item in value.items()
+            }  # fmt: skip
+        if not isinstance(value, str) or value in _API_WORDS.get(key, ()):
+            return value
+        if key == "arguments" and names is None and _is_json(value):
+            return self.marked_json(value, marker)
+        return self.marked(value, marker)
 
     def _places_in_strings(self, text: str) -> set[int]:
         places: set[int] = set()
@@ -86,74 +142,81 @@ class Breaker:
         return places
 
     def _places(self, text: str) -> set[int]:
-        """Where marks go: the second character of a token, and ends."""
-        letters, begins = _lower(text), list(range(len(text) + 1)) if self._cuts else None
+        """Where markers go: in front of the second character of a token, and at ends."""
+        letters = _lower(text)
+        begins: Sequence[int] = range(len(text) + 1)  # of these letters, in the text
         places: set[int] = set()
         while True:
-            found = {begin + 1 for begin, _ in _found(letters, self._controls)}
-            cuts = list(self._cuts.finditer(letters)) if self._cuts else []
-            borders = [0, *(place for cut in cuts for place in cut.span()), len(letters)]
-            for begin, end in zip(borders[::2], borders[1::2], strict=True):
+            found = {begin + 1 for begin, _ in _found(letters, self._lower)}
+            cuts = [cut.span() for cut in self._cuts.finditer(letters)] if self._cuts else []
+            borders = [0, *chain.from_iterable(cuts), len(letters)]
+            kept = list(zip(borders[::2], borders[1::2], strict=True))
+            for begin, end in kept:
                 found |= set(self._open_ends(letters, begin, end))
-            places |= found if begins is None else {begins[place] for place in found}
-            if begins is None or not cuts:
+            places |= {begins[place] for place in found}
+            if not cuts:
                 return places
-            # What is left when the words are taken out may spell a token, or such a word again.
-            kept = [(begin, end) for begin, end in zip(borders[::2], borders[1::2], strict=True)]
+            # What is left without those words may spell a token, or such a word again.
             letters = "".join(letters[begin:end] for begin, end in kept)
-            begins = [begins[i] for begin, end in kept for i in range(begin, end)] + begins[-1:]
+            begins = [*(begins[i] for begin, end in kept for i in range(begin, end)), begins[-1]]
 
     def _open_ends(self, text: str, begin: int, end: int) -> Iterator[int]:
-        """The ends of this piece at which more text could complete a token."""
+        """The ends of this piece, trimmed or not, at which more text could complete a token."""
         piece = text[begin:end]
         bare_begin = begin + len(piece) - len(piece.lstrip())
         bare_end = max(bare_begin, begin + len(piece.rstrip()))
         for first, last in {(begin, end), (bare_begin, bare_end)}:
             if first == last:
                 continue  # a template may ask whether there is a text at all
-            reach = range(1, min(self._longest, last - first + 1))  # lengths of parts of tokens
-            if any(text[first : first + n] in self._endings for n in reach) or (
-                len(reach) == last - first and self._is_opened(text[first:last])
+            lengths = range(1, min(self._longest, last - first + 1))  # of parts of tokens
+            if any(text[first : first + n] in self._endings for n in lengths) or (
+                len(lengths) == last - first
+                and any(text[first:last] in rest for rest in self._completed)
             ):
                 yield first
-            if any(text[last - n : last] in self._beginnings for n in reach):
+            if any(text[last - n : last] in self._beginnings for n in lengths):
                 yield last
 
-    def _is_opened(self, text: str) -> bool:
-        return any(text in rest for rest in self._opened)
+
+def _names_below(key: str, names: frozenset[str] | None) -> frozenset[str] | None:
+    """The names that the client did not choose in the object that is called `key`."""
+    if names is None and key not in ("parameters", "json_schema"):
+        return None
+    return _NO_NAMES if names is _SCHEMA_NAMES and key in ("properties", "$defs") else _SCHEMA_NAMES
 
 
-def _marked(text: str, places: set[int], mark: str) -> str:
-    pieces, end = [], 0
-    for place in sorted(places):
-        pieces += [text[end:place], mark]
-        end = place
-    return "".join(pieces) + text[end:]
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _inserted(text: str, places: set[int], marker: str) -> str:
+    borders = [0, *sorted(places), len(text)]
+    return marker.join(text[begin:end] for begin, end in pairwise(borders))
 
 
 def _lower(text: str) -> str:
-    """Letters A to Z in lower case, as llama.cpp's Jinja knows no others."""
     return text.translate(_LOWER)
 
 
-_LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
-
-
-def _by_first_letter(controls: Sequence[str]) -> dict[str, list[str]]:
+def _by_first_letter(tokens: Sequence[str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
-    for control in controls:
-        groups.setdefault(control[0], []).append(control)
+    for token in tokens:
+        groups.setdefault(token[0], []).append(token)
     return groups
 
 
-def _found(text: str, controls: dict[str, list[str]]) -> Iterator[tuple[int, int]]:
-    """(begin, end) of every spelling of every token, those that overlap too."""
+def _found(text: str, tokens: dict[str, list[str]]) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each spelling of each token, also of those that overlap."""
     # Most texts have none of the few letters that tokens begin with.
-    for control in (each for first in controls if first in text for each in controls[first]):
-        begin = text.find(control)
+    for token in (each for first in tokens if first in text for each in tokens[first]):
+        begin = text.find(token)
         while begin >= 0:
-            yield begin, begin + len(control)
-            begin = text.find(control, begin + 1)
+            yield begin, begin + len(token)
+            begin = text.find(token, begin + 1)
 
 
 def _json_letters(string: str) -> tuple[str, list[int]]:
@@ -165,14 +228,17 @@ def _json_letters(string: str) -> tuple[str, list[int]]:
 
 def _cut_words(source: str) -> set[str]:
     """The words at which a template cuts texts, or which it takes out of them."""
-    words = {a or b for a, b in _CUT_AT_WORD.findall(source)}
-    for name in set(_CUT_AT_NAME.findall(source)):
-        words |= {a or b for a, b in re.findall(rf"set\s+{name}\s*=\s*{_QUOTED}", source)}
+    words: set[str] = set()
+    for single, double, name in _CUT.findall(source):
+        words.add(single or double)
+        words.update(
+            a or b for a, b in re.findall(rf"set\s+{name}\s*=\s*{_QUOTED}", source) if name
+        )
     return {_lower(word).replace("\\n", "\n") for word in words} - {""}
 
 
-def _opened_by(source: str, controls: Sequence[str], beginnings: set[str]) -> Iterator[str]:
-    """What is left of tokens that the template begins to write in front of something else.
+def _completed_by(source: str, tokens: Sequence[str], beginnings: set[str]) -> Iterator[str]:
+    """The rests of tokens whose beginnings the template writes in front of something else.
 
     A template that writes '<' + name + '>' makes the token <think> of the name think.
     """
@@ -181,7 +247,7 @@ def _opened_by(source: str, controls: Sequence[str], beginnings: set[str]) -> It
     for end in _ENDS_WRITTEN.finditer(_lower(source)):
         before = end.string[max(0, end.start() - longest) : end.start()]
         written |= {before[n:] for n in range(len(before))} & beginnings
-    for control in controls:
-        for n in range(1, len(control)):
-            if control[:n] in written:
-                yield control[n:]
+    for token in tokens:
+        for n in range(1, len(token)):
+            if token[:n] in written:
+                yield token[n:]

@@ -1,6 +1,5 @@
 """No chat template in llama.cpp's tree refuses a conversation, or loses a text of it."""
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -85,7 +84,7 @@ def lost(
     """The roles of the messages whose texts are not in the prompt."""
     request = template.told(request_of(messages, ChatOptions(tools=tuple(tools))))
     arranged, _, _ = template.accepted(request)
-    prompt = json.loads(template._render(arranged))["prompt"]
+    prompt = template._own.reply(arranged)["prompt"]
     return [message.role for message in messages if message.content not in prompt]
 
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from lmlite.worker.chat.control_tokens import Breaker
+from lmlite.worker.chat.control_tokens import ControlTokens
 
-PLAIN = Breaker(["<|end|>"])
+PLAIN = ControlTokens(["<|end|>"])
 
 
 @pytest.mark.parametrize(
-    ("text", "broken"),
+    ("text", "marked"),
     [
         ("a <|end|> b", "a <~|end|> b"),
         ("<|end|><|end|>", "<~|end|><~|end|>"),
@@ -25,21 +25,21 @@ PLAIN = Breaker(["<|end|>"])
         ("  ", "  "),
     ],
 )
-def test_marks_go_into_tokens_and_open_ends(text: str, broken: str) -> None:
-    assert PLAIN.broken(text, "~") == broken
+def test_marks_go_into_tokens_and_open_ends(text: str, marked: str) -> None:
+    assert PLAIN.marked(text, "~") == marked
 
 
 def test_a_letter_that_grows_in_lower_case_moves_no_mark() -> None:
-    assert PLAIN.broken("\u0130 <|end|>", "~") == "\u0130 <~|end|>"
+    assert PLAIN.marked("\u0130 <|end|>", "~") == "\u0130 <~|end|>"
 
 
 def test_json_is_marked_in_its_strings_only() -> None:
-    breaker = Breaker(["]~b]", "[a"])
-    assert breaker.broken_json('["]", [1]]', "*") == '["*]*", [1]]'
+    control_tokens = ControlTokens(["]~b]", "[a"])
+    assert control_tokens.marked_json('["]", [1]]', "*") == '["*]*", [1]]'
 
 
 @pytest.mark.parametrize(
-    ("source", "text", "broken"),
+    ("source", "text", "marked"),
     [
         ("{{ '<' ~ name ~ '>' }}", "|end|", "~|end|"),
         ("<{{ name }}>", "|end|", "~|end|"),
@@ -49,8 +49,8 @@ def test_json_is_marked_in_its_strings_only() -> None:
         ("{% set end = '/a' %}{{ m.split(end)[0] }}", "<|en/ad|>", "<~|en~/a~d|>"),
     ],
 )
-def test_what_the_template_does_opens_more_ends(source: str, text: str, broken: str) -> None:
-    assert Breaker(["<|end|>"], source).broken(text, "~") == broken
+def test_what_the_template_does_opens_more_ends(source: str, text: str, marked: str) -> None:
+    assert ControlTokens(["<|end|>"], source).marked(text, "~") == marked
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions
-from lmlite.worker.chat import limits as template_limits
+from lmlite.worker.chat import renderer
 from lmlite.worker.chat.bridge_request import request_of
 from lmlite.worker.chat.template import ChatTemplate
 from lmlite.worker.llama.model import Context, Model
@@ -190,7 +190,7 @@ def test_a_template_that_takes_too_long_is_refused_and_its_worker_lives_on() -> 
 
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Templates may take no more than a megabyte."""
-    monkeypatch.setattr(template_limits, "MAX_BYTES", 1 << 20)
+    monkeypatch.setattr(renderer, "MAX_BYTES", 1 << 20)
 
 
 def test_while_a_template_is_bounded_other_threads_are_not(
@@ -209,7 +209,7 @@ def test_while_a_template_is_bounded_other_threads_are_not(
     with ThreadPoolExecutor() as pool:
         others = pool.submit(make_contexts)
         while not others.done():
-            assert template._reply(request)["prompt"] == "Hi"
+            assert template._own.reply(request)["prompt"] == "Hi"
     others.result()
     template.close()
 
@@ -219,12 +219,12 @@ def test_a_template_that_takes_too_much_memory_is_refused(
 ) -> None:
     template = ChatTemplate(default_model, "{{ messages[0].content ~ 'x' * 50000 }}")
     request = request_of([ChatMessage("user", "Hi")], ChatOptions())
-    assert template._reply(request)["prompt"] == "Hi" + "x" * 50_000
+    assert template._own.reply(request)["prompt"] == "Hi" + "x" * 50_000
     with monkeypatch.context() as patched:
         small(patched)
         with pytest.raises(BadRequest, match="the template takes more memory than it may"):
-            template._reply(request)
-    assert template._reply(request)["prompt"] == "Hi" + "x" * 50_000
+            template._own.reply(request)
+    assert template._own.reply(request)["prompt"] == "Hi" + "x" * 50_000
     template.close()
 
 

@@ -15,7 +15,8 @@ from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
 from lmlite.worker.chat.answer import Answer, Form, Part
 from lmlite.worker.chat.bridge_request import request_of
-from lmlite.worker.chat.template import ChatTemplate, TemplateError
+from lmlite.worker.chat.renderer import TemplateError
+from lmlite.worker.chat.template import ChatTemplate
 from lmlite.worker.llama.model import Model
 from tests.support.template_tree import NAMES, source_of, specials
 
@@ -90,7 +91,7 @@ def written(template: ChatTemplate, name: str, message: ChatMessage) -> tuple[Fo
     try:
         form = template.render([ASK], OFFERED).form
         prompt, whole = (
-            str(json.loads(template._render(request_of(messages, OFFERED)))["prompt"])
+            str(template._own.reply(request_of(messages, OFFERED))["prompt"])
             for messages in ([ASK], [ASK, message, then])
         )
     except BadRequest:

@@ -8,7 +8,8 @@ import pytest
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage, ChatOptions, ToolCall
 from lmlite.worker.chat.bridge_request import request_of
-from lmlite.worker.chat.template import ChatTemplate, TemplateError
+from lmlite.worker.chat.renderer import TemplateError
+from lmlite.worker.chat.template import ChatTemplate
 from lmlite.worker.llama.model import Model
 from tests.support.gguf_writer import CHATML
 from tests.support.template_tree import source_of

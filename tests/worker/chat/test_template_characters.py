@@ -31,7 +31,7 @@ TOOLS = [
 def rendered(model: Model, source: str | None, conversation: Conversation) -> str:
     template = ChatTemplate(model, source)
     try:
-        reply = template._reply(request_of(conversation.messages, options_of(conversation)))
+        reply = template._own.reply(request_of(conversation.messages, options_of(conversation)))
         return str(reply["prompt"])
     finally:
         template.close()

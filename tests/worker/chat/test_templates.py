@@ -264,7 +264,7 @@ def rendered(template: ChatTemplate, conversation: Conversation) -> tuple[str, l
     request = request_of(conversation.messages, options_of(conversation))
     try:
         prompt, reply = template.prompt(request)
-        text = json.loads(reply or template._render(request))["prompt"]
+        text = (reply or template._own.reply(request))["prompt"]
     except BadRequest as refusal:
         return refusal.message.replace("the chat template refuses the messages", "refused"), []
     return text, prompt.ids
