@@ -1,8 +1,8 @@
-"""Grammars of answers that call tools, put right: llama.cpp's GBNF in, GBNF out.
+"""Grammars of answers that call tools, corrected: llama.cpp's GBNF in, GBNF out. Pure.
 
-llama.cpp lets a call that must be made come after any amount of text, knows no answer that may be
-a call or be in a form, and holds no call that may be made where a call is bare JSON. Pure: looks at
-the rules that the library writes, by their names.
+llama.cpp lets any amount of text come before a call that must be made. It has no grammar for
+answers that are either a call or in a form, nor for calls in bare JSON that may be made. The rules
+that it writes are known here by their names.
 """
 
 import re
@@ -14,7 +14,7 @@ _PATTERN = 2  # COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN
 # A literal, a class of characters, a count, or the name of a rule.
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\{[^}]*\}|[A-Za-z][\w-]*')
 _ROOT = re.compile(r"^root ::= (.*)$", re.MULTILINE)
-# Any text, up to a call or to what may stand in front of one; and a message of its own.
+# Any text in front of a call and its opening; and a message that is not a call.
 _TALK = re.compile(
     r'until-\d+\?? (?=(?:space |"[^"]*"\? )*[\w-]*tool-)|"all\\n" until-\d+ (?:tools|\(.*?\)) \| '
 )
@@ -23,7 +23,7 @@ _FENCED = '("```json" space response-format space "```" | space response-format 
 
 
 def without_small_talk(grammar: str) -> str:
-    """The grammar of calls that must be made, without a place for talk; thoughts may come first.
+    """The grammar of calls that must be made, without text before them except thoughts.
 
     >>> without_small_talk('root ::= ("<think>" until-1 "</think>")? until-7 tool-calls')
     'root ::= ("<think>" until-1 "</think>")? tool-calls'
@@ -32,9 +32,9 @@ def without_small_talk(grammar: str) -> str:
 
 
 def woken_by_name(grammar: str, names: Sequence[str]) -> dict[str, Any]:
-    """What a reply of the library has to say, for calls in bare JSON to be held from their name on.
+    """Fields for a reply of the library, so that calls in bare JSON are held from their name on.
 
-    `grammar` is that of calls that must be made; {} where a call begins otherwise.
+    `grammar` is that of calls that must be made. {} where calls are not bare JSON.
     """
     root = _BARE_CALL.search(grammar)
     if root is None:
@@ -48,21 +48,21 @@ def woken_by_name(grammar: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def call_or_form(calls: str, form: str) -> str | None:
-    """A grammar of answers that call tools, or else are in a form; None where none can be made."""
+    """A grammar of answers that call tools or are in a form; None if that cannot be made."""
     form = without_fence(form)
     if not form or "```" in form:
-        return None  # a parser of calls would take a fence for content
-    either = "root ::= calls-root | form-root"
-    return "\n".join([either, _renamed(calls, "calls-"), _renamed(form, "form-")])
+        return None  # the parser of calls would take the fence for content
+    rules = ["root ::= calls-root | form-root", _renamed(calls, "calls-"), _renamed(form, "form-")]
+    return "\n".join(rules)
 
 
 def without_fence(form: str) -> str:
-    """The grammar of a form, without the marks of Markdown around it."""
+    """The grammar of a form, without the fence of Markdown around it."""
     return form.replace(_FENCED, "(space response-format space)")
 
 
 def _renamed(grammar: str, prefix: str) -> str:
-    """The same rules, each with a name that no other grammar has."""
+    """The same rules, with a prefix to each name."""
 
     def rename(part: re.Match[str]) -> str:
         return prefix + part[0] if part[0][0].isalpha() else part[0]

@@ -1,6 +1,6 @@
-"""What wakes a grammar that waits: words, patterns or tokens, found at the end of a growing text.
+"""What starts a grammar that waits: words, patterns or tokens at the end of a growing text. Pure.
 
-llama.cpp's own grammars search all of the text with each token. Pure.
+llama.cpp's own grammars search the whole text again with each token.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 
 # enum common_grammar_trigger_type
 _TOKEN, _WORD, _PATTERN, _PATTERN_FULL = range(4)
-MAX_BYTES = 512  # of the text that is searched; half of it is kept, more than any trigger has
+MAX_BYTES = 512  # of text that is searched; half of it is kept, which is longer than any trigger
 
 
 class Triggers:
@@ -25,11 +25,11 @@ class Triggers:
         """As the bridge's reply to a request for a prompt has them."""
         self._tokens: set[int] = set()
         self._searched: list[re.Pattern[bytes]] = []
-        self._whole: list[re.Pattern[bytes]] = []  # patterns of all that is heard
+        self._whole: list[re.Pattern[bytes]] = []  # for the whole text
         for trigger in triggers:
             self._add(trigger["type"], trigger["value"].encode(), trigger["token"])
         self._heard: deque[tuple[int, bytes]] = deque()
-        self._text = b""  # theirs
+        self._text = b""  # of the tokens in _heard
 
     def _add(self, kind: int, value: bytes, token: int) -> None:
         if kind == _TOKEN:
@@ -42,7 +42,7 @@ class Triggers:
             self._searched.append(re.compile(value))
 
     def hear(self, token: int, piece: bytes) -> list[int]:
-        """Nothing; or once a trigger is complete, the latest tokens, all of its own among them."""
+        """Once a trigger is complete, the latest tokens, which contain it; else an empty list."""
         self._heard.append((token, piece))
         self._text += piece
         if self._is_complete(token):
@@ -59,7 +59,7 @@ class Triggers:
         )
 
     def _forget(self) -> None:
-        """Drops what is too long ago; where all of the text counts, nothing can match any more."""
+        """Drops the oldest tokens, and the patterns that needed the text from its beginning."""
         n_bytes = len(self._text)
         while n_bytes > MAX_BYTES // 2:
             n_bytes -= len(self._heard.popleft()[1])
