@@ -1,56 +1,55 @@
 """How many threads a step gets: fewer while other processes keep this machine busy.
 
-The threads of a step meet after each operation, hundreds of times, and the slowest decides. One
-that shares its core with another process makes all others wait: then a thread less is faster.
-When that begins shows in the time of a step. When it ends does not: what is gone from a core
-that is not used any more cannot be seen, only tried. So now and then another number of threads
-runs against the current one, in turns, on comparable steps, and has to win every time. A step
-that reads prompts takes part where it is short, as with a small model that answers many short
-requests; a long one has every thread: to try a worse number on it would keep somebody waiting.
+The threads of a step meet after each operation, hundreds of times, and the slowest decides. A
+thread that shares its core with another process makes all others wait: then one thread less is
+faster. The start of such a load shows in the time of a step, its end does not: load on an unused
+core is invisible; only a trial shows it. So from time to time another number of threads runs in
+turns with the current one, on comparable steps, and replaces it after winning every turn.
 
-Pure policy: no C, no threads, no clock. It is told how long steps took, and counts its time in
-theirs.
+Steps that generate take part, and short steps that read prompts, as with a small model that
+answers many short requests. A long step that reads always has every thread: a trial of a worse
+number on it would keep a client waiting.
+
+Pure policy: no C, no threads, no clock. It is told how long steps took, and counts its waits in
+samples, so that trials cost the same share of the time whether a step takes 1 ms or 1 s.
 """
 
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from statistics import median
 
-SAMPLE_S = 0.02  # a scheduler's time slices are milliseconds: shorter steps count together
-N_SAMPLES = 5  # that are looked at; their median hides what hits one or two of them
+SAMPLE_S = 0.02  # a scheduler's time slices are milliseconds: shorter steps make one sample
+N_SAMPLES = 5  # that a median is taken of: it hides what disturbs one or two of them
 MAJORITY = N_SAMPLES // 2 + 1
-GAIN = 0.9  # of the time of a step: what takes longer than this is not worth a change
-UNUSUAL = 1.4  # times the usual time: something has happened
-LEVEL_WEIGHT = 1 / 16  # of a new sample in the usual time, which grows with the context
-FIRST_WAIT_S, MAX_WAIT_S = 1.0, 30.0  # between two trials; doubled each time nothing is better
-SHORT_S = 0.02  # a step that reads prompts, and is expected to take less, is one to try things on
+GAIN = 0.9  # of the time of a step: a smaller gain is not worth a change
+UNUSUAL = 1.4  # times as slow as usual: perhaps a load has come
+FIRST_WAIT, MAX_WAIT = 64, 512  # samples between trials; doubled each time no number is better
+SHORT_S = 0.02  # the longest step that reads prompts and takes part
 READS, UNIT = 0, 16  # the kind of such steps; their times are compared per so many tokens
-SHARE, HASTY_SHARE = 0.005, 0.02  # of all time that trials may lose: usually, with a reason
 
 
-class _Samples:
-    """Times of comparable steps, joined until they are long enough to tell."""
+class _Times:
+    """Times of comparable steps; short steps are joined into samples."""
 
     def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=N_SAMPLES)  # seconds per step
+        self.recent: deque[float] = deque(maxlen=N_SAMPLES)  # samples, in seconds per step
+        self.usual_s = 0.0  # the median when numbers were last compared; 0 before
         self._n_steps, self._sum_s = 0, 0.0
 
-    def add(self, elapsed_s: float) -> float | None:
-        """The sample that this step completes."""
+    def add(self, elapsed_s: float) -> bool:
+        """Whether this step completes a sample."""
         self._n_steps += 1
         self._sum_s += elapsed_s
         if self._sum_s < SAMPLE_S:
-            return None
-        sample_s = self._sum_s / self._n_steps
+            return False
+        self.recent.append(self._sum_s / self._n_steps)
         self._n_steps, self._sum_s = 0, 0.0
-        self.recent.append(sample_s)
-        return sample_s
+        return True
 
     @property
     def is_full(self) -> bool:
-        """Whether there is enough to go by."""
+        """Whether there are enough samples for a median."""
         return len(self.recent) == N_SAMPLES
 
     @property
@@ -59,44 +58,21 @@ class _Samples:
         return median(self.recent)
 
 
-class _Usual(_Samples):
-    """What steps of one kind take with the current number of threads."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.level_s = 0.0  # a slow average; 0 until there is one
-
-    def add(self, elapsed_s: float) -> float | None:
-        """As above, and the usual time follows."""
-        sample_s = super().add(elapsed_s)
-        if sample_s is not None and self.is_full:
-            level_s = self.level_s or self.median_s
-            self.level_s = level_s + (sample_s - level_s) * LEVEL_WEIGHT
-        return sample_s
-
-    def accept(self) -> None:
-        """What was unusual is usual now."""
-        if self.is_full:
-            self.level_s = self.median_s
-
-
 class _Trial:
-    """One number of threads against the current one: in its turn, in the other's, and again.
+    """One number of threads against the current one: new, current, new.
 
     Each turn is compared with the one before it, so that a load that comes or goes meanwhile
-    does not decide. The best of five samples wins a turn; a turn that is lost ends the trial.
+    does not decide. Three of five samples win a turn; the first lost turn ends the trial.
     """
 
-    N_TURNS = 3  # of the new number, the current one, the new one
+    N_TURNS = 3
 
-    def __init__(self, n_new: int, n_current: int, before_s: float) -> None:
-        self.n_new = n_new
+    def __init__(self, kind: int, n_new: int, n_current: int, before_s: float) -> None:
+        """`before_s`: seconds per step, with the current number."""
+        self.kind, self.n_new = kind, n_new
         self._numbers = n_new, n_current
-        self._before_s = before_s  # per step, in the turn before
-        self._turn = 0
-        self._samples = _Samples()
-        self._n_good = self._n_bad = 0
-        self.lost_s = 0.0  # by the turns of the new number
+        self._before_s = before_s
+        self._turn, self._times = 0, _Times()
 
     @property
     def n_threads(self) -> int:
@@ -104,64 +80,46 @@ class _Trial:
         return self._numbers[self._turn % 2]
 
     def add(self, elapsed_s: float) -> bool | None:
-        """Notes a step; whether the new number has won, None while that is open."""
-        is_new = self._turn % 2 == 0
-        if is_new:
-            self.lost_s += elapsed_s - self._before_s
-        sample_s = self._samples.add(elapsed_s)
-        if sample_s is None:
+        """Notes a step. Whether the new number has won, None while that is open."""
+        if not self._times.add(elapsed_s):
             return None
-        fast_s, slow_s = (sample_s, self._before_s) if is_new else (self._before_s, sample_s)
-        if fast_s < GAIN * slow_s:
-            self._n_good += 1
-        else:
-            self._n_bad += 1
-        if self._n_bad == MAJORITY:
+        for_new = [self._speaks_for_new(sample_s) for sample_s in self._times.recent]
+        if for_new.count(False) == MAJORITY:
             return False
-        return self._next_turn() if self._n_good == MAJORITY else None
-
-    def _next_turn(self) -> bool | None:
+        if for_new.count(True) < MAJORITY:
+            return None
+        self._before_s, self._times = self._times.median_s, _Times()
         self._turn += 1
-        self._before_s = self._samples.median_s
-        self._samples = _Samples()
-        self._n_good = self._n_bad = 0
         return True if self._turn == self.N_TURNS else None
 
-
-@dataclass
-class _Survey:
-    """Trials of all other numbers, one after the other, until one wins. On steps of one kind."""
-
-    kind: int
-    candidates: Iterator[int]
-    trial: _Trial
-    lost_s: float = 0.0
-    n_foreign: int = 0  # samples of other kinds since the last of this one
+    def _speaks_for_new(self, sample_s: float) -> bool:
+        if self._turn % 2:
+            return self._before_s < GAIN * sample_s
+        return sample_s < GAIN * self._before_s
 
 
 class ThreadGovernor:
     """Chooses the number of threads of each step, from 1 to `n_max`."""
 
     def __init__(self, n_max: int, *, on_change: Callable[[int, int], None] | None = None) -> None:
-        """`on_change` hears the old number and the new one."""
+        """`on_change` is called with the old number and the new one."""
         self.n_max = self.n_threads = n_max
         self._on_change = on_change
-        self._clock_s = 0.0  # time spent in steps that take part
         self._token_s = math.inf  # of a step that reads, per token
-        self._usual: dict[int, _Usual] = {}  # by kind: how many sequences generate, or READS
-        self._survey: _Survey | None = None
-        self._surveyed_s = 0.0  # when the last survey ended
-        self._lost_s = 0.0  # by it
-        self._wait_s = FIRST_WAIT_S
-        self._due_s: float | None = None  # when the next one is to begin; None: not known yet
+        self._times: dict[int, _Times] = {}  # by kind: how many sequences generate, or READS
+        self._trial: _Trial | None = None
+        self._untried: Iterator[int] = iter(())  # numbers that come after the trial's
+        self._n_foreign = 0  # samples of other kinds since the trial's last step
+        self._n_samples = 0  # of all kinds: the clock that waits are counted in
+        self._compared_at, self._due, self._wait = 0, FIRST_WAIT, FIRST_WAIT
 
     def choose(self, n_tokens: int, *, reads: bool = False) -> int:
         """How many threads the next step gets; unless it reads, each token extends a sequence."""
         kind = self._kind(n_tokens, reads)
         if kind is None:
             return self.n_max
-        if self._survey is not None and self._survey.kind == kind:
-            return self._survey.trial.n_threads
+        if self._trial is not None and self._trial.kind == kind:
+            return self._trial.n_threads
         return self.n_threads
 
     def note(self, n_tokens: int, elapsed_s: float, *, reads: bool = False) -> None:
@@ -173,20 +131,20 @@ class ThreadGovernor:
             elapsed_s = token_s * UNIT
         if self.n_max == 1 or kind is None:
             return
-        self._clock_s += elapsed_s
-        if self._survey is not None and self._survey.kind == kind:
-            self._go_on(self._survey, elapsed_s)
+        if self._trial is not None and self._trial.kind == kind:
+            self._n_foreign = 0
+            self._go_on(self._trial, elapsed_s)
         else:
             self._watch(kind, elapsed_s)
 
     def _kind(self, n_tokens: int, reads: bool) -> int | None:
-        """What a step can be compared with; None: it is long."""
+        """Steps of one kind can be compared. None: a long step, which has every thread."""
         if not reads:
             return n_tokens
         return READS if n_tokens * self._token_s < SHORT_S else None
 
     def pause(self) -> None:
-        """Nobody generates for a while; the other load may be gone when somebody does again."""
+        """No sequence generates for a while; the other load may be gone afterwards."""
         if self.n_threads < self.n_max:
             self._hurry()
 
@@ -196,84 +154,61 @@ class ThreadGovernor:
         All of them, for a load that has gone; then 1, 2, 4, ... more or fewer: a busy process takes
         one core, and to leave it one of several is nearly free, but many processes take many.
         """
-        n, seen = self.n_threads, {self.n_threads}
         steps = [1 << i for i in range(self.n_max.bit_length())]
-        for other in (self.n_max, *(n + step for step in steps), *(n - step for step in steps)):
-            if 1 <= other <= self.n_max and other not in seen:
-                seen.add(other)
+        nearest = (self.n_threads + sign * step for sign in (1, -1) for step in steps)
+        for other in dict.fromkeys((self.n_max, *nearest)):
+            if 1 <= other <= self.n_max and other != self.n_threads:
                 yield other
 
-    # ---- between surveys -------------------------------------------------------------------
-
     def _watch(self, kind: int, elapsed_s: float) -> None:
-        usual = self._usual.setdefault(kind, _Usual())
-        if usual.add(elapsed_s) is None or not usual.is_full:
+        """Notes a step with the current number; begins a trial when one is due."""
+        times = self._times.setdefault(kind, _Times())
+        if not times.add(elapsed_s):
             return
-        if self._survey is not None:
-            self._survey.n_foreign += 1
-            if self._survey.n_foreign > 2 * N_SAMPLES:  # steps of its kind come no more
-                self._survey = None
-            return
-        if self._due_s is None:
-            self._due_s = self._clock_s + self._first_wait_s(usual)
-        if self._is_unusual(usual):
-            self._hurry()
-        if self._clock_s >= self._due_s:
-            others = self.candidates()
-            trial = _Trial(next(others), self.n_threads, usual.median_s)
-            self._survey = _Survey(kind, others, trial)
-
-    def _first_wait_s(self, usual: _Usual) -> float:
-        """Long enough for the first survey to lose little: it may have a reason, or none."""
-        n_samples = MAJORITY * len(list(self.candidates()))
-        return n_samples * max(usual.level_s, SAMPLE_S) / (2 * HASTY_SHARE)
-
-    def _is_unusual(self, usual: _Usual) -> bool:
-        """Whether steps became much slower; or faster, where that may be a load that has gone."""
-        if usual.median_s > UNUSUAL * usual.level_s:
-            return True
-        return self.n_threads < self.n_max and UNUSUAL * usual.median_s < usual.level_s
+        self._n_samples += 1
+        if self._trial is not None:
+            self._n_foreign += 1
+            if self._n_foreign > 2 * N_SAMPLES:  # steps of its kind have stopped coming
+                self._trial = None
+        elif times.is_full:
+            times.usual_s = times.usual_s or times.median_s
+            if times.median_s > UNUSUAL * times.usual_s:
+                self._hurry()
+            if self._n_samples >= self._due:
+                self._untried = self.candidates()
+                self._try_next(kind)
 
     def _hurry(self) -> None:
-        """The next survey comes as soon as the last one's cost allows."""
-        soonest_s = self._surveyed_s + max(FIRST_WAIT_S, self._lost_s / HASTY_SHARE)
-        self._due_s = soonest_s if self._due_s is None else min(self._due_s, soonest_s)
+        """The next trial comes as soon as its cost allows."""
+        self._due = min(self._due, self._compared_at + FIRST_WAIT)
 
-    # ---- during a survey -------------------------------------------------------------------
-
-    def _go_on(self, survey: _Survey, elapsed_s: float) -> None:
-        survey.n_foreign = 0
-        has_won = survey.trial.add(elapsed_s)
-        if has_won is None:
-            return
-        survey.lost_s += max(0.0, survey.trial.lost_s)
+    def _go_on(self, trial: _Trial, elapsed_s: float) -> None:
+        has_won = trial.add(elapsed_s)
         if has_won:
-            self._change(survey.trial.n_new)
-            return
-        other = next(survey.candidates, None)
-        if other is None:
-            self._stay(survey)
-        else:
-            before_s = self._usual[survey.kind].median_s
-            survey.trial = _Trial(other, self.n_threads, before_s)
+            self._change(trial.n_new)
+        elif has_won is False:
+            self._try_next(trial.kind)
 
-    def _stay(self, survey: _Survey) -> None:
-        """Nothing is better: the current number is tested again later, and later each time."""
-        self._end_survey(survey.lost_s)
-        self._due_s = self._clock_s + max(self._wait_s, self._lost_s / SHARE)
-        self._wait_s = min(2 * self._wait_s, MAX_WAIT_S)
-        for usual in self._usual.values():
-            usual.accept()
+    def _try_next(self, kind: int) -> None:
+        """A trial of the next candidate; behind the last, the current number stays."""
+        self._trial = None
+        if (n_new := next(self._untried, None)) is not None:
+            self._trial = _Trial(kind, n_new, self.n_threads, self._times[kind].median_s)
+            return
+        for times in self._times.values():
+            times.usual_s = times.median_s if times.is_full else 0.0
+        self._wait_for(self._wait)
+        self._wait = min(2 * self._wait, MAX_WAIT)
 
     def _change(self, n_threads: int) -> None:
-        self._end_survey(0.0)
-        self._due_s = self._clock_s + FIRST_WAIT_S
-        self._wait_s = FIRST_WAIT_S
-        self._usual.clear()
+        self._trial = None
+        self._times.clear()
+        self._wait = FIRST_WAIT
+        self._wait_for(FIRST_WAIT)
         old, self.n_threads = self.n_threads, n_threads
         if self._on_change is not None:
             self._on_change(old, n_threads)
 
-    def _end_survey(self, lost_s: float) -> None:
-        self._survey = None
-        self._surveyed_s, self._lost_s = self._clock_s, lost_s
+    def _wait_for(self, n_samples: int) -> None:
+        self._compared_at = self._n_samples
+        self._due = self._n_samples + n_samples
