@@ -14,8 +14,7 @@ from typing import Any, NoReturn
 from lmlite.errors import BadRequest
 from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams
 from lmlite.server.api.call import Call, ignored_fields
-from lmlite.server.api.chat.answer_forms import parse_form
-from lmlite.server.api.chat.guided_decoding import FIELDS, guided, guided_text
+from lmlite.server.api.chat.answer_forms import FIELDS, guided, parse_form, parse_grammar
 from lmlite.server.api.chat.requests import custom_tools, left_out, parse_messages, parse_options
 from lmlite.server.api.fields import (
     Body,
@@ -28,7 +27,6 @@ from lmlite.server.api.fields import (
     unsupported,
 )
 from lmlite.server.api.sampling import MAX_INT, NAMES, sampling_values
-from lmlite.server.forms.gbnf import checked_grammar
 from lmlite.server.front.limits import Limits
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
@@ -64,7 +62,7 @@ def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     messages = parse_messages(required(body, "messages"), defaults.takes_images, defaults.limits)
     options, unheld = parse_options(body)
     options = replace(options, separate_reasoning=defaults.separate_reasoning)
-    grammar = _grammar(body, defaults)
+    grammar = parse_grammar(body, defaults.allows_grammars)
     if grammar is not None:
         if options.tools or options.json_schema:
             path = (guided(body) or ("", None, "grammar"))[2]
@@ -85,7 +83,7 @@ def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
     n_logprobs = integer(body, "logprobs", 0, 5)
     params = _sampling_params(body, _max_tokens(body, "max_tokens"), n_logprobs, defaults)
     prompts = _prompts(body, "prompt", defaults.limits.max_prompts)
-    grammar = _grammar(body, defaults)
+    grammar = parse_grammar(body, defaults.allows_grammars)
     if (grammar or guided(body)) and len(prompts) * n > MAX_GRAMMARS:
         raise BadRequest(f"grammar is for at most {MAX_GRAMMARS} choices", param="grammar")
     schema, _ = parse_form({name: body[name] for name in FIELDS if name in body})
@@ -190,20 +188,6 @@ def _logit_bias(body: Body, most: int) -> tuple[tuple[int, float], ...]:
         (int(token), clamped(biases, token, -100, 100, 0.0, f"logit_bias.{token}"))
         for token in biases
     )
-
-
-def _grammar(body: Body, defaults: Defaults) -> str | None:
-    """The grammar of all of the answer's text."""
-    kind, value, path = guided(body) or ("", None, "")
-    if kind in ("regex", "choice"):
-        return guided_text(kind, value, path)
-    if kind != "grammar":
-        return None
-    if not defaults.allows_grammars:
-        unsupported(path, "this server takes no grammars unless it is started with --allow-grammar")
-    if type(value) is not str:
-        raise BadRequest(f"{path} is not a string", param=path)
-    return checked_grammar(value, path)
 
 
 def _prompts(body: Body, field: str, most: int) -> tuple[Prompt, ...]:
