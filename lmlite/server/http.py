@@ -28,7 +28,7 @@ from lmlite.server.api.openai import routes as openai
 from lmlite.server.api.reply import GeneratedReply
 from lmlite.server.api.reply import Reply as ApiReply
 from lmlite.server.api.responses import routes as responses
-from lmlite.server.api.route import ErrorBody, MakeReply, PageRoute, WorkerRoute, by_name
+from lmlite.server.api.route import ErrorBody, MakeReply, PageRoute, WorkerRoute
 from lmlite.server.front import wire
 from lmlite.server.front.connection import Connection
 from lmlite.server.front.gate import allowed_by, check_method
@@ -173,7 +173,7 @@ class Handler:
         defaults = self.server.registry.models()[0].defaults
         call, reply = route.parse(body, defaults), route.reply
         if route.has_dry_run and head.headers.get("x-dry-run", "0") != "0":
-            call, reply = planned(call), by_name(partial(DryRun, body, defaults))
+            call, reply = planned(call), partial(DryRun, body, defaults)
         self._serve(call, f"{route.id_prefix}{self._token}", reply)
 
     def log_stream(self) -> None:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from copy import deepcopy
 from fnmatch import fnmatch
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -729,7 +730,8 @@ def check_failure(run: Pass, name: str, events: list[ReplyEvent]) -> None:
     """The last event of a stream that fails after these events of the worker."""
     stored = StoredResponses()
     call = parse_response(stored, {"input": "Hi", "stream": True})
-    reply = ResponseReply(stored, call, "resp_1", run.server.model, 0)
+    model: Any = SimpleNamespace(name=run.server.model)
+    reply = ResponseReply(stored, call, "resp_1", model, 0)
     for event in events:
         reply.add(event)
     data = reply.failure(InternalError("the worker ended"))

@@ -12,6 +12,7 @@ from lmlite.messages import Chat, Complete, Planned, SamplingParams
 from lmlite.server.api.call import Call
 from lmlite.server.api.reply import ComputedReply
 from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.registry import ServedModel
 
 Json = dict[str, Any]
 
@@ -31,7 +32,13 @@ class DryRun(ComputedReply):
     """The reply to a request that is only planned."""
 
     def __init__(
-        self, body: Json, defaults: Defaults, call: Call, reply_id: str, model: str, created: int
+        self,
+        body: Json,
+        defaults: Defaults,
+        call: Call,
+        reply_id: str,
+        model: ServedModel,
+        created: int,
     ) -> None:
         """`body` is the request as the client wrote it."""
         super().__init__(call, reply_id, model, created)
@@ -44,7 +51,7 @@ class DryRun(ComputedReply):
             "id": self.id,
             "object": "dry_run",
             "created": self.created,
-            "model": self.model,
+            "model": self.model.name,
             "prompts": [
                 {
                     "text": b"".join(event.pieces).decode("utf-8", "replace"),

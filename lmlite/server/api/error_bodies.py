@@ -1,4 +1,4 @@
-"""An error in the words of an API: OpenAI's or Anthropic's."""
+"""Errors in the format of OpenAI's or Anthropic's API."""
 
 import re
 from typing import Any
@@ -22,12 +22,12 @@ def anthropic_error(error: ApiError, request_id: str) -> Json:
 
 
 def headers_of(error: ApiError) -> list[tuple[str, str]]:
-    """What the reply says of an error beside its body: what to do about it."""
+    """Headers that say what a client can do about an error."""
     headers = []
     if error.retry_after_s is not None:
         headers.append(("Retry-After", str(error.retry_after_s)))
     elif error.status >= 500:
-        headers.append(("X-Should-Retry", "false"))  # OpenAI's clients heed it
+        headers.append(("X-Should-Retry", "false"))  # to OpenAI's clients
     if isinstance(error, MethodNotAllowed):
         headers.append(("Allow", ", ".join(error.allowed)))
     if isinstance(error, Unauthorized):
@@ -36,14 +36,14 @@ def headers_of(error: ApiError) -> list[tuple[str, str]]:
 
 
 def message_error(error: ApiError) -> Json:
-    """Anthropic's object. It has no place for the field at fault, so the message names it."""
+    """Anthropic's object. It has no field for the parameter at fault, so the message names it."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     message = error.message
-    if isinstance(error, PromptTooLong):  # in Anthropic's words, which clients look for
+    if isinstance(error, PromptTooLong):  # clients look for Anthropic's words
         n_prompt, n_ctx = error.tokens
         message = f"prompt is too long: {n_prompt} tokens > {n_ctx} maximum. {error.advice}"
     elif error.param is not None and error.param not in message:
         message = f"{error.param}: {message}"
-    # The worker, and what reads schemas, know the form of an answer by its name in a chat.
+    # The worker and the schema reader use the names of a chat.
     message = re.sub(r"response_format(\.json_schema)?", "output_config.format", message)
     return {"type": "error", "error": {"type": kind, "message": message}}

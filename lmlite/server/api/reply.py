@@ -1,11 +1,10 @@
-"""What http.py asks of a reply, whichever API it is for, and what all replies share.
+"""The interface of all replies, whichever API they are for, and what they share.
 
-A reply is made from the request, takes the events of the worker, and says what the client gets.
+A reply is made for a request, takes the events of the worker, and gives what the client gets.
 Pure; knows no sockets.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lmlite.errors import ApiError
@@ -13,6 +12,7 @@ from lmlite.messages import Chat, Complete, Delta, Embedded, Finished, Planned, 
 from lmlite.server.api.call import Call
 from lmlite.server.api.turn import Turn, Writer
 from lmlite.server.front import wire
+from lmlite.server.models.registry import ServedModel
 
 Json = dict[str, Any]
 
@@ -20,12 +20,12 @@ Json = dict[str, Any]
 class Reply:
     """A reply in one piece: `add` each event, then `whole`."""
 
-    def __init__(self, call: Call, reply_id: str, model: str, created: int) -> None:
+    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         """`created`: seconds since 1970."""
         self.call, self.id, self.model, self.created = call, reply_id, model, created
 
     def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event; returns the bytes that it becomes on a stream, b"" for none."""
+        """Takes the next event. Returns its bytes on a stream; b"" if it has none there."""
         raise NotImplementedError
 
     def whole(self) -> Json:
@@ -34,9 +34,9 @@ class Reply:
 
 
 class ComputedReply(Reply):
-    """A reply for which nothing is generated: the worker sends one event for each input."""
+    """A reply without generated text: the worker sends one event for each input."""
 
-    def __init__(self, call: Call, reply_id: str, model: str, created: int) -> None:
+    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
         self._results: dict[int, Any] = {}
 
@@ -51,40 +51,30 @@ class ComputedReply(Reply):
         return [event for _, event in sorted(self._results.items())]
 
 
-@dataclass
-class Usage:
-    """Tokens of a request. A prompt that several choices share counts once."""
-
-    n_prompt: int = 0
-    n_cached: int = 0
-    n_completion: int = 0
-    n_reasoning: int = 0
-
-
 class GeneratedReply(Reply, Writer):
-    """A reply that is server-sent events if its call asks for a stream: those of `add`, a tail."""
+    """A reply with generated text. A stream is what `add` returns, and then `tail` or `failure`."""
 
     is_sequential = has_text = False  # see Turn
 
-    def __init__(self, call: Call, reply_id: str, model: str, created: int) -> None:
+    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
         assert isinstance(call.request, Chat | Complete)
         self.has_logprobs = call.request.params.n_logprobs is not None
         self.turns: dict[int, Turn] = {}  # by the index of the choice
-        self.usage = Usage()
-        self.told: list[bytes] = []  # what the event at hand has become on the stream
-        self._n_choices = call.request.n  # of each prompt
+        self.n_prompt = self.n_cached = self.n_completion = self.n_reasoning = 0  # tokens
+        self.told: list[bytes] = []  # stream events that `add` is about to return
+        self._n_per_prompt = call.request.n  # choices
 
     def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event; returns the bytes that it becomes on a stream, b"" for none."""
+        """Takes the next event. Returns its bytes on a stream; b"" if it has none there."""
         if isinstance(event, Delta):
             logprobs = self.text_logprobs(event) if self.has_logprobs else ()
             self.turns[event.index].add(event, logprobs)
         elif isinstance(event, Started):
             self._start(event)
         elif isinstance(event, Finished):
-            self.usage.n_completion += event.n_completion
-            self.usage.n_reasoning += event.n_reasoning
+            self.n_completion += event.n_completion
+            self.n_reasoning += event.n_reasoning
             self.turns[event.index].finish(event, has_text=self.has_text)
             if self.call.stream:
                 self.finished(event)
@@ -92,34 +82,35 @@ class GeneratedReply(Reply, Writer):
         return data
 
     def _start(self, event: Started) -> None:
-        writer = self if self.call.stream else None
-        turn = Turn(self.call.custom_tools, writer, is_sequential=self.is_sequential)
-        self.turns[event.index] = turn
-        if event.index % self._n_choices == 0:
-            self.usage.n_prompt += event.n_prompt
-            self.usage.n_cached += event.n_cached
+        writer = self if self.call.stream else Writer()
+        self.turns[event.index] = Turn(
+            self.call.custom_tools, writer, is_sequential=self.is_sequential
+        )
+        if event.index % self._n_per_prompt == 0:  # choices share their prompt
+            self.n_prompt += event.n_prompt
+            self.n_cached += event.n_cached
         if self.call.stream:
             self.started(event)
 
     def text_logprobs(self, _delta: Delta) -> Sequence[Json]:
-        """Log-probabilities for the part that gets the text of this event."""
+        """Log-probabilities for the part that gets the text of this delta."""
         return ()
 
     def started(self, event: Started) -> None:
-        """A choice has started: tells so on the stream."""
+        """Writes the start of a choice on a stream."""
 
     def finished(self, event: Finished) -> None:
-        """A choice has finished: tells so on the stream."""
+        """Writes the end of a choice on a stream."""
 
     def tail(self) -> bytes:
-        """What follows the last event on a stream. Never empty."""
+        """The end of a stream. Never empty."""
         raise NotImplementedError
 
     def failure(self, error: ApiError) -> bytes:
-        """What stands in place of the rest when a stream fails after its beginning."""
+        """The end of a stream that fails after its beginning."""
         raise NotImplementedError
 
 
 def typed_event(data: Json) -> bytes:
-    """A server-sent event that is named after the `type` of its data."""
+    """A server-sent event with the `type` of its data as its name."""
     return b"event: %b\n%b" % (data["type"].encode(), wire.sse_event(wire.to_json(data)))

@@ -40,8 +40,3 @@ class PageRoute:
     show: Callable[[Registry, str], Json]  # gets that name
     error_body: ErrorBody = openai_error
     method = "GET"
-
-
-def by_name(reply: Callable[[Call, str, str, int], Reply]) -> MakeReply:
-    """Makes replies that take the model's name in place of the model."""
-    return lambda call, reply_id, model, created: reply(call, reply_id, model.name, created)

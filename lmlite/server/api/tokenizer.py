@@ -1,8 +1,8 @@
-"""POST /tokenize and /detokenize, GET /tokenizer_info: the model's tokenizer for its clients.
+"""The model's tokenizer for clients: POST /tokenize and /detokenize, GET /tokenizer_info.
 
-Evaluation harnesses ask as vLLM has it (`prompt`, `add_special_tokens`, `return_token_strs`, or the
-`messages` of a chat), others as llama.cpp's own server (`content`, `add_special`, `with_pieces`).
-Pure.
+Evaluation harnesses use the fields of vLLM (`prompt`, `add_special_tokens`, `return_token_strs`, or
+the `messages` of a chat), others those of llama.cpp's server (`content`, `add_special`,
+`with_pieces`). Pure.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from lmlite.server.api.dry_run import planned
 from lmlite.server.api.fields import Body, boolean, required, string, typed
 from lmlite.server.api.openai.requests import parse_chat, token_ids
 from lmlite.server.api.reply import ComputedReply
-from lmlite.server.api.route import PageRoute, WorkerRoute, by_name
+from lmlite.server.api.route import PageRoute, WorkerRoute
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 from lmlite.server.models.registry import ServedModel
 
@@ -23,16 +23,16 @@ Json = dict[str, Any]
 _SHAPE = {"with_pieces", "return_token_strs"}
 _TEXT_FIELDS = {"model", "prompt", "add_special_tokens", "content", "add_special", "parse_special",
                 *_SHAPE}  # fmt: skip
-# Beside those of a chat, whose last message is continued if it is the assistant's.
+# In addition to those of a chat. A last message of the assistant is continued in any case.
 _CHAT_FIELDS = {"add_generation_prompt", "continue_final_message", "add_special_tokens", *_SHAPE}
 
 
 @dataclass(frozen=True)
 class TokenizerCall(Call):
-    """A text or tokens to be turned into the other, and the form of the answer."""
+    """A text to turn into tokens, or tokens to turn into a text."""
 
-    with_pieces: bool = False  # each token as {"id", "piece"}
-    with_texts: bool = False  # the texts of the tokens, in a list of their own
+    with_pieces: bool = False  # the reply has each token as {"id", "piece"}
+    with_texts: bool = False  # the reply has a list of the tokens' texts
 
 
 def parse_tokenize(body: Body, defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
@@ -55,7 +55,7 @@ def parse_detokenize(body: Body, _defaults: Defaults = NO_DEFAULTS) -> Tokenizer
 
 
 def _text(body: Body) -> TokenizerCall:
-    """A text: without being asked, vLLM adds special tokens to one, and llama.cpp does not."""
+    """A text. By default vLLM adds special tokens to it, and llama.cpp's server does not."""
     is_content = body.get("content") is not None
     field = "content" if is_content else "prompt"
     required(body, field)
@@ -70,7 +70,7 @@ def _text(body: Body) -> TokenizerCall:
 def _chat(body: Body, defaults: Defaults) -> TokenizerCall:
     call = planned(parse_chat(body, defaults))
     known = set(_CHAT_FIELDS)
-    if body.get("add_generation_prompt") is False:  # templates have no way without
+    if body.get("add_generation_prompt") is False:  # which a template cannot leave out
         known.remove("add_generation_prompt")
     ignored = tuple(name for name in call.ignored if name not in known)
     return TokenizerCall(call.request, call.model, ignored=ignored)
@@ -79,12 +79,8 @@ def _chat(body: Body, defaults: Defaults) -> TokenizerCall:
 class TokenReply(ComputedReply):
     """The reply to POST /tokenize."""
 
-    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
-        super().__init__(call, reply_id, model.name, created)
-        self._model = model
-
     def whole(self) -> Json:
-        """The JSON object, which both kinds of clients can read."""
+        """The JSON object, with the fields of both kinds of clients."""
         assert isinstance(self.call, TokenizerCall)
         (planned,) = self.results()
         tokens: list[Any] = list(planned.tokens)
@@ -95,7 +91,7 @@ class TokenReply(ComputedReply):
         return {
             "tokens": tokens,
             "count": len(tokens),
-            "max_model_len": self._model.supervisor.loaded().n_ctx,
+            "max_model_len": self.model.supervisor.loaded().n_ctx,
             "token_strs": texts if self.call.with_texts else None,
         }
 
@@ -104,14 +100,14 @@ class TextReply(ComputedReply):
     """The reply to POST /detokenize."""
 
     def whole(self) -> Json:
-        """The text, by the name that each kind of client knows it by."""
+        """The text, under the name that each kind of client expects."""
         (planned,) = self.results()
         text = b"".join(planned.pieces).decode("utf-8", "replace")
         return {"prompt": text, "content": text}
 
 
 def tokenizer_info(model: ServedModel) -> Json:
-    """The answer to GET /tokenizer_info, by the names of Hugging Face's tokenizer_config.json."""
+    """The reply to GET /tokenizer_info, named like Hugging Face's tokenizer_config.json."""
     ready = model.supervisor.loaded()
     return {
         "tokenizer_class": "GGUF",
@@ -126,7 +122,7 @@ def tokenizer_info(model: ServedModel) -> Json:
 
 
 def _text_or_bytes(piece: bytes) -> str | list[int]:
-    """As llama.cpp's server has it: bytes where they are no whole characters."""
+    """The piece as llama.cpp's server writes it: as bytes unless they are whole characters."""
     try:
         return piece.decode()
     except UnicodeDecodeError:
@@ -135,6 +131,6 @@ def _text_or_bytes(piece: bytes) -> str | list[int]:
 
 ROUTES = (
     WorkerRoute("/tokenize", parse_tokenize, TokenReply, "tokens-", has_dry_run=False),
-    WorkerRoute("/detokenize", parse_detokenize, by_name(TextReply), "text-", has_dry_run=False),
+    WorkerRoute("/detokenize", parse_detokenize, TextReply, "text-", has_dry_run=False),
     PageRoute("/tokenizer_info", lambda registry, _: tokenizer_info(registry.models()[0])),
 )

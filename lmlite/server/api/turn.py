@@ -1,11 +1,11 @@
 """One choice of a generated reply as it grows: its thoughts, texts and tool calls.
 
-A Turn takes the worker's deltas. Each API writes its whole reply from the parts of the turn, and
-its stream from what the turn tells of each change. Pure.
+A Turn puts the worker's deltas together. Each API writes its whole reply from the parts of the
+turn, and its stream from what the turn tells a Writer. Pure.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lmlite.errors import BadRequest
@@ -20,23 +20,23 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """A stretch of thoughts or of text, or a tool call with its arguments as text."""
+    """A stretch of thoughts or of text, or a tool call."""
 
     kind: Kind
     index: int  # among the parts of its turn
-    call: CallDelta | None = None  # how a tool call began
-    custom: CustomInput | None = None  # takes the input of a custom tool out of its JSON
+    call: CallDelta | None = None  # the first delta of a tool call
+    custom: CustomInput | None = None  # reads a custom tool's input from the JSON of its call
     status: Status = "in_progress"
     pieces: list[str] = field(default_factory=list)
     logprobs: list[Json] = field(default_factory=list)  # of the tokens of a text
 
     @property
     def text(self) -> str:
-        """All of it so far: of a custom tool's call the input, of another call the arguments."""
+        """The whole text. That of a call is its arguments; of a custom tool's call, its input."""
         return "".join(self.pieces)
 
     def arguments(self) -> Json | None:
-        """A call's arguments as an object; None when they are none, or not complete yet."""
+        """A call's arguments as an object; None if they are incomplete or not an object."""
         try:
             return wire.parse_json(self.text.encode() or b"{}")
         except BadRequest:
@@ -44,29 +44,25 @@ class Part:
 
 
 class Writer:
-    """Writes a stream: is told of each change of a turn at the moment when it happens."""
+    """Is told of every change of a turn as it happens. This one ignores all of it."""
 
     def begun(self, part: Part) -> None:
-        """The part has begun; it has no text yet."""
+        """A part has begun, without any text yet."""
 
     def grown(self, part: Part, text: str, logprobs: Sequence[Json]) -> None:
-        """The text was added to the part."""
+        """Text was added to a part."""
 
     def ended(self, part: Part) -> None:
-        """The part is complete, or nothing more of it comes."""
+        """A part will not grow any more."""
 
 
 class Turn:
-    """One choice. Thoughts, text and a call may be open at once, unless it is sequential."""
+    """One choice. A sequential one holds back text that arrives in the middle of a call."""
 
     def __init__(
-        self,
-        custom_tools: Collection[str | None] = (),
-        writer: Writer | None = None,
-        *,
-        is_sequential: bool = False,
+        self, custom_tools: Collection[str | None], writer: Writer, *, is_sequential: bool
     ) -> None:
-        """A sequential turn holds back what comes in the middle of a call until the call's end."""
+        """Otherwise a text may begin while a call is still open."""
         self.parts: list[Part] = []
         self.logprobs: list[TokenLogprob] = []  # of all tokens
         self.end: Finished | None = None
@@ -76,14 +72,14 @@ class Turn:
         self._held: list[tuple[Kind, str]] = []
 
     def add(self, delta: Delta, text_logprobs: Sequence[Json] = ()) -> None:
-        """Takes more of the choice; `text_logprobs` are kept with the part that has the text."""
+        """Adds a delta. `text_logprobs` go to the part that gets its text."""
         if delta.logprobs:
             self.logprobs += delta.logprobs
         if delta.reasoning:
             self._say("reasoning", delta.reasoning)
         calls = delta.calls
         while self._is_sequential and calls and calls[0].id is None:
-            self._lengthen_call(calls[0].arguments)  # the text may follow its end
+            self._lengthen_call(calls[0].arguments)  # may complete the call in front of the text
             calls = calls[1:]
         if delta.text:
             self._say("text", delta.text, text_logprobs)
@@ -91,11 +87,11 @@ class Turn:
             if call.id is not None:
                 self._close("completed", *self._open)
                 custom = CustomInput() if call.name in self._custom_tools else None
-                self._begin("call", replace(call, arguments=""), custom)
+                self._begin("call", call, custom)
             self._lengthen_call(call.arguments)
 
     def finish(self, event: Finished, *, has_text: bool = False) -> None:
-        """Ends the choice. `has_text`: an answer of nothing but thoughts gets an empty text."""
+        """Ends the choice. `has_text`: if it consists of thoughts alone, it gets an empty text."""
         self.end = event
         is_silent = all(part.kind == "reasoning" for part in self.parts)
         if has_text and is_silent and event.reason == "stop":
@@ -104,11 +100,11 @@ class Turn:
         self._close("incomplete" if event.reason == "length" else "completed", *self._open)
 
     def said(self, kind: Kind) -> str:
-        """All text or all thoughts."""
+        """All of the text, or all of the thoughts."""
         return "".join(part.text for part in self.parts if part.kind == kind)
 
     def calls(self) -> list[tuple[CallDelta, Part]]:
-        """The tool calls, and how each began."""
+        """Each tool call: its first delta, and its part."""
         return [(part.call, part) for part in self.parts if part.call]
 
     def _say(self, kind: Kind, text: str, logprobs: Sequence[Json] = ()) -> None:
@@ -117,7 +113,7 @@ class Turn:
             if self._is_sequential and self._is_amid_call():
                 self._held.append((kind, text))
                 return
-            # More arguments of an open call may follow the text.
+            # A call that is not sequential stays open: more arguments may follow the text.
             others = [kind for kind in self._open if self._is_sequential or kind != "call"]
             self._close("completed", *others)
             part = self._begin(kind)
@@ -131,34 +127,30 @@ class Turn:
 
     def _lengthen_call(self, arguments: str) -> None:
         part = self._open.get("call")
-        if part is None:  # a text has followed the complete arguments: no more than white space
-            return
-        text = part.custom.push(arguments) if part.custom else arguments
-        if text:
-            self._grow(part, text)
+        if part is not None:  # else a text has ended it, and only white space is left
+            text = part.custom.push(arguments) if part.custom else arguments
+            if text:
+                self._grow(part, text)
 
     def _begin(
         self, kind: Kind, call: CallDelta | None = None, custom: CustomInput | None = None
     ) -> Part:
         part = self._open[kind] = Part(kind, len(self.parts), call, custom)
         self.parts.append(part)
-        if self._writer:
-            self._writer.begun(part)
+        self._writer.begun(part)
         return part
 
     def _grow(self, part: Part, text: str, logprobs: Sequence[Json] = ()) -> None:
         part.pieces.append(text)
         part.logprobs += logprobs
-        if self._writer:
-            self._writer.grown(part, text, logprobs)
+        self._writer.grown(part, text, logprobs)
 
     def _close(self, status: Status, *kinds: Kind) -> None:
         for part in [self._open.pop(kind) for kind in kinds]:
             if part.custom and (rest := part.custom.unread):
                 self._grow(part, rest)
             part.status = status
-            if self._writer:
-                self._writer.ended(part)
+            self._writer.ended(part)
         held, self._held = self._held, []
         for kind, text in held:
             self._say(kind, text)

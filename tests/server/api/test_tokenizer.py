@@ -106,7 +106,8 @@ def test_an_answer_has_the_fields_of_both() -> None:
 
 
 def test_a_text_is_put_together_from_bytes() -> None:
-    reply = TextReply(parse_detokenize({"tokens": [5]}), "text-1", "m", 0)
+    model: Any = SimpleNamespace(name="m")
+    reply = TextReply(parse_detokenize({"tokens": [5]}), "text-1", model, 0)
     reply.add(Planned(1, 0, (5, 6, 7, 8), PIECES, 0, None))
     assert reply.whole() == {"prompt": "Grüße<|im_end|>", "content": "Grüße<|im_end|>"}
 

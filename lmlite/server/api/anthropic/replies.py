@@ -12,12 +12,13 @@ from lmlite.messages import Chat, Delta, Finished, ReplyEvent, Started
 from lmlite.server.api.call import Call
 from lmlite.server.api.error_bodies import message_error
 from lmlite.server.api.reply import ComputedReply, GeneratedReply, typed_event
-from lmlite.server.api.turn import Part
+from lmlite.server.api.turn import Kind, Part
 from lmlite.server.front import wire
+from lmlite.server.models.registry import ServedModel
 
 Json = dict[str, Any]
 
-# By the kind of a part: the type of its deltas, and the field that they lengthen.
+# By the kind of a part: the type of its deltas, and their field for the text.
 _DELTAS = {"text": ("text_delta", "text"), "reasoning": ("thinking_delta", "thinking"),
            "call": ("input_json_delta", "partial_json")}  # fmt: skip
 _STOP_REASONS = {"end_token": "end_turn", "stop_string": "end_turn", "max_tokens": "max_tokens",
@@ -30,15 +31,16 @@ class MessageReply(GeneratedReply):
 
     is_sequential = True  # one content block after the other
 
-    def __init__(self, call: Call, reply_id: str, model: str, created: int) -> None:
+    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
         assert isinstance(call.request, Chat)
         self._stops = call.request.params.stop
         last = call.request.messages[-1]
-        is_begun = last.role == "assistant"
-        self._begun_text = last.content if is_begun else ""
-        self._begun_thoughts = (last.reasoning or "") if is_begun else ""
-        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by block: around the text of a delta
+        # A continued answer repeats what the client had begun.
+        self._begun: dict[Kind, str] = {}
+        if last.role == "assistant":
+            self._begun = {"reasoning": last.reasoning or "", "text": last.content}
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by block: a delta around its text
 
     def whole(self) -> Json:
         """The message, after the last event."""
@@ -48,37 +50,34 @@ class MessageReply(GeneratedReply):
         return self._message(content, self._stop(end), end.n_completion)
 
     def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event; returns the bytes that it becomes on a stream, b"" for none."""
-        if (self._begun_text or self._begun_thoughts) and isinstance(event, Delta):
-            event = self._without_begun(event)
+        """Takes the next event. Returns its bytes on a stream; b"" if it has none there."""
+        if self._begun and isinstance(event, Delta):
+            # Thoughts in front of a text that the client began were the client's.
+            thoughts = "" if self._begun.get("text") else event.reasoning
+            reasoning = self._without_begun("reasoning", thoughts)
+            event = replace(
+                event, reasoning=reasoning, text=self._without_begun("text", event.text)
+            )
         return super().add(event)
 
-    def _without_begun(self, event: Delta) -> Delta:
-        """A continued answer comes with what the client had begun, which the client has."""
-        text, reasoning = event.text, event.reasoning
-        if self._begun_text:  # thoughts in front of it were the client's
-            reasoning = ""
-        if reasoning:
-            reasoning, self._begun_thoughts = reasoning.removeprefix(self._begun_thoughts), ""
-        if text:
-            text, self._begun_text = text.removeprefix(self._begun_text), ""
-        return replace(event, text=text, reasoning=reasoning)
+    def _without_begun(self, kind: Kind, text: str) -> str:
+        return text.removeprefix(self._begun.pop(kind, "")) if text else ""
 
     # ---- streamed --------------------------------------------------------------------------
 
     def started(self, _event: Started) -> None:
-        """The message without content."""
+        """Writes the message without content."""
         message = self._message([], {"stop_reason": None, "stop_sequence": None}, 0)
         self._tell("message_start", message=message)
         self._tell("ping")
 
     def finished(self, event: Finished) -> None:
-        """The reason, and the tokens."""
+        """Writes why the message ends, and its number of tokens."""
         usage = {"output_tokens": event.n_completion}
         self._tell("message_delta", delta=self._stop(event), usage=usage)
 
     def tail(self) -> bytes:
-        """What follows the last event."""
+        """The end of a stream."""
         return typed_event({"type": "message_stop"})
 
     def failure(self, error: ApiError) -> bytes:
@@ -86,11 +85,11 @@ class MessageReply(GeneratedReply):
         return typed_event(message_error(error))
 
     def begun(self, part: Part) -> None:
-        """A content block."""
+        """Writes the start of a content block."""
         self._tell("content_block_start", index=part.index, content_block=_block(part))
 
     def grown(self, part: Part, text: str, _logprobs: Sequence[Json]) -> None:
-        """More of a block: many times a second, so only the text is written each time."""
+        """Writes more of a block: many times a second, so only the text is written each time."""
         frame = self._frames.get(part.index)
         if frame is None:
             head, _, tail = _delta_event(part, *_DELTAS[part.kind]).rpartition(b'""')
@@ -98,8 +97,8 @@ class MessageReply(GeneratedReply):
         self.told.append(frame[0] + wire.to_json(text) + frame[1])
 
     def ended(self, part: Part) -> None:
-        """All of a block was told."""
-        if part.kind == "reasoning":  # nobody checks signatures here, but clients wait for one
+        """Writes the end of a block."""
+        if part.kind == "reasoning":  # clients wait for a signature; here it means nothing
             self.told.append(_delta_event(part, "signature_delta", "signature"))
         self._tell("content_block_stop", index=part.index)
 
@@ -109,25 +108,24 @@ class MessageReply(GeneratedReply):
     # ---- the objects -----------------------------------------------------------------------
 
     def _message(self, content: list[Json], stop: Json, n_completion: int) -> Json:
-        usage = self.usage
         return {
             "id": self.id,
             "type": "message",
             "role": "assistant",
-            "model": self.model,
+            "model": self.model.name,
             "content": content,
             **stop,
             "usage": {
-                "input_tokens": usage.n_prompt - usage.n_cached,
+                "input_tokens": self.n_prompt - self.n_cached,
                 "cache_creation_input_tokens": 0,
-                "cache_read_input_tokens": usage.n_cached,
+                "cache_read_input_tokens": self.n_cached,
                 "output_tokens": n_completion,
             },
         }
 
     def _stop(self, end: Finished) -> Json:
         reason, sequence = _STOP_REASONS[end.cause], None
-        if end.stop_string in self._stops:  # and not one of the template's own
+        if end.stop_string in self._stops:  # the client's, not one of the template's
             reason, sequence = "stop_sequence", end.stop_string
         elif end.reason == "tool_calls":
             reason = "tool_use"
@@ -144,7 +142,7 @@ class TokenCount(ComputedReply):
 
 
 def _block(part: Part) -> Json:
-    """A content block; a call whose arguments are no JSON object is text."""
+    """A content block. A call whose arguments are not a JSON object becomes text."""
     if part.kind == "reasoning":
         return {"type": "thinking", "thinking": part.text, "signature": ""}
     arguments = part.arguments() if part.call else None

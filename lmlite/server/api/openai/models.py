@@ -9,13 +9,13 @@ Json = dict[str, Any]
 
 
 def model_list(models: Iterable[ServedModel]) -> Json:
-    """All of them. A client may look for the one name that it was told."""
+    """All models, each under all of its names: a client may look for any of them."""
     rows = [model_object(model, name) for model in models for name in model.names]
     return {"object": "list", "data": rows}
 
 
 def model_object(model: ServedModel, name: str) -> Json:
-    """A model under this name, or else its first. Clients ignore facts that they do not know."""
+    """A model under this name, or under its first one. Clients ignore fields they do not know."""
     ready = model.supervisor.ready
     kind = "vlm" if model.sees else "llm"  # LM Studio's words
     if model.file.embeds_only:

@@ -3,14 +3,12 @@
 from lmlite.server.api.openai.models import model_list, model_object
 from lmlite.server.api.openai.replies import ChatReply, CompletionReply, EmbeddingReply
 from lmlite.server.api.openai.requests import parse_chat, parse_completion, parse_embeddings
-from lmlite.server.api.route import PageRoute, WorkerRoute, by_name
+from lmlite.server.api.route import PageRoute, WorkerRoute
 
 ROUTES = (
-    WorkerRoute("/v1/chat/completions", parse_chat, by_name(ChatReply), "chatcmpl-"),
-    WorkerRoute("/v1/completions", parse_completion, by_name(CompletionReply), "cmpl-"),
-    WorkerRoute(
-        "/v1/embeddings", parse_embeddings, by_name(EmbeddingReply), "embd-", has_dry_run=False
-    ),
+    WorkerRoute("/v1/chat/completions", parse_chat, ChatReply, "chatcmpl-"),
+    WorkerRoute("/v1/completions", parse_completion, CompletionReply, "cmpl-"),
+    WorkerRoute("/v1/embeddings", parse_embeddings, EmbeddingReply, "embd-", has_dry_run=False),
     PageRoute("/v1/models", lambda registry, _: model_list(registry.models())),
     PageRoute("/v1/models/", lambda registry, name: model_object(registry.find(name), name)),
 )

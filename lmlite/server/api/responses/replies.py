@@ -1,6 +1,6 @@
 """The worker's events -> the reply to POST /v1/responses: output items, and events about them.
 
-Pure, but for the conversation that a complete response leaves behind; knows no sockets.
+Pure, except that a complete response is stored; knows no sockets.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,6 +18,7 @@ from lmlite.server.api.responses.stored import StoredResponses
 from lmlite.server.api.responses.tools import SEARCH
 from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
+from lmlite.server.models.registry import ServedModel
 
 Json = dict[str, Any]
 
@@ -27,9 +28,9 @@ class _Form(NamedTuple):
 
     type: str
     id_prefix: str
-    event: str  # with .delta for more text, .done for all of it; "": the text comes as a whole
-    field: str  # where the text is
-    more: Json = {}  # fields that are always the same
+    event: str  # + ".delta" for more text, ".done" for all of it; "": no such events
+    field: str  # that has the text
+    more: Json = {}  # further fields
 
 
 _REASONING = _Form("reasoning", "rs", "response.reasoning_text", "text", {"summary": []})
@@ -45,14 +46,14 @@ class ResponseReply(GeneratedReply):
     has_text = True  # clients look for a message where there is no call
 
     def __init__(
-        self, stored: StoredResponses, call: Call, reply_id: str, model: str, created: int
+        self, stored: StoredResponses, call: Call, reply_id: str, model: ServedModel, created: int
     ) -> None:
-        """A complete response goes to `stored`, if the request lets it."""
+        """A complete response goes to `stored`, unless the request forbids it."""
         super().__init__(call, reply_id, model, created)
         assert isinstance(call, ResponseCall)
         self._stored, self._of = stored, call
-        self._frames: dict[int, bytes] = {}  # by item: an event of more text, up to the text
-        self._unsaid: list[Json] = []  # log-probabilities of tokens whose text is still to come
+        self._frames: dict[int, bytes] = {}  # by item: the format of an event of more text
+        self._unsaid: list[Json] = []  # log-probabilities of tokens whose text has not come yet
         self._n_events = 0
 
     def whole(self) -> Json:
@@ -69,7 +70,7 @@ class ResponseReply(GeneratedReply):
         return data
 
     def text_logprobs(self, delta: Delta) -> Sequence[Json]:
-        """Those of the last tokens, as many as make up the text: the others wrote tags."""
+        """Those of the last tokens, as many as make up the text: earlier ones wrote tags."""
         self._unsaid += map(logprob_object, delta.logprobs)
         entries, n_bytes, n = self._unsaid, len(delta.text.encode()), 0
         while n_bytes > 0 and n < len(entries):
@@ -87,7 +88,7 @@ class ResponseReply(GeneratedReply):
         return self._event(f"response.{response['status']}", {"response": response})
 
     def failure(self, error: ApiError) -> bytes:
-        """A failed response with what there is of it; an error, when none has begun."""
+        """The response as far as it came, or only the error if it never began."""
         rename(error)
         if self._n_events == 0:
             about = {"code": error.code, "message": error.message, "param": error.param}
@@ -95,24 +96,24 @@ class ResponseReply(GeneratedReply):
         for part in self.turns[0].parts:
             if part.status == "in_progress":
                 part.status = "incomplete"
-        # OpenAI lists the codes that may stand here; these two are about requests and servers.
+        # Of the codes that OpenAI allows here, these two fit requests and servers.
         code = "server_error" if error.status >= 500 else "invalid_prompt"
         failure = {"error": {"code": code, "message": error.message}}
         return self._event("response.failed", {"response": self._response("failed") | failure})
 
     def started(self, _event: Started) -> None:
-        """The response as it begins."""
+        """Writes the response without output."""
         response = {"response": self._response("in_progress")}
         self._tell("response.created", response)
         self._tell("response.in_progress", response)
 
     def begun(self, part: Part) -> None:
-        """An item, and its content if it has any."""
+        """Writes a new item, and its content part if it has one."""
         self._tell_item("added", part)
         self._tell_content("added", part)
 
     def grown(self, part: Part, text: str, logprobs: Sequence[Json]) -> None:
-        """More text: many times a second, so only what differs is written each time."""
+        """Writes more text: many times a second, so only what differs is made each time."""
         if logprobs:
             about = self._place(part) | {"delta": text, "logprobs": _without_bytes(logprobs)}
             self._tell(f"{self._form(part).event}.delta", about)
@@ -124,7 +125,7 @@ class ResponseReply(GeneratedReply):
             self.told.append(frame % (wire.to_json(text), self._number()))
 
     def ended(self, part: Part) -> None:
-        """All of the text, the content and the item."""
+        """Writes all of the text, the content part and the item."""
         form = self._form(part)
         if form.event:
             self._tell(f"{form.event}.done", self._place(part) | self._all_text(part))
@@ -132,7 +133,7 @@ class ResponseReply(GeneratedReply):
         self._tell_item("done", part)
 
     def _text_frame(self, part: Part) -> bytes:
-        """An event of more text, without text and number; b"" for items that have no such event."""
+        """The format of an event of more text; b"" for items without such events."""
         form = self._form(part)
         if not form.event:
             return b""
@@ -167,7 +168,7 @@ class ResponseReply(GeneratedReply):
             "id": self.id,
             "object": "response",
             "created_at": self.created,
-            "model": self.model,
+            "model": self.model.name,
             **self._of.settings,
             "status": status,
             "output": [self._item(part) for part in turn.parts],
@@ -181,7 +182,7 @@ class ResponseReply(GeneratedReply):
         return found
 
     def _item(self, part: Part) -> Json:
-        """An output item. Its content comes in events until it is complete."""
+        """An output item. An incomplete one shows no content: events tell it."""
         form = self._form(part)
         item: Json = {"id": self._item_id(part), "type": form.type, "status": part.status}
         if part.call is None:
@@ -200,7 +201,7 @@ class ResponseReply(GeneratedReply):
         return _CUSTOM if part.custom else _CALL
 
     def _tool(self, part: Part) -> Json:
-        """The name, and the namespace if there is one, that the client knows a tool by."""
+        """The client's name for a tool, and its namespace if it has one."""
         assert part.call is not None and part.call.name is not None
         namespace, name = self._of.tools.apart.get(part.call.name, (None, part.call.name))
         return {"name": name} if namespace is None else {"name": name, "namespace": namespace}
@@ -209,7 +210,7 @@ class ResponseReply(GeneratedReply):
         return f"{self._form(part).id_prefix}_{self.id.removeprefix('resp_')}_{part.index}"
 
     def _place(self, part: Part) -> Json:
-        """Where an event about text belongs."""
+        """The item, and the content part, that an event is about."""
         place = {"item_id": self._item_id(part), "output_index": part.index}
         return place if part.kind == "call" else place | {"content_index": 0}
 
@@ -223,17 +224,16 @@ class ResponseReply(GeneratedReply):
         return text
 
     def _usage(self) -> Json:
-        usage = self.usage
         return {
-            "input_tokens": usage.n_prompt,
-            # What is read stays in memory: every token that was not there is written.
+            "input_tokens": self.n_prompt,
+            # Every token that was not in memory was read, and stays there.
             "input_tokens_details": {
-                "cached_tokens": usage.n_cached,
-                "cache_write_tokens": usage.n_prompt - usage.n_cached,
+                "cached_tokens": self.n_cached,
+                "cache_write_tokens": self.n_prompt - self.n_cached,
             },
-            "output_tokens": usage.n_completion,
-            "output_tokens_details": {"reasoning_tokens": usage.n_reasoning},
-            "total_tokens": usage.n_prompt + usage.n_completion,
+            "output_tokens": self.n_completion,
+            "output_tokens_details": {"reasoning_tokens": self.n_reasoning},
+            "total_tokens": self.n_prompt + self.n_completion,
         }
 
     def _message(self) -> ChatMessage:
@@ -261,7 +261,7 @@ def _content(part: Part) -> Json:
 
 
 def _without_bytes(logprobs: Iterable[Json]) -> list[Json]:
-    """Log-probabilities as events have them; only the item has the bytes, too."""
+    """Log-probabilities as events have them. Only items include the bytes."""
     return [
         {
             "token": entry["token"],

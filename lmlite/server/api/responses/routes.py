@@ -7,7 +7,7 @@ from lmlite.errors import ApiError
 from lmlite.server.api.responses.replies import ResponseReply
 from lmlite.server.api.responses.requests import parse_response, rename
 from lmlite.server.api.responses.stored import StoredResponses
-from lmlite.server.api.route import WorkerRoute, by_name
+from lmlite.server.api.route import WorkerRoute
 
 
 def response_error(error: ApiError, _request_id: str) -> dict[str, Any]:
@@ -22,7 +22,7 @@ ROUTES = (
     WorkerRoute(
         "/v1/responses",
         partial(parse_response, STORED),
-        by_name(partial(ResponseReply, STORED)),
+        partial(ResponseReply, STORED),
         "resp_",
         response_error,
     ),

@@ -1,7 +1,7 @@
-"""Conversations that clients go on with by the id of a response, kept in memory within bounds.
+"""Conversations that clients continue by the id of a response, kept in memory within bounds.
 
-What was not used for longest is forgotten first, and everything when the server ends. Any thread
-may call.
+The least recently used one is dropped first. All are lost when the server ends. Any thread may
+call.
 """
 
 import sys
@@ -10,26 +10,26 @@ import threading
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage
 
-MAX_BYTES = 8 << 20  # of memory, all conversations together
+MAX_BYTES = 8 << 20  # of all conversations
 MAX_RESPONSES = 1000
-# One conversation and a new body of the largest size stay below a frame's limit together.
+# A conversation of this size and the largest body fit one frame to the worker together.
 MAX_CONVERSATION_BYTES = 1 << 20
-MESSAGE_BYTES = 256  # what a message or a call takes beside its texts, at most
+MESSAGE_BYTES = 256  # of a message or a call without its texts, at most
 
 Conversation = tuple[ChatMessage, ...]
 
 
 class StoredResponses:
-    """Each response's conversation, its answer included; instructions are no part of it."""
+    """The conversation of each response, with its answer and without instructions."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_responses: int = MAX_RESPONSES) -> None:
         self._max_bytes, self._max_responses = max_bytes, max_responses
         self._lock = threading.Lock()
-        self._kept: dict[str, tuple[Conversation, int]] = {}  # with its bytes; last used, last
+        self._kept: dict[str, tuple[Conversation, int]] = {}  # with its size; the last used is last
         self._n_bytes = 0
 
     def keep(self, response_id: str, conversation: Conversation) -> None:
-        """Stores a conversation, unless it is very long, and forgets others to make room."""
+        """Stores a conversation, unless it is too long, and drops others to make room."""
         n_bytes = size_of(conversation)
         if n_bytes > min(self._max_bytes, MAX_CONVERSATION_BYTES):
             return
@@ -40,7 +40,7 @@ class StoredResponses:
                 self._n_bytes -= self._kept.pop(next(iter(self._kept)))[1]
 
     def find(self, response_id: str) -> Conversation:
-        """The conversation that ended with this response. Raises BadRequest, as OpenAI does."""
+        """The conversation that ended with this response. Raises BadRequest."""
         with self._lock:
             found = self._kept.pop(response_id, None)
             if found is not None:
@@ -55,13 +55,13 @@ class StoredResponses:
 
 
 def size_of(conversation: Conversation) -> int:
-    """Bytes of memory, about; texts that conversations share are counted in each of them."""
-    texts: list[str | bytes | None] = []
-    n_objects = len(conversation)
+    """Bytes of memory, approximately. Texts that conversations share count in each of them."""
+    n_bytes = 0
     for message in conversation:
-        texts += [message.content, message.reasoning, message.tool_call_id]
-        texts += [image.data for image in message.images]
+        texts = [message.content, message.reasoning, message.tool_call_id]
         for call in message.tool_calls:
             texts += [call.id, call.name, call.arguments]
-        n_objects += len(message.tool_calls)
-    return n_objects * MESSAGE_BYTES + sum(sys.getsizeof(text) for text in texts if text)
+        n_bytes += (1 + len(message.tool_calls)) * MESSAGE_BYTES
+        n_bytes += sum(sys.getsizeof(text) for text in texts if text)
+        n_bytes += sum(sys.getsizeof(image.data) for image in message.images)
+    return n_bytes

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -412,7 +413,9 @@ def test_the_line_stays_in_what_others_say() -> None:
 
 
 def reply(**body: Any) -> MessageReply:
-    return MessageReply(parse_message({"messages": HI, "max_tokens": 9, **body}), "msg_1", "m", 0)
+    call = parse_message({"messages": HI, "max_tokens": 9, **body})
+    model: Any = SimpleNamespace(name="m")
+    return MessageReply(call, "msg_1", model, 0)
 
 
 def whole(events: list[ReplyEvent], **body: Any) -> Any:

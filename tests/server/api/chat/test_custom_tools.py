@@ -6,7 +6,7 @@ import pytest
 
 from lmlite.messages import CallDelta, Delta, Finished
 from lmlite.server.api.chat.custom_tools import CustomInput, as_arguments
-from lmlite.server.api.turn import Turn
+from lmlite.server.api.turn import Turn, Writer
 
 TEXT = '*** Begin "Patch"\\\n+\tGrüße 😀\u2028\x7f\n'
 ESCAPED = json.dumps({"input": TEXT})  # in ASCII, with pairs of surrogates
@@ -52,7 +52,7 @@ def test_arguments_of_another_form_are_unread(arguments: str, unread: str) -> No
 
 
 def turn_of(*calls: CallDelta) -> Turn:
-    turn = Turn({"say"})
+    turn = Turn({"say"}, Writer(), is_sequential=False)
     turn.add(Delta(0, 0, "", calls=calls))
     turn.finish(Finished(0, 0, "tool_calls", n_completion=1))
     return turn

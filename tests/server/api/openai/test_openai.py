@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -350,12 +351,19 @@ def test_a_bad_body_is_refused_with_its_field(bad: Bad) -> None:
 # ---- replies -------------------------------------------------------------------------------
 
 REPLY_ID, MODEL, CREATED = "chatcmpl-0123", "tiny", 1760000000
+
+
+def served(name: str = MODEL) -> Any:
+    """As much of a served model as a reply tells of."""
+    return SimpleNamespace(name=name)
+
+
 ENVELOPE = {"id": REPLY_ID, "created": CREATED, "model": MODEL, "system_fingerprint": "lmlite"}
 NO_REASONING = {"reasoning_tokens": 0}
 
 
 def reply_to(kind: type[CompletionReply], call: Call) -> CompletionReply:
-    return kind(call, REPLY_ID, MODEL, CREATED)
+    return kind(call, REPLY_ID, served(), CREATED)
 
 
 def chunks(reply: CompletionReply, events: Iterable[ReplyEvent]) -> list[Any]:
@@ -552,7 +560,7 @@ def test_every_chunk_of_a_text_is_the_json_of_that_text(text: str) -> None:
 
 
 def test_a_model_may_have_any_name() -> None:
-    reply = ChatReply(chat_call(stream=True), REPLY_ID, "<text>", CREATED)
+    reply = ChatReply(chat_call(stream=True), REPLY_ID, served("<text>"), CREATED)
     (chunk,) = chunks(reply, [Delta(0, 0, "Hi")])
     assert (chunk["model"], chunk["choices"][0]["delta"]) == ("<text>", {"content": "Hi"})
 
@@ -682,7 +690,7 @@ def test_the_first_token_of_an_echoed_prompt_has_nulls() -> None:
 
 def embedding_reply(vectors: dict[int, list[float]], **body: Any) -> Any:
     call = parse_embeddings({"input": ["a"] * len(vectors), **body})
-    reply = EmbeddingReply(call, "embd-1", MODEL, CREATED)
+    reply = EmbeddingReply(call, "embd-1", served(), CREATED)
     for index, vector in vectors.items():
         reply.add(Embedded(0, index, n_prompt=4, vector=array("f", vector).tobytes()))
     return json.loads(wire.to_json(reply.whole()))

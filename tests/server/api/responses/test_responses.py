@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -331,7 +332,8 @@ def test_only_post_is_answered(server: RunningServer) -> None:
 def reply_to(stored: StoredResponses | None = None, **body: Any) -> ResponseReply:
     stored = stored or StoredResponses()
     call = parse_response(stored, {"input": "Hi", "stream": True, **body})
-    return ResponseReply(stored, call, "resp_7", "tiny", 1760000000)
+    model: Any = SimpleNamespace(name="tiny")
+    return ResponseReply(stored, call, "resp_7", model, 1760000000)
 
 
 def parsed(data: list[bytes]) -> list[Any]:
