@@ -1,23 +1,24 @@
 """Messages <-> length-prefixed bytes: the format of the pipe between server and worker.
 
-A frame is four bytes of length (big endian) and that many bytes of JSON: the message's
-fields, save those at their default, and its class under "type". Reading follows the
-annotations of `messages.py` to the letter; only a client's own JSON objects are taken as they come.
-Whatever is too long, cut short or of another shape raises `FrameError`, because a peer that sends
-such a thing can no longer be trusted. Knows no processes and no threads.
+A frame is a length in four bytes, big endian, and that many bytes of JSON: an object with the
+message's class as "type", and those of its fields that differ from their defaults. Reading follows
+the annotations of `messages.py` strictly, except inside a client's own JSON objects. Anything else
+raises `FrameError`: a peer that sends it can no longer be trusted. Knows no processes or threads.
 """
 
 import base64
-import binascii
+import dataclasses
 import functools
 import json
 import types
 import typing
 from collections.abc import Callable
-from dataclasses import fields
+from functools import partial
 from typing import Any, BinaryIO
 
-MAX_FRAME_BYTES = 32 << 20  # a prompt of the largest accepted body, escaped, stays below this
+Reader = Callable[[Any], Any]  # of a JSON value
+
+MAX_FRAME_BYTES = 32 << 20  # more than the largest accepted body when its prompt is escaped
 
 _LENGTH_BYTES = 4
 _to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -25,11 +26,11 @@ _from_text = json.JSONDecoder().raw_decode  # json.loads also guesses the encodi
 
 
 class FrameError(Exception):
-    """The peer broke the format; the pipe is of no further use."""
+    """The peer broke the format: the pipe can no longer be used."""
 
 
 def encode(message: Any) -> bytes:
-    """One frame. Raises FrameError when the message is larger than a frame may be."""
+    """One frame. Raises FrameError for a message that is too large."""
     body = {"type": type(message).__name__, **_to_json_object(message)}
     payload = _to_text(body).encode()
     if len(payload) > MAX_FRAME_BYTES:
@@ -38,7 +39,7 @@ def encode(message: Any) -> bytes:
 
 
 def read(stream: BinaryIO, family: Any) -> Any | None:
-    """The next message, of a class or of a union of them; None at a clean end of the stream.
+    """The next message of `family`, a class or a union of classes; None at the end of the stream.
 
     Raises FrameError for anything that `encode` would not have written.
     """
@@ -60,7 +61,7 @@ def decode(payload: bytes, family: Any) -> Any:
         text = payload.decode()
         body, n_read = _from_text(text)
         if n_read != len(text):
-            raise ValueError("something follows its end")
+            raise ValueError("there is more after its end")
         return _readers(family)[body.pop("type")](body)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as err:
         raise FrameError(f"a frame is malformed: {err}") from None
@@ -70,14 +71,14 @@ def _to_json_object(message: Any) -> dict[str, Any]:
     body = {}
     for name, default in _defaults(message.__class__):
         value = getattr(message, name)
-        if value is not default:  # a default is one object; an equal one is merely written too
+        if value is not default:  # an equal but different object is written, too
             body[name] = _to_json(value)
     return body
 
 
 @functools.cache
 def _defaults(kind: Any) -> tuple[tuple[str, Any], ...]:
-    return tuple((field.name, field.default) for field in fields(kind))
+    return tuple((field.name, field.default) for field in dataclasses.fields(kind))
 
 
 def _to_json(value: Any) -> Any:
@@ -92,80 +93,62 @@ def _to_json(value: Any) -> Any:
 
 
 @functools.cache
-def _readers(family: Any) -> dict[str, Callable[[Any], Any]]:
-    """Of each class that is expected, by its name."""
+def _readers(family: Any) -> dict[str, Reader]:
+    """The reader of each class in the family, by the name of the class."""
     return {kind.__name__: _reader(kind) for kind in typing.get_args(family) or [family]}
 
 
 @functools.cache
-def _reader(annotation: Any) -> Callable[[Any], Any]:
-    """The function that turns a JSON value into `annotation`, or raises TypeError or ValueError."""
+def _reader(annotation: Any) -> Reader:
+    """Turns a JSON value into `annotation`; raises TypeError, ValueError or KeyError."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
-        return _union_reader([_reader(arg) for arg in args])
+        return partial(_read_union, [_reader(arg) for arg in args])
     if origin is tuple:
-        return _tuple_reader(args)
-    if origin is dict:
-        return functools.partial(_plain, dict)
+        readers = [_reader(arg) for arg in args if arg is not Ellipsis]
+        return partial(_read_tuple, readers, args[-1] is Ellipsis)
     if origin is typing.Literal:
-        return functools.partial(_literal, args)
-    if hasattr(annotation, "__dataclass_fields__"):
-        return _object_reader(annotation)
-    return functools.partial(_plain, annotation)
+        return partial(_read_literal, args)
+    if dataclasses.is_dataclass(annotation):
+        hints = typing.get_type_hints(annotation)
+        return partial(_read_object, annotation, {name: _reader(hints[name]) for name in hints})
+    return partial(_read_plain, origin or annotation)
 
 
-def _plain(kind: type, value: Any) -> Any:
+def _read_plain(kind: type, value: Any) -> Any:
     if type(value) is kind:
         return value
     if kind is bytes and type(value) is str:
-        try:
-            return base64.b64decode(value, validate=True)
-        except binascii.Error as err:
-            raise ValueError(str(err)) from None
+        return base64.b64decode(value, validate=True)
     if kind is float and type(value) is int:
         return float(value)
     raise TypeError(f"{value!r:.40} is not of type {kind.__name__}")
 
 
-def _literal(allowed: tuple[str, ...], value: Any) -> Any:
+def _read_literal(allowed: tuple[str, ...], value: Any) -> Any:
     if value not in allowed:
         raise ValueError(f"{value!r:.40} is none of {allowed}")
     return value
 
 
-def _union_reader(readers: list[Callable[[Any], Any]]) -> Callable[[Any], Any]:
-    def read_union(value: Any) -> Any:
-        for reader in readers:
-            try:
-                return reader(value)
-            except (TypeError, ValueError, KeyError):
-                continue
-        raise TypeError(f"{value!r:.40} is of no expected type")
-
-    return read_union
+def _read_union(readers: list[Reader], value: Any) -> Any:
+    for reader in readers:
+        try:
+            return reader(value)
+        except (TypeError, ValueError, KeyError):
+            continue
+    raise TypeError(f"{value!r:.40} is of no expected type")
 
 
-def _tuple_reader(args: tuple[Any, ...]) -> Callable[[Any], Any]:
-    many = args[-1] is Ellipsis
-    readers = [_reader(arg) for arg in args if arg is not Ellipsis]
-
-    def read_tuple(value: Any) -> Any:
-        if type(value) is not list or not (many or len(value) == len(readers)):
-            raise TypeError(f"{value!r:.40} is not a list of the right length")
-        each = readers * len(value) if many else readers
-        return tuple(reader(item) for reader, item in zip(each, value, strict=True))
-
-    return read_tuple
+def _read_tuple(readers: list[Reader], is_any_length: bool, value: Any) -> Any:
+    if type(value) is not list or not (is_any_length or len(value) == len(readers)):
+        raise TypeError(f"{value!r:.40} is not a list of the right length")
+    each = readers * len(value) if is_any_length else readers
+    return tuple(reader(item) for reader, item in zip(each, value, strict=True))
 
 
-def _object_reader(kind: Any) -> Callable[[Any], Any]:
-    hints = typing.get_type_hints(kind)
-    readers = {field.name: _reader(hints[field.name]) for field in fields(kind)}
-
-    def read_object(value: Any) -> Any:
-        if type(value) is not dict:
-            raise TypeError(f"{value!r:.40} is no {kind.__name__}")
-        # A name that is not its own is a KeyError here, one that is missing a TypeError there.
-        return kind(**{name: readers[name](item) for name, item in value.items()})
-
-    return read_object
+def _read_object(kind: Any, readers: dict[str, Reader], value: Any) -> Any:
+    if type(value) is not dict:
+        raise TypeError(f"{value!r:.40} is not an object")
+    # An unknown field raises KeyError here, a missing one TypeError in the class.
+    return kind(**{name: readers[name](item) for name, item in value.items()})
