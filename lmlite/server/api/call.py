@@ -4,8 +4,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from lmlite.messages import Work
-from lmlite.server.api.fields import Body
+from lmlite.messages import Json, Work
 from lmlite.server.forms.schemas import UnheldPart
 
 MAX_NAMED = 20  # of the fields that are ignored
@@ -26,7 +25,7 @@ class Call:
 
 
 def ignored_fields(
-    body: Body, known: Collection[str], others: Iterable[str] = ()
+    body: Json, known: Collection[str], others: Iterable[str] = ()
 ) -> tuple[str, ...]:
     """The names of a body's fields that are not known, and others, in order, fit for a header.
 

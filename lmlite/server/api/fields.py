@@ -1,86 +1,116 @@
-"""Fields of a JSON object, each of a type and in a range, or an error that names it.
+"""A client's JSON, read field by field: each of a type and in a range, or an error that names it.
 
 An explicit null counts as absent, as OpenAI's clients send it. A boolean is not a number, and
-1.0 is not a count. `path` is the field's name in an error, where it lies deeper.
+1.0 is not a count.
 """
 
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn, Self
 
 from lmlite.errors import BadRequest, MissingParameter, Unsupported
 
-Body = dict[str, Any]
 
+class Field:
+    """A value of a client's JSON, None where it is absent, and the path that errors call it by.
 
-def unsupported(field: str, message: str) -> NoReturn:
-    """Refuses a feature that this server lacks."""
-    word = next(word for word in reversed(field.split(".")) if not word.startswith("["))
-    raise Unsupported(message, param=field, code=f"unsupported_{word}")
+    Every reader raises BadRequest.
 
+    >>> Field({"messages": [{"role": 5}]})["messages"].items()[0]["role"].path
+    'messages.[0].role'
+    """
 
-def required(body: Body, field: str, path: str | None = None) -> Any:
-    """The value of a field that must be there."""
-    if body.get(field) is None:
-        raise MissingParameter(f"{path or field} is missing", param=path or field)
-    return body[field]
+    ITEM: ClassVar = "[%d]"  # how a path spells an item of a list
 
+    __slots__ = ("path", "value")
 
-def typed(body: Body, field: str, kind: type, words: str, path: str | None = None) -> Any:
-    """The value, of exactly this type, or None; `words` describe the type in an error."""
-    value = body.get(field)
-    if value is not None and type(value) is not kind:
-        raise BadRequest(f"{path or field} is not {words}", param=path or field)
-    return value
+    def __init__(self, value: Any, path: str = "") -> None:
+        self.value, self.path = value, path
 
+    def __getitem__(self, name: str) -> Self:
+        """A field of an object."""
+        return type(self)(self.value.get(name), f"{self.path}.{name}" if self.path else name)
 
-def boolean(body: Body, field: str, path: str | None = None) -> bool:
-    """True or false; false when absent."""
-    return bool(typed(body, field, bool, "true or false", path))
+    def of(self, value: Any) -> Self:
+        """Another value in this one's place."""
+        return type(self)(value, self.path)
 
+    # ---- errors ----------------------------------------------------------------------------
 
-def string(body: Body, field: str, path: str | None = None) -> str | None:
-    """A string, or None."""
-    text: str | None = typed(body, field, str, "a string", path)
-    return text
+    def refuse(self, message: str) -> NoReturn:
+        """Raises BadRequest."""
+        raise BadRequest(message, param=self.path)
 
+    def unsupported(self, message: str) -> NoReturn:
+        """Refuses a feature that this server lacks."""
+        word = next(word for word in reversed(self.path.split(".")) if not word.startswith("["))
+        raise Unsupported(message, param=self.path, code=f"unsupported_{word}")
 
-def integer(
-    body: Body, field: str, low: float, high: float, default: int | None = None
-) -> int | None:
-    """A whole number in a range, or the default."""
-    value: int | None = typed(body, field, int, "a whole number")
-    if value is None:
-        return default
-    check_range(value, field, low, high)
-    return value
+    # ---- types -----------------------------------------------------------------------------
 
+    def required(self, words: str = "") -> Self:
+        """The same field, which must be there; `words` replace the message of the error."""
+        if self.value is None:
+            raise MissingParameter(words or f"{self.path} is missing", param=self.path)
+        return self
 
-def number(
-    body: Body, field: str, low: float, high: float, default: float, path: str | None = None
-) -> float:
-    """A number in a range, or the default."""
-    value = _numeric(body, field, path)
-    if value is None:
-        return default
-    check_range(value, path or field, low, high)
-    return float(value)
+    def typed(self, kind: type, words: str) -> Any:
+        """The value, of exactly this type, or None; `words` describe the type in an error."""
+        if self.value is not None and type(self.value) is not kind:
+            self.refuse(f"{self.path} is not {words}")
+        return self.value
 
+    def object(self) -> Self:
+        """The same field, which must be an object; an empty one where it is absent."""
+        return self.of(self.typed(dict, "an object") or {})
 
-def clamped(
-    body: Body, field: str, low: float, high: float, default: float, path: str | None = None
-) -> float:
-    """A number, brought into a range; or the default."""
-    value = _numeric(body, field, path)
-    return default if value is None else float(min(max(low, value), high))
+    def entry(self, what: str) -> Self:
+        """The same item of a list, which must be an object; errors call it `what`."""
+        if type(self.value) is not dict:
+            self.refuse(f"{what} is an object")
+        return self
 
+    def items(self) -> list[Self]:
+        """The items of a list."""
+        values = self.typed(list, "a list") or []
+        return [type(self)(value, f"{self.path}.{self.ITEM % i}") for i, value in enumerate(values)]
 
-def _numeric(body: Body, field: str, path: str | None = None) -> float | None:
-    value = body.get(field)
-    if value is not None and type(value) not in (int, float):
-        raise BadRequest(f"{path or field} is not a number", param=path or field)
-    return value
+    def string(self) -> str | None:
+        """A string, or None."""
+        text: str | None = self.typed(str, "a string")
+        return text
 
+    def text(self) -> str:
+        """A string that must be there."""
+        return self.required().string() or ""
 
-def check_range(value: float, path: str, low: float, high: float) -> None:
-    """Raises BadRequest for a value outside."""
-    if not low <= value <= high:
-        raise BadRequest(f"{path} must be from {low} to {high}", param=path)
+    def boolean(self) -> bool:
+        """True or false; false when absent."""
+        return bool(self.typed(bool, "true or false"))
+
+    # ---- numbers ---------------------------------------------------------------------------
+
+    def integer(self, low: float, high: float) -> int | None:
+        """A whole number in a range, or None."""
+        value: int | None = self.typed(int, "a whole number")
+        if value is not None:
+            self._check_range(low, high)
+        return value
+
+    def number(self, low: float, high: float, default: float) -> float:
+        """A number in a range, or the default."""
+        if self._is_absent_number():
+            return default
+        self._check_range(low, high)
+        return float(self.value)
+
+    def clamped(self, low: float, high: float, default: float) -> float:
+        """A number, brought into a range; or the default."""
+        return default if self._is_absent_number() else float(min(max(low, self.value), high))
+
+    def _is_absent_number(self) -> bool:
+        if self.value is not None and type(self.value) not in (int, float):
+            self.refuse(f"{self.path} is not a number")
+        return self.value is None
+
+    def _check_range(self, low: float, high: float) -> None:
+        if not low <= self.value <= high:
+            self.refuse(f"{self.path} must be from {low} to {high}")

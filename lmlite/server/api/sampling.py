@@ -1,49 +1,107 @@
-"""Sampling values, and where each comes from when a request leaves it out.
+"""Sampling values: those of a request, and the defaults that stand in for them.
 
-The command line's come before the model file's, and those before llama.cpp's own. All of them
-are checked as a request's are. Pure.
+Values of the command line come before those of the model file, and these before llama.cpp's own.
+All of them are checked as a request's are. Pure.
 """
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from lmlite.errors import BadRequest
 from lmlite.messages import SamplingParams
-from lmlite.server.api.fields import Body, clamped, integer, number
+from lmlite.server.api.fields import Field
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.models.defaults import Defaults
 
 MAX_INT = 2**31 - 1
-NAMES = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
-         "frequency_penalty")  # fmt: skip
+_RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repeat_penalty": (0, 10),
+           "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2)}  # fmt: skip
+NAMES = ("top_k", *_RANGES)
+# Fields that mean the same in each API that generates.
+SAMPLING_FIELDS = {*NAMES, "seed", "logit_bias", "min_tokens", "ignore_eos"}
+
+
+def sampling_params(
+    body: Field, defaults: Defaults, *, max_tokens: Field, stop: Field, n_logprobs: int | None
+) -> SamplingParams:
+    """The parameters of a request; APIs name the fields of two of them differently.
+
+    Raises BadRequest.
+    """
+    n = max_tokens.integer(-1, MAX_INT)
+    most = None if n == -1 else n
+    least = body["min_tokens"].integer(0, MAX_INT) or 0
+    if most is not None and least > most:
+        body["min_tokens"].refuse(f"min_tokens is more than {max_tokens.path}, {most:,}")
+    return SamplingParams(
+        **sampling_values(body, defaults.params, is_strict=False),
+        logit_bias=_logit_bias(body["logit_bias"], defaults.limits.max_biases),
+        seed=_seed(body["seed"]),
+        max_tokens=most,
+        min_tokens=least,
+        ignore_eos=body["ignore_eos"].boolean(),
+        stop=_stop_strings(stop, defaults.limits),
+        n_logprobs=n_logprobs,
+    )
 
 
 def sampling_values(
-    body: Body, params: SamplingParams, *, is_strict: bool = True
+    body: Field, params: SamplingParams, *, is_strict: bool = True
 ) -> dict[str, Any]:
     """Each of NAMES: the body's value, or that of params. Raises BadRequest.
 
-    Strict, a value out of its range is refused; else it becomes the nearest that is in it, as
+    A value out of its range is refused if strict. Otherwise it becomes the nearest one in it, as
     far as that has a meaning.
     """
-    read = number if is_strict else clamped
-    least, most = (-1, MAX_INT) if is_strict else (-math.inf, math.inf)
-    top_k = integer(body, "top_k", least, most, params.top_k) or 0
-    penalty = read(body, "repeat_penalty", 0, 10, params.repeat_penalty)
-    if penalty == 0:
-        raise BadRequest("repeat_penalty must be greater than 0", param="repeat_penalty")
-    return {
-        "temperature": read(body, "temperature", 0, 2, params.temperature),
-        "top_k": min(max(0, top_k), MAX_INT),  # less than 0 means all, as 0 does
-        "top_p": read(body, "top_p", 0, 1, params.top_p),
-        "min_p": read(body, "min_p", 0, 1, params.min_p),
-        "repeat_penalty": penalty,
-        "presence_penalty": read(body, "presence_penalty", -2, 2, params.presence_penalty),
-        "frequency_penalty": read(body, "frequency_penalty", -2, 2, params.frequency_penalty),
+    read = Field.number if is_strict else Field.clamped
+    values: dict[str, Any] = {
+        name: read(body[name], low, high, getattr(params, name))
+        for name, (low, high) in _RANGES.items()
     }
+    if values["repeat_penalty"] == 0:
+        body["repeat_penalty"].refuse("repeat_penalty must be greater than 0")
+    least, most = (-1, MAX_INT) if is_strict else (-math.inf, math.inf)
+    top_k = body["top_k"].integer(least, most)
+    # Less than 0 means all tokens, as 0 does.
+    values["top_k"] = params.top_k if top_k is None else min(max(0, top_k), MAX_INT)
+    return values
+
+
+def _seed(field: Field) -> int | None:
+    """Any whole number; the sampler takes 32 bits of it. In llama.cpp, -1 means any seed."""
+    seed = field.integer(-(2**63), 2**64 - 1)
+    return None if seed is None or seed == -1 else seed % 2**32
+
+
+def _stop_strings(field: Field, limits: Limits) -> tuple[str, ...]:
+    stops = [field.value] if type(field.value) is str else field.value
+    if stops is None:
+        return ()
+    if type(stops) is not list or not all(type(stop) is str for stop in stops):
+        field.refuse(f"{field.path} is a string or a list of strings")
+    if len(stops) > limits.max_stops:
+        field.refuse(f"{field.path} has more than {limits.max_stops} strings")
+    if not all(len(stop) <= limits.max_stop_length for stop in stops):
+        field.refuse(f"a stop string has at most {limits.max_stop_length} characters")
+    return tuple(filter(None, stops))  # an empty one never comes
+
+
+def _logit_bias(field: Field, most: int) -> tuple[tuple[int, float], ...]:
+    biases = field.object()
+    if len(biases.value) > most:
+        field.refuse(f"logit_bias has more than {most:,} entries")
+    for token in biases.value:
+        # One spelling for each id, or a token could have two biases.
+        if not re.fullmatch("0|[1-9][0-9]{0,9}", token):
+            field.refuse("logit_bias maps token ids to numbers")
+    return tuple((int(token), biases[token].clamped(-100, 100, 0.0)) for token in biases.value)
+
+
+# ---- defaults ------------------------------------------------------------------------------
 
 
 def defaults(
@@ -56,15 +114,15 @@ def defaults(
     takes_images: bool = False,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Defaults:
-    """Both kinds of defaults in one. What a file has wrong is left out, with a line for it."""
+    """The defaults of a model. A wrong value in its file is left out, and `warn` is told."""
     params, origins = SamplingParams(), {}
     for name, value in of_file.items():
         try:
-            params = replace(params, **sampling_values({name: value}, params))
+            params = replace(params, **sampling_values(Field({name: value}), params))
             origins[name] = "model file"
         except BadRequest as err:
             warn(f"a sampling default of the model file is ignored: {err}")
-    params = replace(params, **sampling_values(dict(of_command_line), params))
+    params = replace(params, **sampling_values(Field(dict(of_command_line)), params))
     origins |= dict.fromkeys(of_command_line, "command line")
     return Defaults(params, origins, separate_reasoning, allows_grammars, takes_images, limits)
 
@@ -82,7 +140,7 @@ def parse_defaults(text: str) -> dict[str, float]:
             raise ValueError(f"must be NAME=VALUE,... with names of {', '.join(NAMES)}")
         try:
             values[name] = json.loads(value)
-            sampling_values(values, SamplingParams())
+            sampling_values(Field(values), SamplingParams())
         except (ValueError, BadRequest) as err:
             raise ValueError(f"has a bad value: {item.strip()} ({err})") from None
     return values

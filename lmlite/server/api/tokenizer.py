@@ -8,17 +8,15 @@ the `messages` of a chat), others those of llama.cpp's server (`content`, `add_s
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lmlite.messages import Tokenize
+from lmlite.messages import Json, Tokenize
 from lmlite.server.api.call import Call, ignored_fields
 from lmlite.server.api.dry_run import planned
-from lmlite.server.api.fields import Body, boolean, required, string, typed
+from lmlite.server.api.fields import Field
 from lmlite.server.api.openai.requests import parse_chat, token_ids
 from lmlite.server.api.reply import ComputedReply
 from lmlite.server.api.route import PageRoute, WorkerRoute
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 from lmlite.server.models.registry import ServedModel
-
-Json = dict[str, Any]
 
 _SHAPE = {"with_pieces", "return_token_strs"}
 _TEXT_FIELDS = {"model", "prompt", "add_special_tokens", "content", "add_special", "parse_special",
@@ -35,39 +33,38 @@ class TokenizerCall(Call):
     with_texts: bool = False  # the reply has a list of the tokens' texts
 
 
-def parse_tokenize(body: Body, defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
+def parse_tokenize(body: Json, defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
     """A body of POST /tokenize. Raises BadRequest."""
     call = _chat(body, defaults) if body.get("messages") is not None else _text(body)
     return replace(
         call,
-        with_pieces=boolean(body, "with_pieces"),
-        with_texts=boolean(body, "return_token_strs"),
+        with_pieces=Field(body)["with_pieces"].boolean(),
+        with_texts=Field(body)["return_token_strs"].boolean(),
     )
 
 
-def parse_detokenize(body: Body, _defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
+def parse_detokenize(body: Json, _defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
     """A body of POST /detokenize. Raises BadRequest."""
-    required(body, "tokens")
-    tokens = typed(body, "tokens", list, "a list of token ids")
-    ids = token_ids(tokens, "tokens") if tokens else ()
+    tokens = Field(body)["tokens"].required()
+    ids = token_ids(tokens) if tokens.typed(list, "a list of token ids") else ()
     ignored = ignored_fields(body, {"model", "tokens"})
-    return TokenizerCall(Tokenize(0, ids), string(body, "model"), ignored=ignored)
+    return TokenizerCall(Tokenize(0, ids), Field(body)["model"].string(), ignored=ignored)
 
 
-def _text(body: Body) -> TokenizerCall:
+def _text(body: Json) -> TokenizerCall:
     """A text. By default vLLM adds special tokens to it, and llama.cpp's server does not."""
-    is_content = body.get("content") is not None
-    field = "content" if is_content else "prompt"
-    required(body, field)
-    text = string(body, field) or ""
-    switch = "add_special" if is_content else "add_special_tokens"
-    adds = not is_content if body.get(switch) is None else boolean(body, switch)
-    parses = body.get("parse_special") is None or boolean(body, "parse_special")
+    asked = Field(body)
+    is_content = asked["content"].value is not None
+    text = asked["content" if is_content else "prompt"].text()
+    switch = asked["add_special" if is_content else "add_special_tokens"]
+    adds = not is_content if switch.value is None else switch.boolean()
+    parses = asked["parse_special"].value is None or asked["parse_special"].boolean()
     ignored = ignored_fields(body, _TEXT_FIELDS)
-    return TokenizerCall(Tokenize(0, text, adds, parses), string(body, "model"), ignored=ignored)
+    request = Tokenize(0, text, adds, parses)
+    return TokenizerCall(request, asked["model"].string(), ignored=ignored)
 
 
-def _chat(body: Body, defaults: Defaults) -> TokenizerCall:
+def _chat(body: Json, defaults: Defaults) -> TokenizerCall:
     call = planned(parse_chat(body, defaults))
     known = set(_CHAT_FIELDS)
     if body.get("add_generation_prompt") is False:  # which a template cannot leave out

@@ -1,256 +1,192 @@
-"""Anthropic's request JSON -> that of a chat, which `openai_requests.py` reads.
+"""Bodies of Anthropic's Messages API -> the chat that they mean.
 
-POST /v1/messages asks for what POST /v1/chat/completions does, in other words: each function
-here turns one of its fields into the chat's. What could be wrong in a field that has another
-name or form there is checked here first, so that every error names what the client wrote.
-Pure. The formats are those of the types in Anthropic's Python package.
+Pure. The formats are those of the types in Anthropic's Python package. Errors are BadRequest.
 """
 
-import json
-from collections.abc import Iterable
-from dataclasses import replace
-from typing import Any
-
-from lmlite.errors import BadRequest
+from lmlite.messages import Chat, ChatMessage, Json, ToolCall
 from lmlite.server.api.anthropic.blocks import (
     BLOCKS_OF,
     RESULT_BLOCKS,
-    Block,
-    block_parts,
+    BlockReader,
+    MessageField,
     of_kind,
-    parts,
-    read_blocks,
-    required_string,
-    system_text,
-    unread_blocks,
 )
 from lmlite.server.api.call import Call, ignored_fields
-from lmlite.server.api.chat.requests import EFFORTS, called_name, tool_name
+from lmlite.server.api.chat.answer_forms import FREE, Form, held_form
+from lmlite.server.api.chat.content_parts import ContentReader, Piece
+from lmlite.server.api.chat.messages import conversation, function_call, message
+from lmlite.server.api.chat.options import chat_options, parse_effort
+from lmlite.server.api.chat.tools import Choice, Tools, parse_tool_choice
 from lmlite.server.api.dry_run import planned
-from lmlite.server.api.fields import Body, boolean, integer, required, string, typed
-from lmlite.server.api.openai.requests import parse_chat, stop_strings
-from lmlite.server.api.responses.requests import own_names
-from lmlite.server.api.sampling import MAX_INT, NAMES
-from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
+from lmlite.server.api.fields import Field
+from lmlite.server.api.sampling import MAX_INT, SAMPLING_FIELDS, sampling_params
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
-_SAME = {
-    "model",
-    "stream",
-    "seed",
-    "logit_bias",
-    "stop_in_reasoning",
-    *NAMES,
-    "ignore_eos",
-    "min_tokens",
-}  # mean what they mean in a chat
 _INERT = {"metadata", "cache_control"}  # every prompt is cached as far as memory goes
-MESSAGE_FIELDS = {*_SAME, *_INERT, "max_tokens", "messages", "system", "tools", "tool_choice",
-                  "stop_sequences", "thinking", "output_config"}  # fmt: skip
+MESSAGE_FIELDS = {*SAMPLING_FIELDS, *_INERT, "model", "stream", "stop_in_reasoning", "max_tokens",
+                  "messages", "system", "tools", "tool_choice", "stop_sequences", "thinking",
+                  "output_config"}  # fmt: skip
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 
 
-def parse_message(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
+def parse_message(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
     """A body of POST /v1/messages. Raises BadRequest."""
-    required(body, "max_tokens")
+    MessageField(body)["max_tokens"].required()
     return _parse(body, defaults)
 
 
-def parse_count(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
+def parse_count(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
     """A body of POST /v1/messages/count_tokens, as a call that only plans. Raises BadRequest."""
     return planned(_parse(body, defaults))
 
 
-def _parse(body: Body, defaults: Defaults) -> Call:
-    chat = chat_body(body, defaults.limits)
-    with own_names(_own_names(chat)):
-        call = parse_chat(chat, defaults)
-    others = {*call.ignored, *unread_blocks(body)}
-    return replace(call, ignored=ignored_fields(body, MESSAGE_FIELDS, others))
-
-
-def chat_body(body: Body, limits: Limits = DEFAULT_LIMITS) -> Body:
-    """The body of POST /v1/chat/completions that asks for the same. Raises BadRequest."""
-    same = {name: value for name, value in body.items() if name in _SAME}
-    return {
-        **same,
-        "max_tokens": integer(body, "max_tokens", 0, MAX_INT),
-        "messages": _messages(body),
-        "tools": [_tool(tool, f"tools.{i}") for i, tool in enumerate(_list(body, "tools"))],
-        **_tool_choice(body),
-        "stop": list(stop_strings(body, "stop_sequences", limits)),
-        "reasoning_effort": _effort(body),
-        "response_format": _response_format(body),
-    }
-
-
-def _own_names(chat: Body) -> dict[str, str]:
-    """What those parts are called here that a chat's parser reads: by their names there."""
-    images = {
-        f"messages.[{i}].content.[{j}]": part["path"]
-        for i, turn in enumerate(chat["messages"])
-        for j, part in enumerate(turn["content"])
-        if type(part) is dict and "path" in part
-    }
-    schemas = {
-        f"tools.[{i}].function.parameters": f"tools.{i}.input_schema"
-        for i in range(len(chat["tools"]))
-    }
-    return images | schemas | {"response_format.json_schema": "output_config.format"}
+def _parse(body: Json, defaults: Defaults) -> Call:
+    asked, contents = MessageField(body), ContentReader(defaults)
+    asked["max_tokens"].integer(0, MAX_INT)  # -1 has a meaning in other APIs
+    tools = _tools(asked["tools"])
+    choice, parallel = _tool_choice(asked["tool_choice"], tools)
+    config = asked["output_config"].object()
+    form, unheld = _form(config["format"])
+    options = chat_options(
+        asked,
+        defaults,
+        tools,
+        choice,
+        form=form,
+        parallel=parallel,
+        effort=_effort(asked["thinking"], config["effort"]),
+    )
+    params = sampling_params(
+        asked,
+        defaults,
+        max_tokens=asked["max_tokens"],
+        stop=asked["stop_sequences"],
+        n_logprobs=None,
+    )
+    request = Chat(0, _messages(asked, BlockReader(contents)), params, options=options)
+    return Call(
+        request,
+        asked["model"].string(),
+        stream=asked["stream"].boolean(),
+        ignored=ignored_fields(body, MESSAGE_FIELDS, contents.ignored | tools.ignored),
+        unheld=(*unheld, *tools.unheld),
+    )
 
 
 # ---- messages ------------------------------------------------------------------------------
 
 
-def _messages(body: Body) -> list[Body]:
-    required(body, "messages")
-    messages = _list(body, "messages")
-    if not messages:
-        raise BadRequest("messages has no message", param="messages")
-    turns: list[Body] = []
-    if system := system_text(body.get("system") or "", "system"):
-        turns.append({"role": "system", "content": system})
-    for i, message in enumerate(messages):
-        turns += _turns(message, f"messages.{i}")
-    if turns[-1].get("tool_calls"):
-        raise BadRequest("the last message calls tools: send their results", param="messages")
+def _messages(body: Field, reader: BlockReader) -> tuple[ChatMessage, ...]:
+    messages = body["messages"].required()
+    if not messages.items():
+        messages.refuse("messages has no message")
+    turns = []
+    if system := reader.system_text(body["system"]):
+        turns.append(ChatMessage("system", system))
+    for each in messages.items():
+        turns += _turns(each.entry("a message"), reader)
+    if turns[-1].tool_calls:
+        messages.refuse("the last message calls tools: send their results")
+    return conversation(turns, messages)
+
+
+def _turns(body: Field, reader: BlockReader) -> list[ChatMessage]:
+    """A message as those of a chat, where each result of a tool is one of its own."""
+    role = body["role"].text()
+    if role not in BLOCKS_OF:
+        body["role"].refuse("role is user, assistant or system")
+    content = body["content"].required()
+    blocks = reader.blocks(content, BLOCKS_OF[role])
+    if role == "user":
+        return _user_turns(blocks, content, reader)
+    thoughts = "".join(block["thinking"].text() for block in of_kind(blocks, "thinking"))
+    calls = filter(None, map(_tool_call, of_kind(blocks, "tool_use")))
+    pieces = reader.pieces(blocks)
+    turn = message(role, pieces, content, reasoning=thoughts or None, tool_calls=tuple(calls))
+    return [turn]
+
+
+def _user_turns(blocks: list[Field], content: Field, reader: BlockReader) -> list[ChatMessage]:
+    """In their order; texts and images that follow each other are one message."""
+    turns: list[ChatMessage] = []
+    said: list[Piece] | None = None if blocks else []
+    for block in blocks:
+        if block["type"].value != "tool_result":
+            said = (said or []) + reader.pieces([block])
+            continue
+        if said is not None:
+            turns.append(message("user", said, content))
+        turns.append(_result(block, reader))
+        said = None
+    if said is not None:
+        turns.append(message("user", said, content))
     return turns
 
 
-def _turns(message: Any, path: str) -> list[Body]:
-    """A message as turns of a chat, where each result of a tool is one of its own."""
-    if type(message) is not dict:
-        raise BadRequest("a message is an object", param=path)
-    role = required_string(message, "role", path)
-    if role not in BLOCKS_OF:
-        raise BadRequest("role is user, assistant or system", param=f"{path}.role")
-    content = required(message, "content", f"{path}.content")
-    blocks = read_blocks(content, f"{path}.content", BLOCKS_OF[role])
-    if role == "assistant":
-        return [_assistant_turn(blocks)]
-    return _user_turns(blocks) if role == "user" else [_turn("system", blocks)]
+def _result(block: Field, reader: BlockReader) -> ChatMessage:
+    block["is_error"].boolean()  # templates have no place for it
+    content = block["content"]
+    blocks = reader.blocks(content.of(content.value or ""), RESULT_BLOCKS)
+    pieces = reader.pieces(blocks, is_result=True)
+    return message("tool", pieces, content, tool_call_id=block["tool_use_id"].text())
 
 
-def _user_turns(blocks: list[Block]) -> list[Body]:
-    """In their order; texts that follow each other are one turn."""
-    turns: list[Body] = []
-    for block, path in blocks:
-        if block["type"] == "tool_result":
-            turns.append(_result_turn(block, path))
-        elif turns and turns[-1]["role"] == "user":
-            turns[-1]["content"] += block_parts(block, path)
-        else:
-            turns.append({"role": "user", "content": block_parts(block, path)})
-    return turns or [{"role": "user", "content": ""}]
-
-
-def _result_turn(block: Body, path: str) -> Body:
-    boolean(block, "is_error", f"{path}.is_error")  # templates have no place for it
-    return {
-        "role": "tool",
-        "tool_call_id": required_string(block, "tool_use_id", path),
-        "content": parts(read_blocks(block.get("content") or "", f"{path}.content", RESULT_BLOCKS)),
-    }
-
-
-def _assistant_turn(blocks: list[Block]) -> Body:
-    thoughts = [
-        required_string(block, "thinking", path) for block, path in of_kind(blocks, "thinking")
-    ]
-    calls = [_tool_call(block, path) for block, path in of_kind(blocks, "tool_use")]
-    turn = _turn("assistant", blocks)
-    return {**turn, "reasoning_content": "".join(thoughts), "tool_calls": calls}
-
-
-def _turn(role: str, blocks: Iterable[Block]) -> Body:
-    return {"role": role, "content": parts(blocks)}
-
-
-def _tool_call(block: Body, path: str) -> Body:
+def _tool_call(block: Field) -> ToolCall | None:
     """A call; its input is text where a client kept what came of half an object."""
-    arguments = block.get("input")
-    if type(arguments) is not str:
-        found = typed(block, "input", dict, "an object", f"{path}.input") or {}
-        try:
-            arguments = json.dumps(found, ensure_ascii=False)
-        except RecursionError:  # a depth that reading just survived
-            raise BadRequest("input is nested too deeply", param=f"{path}.input") from None
-    function = {"name": called_name(block, f"{path}.name"), "arguments": arguments}
-    return {"id": required_string(block, "id", path), "function": function}
+    arguments = block["input"]
+    if type(arguments.value) is not str:
+        arguments = arguments.object()
+    block["id"].text()
+    block["name"].string()
+    return function_call(block["id"], block["name"], arguments)
 
 
-# ---- tools, and what the answer may be -----------------------------------------------------
+# ---- tools, and the form of the reply ------------------------------------------------------
 
 
-def _tool(tool: Any, path: str) -> Body:
-    if type(tool) is not dict:
-        raise BadRequest("a tool is an object", param=path)
-    if not _is_function(tool):
-        return tool  # left out, by the name of its type
-    schema = required(tool, "input_schema", f"{path}.input_schema")
-    function = {
-        "name": tool_name(tool, f"{path}.name"),
-        "description": string(tool, "description", f"{path}.description"),
-        "parameters": schema,
-    }
-    return {"type": "function", "function": function}
+def _tools(field: Field) -> Tools:
+    tools = Tools()
+    for tool in field.items():
+        kind = tool.entry("a tool")["type"].value
+        # Other tools are those that Anthropic describes to its models, or runs.
+        if kind in (None, "custom") or "input_schema" in tool.value:
+            tool["input_schema"].required()
+            tools.add(tool, "input_schema")
+        else:
+            tools.leave_out(kind)
+    return tools
 
 
-def _is_function(tool: Body) -> bool:
-    """Whether it is the client's own, not one that Anthropic describes to its models or runs."""
-    return tool.get("type") in (None, "custom") or "input_schema" in tool
-
-
-def _tool_choice(body: Body) -> Body:
-    """The chat's `tool_choice` and `parallel_tool_calls`."""
-    choice = typed(body, "tool_choice", dict, "an object")
-    if choice is None:
-        return {}
-    kind = required_string(choice, "type", "tool_choice")
-    path = "tool_choice.disable_parallel_tool_use"
-    # Allowed does not mean wanted: whether there are several is then the template's choice.
-    is_single = boolean(choice, "disable_parallel_tool_use", path)
-    parallel = {"parallel_tool_calls": False} if is_single else {}
+def _tool_choice(choice: Field, tools: Tools) -> tuple[Choice, bool | None]:
+    """Which tools may be called, and whether several at once; None: the template's choice."""
+    if choice.typed(dict, "an object") is None:
+        return ("auto", ()), None
+    kind = choice["type"].text()
+    # That several calls are allowed does not mean that they are wanted.
+    parallel = False if choice["disable_parallel_tool_use"].boolean() else None
     if kind == "tool":
-        function = {"name": required_string(choice, "name", "tool_choice")}
-        return {"tool_choice": {"type": "function", "function": function}, **parallel}
+        name = choice["name"].text()
+        return parse_tool_choice(choice, tools.names, lambda _: [name]), parallel
     if kind not in _CHOICES:
-        raise BadRequest("type is auto, any, tool or none", param="tool_choice.type")
-    return {"tool_choice": _CHOICES[kind], **parallel}
+        choice["type"].refuse("type is auto, any, tool or none")
+    return parse_tool_choice(choice.of(_CHOICES[kind]), tools.names), parallel
 
 
-def _effort(body: Body) -> str | None:
-    """How much to think, as a chat's `reasoning_effort`; None: as much as the model does."""
-    thinking = typed(body, "thinking", dict, "an object") or {"type": "adaptive"}
-    kind = required_string(thinking, "type", "thinking")
+def _effort(thinking: Field, effort: Field) -> str | None:
+    """How much to think; None: as much as the model does."""
+    asked = thinking.object()
+    kind = asked["type"].text() if asked.value else "adaptive"
     if kind not in ("enabled", "disabled", "adaptive"):
-        raise BadRequest("type is enabled, disabled or adaptive", param="thinking.type")
-    typed(thinking, "budget_tokens", int, "a whole number", "thinking.budget_tokens")
-    path = "output_config.effort"
-    effort = string(_output_config(body), "effort", path)
-    if effort is not None and effort not in EFFORTS:
-        raise BadRequest(f"effort is one of {', '.join(EFFORTS)}", param=path)
-    return "none" if kind == "disabled" else effort
+        asked["type"].refuse("type is enabled, disabled or adaptive")
+    asked["budget_tokens"].typed(int, "a whole number")
+    found = parse_effort(effort, "effort")
+    return "none" if kind == "disabled" else found
 
 
-def _response_format(body: Body) -> Body | None:
-    path = "output_config.format"
-    wanted = typed(_output_config(body), "format", dict, "an object", path)
-    if wanted is None:
-        return None
-    if required_string(wanted, "type", path) != "json_schema":
-        raise BadRequest("type is json_schema", param=f"{path}.type")
-    schema = required(wanted, "schema", f"{path}.schema")
-    return {"type": "json_schema", "json_schema": {"schema": schema}}
-
-
-def _output_config(body: Body) -> Body:
-    return typed(body, "output_config", dict, "an object") or {}
-
-
-# ---- fields --------------------------------------------------------------------------------
-
-
-def _list(body: Body, field: str) -> list[Any]:
-    return typed(body, field, list, "a list") or []
+def _form(wanted: Field) -> Form:
+    if wanted.typed(dict, "an object") is None:
+        return FREE
+    if wanted["type"].text() != "json_schema":
+        wanted["type"].refuse("type is json_schema")
+    return held_form(wanted["schema"].required(), is_strict=False)

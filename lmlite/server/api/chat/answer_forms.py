@@ -1,4 +1,4 @@
-"""The form that an answer is to have: a JSON schema, a regular expression, choices or a grammar.
+"""The form that a reply is to have: a JSON schema, a regular expression, choices or a grammar.
 
 From `response_format`, `grammar`, or vLLM's `structured_outputs` and its older `guided_...`, whose
 names and meanings are those of vLLM's documentation. Pure. Each error names the field that is
@@ -7,17 +7,19 @@ wrong.
 
 import json
 import re
-from typing import Any
+from typing import NamedTuple
 
-from lmlite.errors import BadRequest, MissingParameter
-from lmlite.server.api.fields import Body, boolean, required, typed, unsupported
+from lmlite.messages import Json
+from lmlite.server.api.fields import Field
 from lmlite.server.forms.bounds import MAX_WAYS, repetitions
 from lmlite.server.forms.gbnf import checked_grammar
 from lmlite.server.forms.patterns import raw_pattern
 from lmlite.server.forms.schemas import UnheldPart, honoured_schema, widened_schema
 from lmlite.server.forms.texts import prefix_tree
 
-Form = tuple[Body | None, tuple[UnheldPart, ...]]  # a schema, the parts that it does not enforce
+Form = tuple[Json | None, tuple[UnheldPart, ...]]  # a schema, the parts that it does not enforce
+
+FREE: Form = None, ()
 
 FIELDS = {"structured_outputs", "guided_json", "guided_json_object", "guided_regex",
           "guided_choice", "guided_grammar", "guided_decoding_backend",
@@ -29,119 +31,132 @@ MAX_REPEATED = 2000  # by llama.cpp's own bound
 _KINDS = ("json", "json_object", "regex", "choice", "grammar")
 # Without effect here, or always so: an answer never has other properties than its schema.
 _INERT = ("disable_fallback", "disable_additional_properties", "backend", "_backend")
-_ANY_OBJECT = {"type": "object"}
-_PATH = "response_format"
+_ANY_OBJECT: Json = {"type": "object"}
 
 
-def guided(body: Body) -> tuple[str, Any, str] | None:
-    """(the kind of form that is asked for in vLLM's words, its value, the path of that).
+class Guided(NamedTuple):
+    """The form that a body asks for in vLLM's words."""
+
+    kind: str  # one of _KINDS
+    field: Field  # and its value
+
+
+def guided(body: Field) -> Guided | None:
+    """The form that a body asks for in vLLM's words, if any.
 
     Raises BadRequest for more than one, and for forms that are not supported.
     """
-    if body.get("guided_whitespace_pattern") is not None:
-        unsupported("guided_whitespace_pattern", "the space between values cannot be chosen")
-    wanted = typed(body, "structured_outputs", dict, "an object") or {}
-    for name, value in wanted.items():
+    if body["guided_whitespace_pattern"].value is not None:
+        body["guided_whitespace_pattern"].unsupported("the space between values cannot be chosen")
+    wanted = body["structured_outputs"].object()
+    for name, value in wanted.value.items():
         if name not in _KINDS and name not in _INERT and value not in (None, False):
-            unsupported(f"structured_outputs.{name}", f"{name} is not supported")
-    fields = [(kind, wanted.get(kind), f"structured_outputs.{kind}") for kind in _KINDS]
-    fields += [(kind, body.get(f"guided_{kind}"), f"guided_{kind}") for kind in _KINDS]
-    fields.append(("grammar", body.get("grammar"), "grammar"))
-    found = [field for field in fields if field[1] not in (None, False)]
+            wanted[name].unsupported(f"{name} is not supported")
+    asked = [Guided(kind, wanted[kind]) for kind in _KINDS]
+    asked += [Guided(kind, body[f"guided_{kind}"]) for kind in _KINDS]
+    asked.append(Guided("grammar", body["grammar"]))
+    found = [each for each in asked if each.field.value not in (None, False)]
     if len(found) > 1:
-        path = found[1][2]
-        raise BadRequest(f"{path} cannot be beside {found[0][2]}", param=path)
+        first, second = found[0].field, found[1].field
+        second.refuse(f"{second.path} cannot be beside {first.path}")
     return found[0] if found else None
 
 
 # ---- schemas -------------------------------------------------------------------------------
 
 
-def parse_form(body: Body) -> Form:
-    """The schema that the answer has to fit, if any. Raises BadRequest."""
-    wanted = typed(body, "response_format", dict, "an object") or {}
-    kind = wanted.get("type", "text")
-    asked = guided(body)
+def parse_form(wanted: Field, asked: Guided | None, schema_in: str | None = None) -> Form:
+    """The schema in a `response_format`, or in the API's own field for it. Raises BadRequest.
+
+    `asked` is what the body asks for in vLLM's words. `schema_in` is the field that has the schema
+    and its strictness, where they are not beside the type.
+    """
+    wanted = wanted.object()
+    kind = wanted.value.get("type", "text")
     if asked is not None and kind != "text":
-        raise BadRequest(f"{asked[2]} cannot be beside response_format", param=asked[2])
-    if asked is not None:
-        kind, value, path = asked
-        if kind == "json":
-            return _held(_parsed(value, path) if type(value) is str else value, path, True)
-        return _ANY_OBJECT if kind == "json_object" else None, ()
+        asked.field.refuse(f"{asked.field.path} cannot be beside {wanted.path}")
     if kind == "text":
-        return None, ()
-    if kind == "json_object":
-        schema = wanted.get("schema")  # as llama.cpp's own server takes one
-        return (_ANY_OBJECT, ()) if schema is None else _held(schema, f"{_PATH}.schema", False)
+        return guided_form(asked)
+    if kind == "json_object" and (schema_in is None or wanted["schema"].value is None):
+        return _ANY_OBJECT, ()
+    if kind == "json_object":  # as llama.cpp's own server takes a schema
+        return held_form(wanted["schema"], is_strict=False)
     if kind != "json_schema":
-        raise BadRequest(f"{_PATH}.type is text, json_object or json_schema", param=f"{_PATH}.type")
-    path = f"{_PATH}.json_schema"
-    named = typed(wanted, "json_schema", dict, "an object", path)
-    if named is None:
-        raise MissingParameter(f"{path} is missing", param=path)
-    is_strict = boolean(named, "strict", f"{path}.strict")
-    return _held(required(named, "schema", f"{path}.schema"), f"{path}.schema", is_strict)
+        wanted["type"].refuse(f"{wanted.path}.type is text, json_object or json_schema")
+    named = wanted[schema_in].required().object() if schema_in else wanted
+    return held_form(named["schema"].required(), is_strict=named["strict"].boolean())
 
 
-def _held(schema: Any, path: str, is_strict: bool) -> Form:
+def guided_form(asked: Guided | None) -> Form:
+    """The schema that a body asks for in vLLM's words, if any. Raises BadRequest."""
+    if asked is None or asked.kind not in ("json", "json_object"):
+        return FREE
+    if asked.kind == "json_object":
+        return _ANY_OBJECT, ()
+    return held_form(_parsed(asked.field), is_strict=True)
+
+
+def held_form(schema: Field, *, is_strict: bool) -> Form:
+    """The form of a schema. Raises BadRequest for none, or for one that is strict and not held."""
     if is_strict:
-        return honoured_schema(schema, path), ()
-    if type(schema) is not dict:
-        raise BadRequest(f"{path} is not a JSON schema", param=path)
-    widened = widened_schema(schema)
+        return honoured_schema(schema.value, schema.path), ()
+    if type(schema.value) is not dict:
+        schema.refuse(f"{schema.path} is not a JSON schema")
+    widened = widened_schema(schema.value)
     return widened.schema, widened.unheld
 
 
-def _parsed(text: str, path: str) -> Any:
+def _parsed(schema: Field) -> Field:
+    """A schema that may be written as a text."""
+    if type(schema.value) is not str:
+        return schema
     try:
-        return json.loads(text)
+        return schema.of(json.loads(schema.value))
     except (ValueError, RecursionError):
-        raise BadRequest(f"{path} is not JSON", param=path) from None
+        schema.refuse(f"{schema.path} is not JSON")
 
 
 # ---- grammars ------------------------------------------------------------------------------
 
 
-def parse_grammar(body: Body, allows_grammars: bool) -> str | None:
-    """The grammar in GBNF that the whole answer has to match, if any. Raises BadRequest."""
-    kind, value, path = guided(body) or ("", None, "")
-    if kind in ("regex", "choice"):
-        return _grammar_of(
-            _expression(value, path) if kind == "regex" else _choice(value, path), path
-        )
-    if kind != "grammar":
+def guided_grammar(asked: Guided | None, allows_grammars: bool) -> str | None:
+    """The grammar in GBNF that the whole reply has to match, if any. Raises BadRequest."""
+    if asked is None or asked.kind not in ("regex", "choice", "grammar"):
         return None
+    kind, field = asked
+    if kind != "grammar":
+        return _grammar_of(_expression(field) if kind == "regex" else _choice(field), field)
     if not allows_grammars:
-        unsupported(path, "this server takes no grammars unless it is started with --allow-grammar")
-    if type(value) is not str:
-        raise BadRequest(f"{path} is not a string", param=path)
-    return checked_grammar(value, path)
+        field.unsupported("this server takes no grammars unless it is started with --allow-grammar")
+    if type(field.value) is not str:
+        field.refuse(f"{field.path} is not a string")
+    return checked_grammar(field.value, field.path)
 
 
-def _grammar_of(expression: str, path: str) -> str:
+def _grammar_of(expression: str, field: Field) -> str:
     try:
         text, ways = raw_pattern(f"^({expression})$")
     except (ValueError, RecursionError) as err:
-        raise BadRequest(f"{path} cannot be honoured: {err}", param=path) from None
+        field.refuse(f"{field.path} cannot be honoured: {err}")
     if ways > MAX_WAYS or repetitions(text) > MAX_REPEATED:
-        raise BadRequest(f"{path} leaves too many ways open, or repeats too much", param=path)
+        field.refuse(f"{field.path} leaves too many ways open, or repeats too much")
     return f"root ::= {text}"
 
 
-def _expression(value: Any, path: str) -> str:
+def _expression(field: Field) -> str:
+    value = field.value
     if type(value) is not str or not 0 < len(value) <= MAX_LENGTH:
-        raise BadRequest(f"{path} is a text of 1 to {MAX_LENGTH:,} characters", param=path)
+        field.refuse(f"{field.path} is a text of 1 to {MAX_LENGTH:,} characters")
     inner = value.removeprefix("^")
     return inner[:-1] if re.search(r"(?<!\\)(\\\\)*\$\Z", inner) else inner
 
 
-def _choice(value: Any, path: str) -> str:
-    are_texts = type(value) is list and all(type(each) is str and each for each in value)
-    if not are_texts or not 0 < len(value) <= MAX_CHOICES:
-        words = f"{path} is a list of 1 to {MAX_CHOICES:,} texts, none of them empty"
-        raise BadRequest(words, param=path)
+def _choice(field: Field) -> str:
+    texts = field.value
+    are_texts = type(texts) is list and all(type(each) is str and each for each in texts)
+    if not are_texts or not 0 < len(texts) <= MAX_CHOICES:
+        field.refuse(f"{field.path} is a list of 1 to {MAX_CHOICES:,} texts, none of them empty")
     try:
-        return prefix_tree(value)
+        return prefix_tree(texts)
     except RecursionError:
-        raise BadRequest(f"{path}: too many texts begin alike", param=path) from None
+        field.refuse(f"{field.path}: too many texts begin alike")

@@ -1,20 +1,22 @@
-"""Content that this server has nothing for, as text: what can be read of it, else one line.
+"""Content of messages: texts, images, and text in place of what a model cannot be shown.
 
 Agents send with every turn all that they and other servers have said before, so a part or an item
-of an unknown type must not end their conversation. Pure.
+of an unknown type must not end their conversation: what can be read of it is told. Pure.
 """
 
 import base64
 import binascii
 import json
-from collections.abc import Collection, Iterator
 from typing import Any
 
 from lmlite.errors import BadRequest
-from lmlite.server.api.fields import Body, required
+from lmlite.messages import Image, Json
+from lmlite.server.api.chat.images import ImageReader
+from lmlite.server.api.fields import Field
+from lmlite.server.models.defaults import Defaults
 
 MAX_LINE = 2000  # characters
-_MAX_WORD = 200  # of a value without a space: what is longer is no text, but data
+_MAX_WORD = 200  # of a value without a space: anything longer is data, not text
 # The types of parts that are text, in chats and in responses, and the field that has it.
 _TEXTS = dict.fromkeys(("text", "input_text", "output_text", "summary_text", "reasoning_text"),
                        "text") | {"refusal": "refusal"}  # fmt: skip
@@ -23,49 +25,82 @@ _SECRET = {"encrypted_content", "signature", "cache_control", "citations"}
 _NOT_TOLD = {*_SECRET, "id", "type", "status", "call_id", "tool_use_id"}
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
+Piece = str | Image  # of a content, in its order; an image does not know its place yet
 
-def part_text(part: Body, path: str) -> str:
-    """The text of a chat's content part, of an image that is not shown too. Raises BadRequest."""
-    kind = required(part, "type", f"{path}.type")
-    if kind == "file" and type(part.get("file")) is dict:
-        return file_text(part["file"])
-    if kind == "input_file":
-        return file_text(part)
-    if is_image(part):
+
+class ContentReader:
+    """Reads the contents of one request's messages."""
+
+    def __init__(self, defaults: Defaults) -> None:
+        self._images = ImageReader(defaults.takes_images, defaults.limits)
+        self.ignored: set[str] = set()  # "content.TYPE" of each part that is told as text
+
+    def pieces(self, content: Field, *, is_result: bool = False) -> list[Piece]:
+        """A text, or OpenAI's list of content parts. Raises BadRequest.
+
+        `is_result` marks what a tool returned.
+        """
+        if content.value is None or type(content.value) is str:
+            return [content.value or ""]
+        if type(content.value) is not list:
+            content.refuse("content is a string or a list of parts")
+        return [self._piece(part.entry("a content part"), is_result) for part in content.items()]
+
+    def _piece(self, part: Field, is_result: bool) -> Piece:
+        kind = part["type"].required().value
+        if kind in _IMAGES and part["file_id"].value is None:
+            return self.image(part, None, is_result=is_result)
+        if type(kind) is not str or kind not in _TEXTS:
+            self.ignored.add(f"content.{kind}")
+        return part_text(part)
+
+    def image(self, part: Field, url: str | None, *, is_result: bool) -> Piece:
+        """The image of a part; its URL is in the part's `image_url` if it is not given.
+
+        An unreadable image that a tool returned is told as text: the client sends it again with
+        each later turn, so an error would end the conversation.
+        """
+        try:
+            return Image(self._images.read(part, url), 0, part.path)
+        except BadRequest:
+            if not is_result:
+                raise
+        self.ignored.add(f"content.{part.value['type']}")
         return unreadable("image")
+
+
+def part_text(part: Field) -> str:
+    """The text of an OpenAI content part that is no image. Raises BadRequest."""
+    kind = part["type"].value
+    if kind == "file" and type(part["file"].value) is dict:
+        return _file_text(part["file"].value)
+    if kind == "input_file":
+        return _file_text(part.value)
     if type(kind) is not str or kind not in _TEXTS:
-        return told(kind, part)
-    field = _TEXTS[kind]
-    text = required(part, field, f"{path}.{field}")
-    if type(text) is not str:
-        raise BadRequest(f"{field} is a string", param=f"{path}.{field}")
-    return text
+        return told(kind, part.value)
+    text = part[_TEXTS[kind]].required()
+    if type(text.value) is not str:
+        text.refuse(f"{_TEXTS[kind]} is a string")
+    return str(text.value)
 
 
-def is_image(part: Body) -> bool:
-    """Whether a part has an image, and does not only name a file that is kept elsewhere."""
-    return part["type"] in _IMAGES and part.get("file_id") is None
-
-
-def unread_parts(messages: list[Body], shown: Collection[str]) -> Iterator[str]:
-    """The types of the parts of read messages that are told, as names of what is ignored.
-
-    `shown` are the paths of the images that the model sees.
-    """
-    for i, message in enumerate(messages):
-        content = message.get("content")
-        for j, part in enumerate(content if type(content) is list else ()):
-            kind = part["type"]
-            is_text = type(kind) is str and kind in _TEXTS
-            if not is_text and f"messages.[{i}].content.[{j}]" not in shown:
-                yield f"content.{kind}"
-
-
-def file_text(file: Body) -> str:
-    """What a file of a text type holds; for others, a line that says that it cannot be read."""
+def _file_text(file: Json) -> str:
+    """The content of a file of a text type; for others, a line that says that it is unreadable."""
     data = file.get("file_data")
     text = _text_of_url(data) if type(data) is str else None
     return text if text is not None else unreadable("file", file.get("filename"))
+
+
+def _text_of_url(url: str) -> str | None:
+    """The text in a base64 data URL of a text type; None for any other URL."""
+    head, comma, data = url.partition(",")
+    is_text = head.startswith(("data:text/", "data:application/json"))
+    if not comma or not is_text or not head.endswith(";base64"):
+        return None
+    try:
+        return base64.b64decode(data, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
 
 
 def unreadable(kind: str, *facts: Any) -> str:
@@ -78,7 +113,7 @@ def unreadable(kind: str, *facts: Any) -> str:
     return f"[{' '.join(' '.join(words).split())[:MAX_LINE]}: it cannot be read here]\n"
 
 
-def told(kind: Any, facts: Body) -> str:
+def told(kind: Any, facts: Json) -> str:
     """A line that says what is known of something; "" if it has nothing to say.
 
     >>> told("web_search_call", {"id": "ws_1", "action": {"type": "search"}}).strip()
@@ -90,12 +125,12 @@ def told(kind: Any, facts: Body) -> str:
     return f"[{str(kind)[:64]}: {known[:MAX_LINE]}{'...' if len(known) > MAX_LINE else ''}]\n"
 
 
-def facts_of(item: Body) -> str:
-    """What a reader understands of an item, as JSON: no ids, no data. "" for nothing."""
+def facts_of(item: Json) -> str:
+    """The parts of an item that a reader understands, as JSON: no ids, no data. "" for nothing."""
     try:
         known = _readable({key: item[key] for key in item if key not in _NOT_TOLD})
         return json.dumps(known, ensure_ascii=False) if known else ""
-    except RecursionError:  # a depth that reading just survived
+    except RecursionError:  # the body's parser goes deeper than this
         return ""
 
 
@@ -109,15 +144,3 @@ def _readable(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _MAX_WORD and not any(map(str.isspace, value)):
         return None
     return value
-
-
-def _text_of_url(url: str) -> str | None:
-    """The text in a data URL of a text type; None: it is none. Nothing is unquoted."""
-    head, comma, data = url.partition(",")
-    is_text = head.startswith(("data:text/", "data:application/json"))
-    if not comma or not is_text or not head.endswith(";base64"):
-        return None
-    try:
-        return base64.b64decode(data, validate=True).decode()
-    except (binascii.Error, ValueError):
-        return None

@@ -8,7 +8,8 @@ and in responses. Pure.
 import json
 import re
 
-from lmlite.server.api.fields import Body, typed
+from lmlite.messages import Json
+from lmlite.server.api.fields import Field
 from lmlite.server.front import wire
 
 PARAMETER = "input"
@@ -22,21 +23,21 @@ _DECODABLE = re.compile(
 )
 
 
-def as_function(tool: Body, path: str) -> Body:
-    """The function that is offered in place of a custom tool, which stands at `path`.
+def as_function(tool: Field) -> Json:
+    """The function that is offered in place of a custom tool. Raises BadRequest.
 
-    A grammar of its input is told to the model, and holds it to nothing.
+    A grammar of its input is told to the model, but the input is not held to it.
     """
-    form = typed(tool, "format", dict, "an object", f"{path}.format") or {}
+    form = tool["format"].object().value
     grammar = form.get("grammar") or form  # chats and responses differ by this level
-    wanted: Body = {"type": "string"}
+    wanted: Json = {"type": "string"}
     if type(grammar) is dict and type(grammar.get("definition")) is str:
         words = f"A text that follows this {grammar.get('syntax')} grammar"
         wanted["description"] = f"{words}:\n{grammar['definition']}"
     parameters = {"type": "object", "properties": {PARAMETER: wanted}, "required": [PARAMETER]}
     return {
-        "name": tool.get("name"),
-        "description": tool.get("description"),
+        "name": tool["name"].value,
+        "description": tool["description"].value,
         "parameters": parameters | {"additionalProperties": False},
     }
 

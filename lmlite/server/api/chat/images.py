@@ -8,9 +8,8 @@ import base64
 import binascii
 import re
 
-from lmlite.errors import BadRequest
 from lmlite.server.api.chat.image_formats import ImageFault, checked_size
-from lmlite.server.api.fields import Body, required, string, unsupported
+from lmlite.server.api.fields import Field
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
 PIXELS_FACTOR = 4  # of all images of a request, to those of one
@@ -30,65 +29,64 @@ class ImageReader:
         self.takes_images, self._limits = takes_images, limits
         self._n_images = self._n_pixels = 0
 
-    def read(self, part: Body, path: str) -> bytes:
-        """The file in a content part of type image_url. Raises BadRequest."""
+    def read(self, part: Field, url: str | None = None) -> bytes:
+        """The file in a content part, at a data URL; None: the one in its `image_url`.
+
+        Raises BadRequest.
+        """
         if not self.takes_images:
-            unsupported(
-                f"{path}.image_url",
-                "this model sees no images: serve it with its projector, --mmproj FILE",
+            part["image_url"].unsupported(
+                "this model sees no images: serve it with its projector, --mmproj FILE"
             )
         limits = self._limits
-        data = _decoded(_url_of(part, path), path, limits.max_image_bytes)
+        data = _decoded(_url_of(part) if url is None else url, part, limits.max_image_bytes)
         try:
             width, height = checked_size(data, limits)
         except ImageFault as fault:
-            raise BadRequest(f"the image {fault}", param=path) from None
+            part.refuse(f"the image {fault}")
         self._n_images += 1
         self._n_pixels += width * height
         most_pixels = PIXELS_FACTOR * limits.max_image_pixels
         if self._n_images > limits.max_images or self._n_pixels > most_pixels:
-            raise BadRequest(
+            part.refuse(
                 f"the messages have more than {limits.max_images:,} images, or more than "
-                f"{most_pixels:,} pixels in them",
-                param=path,
+                f"{most_pixels:,} pixels in them"
             )
         return data
 
 
-def _url_of(part: Body, path: str) -> str:
+def _url_of(part: Field) -> str:
     """The URL; clients send it bare, too."""
-    image = required(part, "image_url", f"{path}.image_url")
-    if type(image) is str:
-        return image
-    if type(image) is not dict:
-        raise BadRequest("image_url is an object with a url", param=f"{path}.image_url")
-    detail = string(image, "detail", f"{path}.image_url.detail")
-    if detail is not None and detail not in DETAILS:
-        raise BadRequest(f"detail is one of {', '.join(DETAILS)}", param=f"{path}.image_url.detail")
-    url = required(image, "url", f"{path}.image_url.url")
-    if type(url) is not str:
-        raise BadRequest("url is a string", param=f"{path}.image_url.url")
-    return url
+    image = part["image_url"].required()
+    if type(image.value) is str:
+        return image.value
+    if type(image.value) is not dict:
+        image.refuse("image_url is an object with a url")
+    if image["detail"].string() not in (None, *DETAILS):
+        image["detail"].refuse(f"detail is one of {', '.join(DETAILS)}")
+    url = image["url"].required()
+    if type(url.value) is not str:
+        url.refuse("url is a string")
+    return str(url.value)
 
 
-def _decoded(url: str, path: str, most_bytes: int) -> bytes:
+def _decoded(url: str, part: Field, most_bytes: int) -> bytes:
     """The bytes in a data URL, or in bare base64, however it is broken into lines."""
     scheme, payload = _URL.match(url), url
     if scheme is not None:
         if scheme[1].lower() != "data":
-            raise BadRequest(
+            part.refuse(
                 f"the image is at a {scheme[1].lower()} URL, and this server fetches none: send "
-                "the file itself as data:image/png;base64,...",
-                param=path,
+                "the file itself as data:image/png;base64,..."
             )
         payload = url.partition(",")[2]
     try:
         symbols = _unescaped(payload.encode("ascii")).translate(_PLAIN, _SPACES).rstrip(b"=")
         if len(symbols) * 3 // 4 > most_bytes:
-            raise BadRequest(f"the image is over {most_bytes:,} bytes", param=path)
+            part.refuse(f"the image is over {most_bytes:,} bytes")
         return base64.b64decode(symbols + b"=" * (-len(symbols) % 4), validate=True)
     except ValueError:  # and so are binascii.Error and UnicodeEncodeError
-        raise BadRequest("the image is not valid base64", param=path) from None
+        part.refuse("the image is not valid base64")
 
 
 def _unescaped(payload: bytes) -> bytes:

@@ -1,33 +1,28 @@
-"""Request JSON -> messages: defaults filled in, types checked, each error naming its field.
+"""Bodies of OpenAI's chat completions, completions and embeddings -> calls.
 
-An explicit null counts as absent, as OpenAI's clients send it. A boolean is not a number, and
-1.0 is not a count. Fields that nobody here knows are ignored, as LM Studio does, and told by
-name; features that are missing are refused by name. Pure; the only place that reads a client's
-dictionaries.
+Fields that this server does not know are ignored, as LM Studio does, and named in a header.
+Features that it lacks are refused by name. Pure.
 """
 
-import re
-from collections.abc import Collection, Iterable
 from dataclasses import replace
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lmlite.errors import BadRequest
-from lmlite.messages import Chat, Complete, Embed, Prompt, SamplingParams
+from lmlite.messages import Chat, ChatMessage, Complete, Embed, Json, Prompt
 from lmlite.server.api.call import Call, ignored_fields
-from lmlite.server.api.chat.answer_forms import FIELDS, guided, parse_form, parse_grammar
-from lmlite.server.api.chat.requests import custom_tools, left_out, parse_messages, parse_options
-from lmlite.server.api.fields import (
-    Body,
-    boolean,
-    clamped,
-    integer,
-    required,
-    string,
-    typed,
-    unsupported,
+from lmlite.server.api.chat.answer_forms import (
+    FIELDS,
+    guided,
+    guided_form,
+    guided_grammar,
+    parse_form,
 )
-from lmlite.server.api.sampling import MAX_INT, NAMES, sampling_values
-from lmlite.server.front.limits import Limits
+from lmlite.server.api.chat.content_parts import ContentReader
+from lmlite.server.api.chat.options import chat_options, parse_effort
+from lmlite.server.api.chat.tools import Choice, Tools, parse_tool_choice
+from lmlite.server.api.fields import Field
+from lmlite.server.api.openai.messages import parse_messages, parse_tools
+from lmlite.server.api.sampling import MAX_INT, SAMPLING_FIELDS, sampling_params
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
 MAX_GRAMMARS = 64  # of one request: each choice has one of its own, 20 ms for the largest
@@ -35,9 +30,8 @@ MAX_GRAMMARS = 64  # of one request: each choice has one of its own, 20 ms for t
 _EVERYWHERE = {"model", "user"}
 _INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
           "service_tier", "store"}  # fmt: skip
-_GENERATING = {*_EVERYWHERE, *NAMES, "stream", "stream_options", "n", "seed", "stop",
-               "logit_bias", "logprobs", "max_tokens", "min_tokens", "ignore_eos", "grammar",
-               *FIELDS}  # fmt: skip
+_GENERATING = {*_EVERYWHERE, *SAMPLING_FIELDS, "stream", "stream_options", "n", "stop", "logprobs",
+               "max_tokens", "grammar", *FIELDS}  # fmt: skip
 CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
                "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
                "chat_template_kwargs", "stop_in_reasoning", "functions", "audio",
@@ -46,186 +40,190 @@ COMPLETION_FIELDS = {*_GENERATING, "prompt", "best_of", "suffix", "echo"}
 EMBEDDING_FIELDS = {*_EVERYWHERE, "input", "encoding_format", "dimensions"}
 
 
-def parse_chat(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
+def parse_chat(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
     """A body of POST /v1/chat/completions. Raises BadRequest."""
-    _refuse_unsupported_chat(body)
-    n_logprobs = None
-    if boolean(body, "logprobs"):
-        n_logprobs = integer(body, "top_logprobs", 0, 20) or 0
-    elif body.get("top_logprobs") is not None:
-        raise BadRequest("top_logprobs needs logprobs to be true", param="top_logprobs")
-    max_tokens = _max_tokens(body, "max_completion_tokens")
-    if body.get("max_completion_tokens") is None:
-        max_tokens = _max_tokens(body, "max_tokens")
-    params = _sampling_params(body, max_tokens, n_logprobs, defaults)
-    n = integer(body, "n", 1, defaults.limits.max_n) or 1
-    messages = parse_messages(required(body, "messages"), defaults.takes_images, defaults.limits)
-    options, unheld = parse_options(body)
-    options = replace(options, separate_reasoning=defaults.separate_reasoning)
-    grammar = parse_grammar(body, defaults.allows_grammars)
-    if grammar is not None:
-        if options.tools or options.json_schema:
-            path = (guided(body) or ("", None, "grammar"))[2]
-            raise BadRequest(f"{path} is not for tools, nor for a response_format", param=path)
-        options = replace(options, thinks=False)  # a grammar leaves no place for thoughts
-    request = Chat(0, messages, params, n, options=options, grammar=grammar)
-    call = _call(body, request, CHAT_FIELDS, left_out(body, messages))
-    return replace(call, custom_tools=custom_tools(body), unheld=unheld)
-
-
-def parse_completion(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
-    """A body of POST /v1/completions. Raises BadRequest."""
-    n = integer(body, "n", 1, defaults.limits.max_n) or 1
-    if (integer(body, "best_of", 1, MAX_INT) or n) != n:
-        unsupported("best_of", "best_of other than n is not supported")
-    if body.get("suffix"):
-        unsupported("suffix", "suffix is not supported")
-    n_logprobs = integer(body, "logprobs", 0, 5)
-    params = _sampling_params(body, _max_tokens(body, "max_tokens"), n_logprobs, defaults)
-    prompts = _prompts(body, "prompt", defaults.limits.max_prompts)
-    grammar = parse_grammar(body, defaults.allows_grammars)
-    if (grammar or guided(body)) and len(prompts) * n > MAX_GRAMMARS:
-        raise BadRequest(f"grammar is for at most {MAX_GRAMMARS} choices", param="grammar")
-    schema, _ = parse_form({name: body[name] for name in FIELDS if name in body})
-    request = Complete(
-        0, prompts, params, n, boolean(body, "echo"), grammar=grammar, json_schema=schema
+    chat = Field(body)
+    _refuse_unsupported(chat)
+    reader, tools = ContentReader(defaults), parse_tools(chat["tools"])
+    limit = chat["max_completion_tokens"]
+    call = chat_call(
+        chat,
+        defaults,
+        messages=parse_messages(chat["messages"].required(), reader),
+        tools=tools,
+        choice=parse_tool_choice(chat["tool_choice"], tools.names),
+        form=chat["response_format"],
+        schema_in="json_schema",
+        effort=chat["reasoning_effort"],
+        max_tokens=limit if limit.value is not None else chat["max_tokens"],
+        n_logprobs=_n_logprobs(chat),
+        n=_n_choices(chat, defaults),
     )
-    return _call(body, request, COMPLETION_FIELDS)
-
-
-def parse_embeddings(body: Body, defaults: Defaults = NO_DEFAULTS) -> Call:
-    """A body of POST /v1/embeddings. Raises BadRequest."""
-    inputs = _prompts(body, "input", defaults.limits.max_inputs)
-    if not all(inputs):
-        raise BadRequest("an input is empty", param="input")
-    encoding_format = string(body, "encoding_format")
-    if encoding_format is None:
-        encoding_format = "float"
-    if encoding_format not in ("float", "base64"):
-        raise BadRequest("encoding_format is float or base64", param="encoding_format")
-    return Call(
-        Embed(0, inputs, integer(body, "dimensions", 1, MAX_INT)),
-        string(body, "model"),
-        encoding_format=encoding_format,
-        ignored=ignored_fields(body, EMBEDDING_FIELDS),
+    return replace(
+        call,
+        include_usage=_includes_usage(chat),
+        ignored=ignored_fields(body, CHAT_FIELDS, reader.ignored | tools.ignored),
     )
 
 
-def _call(
-    body: Body, request: Chat | Complete, known: Collection[str], others: Iterable[str] = ()
+def chat_call(
+    body: Field,
+    defaults: Defaults,
+    *,
+    messages: tuple[ChatMessage, ...],
+    tools: Tools,
+    choice: Choice,
+    form: Field,
+    effort: Field,
+    max_tokens: Field,
+    n_logprobs: int | None,
+    schema_in: str | None = None,
+    n: int = 1,
 ) -> Call:
-    options = typed(body, "stream_options", dict, "an object") or {}
+    """A chat in OpenAI's words. Chat completions and responses differ in what is passed here.
+
+    Everything else is read from the body. Raises BadRequest.
+    """
+    asked = guided(body)
+    grammar = guided_grammar(asked, defaults.allows_grammars)
+    schema, unheld = parse_form(form, asked, schema_in)
+    if asked is not None and grammar is not None and tools.names:
+        path = asked.field.path
+        asked.field.refuse(f"{path} is not for tools, nor for a response_format")
+    parallel = body["parallel_tool_calls"]
+    options = chat_options(
+        body,
+        defaults,
+        tools,
+        choice,
+        form=schema,
+        parallel=None if parallel.value is None else parallel.boolean(),
+        effort=parse_effort(effort),
+        kwargs=body["chat_template_kwargs"],
+    )
+    if grammar is not None:  # it leaves no place for thoughts
+        options = replace(options, thinks=False)
+    params = sampling_params(
+        body, defaults, max_tokens=max_tokens, stop=body["stop"], n_logprobs=n_logprobs
+    )
+    return Call(
+        Chat(0, messages, params, n, options=options, grammar=grammar),
+        body["model"].string(),
+        stream=body["stream"].boolean(),
+        custom_tools=frozenset(tools.custom),
+        unheld=(*unheld, *tools.unheld),
+    )
+
+
+def parse_completion(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
+    """A body of POST /v1/completions. Raises BadRequest."""
+    text = Field(body)
+    n = _n_choices(text, defaults)
+    if (text["best_of"].integer(1, MAX_INT) or n) != n:
+        text["best_of"].unsupported("best_of other than n is not supported")
+    if text["suffix"].value:
+        text["suffix"].unsupported("suffix is not supported")
+    prompts = _prompts(text["prompt"], defaults.limits.max_prompts)
+    asked = guided(text)
+    if asked is not None and len(prompts) * n > MAX_GRAMMARS:
+        raise BadRequest(f"grammar is for at most {MAX_GRAMMARS} choices", param="grammar")
+    params = sampling_params(
+        text,
+        defaults,
+        max_tokens=text["max_tokens"],
+        stop=text["stop"],
+        n_logprobs=text["logprobs"].integer(0, 5),
+    )
+    request = Complete(
+        0,
+        prompts,
+        params,
+        n,
+        text["echo"].boolean(),
+        grammar=guided_grammar(asked, defaults.allows_grammars),
+        json_schema=guided_form(asked)[0],
+    )
     return Call(
         request,
-        string(body, "model"),
-        stream=boolean(body, "stream"),
-        include_usage=boolean(options, "include_usage", "stream_options.include_usage"),
-        ignored=ignored_fields(body, known, others),
+        text["model"].string(),
+        stream=text["stream"].boolean(),
+        include_usage=_includes_usage(text),
+        ignored=ignored_fields(body, COMPLETION_FIELDS),
+    )
+
+
+def parse_embeddings(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
+    """A body of POST /v1/embeddings. Raises BadRequest."""
+    asked = Field(body)
+    inputs = _prompts(asked["input"], defaults.limits.max_inputs)
+    if not all(inputs):
+        asked["input"].refuse("an input is empty")
+    encoding = asked["encoding_format"].string()
+    if encoding not in (None, "float", "base64"):
+        asked["encoding_format"].refuse("encoding_format is float or base64")
+    return Call(
+        Embed(0, inputs, asked["dimensions"].integer(1, MAX_INT)),
+        asked["model"].string(),
+        encoding_format=encoding or "float",
+        ignored=ignored_fields(body, EMBEDDING_FIELDS),
     )
 
 
 # ---- parts of a body -----------------------------------------------------------------------
 
 
-def _sampling_params(
-    body: Body, max_tokens: int | None, n_logprobs: int | None, defaults: Defaults
-) -> SamplingParams:
-    return SamplingParams(
-        **sampling_values(body, defaults.params, is_strict=False),
-        logit_bias=_logit_bias(body, defaults.limits.max_biases),
-        seed=_seed(body),
-        max_tokens=max_tokens,
-        min_tokens=_min_tokens(body, max_tokens),
-        ignore_eos=boolean(body, "ignore_eos"),
-        stop=stop_strings(body, "stop", defaults.limits),
-        n_logprobs=n_logprobs,
-    )
+def _refuse_unsupported(chat: Field) -> None:
+    if chat["functions"].value:
+        chat["functions"].unsupported("functions are not supported: send them as tools")
+    for field, is_text in (("audio", (None, {})), ("modalities", (None, ["text"]))):
+        if chat[field].value not in is_text:
+            chat[field].unsupported("the only modality that is supported is text")
 
 
-def _max_tokens(body: Body, field: str) -> int | None:
-    n = integer(body, field, -1, MAX_INT)
-    return None if n == -1 else n
+def _n_choices(body: Field, defaults: Defaults) -> int:
+    return body["n"].integer(1, defaults.limits.max_n) or 1
 
 
-def _min_tokens(body: Body, max_tokens: int | None) -> int:
-    n = integer(body, "min_tokens", 0, MAX_INT) or 0
-    if max_tokens is not None and n > max_tokens:
-        raise BadRequest(f"min_tokens is more than max_tokens, {max_tokens:,}", param="min_tokens")
-    return n
+def _includes_usage(body: Field) -> bool:
+    return body["stream_options"].object()["include_usage"].boolean()
 
 
-def _seed(body: Body) -> int | None:
-    """Any whole number; the sampler takes 32 bits of it. -1 is llama.cpp's word for any seed."""
-    seed = integer(body, "seed", -(2**63), 2**64 - 1)
-    return None if seed is None or seed == -1 else seed % 2**32
+def _n_logprobs(chat: Field) -> int | None:
+    """How many alternatives of each token; None for no log-probabilities."""
+    if chat["logprobs"].boolean():
+        return chat["top_logprobs"].integer(0, 20) or 0
+    if chat["top_logprobs"].value is not None:
+        chat["top_logprobs"].refuse("top_logprobs needs logprobs to be true")
+    return None
 
 
-def stop_strings(body: Body, field: str, limits: Limits) -> tuple[str, ...]:
-    """A string, or a list of some. Raises BadRequest."""
-    value = body.get(field)
-    if value is None:
-        return ()
-    stops = [value] if type(value) is str else value
-    if type(stops) is not list or not all(type(stop) is str for stop in stops):
-        raise BadRequest(f"{field} is a string or a list of strings", param=field)
-    if len(stops) > limits.max_stops:
-        raise BadRequest(f"{field} has more than {limits.max_stops} strings", param=field)
-    if not all(len(stop) <= limits.max_stop_length for stop in stops):
-        words = f"a stop string has at most {limits.max_stop_length} characters"
-        raise BadRequest(words, param=field)
-    return tuple(filter(None, stops))  # an empty one never comes
-
-
-def _logit_bias(body: Body, most: int) -> tuple[tuple[int, float], ...]:
-    biases = typed(body, "logit_bias", dict, "an object") or {}
-    if len(biases) > most:
-        raise BadRequest(f"logit_bias has more than {most:,} entries", param="logit_bias")
-    for token in biases:
-        # One spelling for each id, or a token could have two biases.
-        if not re.fullmatch("0|[1-9][0-9]{0,9}", token):
-            raise BadRequest("logit_bias maps token ids to numbers", param="logit_bias")
-    return tuple(
-        (int(token), clamped(biases, token, -100, 100, 0.0, f"logit_bias.{token}"))
-        for token in biases
-    )
-
-
-def _prompts(body: Body, field: str, most: int) -> tuple[Prompt, ...]:
+def _prompts(field: Field, most: int) -> tuple[Prompt, ...]:
     """The four forms of a prompt: text, texts, token ids, lists of token ids."""
-    value = required(body, field)
+    value = field.required().value
     if type(value) is str:
         return (value,)
     if type(value) is not list or not value:
-        _bad_prompt(field)
+        _refuse_prompt(field)
     if all(type(item) is int for item in value):
-        return (token_ids(value, field),)
+        return (token_ids(field),)
     if len(value) > most:
-        raise BadRequest(f"{field} has more than {most:,} items", param=field)
+        field.refuse(f"{field.path} has more than {most:,} items")
     if all(type(item) is str for item in value):
         return tuple(value)
-    return tuple(token_ids(item, field) for item in value)
+    return tuple(token_ids(field.of(item)) for item in value)
 
 
-def token_ids(value: Any, field: str) -> tuple[int, ...]:
+def token_ids(field: Field) -> tuple[int, ...]:
     """A list of token ids, at least one. Raises BadRequest."""
+    value = field.value
     if type(value) is not list or not value or any(type(item) is not int for item in value):
-        _bad_prompt(field)
+        _refuse_prompt(field)
     if min(value) < 0 or max(value) > MAX_INT:
-        raise BadRequest(f"{field} has a token id that is out of range", param=field)
+        field.refuse(f"{field.path} has a token id that is out of range")
     return tuple(value)
 
 
-def _bad_prompt(field: str) -> NoReturn:
-    raise BadRequest(
-        f"{field} is a text, a list of texts, a list of token ids, or a list of such lists",
-        param=field,
+def _refuse_prompt(field: Field) -> NoReturn:
+    field.refuse(
+        f"{field.path} is a text, a list of texts, a list of token ids, or a list of such lists"
     )
-
-
-def _refuse_unsupported_chat(body: Body) -> None:
-    if body.get("functions"):
-        unsupported("functions", "functions are not supported: send them as tools")
-    if body.get("audio"):
-        unsupported("audio", "the only modality that is supported is text")
-    if body.get("modalities") not in (None, ["text"]):
-        unsupported("modalities", "the only modality that is supported is text")

@@ -1,164 +1,157 @@
-"""Input items of POST /v1/responses -> messages of a chat, and what the fields of those are here.
+"""Input items of POST /v1/responses -> messages of a chat.
 
-What the assistant thought, said and called in a row is one turn. Items of other types, which other
-servers have made, are calls and results where they have ids, and else told in a line of text. Pure.
+What the assistant thought, said and called in a row is one message. Items of other types, which
+other servers have made, are calls and results if they have ids. The rest is told in a line of text.
+Pure; errors are BadRequest.
 """
 
-import json
 import re
-from typing import Any
+from dataclasses import replace
 
-from lmlite.errors import BadRequest
-from lmlite.server.api.chat.content_parts import facts_of, told
-from lmlite.server.api.fields import Body, required, typed
-from lmlite.server.api.responses.tools import SEARCH, flat_name, flat_names
+from lmlite.messages import ChatMessage, Json, ToolCall
+from lmlite.server.api.chat.content_parts import ContentReader, facts_of, told
+from lmlite.server.api.chat.messages import custom_call, function_call, json_text, message
+from lmlite.server.api.fields import Field
+from lmlite.server.api.responses.tools import SEARCH, ToolReader, flat_name, flat_names
 
-ROLES = ("user", "assistant", "system", "developer")
+ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
+# Parts of a message of the assistant, in the only order in which they can follow each other.
+_REASONING, _CONTENT, _CALLS = range(3)
 
 
-class Turns:
-    """Input items as messages of a chat."""
+class InputReader:
+    """Reads the input of a request."""
 
-    def __init__(self, value: Any) -> None:
-        """`value` is a text or a list of items. Raises BadRequest."""
-        self.messages: list[Body] = []
-        self.names: dict[str, str] = {}  # of a chat's fields: what they are here
-        self.tools: list[tuple[Any, str]] = []  # those that came with items, and their paths
-        self.unread: set[str] = set()  # what was left out or told, as names of what is ignored
+    def __init__(self, field: Field, contents: ContentReader, tools: ToolReader) -> None:
+        """`field` has a text or a list of items, of which some bring `tools`."""
+        self.messages: list[ChatMessage] = []
+        self.ignored: set[str] = set()  # "input.TYPE" of each item that is left out or told
+        self._contents, self._tools = contents, tools
         self._call_ids: set[str] = set()
-        self._told: Body = {}  # the last turn that was made of a line of text
-        if type(value) is str:
-            self._add({"role": "user", "content": value}, "input", "input")
-        elif type(value) is list:
-            for i, item in enumerate(value):
-                self._read(item, f"input.[{i}]")
-        else:
-            raise BadRequest("input is a string or a list of items", param="input")
-        # The model goes on with a last turn of its own, but these words are not.
-        if self.messages and self.messages[-1] is self._told and len(self._told) == 2:
+        self._last_part = _REASONING  # of the last message, if it is the assistant's
+        self._told_at = -1  # the index of the last message that was made of a line of text
+        if type(field.value) is str:
+            self.messages.append(ChatMessage("user", field.value))
+            return
+        if type(field.value) is not list:
+            field.refuse("input is a string or a list of items")
+        for item in field.items():
+            self._read(item.entry("an item"))
+        # A model continues a last message of its own, but it did not write these words.
+        if self._is_told_last and self._last_part == _CONTENT:
             self.messages.pop()
 
-    def _read(self, item: Any, path: str) -> None:
-        if type(item) is not dict:
-            raise BadRequest("an item is an object", param=path)
-        is_reference = "id" in item and item.keys() <= {"id", "type"}
-        match item.get("type") or ("item_reference" if is_reference else "message"):
+    def _read(self, item: Field) -> None:
+        is_reference = "id" in item.value and item.value.keys() <= {"id", "type"}
+        match item["type"].value or ("item_reference" if is_reference else "message"):
             case "message":
-                self._read_message(item, path)
+                self._read_message(item)
             case "function_call":
-                self._read_call({"function": _flat(item)}, item, path)
+                self._add_call(item, function_call(*_named(item), item["arguments"]))
             case "custom_tool_call":
-                self._read_call({"type": "custom", "custom": _flat(item)}, item, path)
+                self._add_call(item, custom_call(*_named(item), item["input"]))
             case "function_call_output" | "custom_tool_call_output":
-                self._read_output(item, item.get("output"), path)
+                self._add_output(item, item["output"])
             case "reasoning":
-                self._read_reasoning(item, path)
+                self._read_reasoning(item)
             case "additional_tools":
-                self._read_tools(item, path)
+                self._read_tools(item)
             case "tool_search_call":
-                function = {"name": SEARCH, "arguments": _arguments(item, path)}
-                self._read_call({"function": function}, item, path)
+                arguments = item["arguments"].of(item["arguments"].value or {})
+                text = arguments.of(json_text(arguments))
+                self._add_call(item, function_call(item["call_id"], Field(SEARCH), text))
             case "tool_search_output":
-                self._read_tools(item, path)
-                found = {"tools": flat_names(item.get("tools"))}
-                self._read_output(item, json.dumps(found, ensure_ascii=False), path)
+                self._read_tools(item)
+                found = item["tools"].of({"tools": flat_names(item["tools"].value)})
+                self._add_output(item, found.of(json_text(found)))
             case kind:
-                self._read_other(str(kind), item, path)
+                self._read_other(str(kind), item)
 
-    def _read_message(self, item: Body, path: str) -> None:
-        role = required(item, "role", f"{path}.role")
-        if role not in ROLES:
-            raise BadRequest(f"role is one of {', '.join(ROLES)}", param=f"{path}.role")
-        if role == "assistant":  # who may have said nothing
-            self._assistant(path, "reasoning_content")["content"] = item.get("content")
-            self.names[f"{self._last}.content"] = f"{path}.content"
+    def _read_message(self, item: Field) -> None:
+        role, content = item["role"].required(), item["content"]
+        if type(role.value) is not str or role.value not in ROLES:
+            role.refuse(f"role is one of {', '.join(ROLES)}")
+        if role.value != "assistant":  # which may have said nothing
+            content.required()
+        read = message(ROLES[role.value], self._contents.pieces(content), content)
+        if role.value == "assistant":
+            self._assistant(_CONTENT)
+            self._change(content=read.content)
         else:
-            content = required(item, "content", f"{path}.content")
-            self._add({"role": role, "content": content}, path, f"{path}.content")
+            self.messages.append(read)
 
-    def _read_call(self, call: Body, item: Body, path: str) -> None:
-        turn = self._assistant(path, "reasoning_content", "content", "tool_calls")
-        calls = turn.setdefault("tool_calls", [])
-        place = f"{self._last}.tool_calls.[{len(calls)}]"
-        self.names |= {f"{place}.function": path, f"{place}.custom": path,
-                       f"{place}.id": f"{path}.call_id"}  # fmt: skip
-        calls.append({"id": item.get("call_id"), **call})
-        self._call_ids.add(str(item.get("call_id")))
+    def _add_call(self, item: Field, call: ToolCall | None) -> None:
+        self._call_ids.add(str(item["call_id"].value))
+        turn = self._assistant(_CALLS)
+        if call is not None:
+            self._change(tool_calls=(*turn.tool_calls, call))
 
-    def _read_output(self, item: Body, content: Any, path: str) -> None:
-        result = {"role": "tool", "tool_call_id": item.get("call_id"), "content": content}
-        self._add(result, path, f"{path}.output")
-        self.names[f"{self._last}.tool_call_id"] = f"{path}.call_id"
+    def _add_output(self, item: Field, content: Field) -> None:
+        pieces = self._contents.pieces(content, is_result=True)
+        call_id = item["call_id"].string()
+        self.messages.append(message("tool", pieces, content, tool_call_id=call_id))
 
-    def _read_reasoning(self, item: Body, path: str) -> None:
-        if text := _reasoning_text(item):
-            turn = self._assistant(path, "reasoning_content")
-            turn["reasoning_content"] = turn.get("reasoning_content", "") + text
+    def _read_reasoning(self, item: Field) -> None:
+        if text := _reasoning_text(item.value):
+            turn = self._assistant(_REASONING)
+            self._change(reasoning=(turn.reasoning or "") + text)
         else:
-            self.unread.add("input.reasoning")
+            self.ignored.add("input.reasoning")
 
-    def _read_tools(self, item: Body, path: str) -> None:
-        tools = typed(item, "tools", list, "a list", f"{path}.tools") or []
-        self.tools += [(tool, f"{path}.tools.[{i}]") for i, tool in enumerate(tools)]
+    def _read_tools(self, item: Field) -> None:
+        for tool in item["tools"].items():
+            self._tools.add(tool)
 
-    def _read_other(self, kind: str, item: Body, path: str) -> None:
+    def _read_other(self, kind: str, item: Field) -> None:
         """An item that another server has made: a call, its result, or a line about it."""
-        self.unread.add(f"input.{kind}")
-        call_id = item.get("call_id")
+        self.ignored.add(f"input.{kind}")
+        call_id, output = item["call_id"], item["output"]
         name = re.fullmatch(r"(\w{1,64})_call", kind, re.ASCII)
-        if kind.endswith("_output") and type(call_id) is str and call_id in self._call_ids:
-            output = item.get("output")
-            self._read_output(item, output if type(output) is str else facts_of(item), path)
-        elif name and type(call_id) is str:
-            function = {"name": name[1], "arguments": facts_of(item)}
-            self._read_call({"function": function}, item, path)
-        elif line := told(kind, item):
-            self._tell(line, path)
+        has_id = type(call_id.value) is str
+        if kind.endswith("_output") and has_id and call_id.value in self._call_ids:
+            is_text = type(output.value) is str
+            self._add_output(item, output if is_text else output.of(facts_of(item.value)))
+        elif name and has_id:
+            arguments = Field(facts_of(item.value))
+            self._add_call(item, function_call(call_id, Field(name[1]), arguments))
+        elif line := told(kind, item.value):
+            self._tell(line)
 
-    def _tell(self, line: str, path: str) -> None:
-        """Lines that follow each other are one turn."""
-        if self.messages and self.messages[-1] is self._told:
-            line = self._told["content"] + line
+    def _tell(self, line: str) -> None:
+        """Lines that follow each other are one message."""
+        if self._is_told_last:
+            self._change(content=self.messages[-1].content + line)
         else:
-            self._told = {"role": "assistant"}
-            self._add(self._told, path, path)
-        self._told["content"] = line
+            self.messages.append(ChatMessage("assistant", line))
+            self._last_part, self._told_at = _CONTENT, len(self.messages) - 1
 
     @property
-    def _last(self) -> str:
-        return f"messages.[{len(self.messages) - 1}]"
+    def _is_told_last(self) -> bool:
+        return 0 <= self._told_at == len(self.messages) - 1
 
-    def _add(self, message: Body, path: str, path_of_content: str) -> None:
-        self.messages.append(message)
-        self.names |= {self._last: path, f"{self._last}.content": path_of_content}
-
-    def _assistant(self, path: str, *parts: str) -> Body:
-        """The assistant's turn that is going on, if it has no other parts; else a new one."""
-        last = self.messages[-1] if self.messages else {}
-        if last.get("role") != "assistant" or not last.keys() <= {"role", *parts}:
-            self._add({"role": "assistant"}, path, path)
+    def _assistant(self, part: int) -> ChatMessage:
+        """The assistant's message that is going on, if this part may follow; else a new one."""
+        may_follow = _CALLS if part == _CALLS else _REASONING
+        last = self.messages[-1] if self.messages else None
+        if last is None or last.role != "assistant" or self._last_part > may_follow:
+            self.messages.append(ChatMessage("assistant", ""))
+        self._last_part = part
         return self.messages[-1]
 
-
-def _flat(item: Body) -> Body:
-    """The call of an item, by the name that the model knows the tool by."""
-    name, namespace = item.get("name"), item.get("namespace")
-    if type(name) is not str or type(namespace) is not str:
-        return item
-    return item | {"name": flat_name(name, namespace)}
+    def _change(self, **parts: object) -> None:
+        self.messages[-1] = replace(self.messages[-1], **parts)  # type: ignore[arg-type]
 
 
-def _arguments(item: Body, path: str) -> str:
-    """Those of a search, which are no text."""
-    try:
-        return json.dumps(item.get("arguments") or {}, ensure_ascii=False)
-    except RecursionError:  # a depth that reading just survived
-        words = "arguments is nested too deeply"
-        raise BadRequest(words, param=f"{path}.arguments") from None
+def _named(item: Field) -> tuple[Field, Field]:
+    """The id of a call, and the name that the model knows its tool by."""
+    name, namespace = item["name"], item["namespace"].value
+    if type(name.value) is str and type(namespace) is str:
+        name = name.of(flat_name(name.value, namespace))
+    return item["call_id"], name
 
 
-def _reasoning_text(item: Body) -> str:
-    """What the model thought, or its summary where only that is known; "" where neither is."""
+def _reasoning_text(item: Json) -> str:
+    """The model's thoughts, or their summary where only that is known; "" where neither is."""
     for name in ("content", "summary"):
         parts = item.get(name)
         parts = parts if type(parts) is list else [{"text": parts}]

@@ -10,7 +10,7 @@ from lmlite.errors import ApiError
 from lmlite.messages import ChatMessage, Delta, Finished, ReplyEvent, Started, ToolCall
 from lmlite.server.api.call import Call
 from lmlite.server.api.chat.custom_tools import as_arguments
-from lmlite.server.api.chat.requests import says_something
+from lmlite.server.api.chat.messages import says_something
 from lmlite.server.api.openai.replies import logprob_object
 from lmlite.server.api.reply import GeneratedReply, typed_event
 from lmlite.server.api.responses.requests import ResponseCall, rename

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from lmlite.server.api.chat.content_parts import part_text, told
+from lmlite.server.api.fields import Field
 
 NOTE = base64.b64encode("Grüße\n".encode()).decode()
 LONG = {"type": "x", "text": "a " * 2000}
@@ -47,7 +48,7 @@ def nested(depth: int) -> Any:
     ],
 )  # fmt: skip
 def test_a_part_becomes_text(part: dict[str, Any], text: str) -> None:
-    assert part_text(part, "messages.[0].content.[0]") == text
+    assert part_text(Field(part, "messages.[0].content.[0]")) == text
 
 
 def test_a_line_is_one_line_of_bounded_length_without_ids_and_data() -> None:

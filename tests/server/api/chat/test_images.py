@@ -5,15 +5,20 @@ import random
 import tracemalloc
 import urllib.parse
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lmlite.errors import BadRequest, Unsupported
+from lmlite.messages import ChatMessage
+from lmlite.server.api.chat.content_parts import ContentReader
 from lmlite.server.api.chat.image_formats import ImageFault, checked_size
 from lmlite.server.api.chat.images import ImageReader
-from lmlite.server.api.chat.requests import parse_messages
+from lmlite.server.api.fields import Field
+from lmlite.server.api.openai.messages import parse_messages
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
+from lmlite.server.models.defaults import NO_DEFAULTS
 from tests.support.image_files import (
     ALPHA_WEBP,
     BLUE,
@@ -45,7 +50,12 @@ TEXT = base64.b64encode(DOT).decode()
 
 def read(image_url: Any, takes_images: bool = True) -> bytes:
     part = {"type": "image_url", "image_url": image_url}
-    return ImageReader(takes_images).read(part, "here")
+    return ImageReader(takes_images).read(Field(part, "here"))
+
+
+def messages_of(turns: Any, limits: Limits = DEFAULT_LIMITS) -> tuple[ChatMessage, ...]:
+    defaults = replace(NO_DEFAULTS, takes_images=True, limits=limits)
+    return parse_messages(Field(turns, "messages"), ContentReader(defaults))
 
 
 # ---- URLs ----------------------------------------------------------------------------------
@@ -352,7 +362,7 @@ def words(text: str) -> dict[str, Any]:
 
 def test_an_image_keeps_its_place_among_the_texts() -> None:
     content = [words("one"), image(DOT), words(" two"), image(RED_JPEG), image(DOT)]
-    (message,) = parse_messages([{"role": "user", "content": content}], takes_images=True)
+    (message,) = messages_of([{"role": "user", "content": content}])
     assert message.content == "one two"
     assert [(each.at, each.data) for each in message.images] == [
         (3, DOT), (7, RED_JPEG), (7, DOT)]  # fmt: skip
@@ -362,7 +372,7 @@ def test_an_image_keeps_its_place_among_the_texts() -> None:
 
 @pytest.mark.parametrize("role", ["system", "user", "tool"])
 def test_a_message_of_each_of_these_roles_may_have_images(role: str) -> None:
-    (message,) = parse_messages([{"role": role, "content": [image(DOT)]}], takes_images=True)
+    (message,) = messages_of([{"role": role, "content": [image(DOT)]}])
     assert [each.data for each in message.images] == [DOT]
 
 
@@ -372,19 +382,19 @@ def test_the_part_that_is_wrong_is_named() -> None:
         {"role": "user", "content": [image(DOT), image(b"")]},
     ]
     with pytest.raises(BadRequest) as caught:
-        parse_messages(turns, takes_images=True)
+        messages_of(turns)
     assert caught.value.param == "messages.[1].content.[1]"
 
 
 def test_the_number_of_images_and_of_their_pixels_is_bounded() -> None:
     turn = {"role": "user", "content": [image(DOT)] * 32}
-    parse_messages([turn], takes_images=True)
+    messages_of([turn])
     with pytest.raises(BadRequest, match="more than 32 images"):
-        parse_messages([turn, {"role": "user", "content": [image(DOT)]}], takes_images=True)
+        messages_of([turn, {"role": "user", "content": [image(DOT)]}])
     large = image(png_of(4096, 4096, (b"\0" + bytes(512)) * 4096, n_bits=1, colour=0))
-    parse_messages([{"role": "user", "content": [large] * 4}], takes_images=True)
+    messages_of([{"role": "user", "content": [large] * 4}])
     with pytest.raises(BadRequest, match="67,108,864 pixels"):
-        parse_messages([{"role": "user", "content": [large] * 5}], takes_images=True)
+        messages_of([{"role": "user", "content": [large] * 5}])
 
 
 @pytest.mark.parametrize("piece", ["%41", "A%41", "%", "%4", " ", "é"])
@@ -414,6 +424,6 @@ def test_a_file_over_ten_megabytes_is_refused_before_it_is_decoded() -> None:
 )
 def test_a_server_may_have_other_bounds(limits: Limits, message: str) -> None:
     turn = {"role": "user", "content": [image(png(4, 2, RED))] * 2}
-    parse_messages([turn], takes_images=True)
+    messages_of([turn])
     with pytest.raises(BadRequest, match=message):
-        parse_messages([turn], True, limits)
+        messages_of([turn], limits)

@@ -1,13 +1,16 @@
 """Tools, their results, and the form of an answer: from a client's JSON to messages."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from lmlite.errors import ApiError
-from lmlite.messages import ChatMessage, ChatOptions, ToolCall
-from lmlite.server.api.chat.requests import custom_tools, left_out, parse_messages, parse_options
+from lmlite.messages import Chat, ChatMessage, ChatOptions, ToolCall
+from lmlite.server.api.call import Call
+from lmlite.server.api.openai.requests import parse_chat
+from lmlite.server.models.defaults import NO_DEFAULTS
 from tests.support.image_files import RED, png
 
 WEATHER = {
@@ -31,17 +34,26 @@ HI = [{"role": "user", "content": "Hi"}]
 SCHEMA = {"type": "object", "properties": {"age": {"type": "integer"}}}
 
 
+def chat(body: dict[str, Any], *, takes_images: bool = False) -> Call:
+    return parse_chat({"messages": HI, **body}, replace(NO_DEFAULTS, takes_images=takes_images))
+
+
 def options(**body: Any) -> ChatOptions:
-    found, _ = parse_options(body)
-    return found
+    request = chat(body).request
+    assert isinstance(request, Chat)
+    return request.options
+
+
+def messages_of(*turns: Any, takes_images: bool = False) -> tuple[ChatMessage, ...]:
+    request = chat({"messages": [*turns]}, takes_images=takes_images).request
+    assert isinstance(request, Chat)
+    return request.messages
 
 
 def refused(body: dict[str, Any]) -> tuple[str | None, str]:
     """(param, message) of the error."""
     with pytest.raises(ApiError) as caught:
-        parse_messages(
-            body["messages"], takes_images=False
-        ) if "messages" in body else parse_options(body)
+        chat(body)
     assert caught.value.status == 400
     return caught.value.param, caught.value.message
 
@@ -115,9 +127,9 @@ def test_what_is_left_out_has_names() -> None:
         "tools": [WEATHER, {"type": "web_search"}, PATCH,
                   {"type": "custom", "custom": {"name": "say", "format": {"type": "text"}}}],
     }  # fmt: skip
-    assert list(left_out(body)) == [
-        "content.input_audio", "tools.web_search", "tools.apply_patch.format"]  # fmt: skip
-    assert custom_tools(body) == {"apply_patch", "say"}
+    call = chat(body)
+    assert call.ignored == ("content.input_audio", "tools.apply_patch.format", "tools.web_search")
+    assert call.custom_tools == {"apply_patch", "say"}
 
 
 @pytest.mark.parametrize(
@@ -134,26 +146,26 @@ def test_what_a_tool_shows_and_nobody_can_look_at_is_told(url: str, sees: bool) 
     content = [{"type": "text", "text": "A: "}, image]
     result = {"role": "tool", "tool_call_id": "call_1", "content": content}
     words = "A: [image: it cannot be read here]\n"
-    told = parse_messages([result], takes_images=sees)
-    assert told == (ChatMessage("tool", words, tool_call_id="call_1"),)
-    assert list(left_out({"messages": [result]}, told)) == ["content.image_url"]
+    told = ChatMessage("tool", words, tool_call_id="call_1")
+    assert messages_of(result, takes_images=sees) == (told,)
+    assert chat({"messages": [result]}, takes_images=sees).ignored == ("content.image_url",)
     with pytest.raises(ApiError):
-        parse_messages([{"role": "user", "content": content}], takes_images=sees)
+        messages_of({"role": "user", "content": content}, takes_images=sees)
 
 
 def test_what_a_tool_shows_to_a_model_that_sees_is_looked_at() -> None:
     dot = png(1, 1, RED)
     image = {"type": "image_url", "image_url": {"url": base64.b64encode(dot).decode()}}
     result = {"role": "tool", "tool_call_id": "call_1", "content": [image]}
-    shown = parse_messages([result], takes_images=True)
-    assert [each.data for each in shown[0].images] == [dot]
-    assert list(left_out({"messages": [result]}, shown)) == []
+    (shown,) = messages_of(result, takes_images=True)
+    assert [each.data for each in shown.images] == [dot]
+    assert chat({"messages": [result]}, takes_images=True).ignored == ()
 
 
 def test_a_tool_may_have_nothing_to_say() -> None:
     results: tuple[dict[str, Any], ...] = ({}, {"content": None}, {"content": []}, {"content": ""})
     for result in results:
-        (said,) = parse_messages([{"role": "tool", **result}], takes_images=False)
+        (said,) = messages_of({"role": "tool", **result})
         assert said == ChatMessage("tool", "")
 
 
@@ -201,13 +213,10 @@ def test_calls_and_their_results_are_turns() -> None:
             "function": {"name": "f", "arguments": '{"a": 1}'}}  # fmt: skip
     empty = {"id": "call_2", "type": "function", "function": {"name": "g", "arguments": ""}}
     custom = {"id": "call_3", "type": "custom", "custom": {"name": "h", "input": 'a "b"'}}
-    assert parse_messages(
-        takes_images=False,
-        messages=[
-            {"role": "assistant", "content": None, "tool_calls": [call, empty, custom]},
-            {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "7"}]},
-            {"role": "assistant", "content": "It is 7.", "reasoning_content": "Easy."},
-        ]
+    assert messages_of(
+        {"role": "assistant", "content": None, "tool_calls": [call, empty, custom]},
+        {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "7"}]},
+        {"role": "assistant", "content": "It is 7.", "reasoning_content": "Easy."},
     ) == (
         ChatMessage("assistant", "", tool_calls=(
             ToolCall("call_1", "f", '{"a": 1}'), ToolCall("call_2", "g", "{}"),
@@ -308,7 +317,7 @@ def test_a_bad_field_is_refused_by_its_name(body: dict[str, Any], param: str) ->
 
 def calls_of(*tool_calls: Any) -> tuple[ToolCall, ...]:
     messages = [*HI, {"role": "assistant", "content": "I look.", "tool_calls": [*tool_calls]}]
-    return parse_messages(messages, takes_images=False)[1].tool_calls
+    return messages_of(*messages)[1].tool_calls
 
 
 def test_arguments_that_were_cut_stay_as_they_are() -> None:
@@ -337,5 +346,5 @@ def test_answers_of_nothing_are_left_out() -> None:
         {"role": "assistant", "content": [], "reasoning_content": ""},
         {"role": "assistant", "tool_calls": [{"id": "1", "function": {"name": ""}}]},
     ]
-    found = parse_messages([*nothing, *HI, *nothing], takes_images=False)
+    found = messages_of(*nothing, *HI, *nothing)
     assert found == (ChatMessage("user", "Hi"),)

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from lmlite.errors import BadRequest
-from lmlite.server.api.chat.tool_choice import parse_tool_choice
+from lmlite.server.api.chat.tools import parse_tool_choice
+from lmlite.server.api.fields import Field
 
 NAMES = ("f", "g", "h")
 
@@ -37,12 +38,12 @@ HOSTED = {"type": "image_generation"}
     ],
 )
 def test_a_choice_is_a_mode_and_the_only_tools(choice: Any, meant: Any) -> None:
-    assert parse_tool_choice(choice, NAMES) == meant
+    assert parse_tool_choice(Field(choice), NAMES) == meant
 
 
 @pytest.mark.parametrize("choice", [None, "auto", "none", allowed("auto", function("f"))])
 def test_without_tools_none_can_be_called(choice: Any) -> None:
-    assert parse_tool_choice(choice, ())[1] == ()
+    assert parse_tool_choice(Field(choice), ())[1] == ()
 
 
 @pytest.mark.parametrize(
@@ -64,5 +65,5 @@ def test_without_tools_none_can_be_called(choice: Any) -> None:
 )  # fmt: skip
 def test_what_is_missing_is_refused(choice: Any, names: Any, message: str) -> None:
     with pytest.raises(BadRequest) as caught:
-        parse_tool_choice(choice, names)
+        parse_tool_choice(Field(choice, "tool_choice"), names)
     assert (caught.value.message, caught.value.param) == (message, "tool_choice")
