@@ -19,7 +19,8 @@ from lmlite.library import drives_a_gpu, library_folder
 from lmlite.messages import Load, RopeScaling
 from lmlite.server import http
 from lmlite.server.api import sampling
-from lmlite.server.front import listener, systemd
+from lmlite.server.front import sockets as listener
+from lmlite.server.front import systemd
 from lmlite.server.front.gate import ANY_ORIGIN, LOOPBACK_HOSTS, NO_ORIGIN, Gate, is_host
 from lmlite.server.front.keys import VARIABLE
 from lmlite.server.front.limits import Limits

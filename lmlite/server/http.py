@@ -32,8 +32,8 @@ from lmlite.server.api.route import ErrorBody, MakeReply, PageRoute, WorkerRoute
 from lmlite.server.front import wire
 from lmlite.server.front.connection import Connection
 from lmlite.server.front.gate import allowed_by, check_method
+from lmlite.server.front.handler import JSON_TYPE, Sender
 from lmlite.server.front.routes import RouteTable
-from lmlite.server.front.sender import JSON_TYPE, Sender
 from lmlite.server.models.event_queue import Reply
 from lmlite.server.server import Server
 from lmlite.server.watch.metrics import CONTENT_TYPE

@@ -16,7 +16,7 @@ from typing import Any
 from lmlite.errors import Unavailable
 from lmlite.server.front.gate import LOOPBACK_GATE, Gate
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
-from lmlite.server.front.listener import close, host_of, is_loopback, refuse
+from lmlite.server.front.sockets import close, host_of, is_loopback, refuse
 from lmlite.server.logs import Log
 from lmlite.server.models.registry import Registry
 from lmlite.server.watch.metrics import Metrics

@@ -18,7 +18,7 @@ from lmlite.gguf.shape import Shape
 from lmlite.messages import Load
 from lmlite.server.front.gate import LOOPBACK_GATE, Gate
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
-from lmlite.server.front.listener import listen
+from lmlite.server.front.sockets import listen
 from lmlite.server.http import serve
 from lmlite.server.logs import Log
 from lmlite.server.models.defaults import NO_DEFAULTS

@@ -22,7 +22,7 @@ import pytest
 
 from lmlite.cli.command import parser
 from lmlite.cli.serve import limits_of
-from lmlite.server.front import listener
+from lmlite.server.front import sockets as listener
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.server import EXHAUSTED_S
 from tests import REPOSITORY
