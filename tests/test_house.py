@@ -111,10 +111,16 @@ def test_no_timeout_uses_the_wall_clock() -> None:
     assert asking == shown
 
 
-def test_serving_loads_no_library_and_no_http_client() -> None:
-    """What is native is the worker's; the client brings `email` and `ssl`, 6 MiB for nothing."""
-    idle = {"ctypes", "http.client", "http.server", "email", "ssl"}
-    check = f"import sys, lmlite.cli.command; print({idle} & sys.modules.keys())"
+@pytest.mark.parametrize(
+    ("module", "unwanted"),
+    [
+        # `http.server` brings `email` and `ssl`: 2 MiB and 15 ms, which only serving needs.
+        ("lmlite.cli.command", {"ctypes", "http.client", "http.server", "email", "ssl"}),
+        ("lmlite.server.http", {"ctypes"}),  # what is native is the worker's
+    ],
+)
+def test_nothing_is_loaded_before_it_is_needed(module: str, unwanted: set[str]) -> None:
+    check = f"import sys, {module}; print({unwanted} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", check], cwd=REPOSITORY, capture_output=True)
     assert done.stdout == b"set()\n"
 

@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lmlite.cli.flags import SERVE_FLAGS, CommandError, Commands, keys_of, limit_flags
 from lmlite.errors import ModelFileError
@@ -17,9 +18,8 @@ from lmlite.gguf.file import ModelFile
 from lmlite.gguf.memory_estimate import DoesNotFit
 from lmlite.library import drives_a_gpu, library_folder
 from lmlite.messages import Load, RopeScaling
-from lmlite.server import http
 from lmlite.server.api import sampling
-from lmlite.server.front import sockets as listener
+from lmlite.server.front import sockets as listening
 from lmlite.server.front import systemd
 from lmlite.server.front.gate import ANY_ORIGIN, LOOPBACK_HOSTS, NO_ORIGIN, Gate, is_host
 from lmlite.server.front.keys import VARIABLE
@@ -30,7 +30,9 @@ from lmlite.server.models.loading import EMBEDDED_MODEL, ModelOptions, served_mo
 from lmlite.server.models.registry import Registry, ServedModel
 from lmlite.server.models.supervisor import SPAWN_FAULTS
 from lmlite.server.models.worker_process import WORKER_COMMAND, WorkerProcess
-from lmlite.server.server import Server
+
+if TYPE_CHECKING:
+    from lmlite.server.server import Server
 
 IMAGE_FACTOR = 4  # how much larger --max-body is for a model that takes images, unless given
 LAST_WORDS_S = 1.0  # for the errors of replies that did not end in time
@@ -77,7 +79,7 @@ def run(given: argparse.Namespace) -> int:
     return 0
 
 
-def _prepared(given: argparse.Namespace, log: Log) -> tuple[Server, ServedModel]:
+def _prepared(given: argparse.Namespace, log: Log) -> "tuple[Server, ServedModel]":
     """A server that listens and accepts nothing yet, and its model. Raises CommandError."""
     limits = limits_of(given)
     prestarted = _prestarted_worker(log)
@@ -97,7 +99,7 @@ def _prepared(given: argparse.Namespace, log: Log) -> tuple[Server, ServedModel]
     return server, model
 
 
-def _serve_until(stop: threading.Event, server: Server, model: ServedModel, log: Log) -> None:
+def _serve_until(stop: threading.Event, server: "Server", model: ServedModel, log: Log) -> None:
     notifier = systemd.Notifier()
     _show_loading(model, stop)
     if model.supervisor.fault is not None:
@@ -198,31 +200,33 @@ def _rope_of(given: argparse.Namespace) -> RopeScaling:
 # ---- who may come in -----------------------------------------------------------------------
 
 
-def _server(given: argparse.Namespace, limits: Limits, registry: Registry, log: Log) -> Server:
+def _server(given: argparse.Namespace, limits: Limits, registry: Registry, log: Log) -> "Server":
     """A server that listens and accepts nothing yet. Raises CommandError."""
+    # Other commands start faster without `http.server`, which imports email and ssl.
+    from lmlite.server.http import Handler
+    from lmlite.server.server import Server
+
     keys = keys_of(given)
     try:
         sockets = systemd.take_sockets()
-        sockets = sockets or listener.listen(given.host, given.port, limits.backlog)
+        sockets = sockets or listening.listen(given.host, given.port, limits.backlog)
     except ValueError as err:
         raise CommandError(str(err), 2) from None
     except OSError as err:
         where = f"{given.host}:{given.port}"
         raise CommandError(f"cannot listen on {where}: {err.strerror}", 2) from None
-    is_open = listener.is_open(sockets)
+    is_open = listening.is_open(sockets)
     origins = frozenset(given.cors_origin or ())
     if not keys:
         _check_that_no_key_is_needed(is_open, origins)
-    names = [given.host.lower(), *map(listener.host_of, sockets), *(given.allow_host or ())]
+    names = [given.host.lower(), *map(listening.host_of, sockets), *(given.allow_host or ())]
     gate = Gate(
         LOOPBACK_HOSTS.union(filter(is_host, names)),
         any_address=is_open,
         origins=origins,
         keys=keys,
     )
-    return Server(
-        sockets, http.serve, registry, log, gate=gate, limits=limits, is_strict=given.strict
-    )
+    return Server(sockets, Handler, registry, log, gate=gate, limits=limits, is_strict=given.strict)
 
 
 def _check_that_no_key_is_needed(is_open: bool, origins: frozenset[str]) -> None:

@@ -360,7 +360,7 @@ def parsers() -> dict[str, Callable[[Any], Call]]:
     defaults = replace(NO_DEFAULTS, allows_grammars=True, takes_images=True)
 
     def parser(path: str) -> Callable[[Any], Call]:
-        route = ROUTES.find(path)[0]["POST"]
+        route = ROUTES.find(path).routes["POST"]
         assert isinstance(route, WorkerRoute)
         return lambda body: route.parse(body, defaults)
 

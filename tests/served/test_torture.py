@@ -97,7 +97,7 @@ def saboteur(monkeypatch: pytest.MonkeyPatch) -> Saboteur:
     def seam(owner: Any, name: str, error: BaseException) -> None:
         monkeypatch.setattr(owner, name, made.wrap(name, getattr(owner, name), error))
 
-    monkeypatch.setattr("lmlite.server.http.Connection", FailingConnection)
+    monkeypatch.setattr("lmlite.server.front.handler.Connection", FailingConnection)
     monkeypatch.setattr(supervisor_module, "WorkerProcess", FailingProcess)
     monkeypatch.setattr("lmlite.server.models.restarts.BACKOFF_S", (0.0,))
     monkeypatch.setattr(connection_module, "LINGER_S", 0.05)
@@ -150,7 +150,7 @@ def held(house: House) -> Counter[str]:
     objects = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
     return objects + Counter(
         requests=house.supervisor.n_open(),
-        active=house.server._n_active,
+        active=house.server.n_active,
         connections=house.server.n_connections(),
         descriptors=len(os.listdir("/proc/self/fd")),
         threads=threading.active_count(),

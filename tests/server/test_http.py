@@ -6,7 +6,9 @@ import os
 import re
 import socket
 import threading
+import time
 from contextlib import closing
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +105,7 @@ def test_the_headers_of_a_stream_tell_proxies_to_pass_it_on(house: House) -> Non
     with closing(house.connect()) as connection:
         headers = dict(house.begin(connection, "echo x", stream=True).getheaders())
     assert re.fullmatch(r"req-[0-9a-f]{24}", headers.pop("X-Request-Id"))
+    assert abs(parsedate_to_datetime(headers.pop("Date")).timestamp() - time.time()) < WAIT_S
     assert headers == {
         "Server": "lmlite",
         "Content-Type": "text/event-stream",

@@ -19,7 +19,7 @@ from lmlite.messages import Load
 from lmlite.server.front.gate import LOOPBACK_GATE, Gate
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 from lmlite.server.front.sockets import listen
-from lmlite.server.http import serve
+from lmlite.server.http import Handler
 from lmlite.server.logs import Log
 from lmlite.server.models.defaults import NO_DEFAULTS
 from lmlite.server.models.registry import Registry, ServedModel
@@ -42,7 +42,7 @@ class House:
 
     @property
     def port(self) -> int:
-        return self.server.port
+        return self.server.server_port
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
@@ -142,7 +142,7 @@ def opened(
     defaults = replace(NO_DEFAULTS, limits=limits)
     registry = Registry([ServedModel("fake", file, supervisor, defaults)])
     sockets = listen("127.0.0.1", 0, limits.backlog)
-    server = Server(sockets, serve, registry, log, gate=gate, limits=limits)
+    server = Server(sockets, Handler, registry, log, gate=gate, limits=limits)
     supervisor.start()
     server.start()
     try:

@@ -21,7 +21,7 @@ def anthropic_error(error: ApiError, request_id: str) -> Json:
     return message_error(error) | {"request_id": request_id}
 
 
-def headers_of(error: ApiError) -> list[tuple[str, str]]:
+def error_headers(error: ApiError) -> list[tuple[str, str]]:
     """Headers that say what a client can do about an error."""
     headers = []
     if error.retry_after_s is not None:

@@ -1,14 +1,16 @@
 """One client's socket: heads and bodies with deadlines, whole writes, and whether it is gone.
 
-Python's buffered readers cannot take a deadline for a whole head, and lose data when a
-time-out strikes; so bytes come from `recv` into a buffer of our own. Knows no HTTP beyond
-where heads and bodies end. One thread per connection.
+Python's buffered readers have no deadline for a whole head, and lose data at a time-out, so
+`recv` fills a buffer of our own. Knows no HTTP beyond where heads and bodies end. Belongs to the
+connection's thread.
 """
 
+import io
 import math
 import select
 import socket
 import time
+from typing import Any
 
 from lmlite.server.front.chunked_body import ChunkedBody
 from lmlite.server.front.limits import Limits
@@ -20,8 +22,8 @@ RECEIVE_BYTES = 64 << 10
 LINGER_S, LINGER_BYTES = 2.0, 32 << 20  # for what a refused client is still sending
 
 
-class Connection:
-    """Reads and writes of one accepted socket."""
+class Connection(io.BufferedIOBase):
+    """Reads and writes of one accepted socket; a file, as a request handler writes to one."""
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self._socket = sock
@@ -65,10 +67,11 @@ class Connection:
             self._receive(began_s + self._body_seconds(body.n_announced))
         return bytes(body.data)
 
-    def write(self, data: bytes) -> None:
-        """All of it. Raises TimeoutError or ConnectionError."""
+    def write(self, data: Any) -> int:
+        """Sends all of it. Raises TimeoutError or ConnectionError."""
         self._socket.settimeout(self._limits.send_seconds)
         self._socket.sendall(data)
+        return len(data)
 
     def is_gone(self, question: bytes = b"") -> bool:
         """Whether the client takes no more. What it may have sent ahead stays readable.

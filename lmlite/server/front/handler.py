@@ -1,87 +1,131 @@
-"""One reply on a connection: its head, once, and then its body, whole or in pieces.
+"""`http.server`'s request handler, with what is too lenient for an open port replaced.
 
-Of the request it knows only what decides the form of the reply. Belongs to the thread of the
-connection; everything may raise TimeoutError or ConnectionError.
+The base class keeps what it does well: the loop over a connection's requests, `do_GET` and its
+like, status lines, dates, headers, and whether the connection goes on (`close_connection`).
+Belongs to the connection's thread; whatever writes may raise TimeoutError or ConnectionError.
 """
 
+import time
 from collections.abc import Iterable
+from http.client import HTTPMessage
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 from lmlite.server.front import wire
 from lmlite.server.front.connection import Connection
+from lmlite.server.front.listener import Listener
 
 Headers = Iterable[tuple[str, str]]
 
 JSON_TYPE = ("Content-Type", "application/json")
 
 
-class Sender:
-    """What a request is answered with."""
+class StrictRequestHandler(BaseHTTPRequestHandler):
+    """Reads heads strictly, and writes replies whole or in pieces."""
 
-    def __init__(self, connection: Connection, request_id: str) -> None:
-        self.status = 0
-        self.is_begun = False  # the status line is out
-        self.is_last = True  # the connection ends with it, until a request was read to its end
-        self.headers = [("X-Request-Id", request_id)]  # whatever the body is
-        self._connection = connection
-        self.has_body = True  # what is sent of it to HEAD is dropped
-        self._may_chunk, self._is_chunked = True, False
+    protocol_version = "HTTP/1.1"
+    server: Listener
+    _headers_buffer: list[bytes]  # the base class's
+
+    def setup(self) -> None:
+        """The base class's files have no deadline for a whole head, body or write."""
+        self.client = self.rfile = self.wfile = Connection(self.request, self.server.limits)
+
+    def reset(self, request_id: str) -> None:
+        """Forgets the last request. The id is a header of the next reply."""
+        self.began_s = time.monotonic()
+        self.head: wire.Head | None = None  # until it is read
+        self.command, self.request_version = "", "HTTP/1.1"
+        self.close_connection = True  # until the request is read to its end
+        self.status = 0  # of the reply, once it has begun
+        self.reply_headers = [("X-Request-Id", request_id)]  # whatever the body is
+        self._is_chunked = False
         self._filler = b""
 
-    def suit(self, head: wire.Head) -> None:
-        """Takes the form that the request asks for."""
-        self.has_body = head.method != "HEAD"
-        self._may_chunk = head.version >= (1, 1)
+    def parse_request(self) -> bool:
+        """Reads the next head; False when none comes. Raises an ApiError for a malformed one.
+
+        The base class accepts what parsers read differently: bare line feeds, folded lines, two
+        lengths. It also takes a head of any age.
+        """
+        data = self.client.read_head()
+        if data is None:
+            return False
+        self.began_s = time.monotonic()  # an idle client may take its time
+        head = self.head = wire.parse_head(data, self.server.limits)
+        self.command, self.path = head.method, head.target
+        self.request_version = "HTTP/{}.{}".format(*head.version)
+        self.headers = HTTPMessage()
+        for name, value in head.headers.items():
+            self.headers[name] = value
+        return True
+
+    # ---- replies -----------------------------------------------------------------------------
+
+    def version_string(self) -> str:
+        """The base class names Python's version, which helps attackers alone."""
+        return "lmlite"
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002
+        """Notes the status; the base class writes a line, which here waits for the reply's end."""
+        self.status = int(code)
+
+    def end_headers(self, data: bytes = b"") -> None:
+        """Sends head and data in one write; the base class needs two, which make two packets."""
+        self._headers_buffer += (b"\r\n", data)
+        self.flush_headers()
+
+    def send_head(self, status: int, headers: Headers, data: bytes = b"") -> None:
+        """A head, and the first bytes of the body. Raises ValueError for a control character."""
+        self.send_response(status)
+        connection = ("Connection", "close" if self.close_connection else "keep-alive")
+        for name, value in (*headers, *self.reply_headers, connection):
+            if not value.isprintable():  # which the base class sends
+                raise ValueError(f"header {name} has a control character")
+            self.send_header(name, value)
+        self.end_headers(data if self.command != "HEAD" else b"")
+
+    def send_body(self, status: int, data: bytes, headers: Headers) -> None:
+        """A whole reply."""
+        self.send_head(status, [*headers, ("Content-Length", str(len(data)))], data)
 
     def send_json(self, status: int, body: Any, headers: Headers = ()) -> None:
-        """A whole reply with an object in JSON."""
-        self.send(status, wire.to_json(body), [JSON_TYPE, *headers])
+        """A whole reply, which is a JSON object."""
+        self.send_body(status, wire.to_json(body), [JSON_TYPE, *headers])
 
-    def send(self, status: int, data: bytes, headers: Headers) -> None:
-        """A whole reply, in one write."""
-        length = ("Content-Length", str(len(data)))
-        self.send_head(status, [*headers, length], data if self.has_body else b"")
-
-    def begin(self, headers: Headers, filler: bytes) -> None:
-        """The head of a reply in pieces, once. A client of HTTP/1.0 gets them without chunks.
-
-        The filler is a piece that means nothing.
-        """
-        if self.is_begun:
+    def begin_pieces(self, headers: Headers, filler: bytes) -> None:
+        """The head of a reply in pieces, once. The filler is a piece that means nothing."""
+        if self.status:
             return
         self._filler = filler
-        self._is_chunked = self._may_chunk
+        self._is_chunked = self._may_chunk()
         if self._is_chunked:
             headers = [*headers, ("Transfer-Encoding", "chunked")]
         else:
-            self.is_last = True
+            self.close_connection = True  # which ends the body
         self.send_head(200, headers)
 
     def send_piece(self, data: bytes) -> None:
         """The next piece, in one write."""
-        if self.has_body:
-            self._connection.write(self._framed(data))
+        if self.command != "HEAD":
+            self.client.write(self._framed(data))
 
     def send_filler(self) -> None:
-        """Shows a client and its proxies that somebody is there."""
+        """Shows a client and its proxies that the server is at work."""
         self.send_piece(self._filler)
 
-    def is_client_gone(self) -> bool:
-        """Whether nobody is left to take this reply."""
-        question = wire.CONTINUE if self._may_chunk else b""
-        return self._connection.is_gone(self._framed(self._filler) if self.is_begun else question)
+    def end_pieces(self) -> None:
+        """The end of the body, after the last piece."""
+        if self._is_chunked and self.command != "HEAD":
+            self.client.write(wire.LAST_HTTP_CHUNK)
 
-    def end(self) -> None:
-        """After the last piece."""
-        if self._is_chunked and self.has_body:
-            self._connection.write(wire.LAST_HTTP_CHUNK)
+    def is_client_gone(self) -> bool:
+        """Whether nobody is left to read this reply."""
+        question = wire.CONTINUE if self._may_chunk() else b""
+        return self.client.is_gone(self._framed(self._filler) if self.status else question)
+
+    def _may_chunk(self) -> bool:
+        return self.request_version == "HTTP/1.1"
 
     def _framed(self, data: bytes) -> bytes:
         return wire.http_chunk(data) if self._is_chunked else data
-
-    def send_head(self, status: int, headers: Headers, data: bytes = b"") -> None:
-        """A head, and in the same write what follows it."""
-        self.is_begun, self.status = True, status
-        connection = ("Connection", "close" if self.is_last else "keep-alive")
-        head = wire.reply_head(status, [*headers, *self.headers, connection])
-        self._connection.write(head + data)

@@ -5,9 +5,7 @@ with `/v1` or without, and with a slash at its end or without.
 """
 
 from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
-
-from lmlite.errors import NotFound
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 
 class Route(Protocol):
@@ -23,6 +21,14 @@ class Route(Protocol):
 
 
 R = TypeVar("R", bound=Route)
+
+
+class Found(NamedTuple, Generic[R]):
+    """What is at a path."""
+
+    routes: dict[str, R]  # by method
+    name: str  # that continues the path of the routes
+    label: str  # for counts: a client must not choose their names
 
 
 class RouteTable(Generic[R]):
@@ -43,20 +49,15 @@ class RouteTable(Generic[R]):
         version = [] if words[:1] and words[0] in self._unversioned else ["v1"]
         return "/".join(["", *version, *words])
 
-    def find(self, path: str) -> tuple[dict[str, R], str]:
-        """The routes at a client's path by method, and the name that continues the path.
-
-        Raises NotFound.
-        """
-        if path == "*":  # the server itself, which OPTIONS may ask about
-            return {}, ""
+    def find(self, path: str) -> Found[R]:
+        """What is at a client's path; no routes when there is nothing."""
         found = self.endpoint(path)
         if found in self._routes:
-            return self._routes[found], ""
+            return Found(self._routes[found], "", found)
         for own, routes in self._routes.items():
             if own.endswith("/") and found.startswith(own):
-                return routes, found.removeprefix(own)
-        raise NotFound(f"there is nothing at {path}")
+                return Found(routes, found.removeprefix(own), own[:-1])
+        return Found({}, "", "other")
 
     def nearest(self, path: str) -> R | None:
         """A route at the path, or else at the nearest one above it."""

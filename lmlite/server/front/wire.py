@@ -9,9 +9,8 @@ import json
 import math
 import re
 import urllib.parse
-from collections.abc import Iterable
 from dataclasses import dataclass
-from http import HTTPStatus
+from functools import cached_property
 from typing import Any, NoReturn
 
 from lmlite.errors import (
@@ -46,7 +45,7 @@ class Head:
     version: tuple[int, int]
     headers: dict[str, str]  # names in lower case; values of repeated ones joined by commas
 
-    @property
+    @cached_property
     def path(self) -> str:
         """The target without its query, percent-decoded."""
         return urllib.parse.unquote(self.target.partition("?")[0], errors="replace")
@@ -286,13 +285,3 @@ def http_chunk(data: bytes) -> bytes:
     """A chunk of a chunked body."""
     assert data, "an empty chunk would end the body"
     return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-def reply_head(status: int, headers: Iterable[tuple[str, str]]) -> bytes:
-    """Status line and headers. Raises ValueError for a value that would break out of its line."""
-    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", "Server: lmlite"]
-    for name, value in headers:
-        if not value.isprintable():
-            raise ValueError(f"header {name} has a control character")
-        lines.append(f"{name}: {value}")
-    return "\r\n".join([*lines, "", ""]).encode("latin-1")

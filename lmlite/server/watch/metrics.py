@@ -1,104 +1,114 @@
 """Counts for GET /metrics, as Prometheus reads them: text, one number per line.
 
 The format: https://prometheus.io/docs/instrumenting/exposition_formats/. Counters live as long
-as the server; what the engine says of itself is as old as its last report, a second at most
-while it works, and begins again with a new worker.
+as the server. The engine's numbers come from its last report, which is at most a second old while
+it works; they begin again with a new worker.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from lmlite.messages import STEP_BOUNDS_S, EngineState
-from lmlite.server.models.supervisor import Supervisor
-from lmlite.server.watch.request_count import Tally
+from lmlite.server.watch.request_count import RequestCount
 
 REFUSALS = ("connections", "address", "threads")
+TOKENS = ("prompt", "cached", "completion")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+Rows = Iterable[tuple[str, Any]]  # what follows a metric's name, such as its labels; and a value
+Metric = tuple[str, str, str, Rows]  # name, kind, help, rows
 
 
 class Metrics:
-    """Counters of the server. `count` may be called from any thread."""
+    """Counters of the server. Each method may be called from any thread."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests: Counter[tuple[str, int]] = Counter()
+        self._requests: Counter[tuple[str, int]] = Counter()  # by path and status
         self._cut: Counter[int] = Counter()  # by status
         self._tokens: Counter[str] = Counter()
         self._refusals: Counter[str] = Counter()
 
-    def count(self, path: str, status: int, tally: Tally | None, *, is_cut: bool) -> None:
-        """A request that has ended, and the tokens that it took. Cut: its answer had begun."""
+    def count(self, path: str, status: int, count: RequestCount | None, *, is_cut: bool) -> None:
+        """A request that has ended, and its tokens. Cut: the reply had begun, and did not end."""
         with self._lock:
             self._requests[path, status] += 1
             self._cut[status] += is_cut
-            if tally is not None:
-                self._tokens["prompt"] += tally.n_prompt - tally.n_cached
-                self._tokens["cached"] += tally.n_cached
-                self._tokens["completion"] += tally.n_completion
+            if count is not None:
+                self._tokens["prompt"] += count.n_prompt - count.n_cached
+                self._tokens["cached"] += count.n_cached
+                self._tokens["completion"] += count.n_completion
 
     def count_refusal(self, reason: str) -> None:
-        """A connection that got no thread: of which there are too many."""
+        """A refused connection. The reason is one of REFUSALS: what there are too many of."""
         with self._lock:
             self._refusals[reason] += 1
 
-    def text(self, supervisor: Supervisor, n_connections: int, n_dropped: dict[str, int]) -> str:
-        """All of it, in the text format. `n_dropped`: lines and records of the log, by reader."""
-        lines = self._lines(supervisor, n_connections, n_dropped)
-        return "".join(line + "\n" for line in lines)
+    def text(
+        self,
+        *,
+        n_connections: int,
+        n_dropped: Mapping[str, int],
+        n_open: int,
+        n_started: int,
+        is_ready: bool,
+        engine: EngineState | None,
+    ) -> str:
+        """All of it, in the text format.
 
-    def _lines(
-        self, supervisor: Supervisor, n_connections: int, n_dropped: dict[str, int]
-    ) -> Iterator[str]:
+        `n_dropped` counts the log's lines and records by reader, `n_open` the requests that a
+        worker has, `n_started` workers.
+        """
         with self._lock:
-            requests, tokens = dict(self._requests), dict(self._tokens)
-            refusals, cut = dict(self._refusals), dict(+self._cut)
-        yield from _single("connections_open", "gauge", "Connections.", n_connections)
-        yield from _heading("connections_refused_total", "counter", "By what were too many.")
-        for reason in REFUSALS:
-            n = refusals.get(reason, 0)
-            yield f'lmlite_connections_refused_total{{reason="{reason}"}} {n}'
-        yield from _heading("requests_total", "counter", "Requests by path and status.")
-        for (path, status), n in sorted(requests.items()):
-            yield f'lmlite_requests_total{{path="{path}",status="{status}"}} {n}'
-        yield from _heading("answers_cut_total", "counter", "Begun and cut short, by status.")
-        for status, n in sorted(cut.items()):
-            yield f'lmlite_answers_cut_total{{status="{status}"}} {n}'
-        yield from _heading("tokens_total", "counter", "Tokens read, found in memory, generated.")
-        for kind in ("prompt", "cached", "completion"):
-            yield f'lmlite_tokens_total{{kind="{kind}"}} {tokens.get(kind, 0)}'
-        yield from _heading("log_dropped_total", "counter", "What a reader did not take in time.")
-        for reader, n in n_dropped.items():
-            yield f'lmlite_log_dropped_total{{reader="{reader}"}} {n}'
-        yield from _single("requests_open", "gauge", "Requests at work.", supervisor.n_open())
-        yield from _single("worker_starts_total", "counter", "Workers.", supervisor.n_started)
-        yield from _single("ready", "gauge", "1: answers.", int(supervisor.ready is not None))
-        if supervisor.state is not None:
-            yield from _engine_lines(supervisor.state)
+            requests = [
+                (f'{{path="{path}",status="{status}"}}', n)
+                for (path, status), n in sorted(self._requests.items())
+            ]
+            cut = _by("status", dict(sorted((+self._cut).items())))
+            refusals = _by("reason", {reason: self._refusals[reason] for reason in REFUSALS})
+            tokens = _by("kind", {kind: self._tokens[kind] for kind in TOKENS})
+        metrics: list[Metric] = [
+            ("connections_open", "gauge", "Connections.", [("", n_connections)]),
+            ("connections_refused_total", "counter", "By what there were too many of.", refusals),
+            ("requests_total", "counter", "Requests by path and status.", requests),
+            ("answers_cut_total", "counter", "Begun and cut short, by status.", cut),
+            ("tokens_total", "counter", "Tokens read, found in memory, generated.", tokens),
+            ("log_dropped_total", "counter", "What a reader did not take in time.",
+             _by("reader", n_dropped)),
+            ("requests_open", "gauge", "Requests at work.", [("", n_open)]),
+            ("worker_starts_total", "counter", "Workers.", [("", n_started)]),
+            ("ready", "gauge", "1: answers.", [("", int(is_ready))]),
+        ]  # fmt: skip
+        return _text(metrics + (_engine_metrics(engine) if engine else []))
 
 
-def _engine_lines(state: EngineState) -> Iterator[str]:
-    yield from _single("sequences_running", "gauge", "Sequences at work.", state.n_running)
-    yield from _single("sequences_waiting", "gauge", "Sequences that wait.", state.n_waiting)
-    yield from _heading("memory_cells", "gauge", "Cells of memory, one per token or per state.")
-    n_free = state.n_cells - state.n_cells_used - state.n_cells_idle
-    for name, n in (("used", state.n_cells_used), ("idle", state.n_cells_idle), ("free", n_free)):
-        yield f'lmlite_memory_cells{{state="{name}"}} {n}'
-    n_parked = state.n_bytes_parked
-    yield from _single("parked_bytes", "gauge", "Finished conversations outside of it.", n_parked)
-    yield from _heading("step_seconds", "histogram", "How long a step of the engine takes.")
-    for bound_s, n in zip(STEP_BOUNDS_S, state.steps_within, strict=True):
-        yield f'lmlite_step_seconds_bucket{{le="{bound_s}"}} {n}'
-    yield f'lmlite_step_seconds_bucket{{le="+Inf"}} {state.n_steps}'
-    yield f"lmlite_step_seconds_sum {state.step_s:.6f}"
-    yield f"lmlite_step_seconds_count {state.n_steps}"
+def _engine_metrics(engine: EngineState) -> list[Metric]:
+    used, idle = engine.n_cells_used, engine.n_cells_idle
+    cells = {"used": used, "idle": idle, "free": engine.n_cells - used - idle}
+    buckets = dict(zip(map(str, STEP_BOUNDS_S), engine.steps_within, strict=True))
+    buckets["+Inf"] = engine.n_steps
+    steps = [(f"_bucket{labels}", n) for labels, n in _by("le", buckets)]
+    steps += [("_sum", f"{engine.step_s:.6f}"), ("_count", engine.n_steps)]
+    return [
+        ("sequences_running", "gauge", "Sequences at work.", [("", engine.n_running)]),
+        ("sequences_waiting", "gauge", "Sequences that wait.", [("", engine.n_waiting)]),
+        ("memory_cells", "gauge", "Cells of memory, one per token or per state.",
+         _by("state", cells)),
+        ("parked_bytes", "gauge", "Finished conversations outside of it.",
+         [("", engine.n_bytes_parked)]),
+        ("step_seconds", "histogram", "How long a step of the engine takes.", steps),
+    ]  # fmt: skip
 
 
-def _heading(name: str, kind: str, words: str) -> Iterator[str]:
-    yield f"# HELP lmlite_{name} {words}"
-    yield f"# TYPE lmlite_{name} {kind}"
+def _by(label: str, counts: Mapping[Any, Any]) -> list[tuple[str, Any]]:
+    return [(f'{{{label}="{value}"}}', n) for value, n in counts.items()]
 
 
-def _single(name: str, kind: str, words: str, value: int) -> Iterator[str]:
-    yield from _heading(name, kind, words)
-    yield f"lmlite_{name} {value}"
+def _text(metrics: Iterable[Metric]) -> str:
+    lines = []
+    for name, kind, words, rows in metrics:
+        lines += [f"# HELP lmlite_{name} {words}", f"# TYPE lmlite_{name} {kind}"]
+        lines += [f"lmlite_{name}{labels} {value}" for labels, value in rows]
+    return "\n".join([*lines, ""])

@@ -1,35 +1,39 @@
 """What one request amounts to: counts for its log line, and its records for the log stream."""
 
 import time
+from collections.abc import Callable
 
 from lmlite.messages import Delta, Embedded, Finished, Prompted, ReplyEvent, Returned, Started
 from lmlite.server.logs import Log, printable
-from lmlite.server.models.registry import ServedModel
 
 _STOP_REASONS = {  # LM Studio's words
     "end_token": "eosFound",
     "stop_string": "stopStringFound",
     "max_tokens": "maxPredictedTokensReached",
     "context_full": "contextLengthReached",
-    "time_limit": "timeLimitReached",  # which LM Studio has no word for
+    "time_limit": "timeLimitReached",  # LM Studio has no word for it
 }
 
 
-class Tally:
-    """Watches the events of one request go by. Belongs to the thread that serves it."""
+class RequestCount:
+    """Counts what the events of one request say. Belongs to the thread that serves it."""
 
-    def __init__(self, log: Log, model: ServedModel, reply_id: str) -> None:
-        self.n_prompt = self.n_cached = self.n_completion = 0
+    def __init__(
+        self, log: Log, reply_id: str, model: str, path: str, n_gpu_layers: Callable[[], int]
+    ) -> None:
+        """`path` is the model's file; `n_gpu_layers` is called when the model is loaded."""
+        self.n_prompt = self.n_cached = self.n_completion = 0  # tokens
         self.is_traced = log.is_watched("model")
-        self._log, self._model, self._reply_id = log, model, reply_id
+        self._log, self._reply_id, self._model, self._path = log, reply_id, model, path
+        self._n_gpu_layers = n_gpu_layers
         self._began_s = time.monotonic()
         self._first_token_s: float | None = None
-        self._n_prompt_of: dict[int, int] = {}  # by index
+        self._n_prompt_of: dict[int, int] = {}  # by index, as the two below
         self._prompt_of: dict[int, str] = {}
         self._text_of: dict[int, str] = {}
 
     def add(self, event: ReplyEvent) -> None:
-        """Counts an event; tells those who watch."""
+        """Counts an event; publishes prompts and texts while somebody watches the log."""
         match event:
             case Delta():
                 if self._first_token_s is None:
@@ -72,25 +76,19 @@ class Tally:
         return (n_tokens - 1) / max(time.monotonic() - self._first_token_s, 1e-6)
 
     def _publish(self, kind: str, data: dict[str, object]) -> None:
-        who = {
-            "type": f"llm.prediction.{kind}",
-            "modelIdentifier": self._model.name,
-            "modelPath": printable(self._model.file.path),
-            "requestId": self._reply_id,
-        }
-        if kind == "output":
-            del who["modelPath"]  # as LM Studio has it
-        self._log.publish("model", who | data)
+        about = {"type": f"llm.prediction.{kind}", "modelIdentifier": self._model}
+        if kind == "input":  # LM Studio's outputs do not have it
+            about["modelPath"] = printable(self._path)
+        self._log.publish("model", about | {"requestId": self._reply_id} | data)
 
     def _publish_output(self, event: Finished) -> None:
         now = time.monotonic()
         first_s = self._first_token_s or now
         n_prompt = self._n_prompt_of.get(event.index, 0)
-        ready = self._model.supervisor.ready
         stats = {
             "stopReason": _STOP_REASONS[event.cause],
             "tokensPerSecond": round(self._tokens_per_s(event.n_completion) or 0.0, 2),
-            "numGpuLayers": ready.n_gpu_layers if ready else 0,
+            "numGpuLayers": self._n_gpu_layers(),
             "timeToFirstTokenSec": round(first_s - self._began_s, 4),
             "totalTimeSec": round(now - self._began_s, 4),
             "promptTokensCount": n_prompt,

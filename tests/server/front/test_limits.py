@@ -22,9 +22,9 @@ import pytest
 
 from lmlite.cli.command import parser
 from lmlite.cli.serve import limits_of
-from lmlite.server.front import sockets as listener
+from lmlite.server.front import sockets as listening
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
-from lmlite.server.server import EXHAUSTED_S
+from lmlite.server.front.listener import EXHAUSTED_S
 from tests import REPOSITORY
 from tests.support.house import CHAT, WAIT_S, House, rest_of, until
 from tests.support.process_figures import cpu_seconds
@@ -204,7 +204,7 @@ def test_one_other_machine_cannot_take_all_connections(
     with ExitStack() as stack:
         for _ in range(3):  # as this machine may
             held(house, stack)
-        monkeypatch.setattr("lmlite.server.server.is_loopback", lambda _: False)
+        monkeypatch.setattr("lmlite.server.front.listener.is_loopback", lambda _: False)
         assert house.exchange(HEALTH).startswith(b"HTTP/1.1 503 ")
     until(lambda: house.server.n_connections() == 0)
     assert metric(house, 'connections_refused_total{reason="address"}') == 1
@@ -225,7 +225,7 @@ def test_one_other_machine_cannot_take_all_connections(
     ],
 )
 def test_addresses_of_this_machine_are_told_from_others(host: str, expected: bool) -> None:
-    assert listener.is_loopback(host) is expected
+    assert listening.is_loopback(host) is expected
 
 
 def test_without_another_thread_a_connection_is_refused_and_the_next_served(
@@ -255,9 +255,11 @@ def test_a_connection_that_cannot_be_accepted_is_waited_for_without_haste(
 
     pauses: list[float] = []
     with monkeypatch.context() as patch:
-        patch.setattr("lmlite.server.server.time.sleep", pauses.append)
+        patch.setattr("lmlite.server.front.listener.time.sleep", pauses.append)
         for number in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ECONNABORTED):
-            house.server._accept_one(Exhausted(number))
+            patch.setattr(house.server, "socket", Exhausted(number))
+            with pytest.raises(OSError, match="no connection"):
+                house.server.get_request()
     assert pauses == [EXHAUSTED_S] * 3  # a client that has gone costs nothing
 
 
@@ -265,22 +267,22 @@ def test_an_error_of_our_own_in_accepting_is_a_line_and_not_the_end(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(house.server, "_place", None)
+        patch.setattr(house.server, "process_request", None)
         assert house.exchange(b"", ends=True) == b""
     (line,) = house.logged(1)
-    assert "ERROR   a connection was not accepted: TypeError(" in line
+    assert "ERROR   a connection failed: TypeError(" in line
     assert house.get("/health")[0] == 200
 
 
 def test_localhost_is_both_of_its_addresses_at_one_port() -> None:
-    sockets = listener.listen("localhost", 0, 5)
+    sockets = listening.listen("localhost", 0, 5)
     try:
-        names = [listener.host_of(sock) for sock in sockets]
+        names = [listening.host_of(sock) for sock in sockets]
         assert names == (["127.0.0.1", "[::1]"] if socket.has_dualstack_ipv6() else ["127.0.0.1"])
         assert len({sock.getsockname()[1] for sock in sockets}) == 1
-        assert not listener.is_open(sockets)
+        assert not listening.is_open(sockets)
         with pytest.raises(OSError, match="in use"):
-            listener.listen("localhost", sockets[0].getsockname()[1], 5)
+            listening.listen("localhost", sockets[0].getsockname()[1], 5)
     finally:
         for sock in sockets:
             sock.close()

@@ -175,15 +175,3 @@ def test_a_chunk_has_its_length_in_hexadecimal() -> None:
     assert wire.LAST_HTTP_CHUNK == b"0\r\n\r\n"
     with pytest.raises(AssertionError):
         wire.http_chunk(b"")
-
-
-def test_a_reply_head_is_exact() -> None:
-    assert wire.reply_head(404, [("Content-Length", "2")]) == (
-        b"HTTP/1.1 404 Not Found\r\nServer: lmlite\r\nContent-Length: 2\r\n\r\n"
-    )
-
-
-@pytest.mark.parametrize("value", ["a\r\nSet-Cookie: b", "a\nb", "a\x00b"])
-def test_a_header_value_cannot_begin_another_header(value: str) -> None:
-    with pytest.raises(ValueError, match="control character"):
-        wire.reply_head(200, [("X-Request-Id", value)])
