@@ -76,31 +76,21 @@ class GeneratedReply(Reply, Writer):
             self.n_completion += event.n_completion
             self.n_reasoning += event.n_reasoning
             self.turns[event.index].finish(event, has_text=self.has_text)
-            if self.call.stream:
-                self.finished(event)
         data, self.told = b"".join(self.told), []
         return data
 
     def _start(self, event: Started) -> None:
         writer = self if self.call.stream else Writer()
-        self.turns[event.index] = Turn(
-            self.call.custom_tools, writer, is_sequential=self.is_sequential
-        )
+        turn = Turn(self.call.custom_tools, writer, is_sequential=self.is_sequential)
+        self.turns[event.index] = turn
         if event.index % self._n_per_prompt == 0:  # choices share their prompt
             self.n_prompt += event.n_prompt
             self.n_cached += event.n_cached
-        if self.call.stream:
-            self.started(event)
+        writer.started(event)
 
     def text_logprobs(self, _delta: Delta) -> Sequence[Json]:
         """Log-probabilities for the part that gets the text of this delta."""
         return ()
-
-    def started(self, event: Started) -> None:
-        """Writes the start of a choice on a stream."""
-
-    def finished(self, event: Finished) -> None:
-        """Writes the end of a choice on a stream."""
 
     def tail(self) -> bytes:
         """The end of a stream. Never empty."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lmlite.errors import BadRequest
-from lmlite.messages import CallDelta, Delta, Finished, TokenLogprob
+from lmlite.messages import CallDelta, Delta, Finished, Started, TokenLogprob
 from lmlite.server.api.chat.custom_tools import CustomInput
 from lmlite.server.front import wire
 
@@ -46,6 +46,9 @@ class Part:
 class Writer:
     """Is told of every change of a turn as it happens. This one ignores all of it."""
 
+    def started(self, event: Started) -> None:
+        """The turn starts."""
+
     def begun(self, part: Part) -> None:
         """A part has begun, without any text yet."""
 
@@ -54,6 +57,9 @@ class Writer:
 
     def ended(self, part: Part) -> None:
         """A part will not grow any more."""
+
+    def finished(self, event: Finished) -> None:
+        """The turn is complete, and all of its parts have ended."""
 
 
 class Turn:
@@ -98,6 +104,7 @@ class Turn:
             self._close("completed", *self._open)
             self._begin("text")
         self._close("incomplete" if event.reason == "length" else "completed", *self._open)
+        self._writer.finished(event)
 
     def said(self, kind: Kind) -> str:
         """All of the text, or all of the thoughts."""
