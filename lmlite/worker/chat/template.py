@@ -20,7 +20,7 @@ from lmlite.worker.chat.arranger import Arranger
 from lmlite.worker.chat.bridge_request import narrowed, request_of, with_pictures
 from lmlite.worker.chat.control_tokens import ControlTokens
 from lmlite.worker.chat.plain_tools import plain_tools
-from lmlite.worker.chat.renderer import Renderer
+from lmlite.worker.chat.renderer import Renderer, TemplateError
 from lmlite.worker.chat.tool_words import (
     EMPTY,
     PROBE,
@@ -89,7 +89,12 @@ class ChatTemplate:
     def __init__(self, model: Model, override: str | None = None) -> None:
         """Reads the template; ChatML for a model without one. Raises TemplateError."""
         self._model, self._vocab = model, model.vocab
-        self._own, self._bare = Renderer(model, override), Renderer(model, _BARE)
+        self._own = Renderer(model, override)
+        try:
+            self._bare = Renderer(model, _BARE)
+        except TemplateError:
+            self._own.close()
+            raise
         self._control_tokens = ControlTokens(self._vocab.control_texts(), self._own.source)
         self._unreadable = deque[int](maxlen=MAX_UNREADABLE)  # hashes of tools that it refused
         self._arranger = Arranger(lambda request: str(self._own.reply(request)["prompt"]))
