@@ -56,7 +56,7 @@ from lmlite.worker.guard import mappings, sandbox
 from lmlite.worker.guard.model_files import FilesChanged, ModelFiles
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import Context, LlamaError, Model
-from lmlite.worker.media import Eye
+from lmlite.worker.media import MediaEncoder
 from lmlite.worker.memory.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.threads import ThreadGovernor
@@ -248,11 +248,11 @@ class Worker:
         trained = f"this model was trained for {self._model.n_ctx_train} tokens"
         return f"Shorten the prompt: {trained} (see --rope-scaling)."
 
-    def _make_eye(self, stack: ExitStack) -> Eye | None:
+    def _make_eye(self, stack: ExitStack) -> MediaEncoder | None:
         load = self._load
         if load.mmproj_path is None:
             return None
-        eye = Eye(
+        eye = MediaEncoder(
             self._model,
             load.mmproj_path,
             n_threads=self._n_threads,

@@ -31,7 +31,7 @@ from lmlite.worker.embedder import Embedder, Input, failed
 from lmlite.worker.llama.model import Context, Model
 from lmlite.worker.llama.samplers import SamplerChain
 from lmlite.worker.logprobs import Logprobs
-from lmlite.worker.media import Eye
+from lmlite.worker.media import MediaEncoder
 from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.memory.lanes import Place
 from lmlite.worker.memory.memory import Memory
@@ -66,7 +66,7 @@ class Engine:
         checkpoints: Iterable[Checkpoints] = (),
         parked: ParkedLanes | None = None,
         governor: ThreadGovernor | None = None,
-        eye: Eye | None = None,
+        eye: MediaEncoder | None = None,
     ) -> None:
         """`context` is None for a model that cannot generate.
 
@@ -177,7 +177,7 @@ class Engine:
         place = self._memory.place(sequence.reusable)
         if place is None or not self._has_room(sequence, place):
             return False
-        reading = [(s.tokens, s.marks) for s in self._running if s.n_pending > 1]
+        reading = [(s.tokens, s.checkpoints_at) for s in self._running if s.n_pending > 1]
         if not self._memory.is_coming(sequence.reusable, place.n_tokens, reading):
             self._waiting.remove(sequence)
             self._start(sequence, place)
@@ -251,8 +251,8 @@ class Engine:
     def _note_read(self, sequence: Sequence) -> None:
         """Makes the checkpoint that was to be made here."""
         assert sequence.lane is not None and self._memory is not None
-        if sequence.marks and sequence.marks[0] == len(sequence.lane.tokens):
-            self._memory.save(sequence.lane, sequence.marks.pop(0) - sequence.n_cached)
+        if sequence.checkpoints_at and sequence.checkpoints_at[0] == len(sequence.lane.tokens):
+            self._memory.save(sequence.lane, sequence.checkpoints_at.pop(0) - sequence.n_cached)
 
     # ---- starting and ending ---------------------------------------------------------------
 
@@ -262,8 +262,10 @@ class Engine:
         self._running.append(sequence)
         closest = self._memory.closest(sequence.reusable)
         sequence.prompt_logprobs.clear()  # they come again with the tokens
-        sequence.n_cached = self._memory.begin(place, sequence.reusable)
-        sequence.marks = self._memory.marks(sequence.prompt, sequence.n_cached, closest)
+        sequence.n_cached = self._memory.assign(place, sequence.reusable)
+        sequence.checkpoints_at = self._memory.checkpoints_at(
+            sequence.prompt, sequence.n_cached, closest
+        )
         if sequence.chain is not None:  # it goes on where it was put back
             return
         sequence.chain = SamplerChain(
@@ -430,7 +432,7 @@ class Engine:
                 return
         assert sequence.chain is not None and self._context is not None
         banned = () if sequence.may_end else self._vocab.end_tokens
-        token = sequence.chain.sample(self._context, index, sequence.awake_grammar, banned)
+        token = sequence.chain.sample(self._context, index, sequence.active_grammar, banned)
         sequence.suspect = False
         sequence.tokens.append(token)
         sequence.n_completion += 1

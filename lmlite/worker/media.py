@@ -2,7 +2,7 @@
 
 A projector file (mmproj) turns a picture into vectors that stand in the places of tokens. How
 many, in which positions, with which tokens around them, and whether they see each other, differs
-from model to model; libmtmd knows. `Eye.read` belongs to the reader's thread; all else to the
+from model to model; libmtmd knows. `MediaEncoder.read` belongs to the reader's thread; all else to the
 engine's.
 """
 
@@ -63,7 +63,7 @@ class Picture:
             self.ids += prefix.picture_ids(content, n_positions)
 
 
-class Eye:
+class MediaEncoder:
     """A projector file, loaded for a model, and what it has encoded lately."""
 
     def __init__(

@@ -33,7 +33,7 @@ from lmlite.worker.embedder import Input
 from lmlite.worker.llama.capi import DEFAULT_SEED
 from lmlite.worker.llama.model import LlamaError, Model
 from lmlite.worker.llama.samplers import Grammar
-from lmlite.worker.media import Eye, Picture, UnreadableImage
+from lmlite.worker.media import MediaEncoder, Picture, UnreadableImage
 from lmlite.worker.sequence import Sequence
 
 # Far more than a token of prose or code has; only long runs of one sign come near. Longer texts are
@@ -53,7 +53,7 @@ class Preparer:
         template: ChatTemplate | None,
         n_ctx_seq: int,
         send: Callable[[Iterable[Event]], None],
-        eye: Eye | None = None,
+        eye: MediaEncoder | None = None,
         n_batch: int = 0,
         advice: str = "",
     ) -> None:

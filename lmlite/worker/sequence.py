@@ -56,7 +56,9 @@ class Sequence:
     tokens: list[int] = field(init=False)  # the prompt's, and those sampled so far
     lane: Lane | None = None  # None while it waits
     n_cached: int = 0  # tokens that it last started from
-    marks: list[int] = field(default_factory=list)  # tokens still to read up to a checkpoint
+    checkpoints_at: list[int] = field(
+        default_factory=list
+    )  # tokens still to read up to a checkpoint
     chain: SamplerChain | None = None  # None until it was first admitted
     end_s: float = math.inf  # when it has to end, on the monotonic clock
     suspect: bool = False  # it took part in a decode that failed, perhaps for its fault
@@ -96,7 +98,7 @@ class Sequence:
         """
         assert self.lane is not None
         n_held = len(self.lane.tokens)
-        end = self.marks[0] if self.marks else len(self.tokens)
+        end = self.checkpoints_at[0] if self.checkpoints_at else len(self.tokens)
         return min([end, *(begin for begin in self.chunks if begin >= n_held)]) - n_held
 
     @property
@@ -128,7 +130,7 @@ class Sequence:
         """Why it ends with the token that it has just got; None: it goes on."""
         if self._text.stopped:
             return "stop_string"
-        if self.answer is not None and self.answer.is_full:
+        if self.answer is not None and self.answer.call_done:
             return "end_token"  # the one call that it may make: as if the model had ended in time
         if self.n_completion == self.params.max_tokens:
             return "max_tokens"
@@ -138,7 +140,7 @@ class Sequence:
 
     def lose_memory(self) -> None:
         """Its lane holds nothing any more: all of its tokens are pending again."""
-        self.n_cached, self.marks = 0, []
+        self.n_cached, self.checkpoints_at = 0, []
         self.prompt_logprobs.clear()  # they come again with the tokens
 
     # ---- events ----------------------------------------------------------------------------
@@ -251,7 +253,7 @@ class Sequence:
         return answer is not None and answer.has_thought and not (thinks or answer.has_begun)
 
     @property
-    def awake_grammar(self) -> Grammar | None:
+    def active_grammar(self) -> Grammar | None:
         """The grammar that the next token is held to; one that waits sleeps through thoughts."""
         sleeps = self.answer and self.answer.form.grammar_waits and self.answer.is_thinking
         return None if sleeps else self.grammar

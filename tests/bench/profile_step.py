@@ -133,7 +133,7 @@ def token_us(model: Model, kind: str) -> list[float]:
     times = []
     for number in range(N_LONG):
         begin_s = time.perf_counter()
-        grammar = made.awake_grammar
+        grammar = made.active_grammar
         if grammar is not None and kind == "text beside tools":
             grammar.hear(tokens[number % len(tokens)])
         made.extended(pieces[number % len(tokens)], None)

@@ -385,7 +385,7 @@ def difference(path: Path, eye: Eye, goals: Goals, embeddings: Tensor) -> float:
     lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_backend_init()
     model = Model(lib, str(train.MODEL_PATH))
-    theirs = media.Eye(model, str(path), n_threads=1, max_bytes=0, lib_path=None)
+    theirs = media.MediaEncoder(model, str(path), n_threads=1, max_bytes=0, lib_path=None)
     furthest = 0.0
     for seed in range(20):
         source = Source(seed, held_out=True)

@@ -30,7 +30,7 @@ from lmlite.worker.engine import Engine
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import Batch, Context, Model
 from lmlite.worker.llama.samplers import Grammar
-from lmlite.worker.media import Eye
+from lmlite.worker.media import MediaEncoder
 from lmlite.worker.memory.lanes import MIN_SHARED, n_cells
 from lmlite.worker.sequence import Sequence
 from tests.conftest import TIMES
@@ -43,7 +43,7 @@ class Run:
     """An engine in its thread, and what it emitted."""
 
     def __init__(
-        self, model: Model, n_ctx: int = 1024, n_parallel: int = 4, eye: Eye | None = None
+        self, model: Model, n_ctx: int = 1024, n_parallel: int = 4, eye: MediaEncoder | None = None
     ) -> None:
         self.model = model
         self.context = Context(

@@ -22,7 +22,7 @@ from lmlite.messages import (
 )
 from lmlite.worker.chat.template import ChatTemplate
 from lmlite.worker.llama.model import LlamaError, Model
-from lmlite.worker.media import Eye
+from lmlite.worker.media import MediaEncoder
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.sequence import Sequence
 from tests.conftest import DEFAULT_MODEL
@@ -70,7 +70,7 @@ class Seer:
     """A model with a projector, its engine, and what it said."""
 
     def __init__(self, model: Model, mmproj: Path, n_ctx: int = 1024) -> None:
-        self.eye = Eye(model, str(mmproj), n_threads=1, max_bytes=1 << 20, lib_path=None)
+        self.eye = MediaEncoder(model, str(mmproj), n_threads=1, max_bytes=1 << 20, lib_path=None)
         self.lib = self.eye._lib = CountingLibrary(self.eye._lib)
         self.template = ChatTemplate(model)
         self.run = Run(model, n_ctx=n_ctx, eye=self.eye)
@@ -391,7 +391,9 @@ def test_a_picture_that_is_read_at_once_has_to_fit_a_batch(lib: Any, tmp_path: P
 
 def test_a_template_that_drops_the_picture_is_told(default_model: Model, tmp_path: Path) -> None:
     projectors.mlp(tmp_path / "mmproj.gguf", default_model.n_embd)
-    eye = Eye(default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0, lib_path=None)
+    eye = MediaEncoder(
+        default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0, lib_path=None
+    )
     template = ChatTemplate(default_model, "{{ messages[0].content[:2] }}")
     with pytest.raises(BadRequest, match="the chat template leaves out an image"):
         template.render([message("Hello", RED_PNG)], None, [eye.read(RED_PNG)])
@@ -428,7 +430,9 @@ def test_a_worker_without_a_projector_takes_no_images(default_model: Model) -> N
 def test_a_projector_of_another_model_is_refused(default_model: Model, tmp_path: Path) -> None:
     projectors.mlp(tmp_path / "mmproj.gguf", default_model.n_embd + 32)
     with pytest.raises(LlamaError, match="made for another model"):
-        Eye(default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0, lib_path=None)
+        MediaEncoder(
+            default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0, lib_path=None
+        )
 
 
 def test_sizes_of_every_form_are_seen(llava: Seer) -> None:

@@ -53,7 +53,7 @@ class Answer:
         self._texts: list[str] = []  # all of it, as the model wrote it
         self._contents: list[str] = []  # what was given away of it
         self._call_ids: list[str] = []
-        self.is_full = False  # what follows is none of it
+        self.call_done = False  # what follows is none of it
         self.is_plain: bool = lib.lml_answer_is_plain(self._pointer)  # all of it is content
         self.has_thought = False  # one was begun
         self.has_begun = False  # what is no thought
@@ -99,7 +99,7 @@ class Answer:
         self._contents.append(content)
         calls = found.get("calls", [])
         if self.form.one_call:
-            self.is_full |= any(call["index"] > 0 for call in calls)
+            self.call_done |= any(call["index"] > 0 for call in calls)
             calls = [call for call in calls if call["index"] == 0]
         part = Part(content, found.get("reasoning", ""), tuple(map(self._call, calls)))
         if self.form.separates:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from lmlite.worker.memory.lanes import n_common, whole
+from lmlite.worker.memory.lanes import cut_before_picture, n_common
 
 MIN_IN_MEMORY = 64  # tokens that must have been read anew for a checkpoint in memory
 MIN_IN_FILE = 256  # and for one in a file: below that, reading them again is as good
@@ -53,7 +53,9 @@ class Checkpoints:
         """
         best: tuple[int, Checkpoint | None] = (0, None)
         for checkpoint in self._kept:
-            n = whole(prompt, min(n_common(checkpoint.tokens, prompt), len(prompt) - 1))
+            n = cut_before_picture(
+                prompt, min(n_common(checkpoint.tokens, prompt), len(prompt) - 1)
+            )
             if n > best[0] and (can_cut or n == len(checkpoint.tokens)):
                 best = n, checkpoint
         return best

@@ -76,7 +76,7 @@ def picture_ids(content: int, n: int) -> list[int]:
     return [-1 - (content << _PLACE_BITS | place) for place in range(n)]
 
 
-def whole(prompt: Sequence[int], n: int) -> int:
+def cut_before_picture(prompt: Sequence[int], n: int) -> int:
     """At most n, so that a prompt is not cut within a picture, which is read at once."""
     if n < len(prompt) and prompt[n] < 0:
         return n - (-1 - prompt[n]) % (1 << _PLACE_BITS)
@@ -86,7 +86,7 @@ def whole(prompt: Sequence[int], n: int) -> int:
 def n_reusable(lane: Lane, prompt: Sequence[int], can_cut: bool = True) -> int:
     """How many of the lane's tokens the prompt can start from: all or nothing, without cutting."""
     # One token is always decoded again: sampling needs its logits, which are not kept.
-    n = whole(prompt, min(n_common(lane.tokens, prompt), len(prompt) - 1))
+    n = cut_before_picture(prompt, min(n_common(lane.tokens, prompt), len(prompt) - 1))
     return n if can_cut or n == len(lane.tokens) else 0
 
 

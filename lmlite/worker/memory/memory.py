@@ -58,7 +58,7 @@ class Memory:
             for mark in marks
         )
 
-    def begin(self, place: Place, tokens: list[int]) -> int:
+    def assign(self, place: Place, tokens: list[int]) -> int:
         """Lets the lane hold the longest beginning there is; how many tokens that are."""
         lane = place.lane
         self._park_idle(place)
@@ -116,7 +116,7 @@ class Memory:
 
     # ---- what is kept ----------------------------------------------------------------------
 
-    def marks(self, prompt: list[int], n_held: int, closest: list[int]) -> list[int]:
+    def checkpoints_at(self, prompt: list[int], n_held: int, closest: list[int]) -> list[int]:
         """Behind which tokens of a prompt, that is about to be read, a checkpoint pays.
 
         All but the last, for who asks the same again or goes on from there. Where memory cannot
@@ -128,7 +128,7 @@ class Memory:
         places = [len(prompt) - 1]
         if not self._can_cut:
             places.append(prefix.n_common(prompt, closest))
-        places = [prefix.whole(prompt, place) for place in places]
+        places = [prefix.cut_before_picture(prompt, place) for place in places]
         return sorted({place for place in places if n_held + worth <= place < len(prompt)})
 
     def save(self, lane: Lane, n_new: int) -> None:

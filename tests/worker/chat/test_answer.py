@@ -130,9 +130,9 @@ def test_a_second_call_is_none_where_one_is_wanted(
     form = form_of(template, tools=TOOLS, parallel_tool_calls=False)
     answer = Answer(default_model.lib, form)
     parts = [answer.push(letter) for letter in CALL]
-    assert not answer.is_full
+    assert not answer.call_done
     parts += [answer.push(letter) for letter in f"\n{OTHER_CALL}"]
-    assert answer.is_full
+    assert answer.call_done
     parts.append(answer.finish(is_whole=True))
     answer.close()
     found = [call for part in parts if part for call in part.calls]
