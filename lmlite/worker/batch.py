@@ -1,104 +1,78 @@
-"""One batch: what is pending of some sequences, and its decode.
+"""What goes into a step: which sequences take part, and with how many tokens. Pure policy.
 
-Who generates comes first, one token each. Prompts share what is left, cut so that a step takes no
-longer than its budget while somebody is being answered. Belongs to the engine thread.
+A sequence that generates has one pending token, and always takes part. Prompts have more, and
+share the rest of the batch. While any sequence generates, prompts are cut so that the step stays
+within a time budget: a stream never stalls because somebody else sent a long prompt.
 """
 
 import math
-import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lmlite.contexts import MAX_OUTPUT_PIECE
-from lmlite.worker.llama.model import Batch, Context
-from lmlite.worker.meter import Meter
 from lmlite.worker.sequence import Sequence
-from lmlite.worker.threads import ThreadGovernor
 
-ROW_BLOCK = 16  # tokens that matrix products on a CPU take at once: a part costs nearly as much
+ROW_BLOCK = 16  # CPU kernels take 16 rows at a time; 17 tokens cost nearly as much as 32
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Piece:
-    """What one sequence has in the batch of this step."""
+    """The tokens of one sequence in a batch."""
 
     sequence: Sequence
     begin: int  # tokens that memory held before
-    n_tokens: int
-    last_index: int  # batch index of its last token
-    has_logits: bool  # of that token
+    tokens: list[int]
+    last_index: int  # of its last token in the batch
+    ends: bool  # nothing is pending after it: its last token needs logits
+    wants_all: bool  # each of its tokens needs logits
 
 
-class Batcher:
-    """The batch of a context, filled anew for each step."""
+def compose(sequences: Iterable[Sequence], n_max: int, n_in_time: float) -> list[Piece]:
+    """The next batch, of at most n_max tokens. Changes nothing.
 
-    def __init__(
-        self, context: Context, meter: Meter, budget_s: float, governor: ThreadGovernor | None
-    ) -> None:
-        """`budget_s` bounds a step that reads prompts beside somebody who generates."""
-        self._context, self._meter, self._budget_s = context, meter, budget_s
-        self._governor = governor
-        self._n_threads = governor.n_max if governor else 0  # of the last step
-        self._batch = Batch(context.n_batch)
+    `n_in_time` is how many tokens fit the time budget of a step, as measured on this machine.
+    """
+    pieces: list[Piece] = []
+    reading = []
+    n_left = n_max
+    for sequence in sequences:
+        if sequence.n_pending > 1:
+            reading.append(sequence)
+        elif n_left:
+            pieces.append(_piece(sequence, 1, n_max - n_left))
+            n_left -= 1
+    if pieces:
+        n_left = min(n_left, _prompt_budget(n_in_time, len(pieces)))
+    n_used = len(pieces)
+    for sequence in reading:
+        n = min(sequence.n_next, n_left)
+        if sequence.wants_prompt_logprobs:
+            n = min(n, MAX_OUTPUT_PIECE)
+        if n > 0:
+            pieces.append(_piece(sequence, n, n_used))
+            n_used, n_left = n_used + n, n_left - n
+    return pieces
 
-    def build(self, sequences: list[Sequence]) -> list[Piece]:
-        """Those who generate first, one token each; then prompts, within the budget.
 
-        Changes nothing but the batch, so that it can be built again when memory is short.
-        """
-        self._batch.clear()
-        generating = [s for s in sequences if s.n_pending == 1]
-        reading = [s for s in sequences if s.n_pending > 1]
-        pieces = [self._add(sequence, 1) for sequence in generating[: self._batch.n_free]]
-        n_budget = self._prompt_budget(len(pieces)) if generating else self._batch.n_max
-        for sequence in reading:
-            n = min(sequence.n_next, n_budget, self._batch.n_free)
-            if sequence.wants_prompt_logprobs:
-                n = min(n, MAX_OUTPUT_PIECE)
-            if n > 0:
-                pieces.append(self._add(sequence, n))
-                n_budget -= n
-        return pieces
+def _piece(sequence: Sequence, n_tokens: int, index: int) -> Piece:
+    """The first n_tokens that are pending; the batch holds `index` tokens before them."""
+    begin = sequence.n_held
+    return Piece(
+        sequence,
+        begin,
+        sequence.tokens[begin : begin + n_tokens],
+        index + n_tokens - 1,
+        n_tokens == sequence.n_pending,
+        sequence.wants_prompt_logprobs,
+    )
 
-    def _add(self, sequence: Sequence, n_tokens: int) -> Piece:
-        assert sequence.lane is not None
-        lane, begin = sequence.lane, len(sequence.lane.tokens)
-        ends = n_tokens == sequence.n_pending
-        all_outputs = sequence.wants_prompt_logprobs
-        if n_tokens == 1:
-            output = ends or all_outputs
-            last = self._batch.add(sequence.tokens[begin], begin, lane.seq_id, output)
-        else:
-            tokens = sequence.tokens[begin : begin + n_tokens]
-            last = self._batch.extend(tokens, begin, lane.seq_id, ends, all_outputs)
-        return Piece(sequence, begin, n_tokens, last, ends or all_outputs)
 
-    def _prompt_budget(self, n_generating: int) -> int:
-        """Tokens of prompts in a step, so that it takes its time, in whole blocks of rows."""
-        n_fitting = round(self._meter.prompt_rate * self._budget_s / ROW_BLOCK)
-        n_least = math.ceil(n_generating / ROW_BLOCK) + 1  # however slow the machine
-        return max(n_fitting, n_least) * ROW_BLOCK - n_generating
+def _prompt_budget(n_in_time: float, n_generating: int) -> int:
+    """Tokens of prompts beside n_generating others: the whole step is a number of full blocks.
 
-    def decode(self, pieces: list[Piece]) -> bool:
-        """Runs the batch, with as many threads as pay. False: memory has no room for it.
-
-        Numbers that are none fail it as a whole. They spread: where rows share cells of memory,
-        one sequence's may be in another's row.
-        """
-        n_tokens = sum(piece.n_tokens for piece in pieces)
-        reads = n_tokens > len(pieces)
-        if self._governor is not None:
-            n_threads = self._governor.choose(n_tokens, reads=reads)
-            if n_threads != self._n_threads:
-                self._context.set_n_threads(n_threads)
-                self._n_threads = n_threads
-        began_s = time.monotonic()
-        if not self._context.decode(self._batch):
-            return False
-        for piece in pieces:
-            if piece.has_logits:
-                self._context.check_numbers(piece.last_index)
-        elapsed_s = time.monotonic() - began_s
-        if self._governor is not None:
-            self._governor.note(n_tokens, elapsed_s, reads=reads)
-        self._meter.note(n_tokens, elapsed_s)
-        return True
+    >>> _prompt_budget(100, 4), _prompt_budget(0, 4)
+    (92, 28)
+    """
+    n_blocks = round(n_in_time / ROW_BLOCK)
+    n_least = math.ceil(n_generating / ROW_BLOCK) + 1  # however slow the machine is
+    return max(n_blocks, n_least) * ROW_BLOCK - n_generating

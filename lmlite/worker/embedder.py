@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from lmlite.contexts import EMBEDDING_LANES
-from lmlite.errors import InternalError
-from lmlite.messages import Embedded, Failed, ReplyEvent
+from lmlite.messages import Embedded, ReplyEvent
+from lmlite.worker.failures import failed
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import INVALID_NUMBERS, Batch, Context, LlamaError
 
@@ -155,12 +155,6 @@ class Embedder:
         if not context.decode(self._batch):
             context.clear_memory()
             raise LlamaError("the inputs do not fit the memory for embeddings")
-
-
-def failed(request_id: int, error: Exception) -> Failed:
-    """How a request ends after an error that is not its client's."""
-    words = str(error) if isinstance(error, LlamaError) else f"{type(error).__name__}: {error}"
-    return Failed(request_id, InternalError.__name__, words)
 
 
 def combined(parts: "list[tuple[int, array[float]]]", pooling_type: int) -> "array[float]":

@@ -1,9 +1,9 @@
-"""A model's eye: image files -> input chunks -> embeddings -> memory, through libmtmd.
+"""Pictures: image files -> input chunks -> embeddings -> memory, through libmtmd.
 
 A projector file (mmproj) turns a picture into vectors that stand in the places of tokens. How
-many, in which positions, with which tokens around them, and whether they see each other, differs
-from model to model; libmtmd knows. `MediaEncoder.read` belongs to the reader's thread; all else to the
-engine's.
+many, in which positions, with which tokens around them, and whether they attend to each other,
+differs from model to model; libmtmd knows. `MediaEncoder.read` belongs to the reader's thread, all
+else to the engine's.
 """
 
 import ctypes
@@ -16,37 +16,45 @@ from typing import Any
 
 from lmlite.worker.llama import capi, mtmd
 from lmlite.worker.llama.model import Context, LlamaError, Model
-from lmlite.worker.memory import lanes as prefix
+from lmlite.worker.memory.lanes import picture_ids
 
-CONTENT_BITS = 47  # of a picture's hash in its ids: `prefix.picture_ids`
+CONTENT_BITS = 47  # of a picture's hash in its ids: `picture_ids`
 
 
 class UnreadableImage(Exception):
-    """The library cannot make a picture of the file, or not one that the model takes."""
+    """The library cannot decode the file, or the model does not take such a picture."""
 
 
 @dataclass(frozen=True, eq=False)
 class InputChunk:
-    """What of a picture is encoded and read at once; one that is cut into tiles has several."""
+    """What of a picture is encoded and read at once; a picture cut into tiles has several."""
 
-    pointer: Any  # valid as long as the Picture lives
+    pointer: Any
+    owner: "_Owner"  # of what the pointer points to
     key: bytes  # names its content
     n_tokens: int  # cells of memory that it takes
-    n_positions: int  # and positions: fewer, where a model gives a picture two dimensions
-    label: str  # for people, in place of what cannot be shown in a text
+    n_positions: int  # fewer than tokens, if the model gives a picture two dimensions
+    label: str  # stands for it in a text for people
+
+
+class _Owner:
+    """Frees the library's chunks with the last InputChunk that knows it.
+
+    Choices of one request share a picture, and may end in any order.
+    """
+
+    def __init__(self, lib: Any, chunks: Any) -> None:
+        weakref.finalize(self, lib.mtmd_input_chunks_free, chunks)
 
 
 class Picture:
-    """An image file, read: its part of a prompt."""
+    """An image file that was read, as a part of a prompt."""
 
     def __init__(self, lib: Any, chunks: Any, digest: bytes, size: str) -> None:
-        """Takes over the library's chunks, and frees them when nobody knows the picture any more.
-
-        Choices of one request share it, and may end in any order.
-        """
-        weakref.finalize(self, lib.mtmd_input_chunks_free, chunks)
-        self.ids: list[int] = []  # a token's id, or one of `prefix.picture_ids`, for each position
-        self.chunks: list[tuple[int, InputChunk]] = []  # where in ids each begins
+        """Takes over the library's chunks."""
+        owner = _Owner(lib, chunks)
+        self.ids: list[int] = []  # for each position a token's id, or one of `picture_ids`
+        self.chunks: list[tuple[int, InputChunk]] = []  # and where in ids each begins
         for number in range(lib.mtmd_input_chunks_size(chunks)):
             pointer = lib.mtmd_input_chunks_get(chunks, number)
             n_tokens = lib.mtmd_input_chunk_get_n_tokens(pointer)
@@ -57,14 +65,14 @@ class Picture:
             n_positions = lib.mtmd_input_chunk_get_n_pos(pointer)
             key = hashlib.sha256(digest + bytes([number])).digest()
             label = f"<image {size} sha256:{digest.hex()[:8]} {n_tokens} tokens>"
-            chunk = InputChunk(pointer, key, n_tokens, n_positions, label)
+            chunk = InputChunk(pointer, owner, key, n_tokens, n_positions, label)
             self.chunks.append((len(self.ids), chunk))
             content = int.from_bytes(key[:8], "big") >> (64 - CONTENT_BITS)
-            self.ids += prefix.picture_ids(content, n_positions)
+            self.ids += picture_ids(content, n_positions)
 
 
 class MediaEncoder:
-    """A projector file, loaded for a model, and what it has encoded lately."""
+    """A projector file, loaded for a model, and the embeddings of recent pictures."""
 
     def __init__(
         self, model: Model, path: str, *, n_threads: int, max_bytes: int, lib_path: str | None
@@ -81,10 +89,10 @@ class MediaEncoder:
             raise LlamaError(f"llama.cpp cannot load {path}, or it is made for another model")
         if not lib.mtmd_support_vision(self._pointer):
             lib.mtmd_free(self._pointer)
-            raise LlamaError(f"{path} sees no pictures")
+            raise LlamaError(f"{path} is not for pictures")
         self._n_embd: int = model.lib.llama_model_n_embd_inp(model.pointer)
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, Any] = OrderedDict()  # embeddings, by key
+        self._kept: OrderedDict[bytes, Any] = OrderedDict()  # embeddings by key, the oldest first
 
     def close(self) -> None:
         """Frees the projector; pictures that were read may live on."""
@@ -116,7 +124,7 @@ class MediaEncoder:
         ).bitmap
 
     def _from_webp(self, data: bytes) -> Any:
-        """That of a WebP file, which the library cannot read."""
+        """That of a WebP file, which libmtmd cannot read."""
         width, height = ctypes.c_int32(), ctypes.c_int32()
         pixels = self._bridge.lml_webp_decode(data, len(data), width, height)
         if not pixels:
@@ -126,13 +134,13 @@ class MediaEncoder:
         return bitmap
 
     def is_read_at_once(self, chunk: InputChunk) -> bool:
-        """Whether all of it has to be in one batch, as each part sees each other one."""
+        """Whether it must fit one batch, because all of its parts attend to each other."""
         return bool(self._lib.mtmd_decode_use_non_causal(self._pointer, chunk.pointer))
 
-    def see(self, context: Context, chunk: InputChunk, position: int, seq_id: int) -> bool:
-        """Reads a chunk into a sequence's memory. False: it found no room. Raises LlamaError.
+    def encode(self, context: Context, chunk: InputChunk, position: int, seq_id: int) -> bool:
+        """Encodes a chunk and reads it into a sequence's memory. Raises LlamaError.
 
-        After False, parts of it may be in memory.
+        False: there is no room for it, and memory may hold a part of it.
         """
         end = ctypes.c_int32()
         code = self._lib.mtmd_helper_decode_image_chunk(
@@ -144,7 +152,7 @@ class MediaEncoder:
         return bool(code == 0)
 
     def _embeddings(self, chunk: InputChunk) -> Any:
-        """Its vectors, encoded only if they are not kept from before: float[n_tokens * n_embd]."""
+        """Its vectors, encoded unless they are kept: float[n_tokens * n_embd]."""
         if chunk.key in self._kept:
             self._kept.move_to_end(chunk.key)
             return self._kept[chunk.key]

@@ -7,8 +7,7 @@ has begun. Belongs to the reader's thread; knows no frames.
 import functools
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from lmlite.errors import BadRequest, PromptTooLong, Unsupported
@@ -23,7 +22,6 @@ from lmlite.messages import (
     Planned,
     Prompt,
     Prompted,
-    SamplingParams,
     Tokenize,
 )
 from lmlite.worker.chat.answer import Answer, Form
@@ -36,12 +34,11 @@ from lmlite.worker.llama.samplers import Grammar
 from lmlite.worker.media import MediaEncoder, Picture, UnreadableImage
 from lmlite.worker.sequence import Sequence
 
-# Far more than a token of prose or code has; only long runs of one sign come near. Longer texts are
-# refused unread: megabytes take a tokenizer seconds, in which nobody else's request is prepared.
+# Far more than a token of prose or code has; only long runs of one character come near. Longer
+# texts are refused before they are tokenized: megabytes take seconds, and other requests wait.
 MAX_TOKEN_BYTES = 64
-# Of tokens and their pieces in one frame, where a piece is a third longer.
-MAX_TOKENIZED_BYTES = 16 << 20
-N_TOKEN_BYTES = 16  # of an id, and what is around it and its piece
+MAX_TOKENIZED_BYTES = 16 << 20  # of tokens and their pieces in one frame, in which they grow by 1/3
+N_TOKEN_BYTES = 16  # of a token in a frame: its id, and what is around it and its piece
 
 
 class Preparer:
@@ -53,61 +50,62 @@ class Preparer:
         template: ChatTemplate | None,
         n_ctx_seq: int,
         send: Callable[[Iterable[Event]], None],
-        eye: MediaEncoder | None = None,
+        encoder: MediaEncoder | None = None,
         n_batch: int = 0,
         advice: str = "",
     ) -> None:
-        """No template: the model does not generate. `send` takes the events of the log stream.
+        """Without a template the model does not generate. `send` takes notes and traces.
 
-        With an eye, `n_batch` is how many tokens of a picture can be read at once. `advice` says
-        how n_ctx_seq can be raised.
+        `n_batch` is how many tokens of a picture can be read at once. `advice` says how n_ctx_seq
+        can be raised.
         """
-        self._model, self._template = model, template
-        self._n_ctx_seq = n_ctx_seq
-        self._send = send
-        self._eye, self._n_batch = eye, n_batch
-        self._advice = advice
+        self._model, self._template, self._n_ctx_seq = model, template, n_ctx_seq
+        self._send, self._advice = send, advice
+        self._encoder, self._n_batch = encoder, n_batch
 
     def prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
         """What the engine is to run. Raises ApiError: all that a client can get wrong."""
-        match request:
-            case Chat():
-                return self._chat(request)
-            case Complete():
-                return self._complete(request)
-            case Embed():
-                return self._embed(request)
+        if isinstance(request, Embed):
+            return self._embed(request)
+        template = self._template
+        if template is None:
+            raise Unsupported("this is an embedding model: it generates no text", param="model")
+        self._check_ids((token for token, _ in request.params.logit_bias), "logit_bias")
+        grammar = request.grammar
+        if isinstance(request, Chat):
+            rendered = self._fitting(request, template)
+            sequences = self._choices(request, rendered.prompt, rendered.stops)
+        else:
+            sequences = self._completions(request)
+            if request.json_schema is not None:
+                grammar = template.grammar_of(request.json_schema)
+        try:
+            if grammar is not None:
+                self._give_grammar(sequences, grammar)
+            elif isinstance(request, Chat):
+                self._give_form(sequences, rendered.form, request.options)
+            self._trace(request, sequences)
+        except BaseException:
+            for sequence in sequences:
+                sequence.close()
+            raise
+        return sequences
 
-    def _chat(self, request: Chat) -> list[Sequence]:
-        if self._template is None:
-            raise Unsupported("this is an embedding model, it cannot chat", param="model")
-        self._check_sampling(request.params)
-        rendered, pictures = self._fitting(request, self._template)
-        prompt = rendered.prompt
-        self._check_pictures(prompt)
-        choices = self._choices(request, 0, prompt.ids, rendered.stops, None)
-        with _closed_on_error(choices):
-            for choice in choices:
-                choice.chunks, choice.pictures = prompt.chunks, tuple(pictures)
-            if request.grammar is None:
-                self._give_form(choices, rendered.form, request.options)
-            else:
-                self._give_grammar(choices, request.grammar)
-            self._trace(request, choices[0])
-        return choices
+    # ---- prompts ---------------------------------------------------------------------------
 
-    def _fitting(self, request: Chat, template: ChatTemplate) -> tuple[Rendered, list[Picture]]:
-        """The prompt and its pictures; without the oldest turns, if the request lets it be cut."""
+    def _fitting(self, request: Chat, template: ChatTemplate) -> Rendered:
+        """The prompt; without the oldest turns, if it is too long and the request allows that."""
         pictures: dict[int, Picture] = {}
 
-        def render(n_left_out: int, n_room: int) -> tuple[Rendered, list[Picture]]:
+        def render(n_left_out: int, n_room: int) -> Rendered:
             messages = without_oldest(request.messages, n_left_out)
             self._check_bytes("".join(message.content for message in messages), "messages")
             shown = [self._picture(image, pictures) for each in messages for image in each.images]
             rendered = template.render(messages, request.options, shown)
             self._check_not_empty(rendered.prompt.ids, "messages")
-            self._check_prompt(rendered.prompt.n_tokens, "messages", n_room=n_room)
-            return rendered, shown
+            self._check_length(rendered.prompt.n_tokens, "messages", n_room=n_room)
+            self._check_pictures(rendered.prompt)
+            return rendered
 
         too_few, enough = 0, n_turns(request.messages) if request.truncates else 0
         try:
@@ -130,86 +128,22 @@ class Preparer:
 
     def _picture(self, image: Image, known: dict[int, Picture]) -> Picture:
         """It is read once, however often its conversation is rendered."""
-        if self._eye is None:  # the server refuses them; a worker has other callers too
+        if self._encoder is None:  # the server refuses them; a worker has other callers too
             raise Unsupported("this model takes no images", param=image.path)
         if id(image) not in known:
             try:
-                known[id(image)] = self._eye.read(image.data)
+                known[id(image)] = self._encoder.read(image.data)
             except UnreadableImage as err:
                 raise BadRequest(f"the image cannot be read: {err}", param=image.path) from None
         return known[id(image)]
 
-    def _check_pictures(self, prompt: Tokens) -> None:
-        if prompt.ids[-1] < 0:
-            raise BadRequest(
-                "the chat template ends with the image: add text behind it", param="messages"
-            )
-        for chunk in prompt.chunks.values():
-            assert self._eye is not None
-            if chunk.n_tokens > self._n_batch and self._eye.is_read_at_once(chunk):
-                raise BadRequest(
-                    f"an image of {chunk.n_tokens:,} tokens has to be read at once; serve with "
-                    "a larger --batch",
-                    param="messages",
-                )
-
-    def _give_form(self, choices: list[Sequence], form: Form, options: ChatOptions) -> None:
-        """Each choice reads, and is held to, the form by itself."""
-        param = "tools" if options.json_schema is None else "response_format"
-        for choice in choices:
-            choice.stops_thoughts = options.stop_in_reasoning
-            try:
-                if form.grammar:
-                    choice.grammar = Grammar(self._model, form.grammar, form.reply)
-                choice.answer, choice.preserved = Answer(self._model.lib, form), form.preserved
-                if choice.answer.is_plain and not form.thinking_start:
-                    choice.answer.close()
-                    choice.answer = None
-                if form.grammar and not form.grammar_waits:
-                    self._keep_to_text(choice, form.preserved)
-            except (LlamaError, ValueError) as err:
-                if "empty grammar stack" in str(err):  # while it took in what the prompt ends with
-                    words = f"the last message begins an answer that {param} does not allow"
-                    raise BadRequest(words, param="messages") from None
-                raise BadRequest(f"no grammar can be made of {param}: {err}", param=param) from None
-
-    def _give_grammar(self, choices: list[Sequence], text: str) -> None:
-        """Each choice is held to a client's own grammar, and its text is sent as it is."""
-        for choice in choices:
-            try:
-                choice.grammar = Grammar(self._model, text)
-                self._keep_to_text(choice, frozenset())
-            except LlamaError as err:
-                raise BadRequest(f"grammar: {err}", param="grammar") from None
-
-    def _keep_to_text(self, choice: Sequence, preserved: frozenset[int]) -> None:
-        """Forbids control tokens: a grammar takes one for the text that it is called."""
-        vocab = self._model.vocab
-        banned = tuple(
-            (token, -math.inf)
-            for token in vocab.control_tokens
-            if token not in preserved and not vocab.ends_generation(token)
-        )
-        choice.params = replace(choice.params, logit_bias=choice.params.logit_bias + banned)
-
-    def _complete(self, request: Complete) -> list[Sequence]:
-        if self._template is None:
-            raise Unsupported("this is an embedding model, it cannot complete", param="model")
-        self._check_sampling(request.params)
+    def _completions(self, request: Complete) -> list[Sequence]:
         sequences = []
         for number, prompt in enumerate(request.prompts):
             tokens = self._tokens(prompt, "prompt")
-            self._check_prompt(len(tokens), "prompt")
-            echo = self._echo(prompt) if request.echo else None
-            choices = self._choices(request, number * request.n, tokens, (), echo)
-            self._trace(request, choices[0])
-            sequences += choices
-        grammar = request.grammar
-        if request.json_schema is not None:
-            grammar = self._template.grammar_of(request.json_schema)
-        if grammar is not None:
-            with _closed_on_error(sequences):
-                self._give_grammar(sequences, grammar)
+            self._check_length(len(tokens), "prompt")
+            echo = self._text(prompt) if request.echo else None
+            sequences += self._choices(request, Tokens(tokens), (), echo, number * request.n)
         return sequences
 
     def _embed(self, request: Embed) -> list[Input]:
@@ -220,7 +154,7 @@ class Preparer:
         for index, prompt in enumerate(request.inputs):
             remark = f"Input {index} is too long."
             tokens = self._tokens(prompt, "input", remark, is_whole=True)
-            self._check_prompt(len(tokens), "input", remark)
+            self._check_length(len(tokens), "input", remark)
             inputs.append(Input(request.id, index, tokens))
         return inputs
 
@@ -243,33 +177,6 @@ class Preparer:
             raise BadRequest(f"the answer would have {n_bytes:,} bytes", param="prompt")
         return Planned(request.id, 0, tuple(tokens), pieces, n_cached=0, grammar=None)
 
-    def _choices(
-        self,
-        request: Chat | Complete,
-        first_index: int,
-        tokens: list[int],
-        ends: tuple[str, ...],
-        echo: str | None,
-    ) -> list[Sequence]:
-        seed = request.params.seed
-        if seed is None:
-            seed = random.SystemRandom().getrandbits(32)
-        return [
-            # Each choice has a seed of its own, and the first has the one that was asked for.
-            Sequence(
-                request.id,
-                first_index + i,
-                tokens,
-                request.params,
-                (seed + i) % DEFAULT_SEED,
-                ends,
-                echo,
-                request.trace,
-                request.dry_run,
-            )
-            for i in range(request.n)
-        ]
-
     def _tokens(
         self, prompt: Prompt, param: str, remark: str = "", *, is_whole: bool = False
     ) -> list[int]:
@@ -285,31 +192,106 @@ class Preparer:
         self._check_not_empty(tokens, param)
         return tokens
 
-    def _check_not_empty(self, tokens: list[int], param: str) -> None:
-        # Without a token there are no logits to sample from, and the engine would wait for ever.
-        if not tokens:
-            raise BadRequest("the text has no tokens", param=param)
-
-    def _echo(self, prompt: Prompt) -> str:
+    def _text(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
             return prompt
         piece = functools.partial(self._model.vocab.piece, special=True)
         return b"".join(map(piece, prompt)).decode("utf-8", "replace")
 
+    # ---- sequences -------------------------------------------------------------------------
+
+    def _choices(
+        self,
+        request: Chat | Complete,
+        prompt: Tokens,
+        ends: tuple[str, ...],
+        echo: str | None = None,
+        first_index: int = 0,
+    ) -> list[Sequence]:
+        seed = request.params.seed
+        if seed is None:
+            seed = random.SystemRandom().getrandbits(32)
+        return [
+            # Each choice has a seed of its own; the first has the one that was asked for.
+            Sequence(
+                request.id,
+                first_index + i,
+                prompt.ids,
+                request.params,
+                (seed + i) % DEFAULT_SEED,
+                ends,
+                echo,
+                request.trace,
+                request.dry_run,
+                prompt.chunks,
+            )
+            for i in range(request.n)
+        ]
+
+    def _give_form(self, choices: list[Sequence], form: Form, options: ChatOptions) -> None:
+        """Gives each choice its own parser and, if the form has one, its own grammar."""
+        param = "tools" if options.json_schema is None else "response_format"
+        for choice in choices:
+            choice.stops_thoughts = options.stop_in_reasoning
+            try:
+                if form.grammar:
+                    choice.grammar = Grammar(self._model, form.grammar, form.reply)
+                choice.answer, choice.preserved = Answer(self._model.lib, form), form.preserved
+                if choice.answer.is_plain and not form.thinking_start:
+                    choice.answer.close()
+                    choice.answer = None
+                if form.grammar and not form.grammar_waits:
+                    self._keep_to_text(choice, form.preserved)
+            except (LlamaError, ValueError) as err:
+                if "empty grammar stack" in str(err):  # while it took in what the prompt ends with
+                    words = f"the last message begins an answer that {param} does not allow"
+                    raise BadRequest(words, param="messages") from None
+                raise BadRequest(f"no grammar can be made of {param}: {err}", param=param) from None
+
+    def _give_grammar(self, choices: list[Sequence], text: str) -> None:
+        """Holds each choice to a client's own grammar; its text is sent as it is."""
+        for choice in choices:
+            try:
+                choice.grammar = Grammar(self._model, text)
+                self._keep_to_text(choice, frozenset())
+            except LlamaError as err:
+                raise BadRequest(f"grammar: {err}", param="grammar") from None
+
+    def _keep_to_text(self, choice: Sequence, preserved: frozenset[int]) -> None:
+        """Forbids control tokens: a grammar takes one for the text of its name."""
+        vocab = self._model.vocab
+        banned = tuple(
+            (token, -math.inf)
+            for token in vocab.control_tokens
+            if token not in preserved and not vocab.ends_generation(token)
+        )
+        choice.params = replace(choice.params, logit_bias=choice.params.logit_bias + banned)
+
+    def _trace(self, request: Chat | Complete, sequences: list[Sequence]) -> None:
+        """Shows the log stream each prompt once."""
+        if request.trace:
+            for choice in sequences[:: request.n]:
+                text = b"".join(choice.pieces(self._model.vocab)).decode("utf-8", "replace")
+                self._send([Prompted(request.id, choice.index, text)])
+
+    # ---- checks ----------------------------------------------------------------------------
+
+    def _check_not_empty(self, tokens: list[int], param: str) -> None:
+        # Without a token there are no logits to sample from, and the engine would wait for ever.
+        if not tokens:
+            raise BadRequest("the text has no tokens", param=param)
+
     def _check_bytes(self, text: str, param: str, remark: str = "") -> None:
         n_bytes = len(text.encode())
         remark = f"{remark} That is the least that {n_bytes} bytes can be."
-        self._check_prompt(math.ceil(n_bytes / MAX_TOKEN_BYTES), param, remark)
+        self._check_length(math.ceil(n_bytes / MAX_TOKEN_BYTES), param, remark)
 
-    def _check_prompt(
+    def _check_length(
         self, n_tokens: int, param: str, remark: str = "", n_room: int | None = None
     ) -> None:
         if n_tokens > (self._n_ctx_seq if n_room is None else n_room):
             advice = f"{remark} {self._advice}".strip()
             raise PromptTooLong(advice, param=param, tokens=(n_tokens, self._n_ctx_seq))
-
-    def _check_sampling(self, params: SamplingParams) -> None:
-        self._check_ids([token for token, _ in params.logit_bias], "logit_bias")
 
     def _check_ids(self, tokens: Iterable[int], param: str) -> None:
         # An id that the vocabulary lacks would end the process inside C.
@@ -320,18 +302,16 @@ class Preparer:
                     f"{token} is not a token of this model, which has {n_vocab:,}", param=param
                 )
 
-    def _trace(self, request: Chat | Complete, choice: Sequence) -> None:
-        if request.trace:
-            text = b"".join(choice.pieces(self._model.vocab)).decode("utf-8", "replace")
-            self._send([Prompted(request.id, choice.index, text)])
-
-
-@contextmanager
-def _closed_on_error(sequences: Iterable[Sequence]) -> Iterator[None]:
-    """What C holds for them is given back when they do not reach the engine."""
-    try:
-        yield
-    except BaseException:
-        for sequence in sequences:
-            sequence.close()
-        raise
+    def _check_pictures(self, prompt: Tokens) -> None:
+        if prompt.ids[-1] < 0:
+            raise BadRequest(
+                "the chat template ends with the image: add text behind it", param="messages"
+            )
+        for chunk in prompt.chunks.values():
+            assert self._encoder is not None
+            if chunk.n_tokens > self._n_batch and self._encoder.is_read_at_once(chunk):
+                raise BadRequest(
+                    f"an image of {chunk.n_tokens:,} tokens has to be read at once; serve with "
+                    "a larger --batch",
+                    param="messages",
+                )

@@ -27,12 +27,14 @@ from lmlite.messages import (
     ReplyEvent,
     SamplingParams,
 )
-from lmlite.worker.__main__ import Outbox, default_n_threads
+from lmlite.worker.__main__ import Outbox
 from lmlite.worker.chat.template import ChatTemplate
 from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine
+from lmlite.worker.generator import Generator
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import Context, Model
+from lmlite.worker.loader import default_n_threads
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.sequence import Sequence as Completion
 from lmlite.worker.threads import ThreadGovernor
@@ -74,9 +76,10 @@ class Run:
         self._outbox = Outbox(open(os.devnull, "wb"))  # noqa: SIM115 (closed with the process)
         embedder = Embedder(lambda: context)
         governor = ThreadGovernor(default_n_threads())  # its bookkeeping is a part of each step
-        engine = Engine(model, context, embedder, n_parallel=n_streams, prefill_budget_s=0.15,
-                        emit=self._emit, governor=governor)  # fmt: skip
-        self._engine = engine
+        generator = Generator(
+            model, context, n_parallel=n_streams, prefill_budget_s=0.15, governor=governor
+        )
+        engine = self._engine = Engine(generator, embedder, self._emit)
         ends = tuple(
             (t, -100.0) for t in range(model.vocab.n_tokens) if model.vocab.ends_generation(t)
         )

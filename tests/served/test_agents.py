@@ -49,7 +49,7 @@ def test_each_template_takes_what_they_send(
     default_model: Model, seer: Seer, name: str, agent: str
 ) -> None:
     template = ChatTemplate(default_model, source_of(name))
-    preparer = Preparer(default_model, template, 1 << 20, seer.said.extend, seer.eye, 64)
+    preparer = Preparer(default_model, template, 1 << 20, seer.said.extend, seer.encoder, 64)
     for later in (False, True):
         (sequence,) = preparer.prepare(chat_of(agent, asked(agent, later=later)["body"]))
         assert isinstance(sequence, Sequence)

@@ -441,9 +441,9 @@ def test_any_failing_library_call_ends_the_request_and_leaves_nothing_behind(
                 ends[reason] += 1
             assert answers(worker, desk) == expected, failed
             assert failing.open == at_rest, failed
-            assert not worker._engine._running
-            assert worker._engine._memory is not None
-            assert not any(lane.busy for lane in worker._engine._memory.lanes)
+            generator = worker.model.generator
+            assert generator is not None and not generator.running
+            assert not any(lane.busy for lane in generator.memory.lanes)
         assert failing.open == Counter(), failed
     print(f"{n_calls} calls: {dict(ends)}")
     assert ends["failed"] > 0

@@ -18,8 +18,7 @@ from typing import Any
 import pytest
 
 from lmlite.messages import Delta, SamplingParams, TokenLogprob
-from lmlite.worker.embedder import Embedder
-from lmlite.worker.engine import Engine
+from lmlite.worker.generator import Generator
 from lmlite.worker.llama.model import Batch, Context, Model
 from lmlite.worker.sequence import Sequence
 from tests import REPOSITORY
@@ -151,7 +150,7 @@ class Answer:
 
 
 class Examinee:
-    """An engine that is driven step by step, and says whom it puts back."""
+    """A generator that is driven step by step, and says whom it puts back."""
 
     def __init__(self, exam: Exam, n_ctx: int = 2048) -> None:
         vocab = exam.model.vocab
@@ -164,10 +163,9 @@ class Examinee:
         )  # fmt: skip
         self._events: list[Any] = []
         self.context = exam.context(n_ctx)
-        self._engine = Engine(
-            exam.model, self.context, Embedder(lambda: self.context), n_parallel=N_AT_ONCE,
-            prefill_budget_s=0.01, emit=self._events.extend,
-        )  # fmt: skip
+        self._generator = Generator(
+            exam.model, self.context, n_parallel=N_AT_ONCE, prefill_budget_s=0.01
+        )
         self.put_back: set[int] = set()
 
     def __enter__(self) -> "Examinee":
@@ -178,18 +176,16 @@ class Examinee:
 
     def answers(self, *prompts: list[int]) -> list[Answer]:
         """Greedy answers to prompts that come at the same moment."""
-        engine = self._engine
         sequences = [
             Sequence(number, 0, prompt, self._params, 0, ())
             for number, prompt in enumerate(prompts)
         ]
         self._events.clear()
-        engine._waiting.extend(sequences)
-        while engine._waiting or engine._running:
-            engine._admit()
-            engine._step()
-            engine._flush()
-            self.put_back |= {s.request_id for s in engine._waiting if s.chain is not None}
+        for sequence in sequences:
+            self._generator.submit(sequence)
+        while self._generator.has_work:
+            self._events += self._generator.step()
+            self.put_back |= {s.request_id for s in self._generator.waiting if s.chain is not None}
         return [self._answer(sequence) for sequence in sequences]
 
     def _answer(self, sequence: Sequence) -> Answer:

@@ -70,20 +70,22 @@ class Seer:
     """A model with a projector, its engine, and what it said."""
 
     def __init__(self, model: Model, mmproj: Path, n_ctx: int = 1024) -> None:
-        self.eye = MediaEncoder(model, str(mmproj), n_threads=1, max_bytes=1 << 20, lib_path=None)
-        self.lib = self.eye._lib = CountingLibrary(self.eye._lib)
+        self.encoder = MediaEncoder(
+            model, str(mmproj), n_threads=1, max_bytes=1 << 20, lib_path=None
+        )
+        self.lib = self.encoder._lib = CountingLibrary(self.encoder._lib)
         self.template = ChatTemplate(model)
-        self.run = Run(model, n_ctx=n_ctx, eye=self.eye)
+        self.run = Run(model, n_ctx=n_ctx, encoder=self.encoder)
         self.said: list[Any] = []
         n_ctx_seq, n_batch = self.run.context.n_ctx_seq, self.run.context.n_batch
         self.preparer = Preparer(
-            model, self.template, n_ctx_seq, self.said.extend, self.eye, n_batch
+            model, self.template, n_ctx_seq, self.said.extend, self.encoder, n_batch
         )
 
     def close(self) -> None:
         self.run.close()
         self.template.close()
-        self.eye.close()
+        self.encoder.close()
 
     def sequences(self, request_id: int, *messages: ChatMessage, **more: Any) -> list[Sequence]:
         params = SamplingParams(temperature=0, max_tokens=6, n_logprobs=0)
@@ -220,13 +222,13 @@ def test_a_picture_is_encoded_once_wherever_it_stands(llava: Seer) -> None:
 
 def test_embeddings_are_kept_within_their_bound(llava: Seer) -> None:
     n_bytes = 16 * llava.run.context.n_embd * 4
-    llava.eye._max_bytes = 2 * n_bytes
+    llava.encoder._max_bytes = 2 * n_bytes
     for shade in (10, 20, 30):
         llava.ask(message("Hello", png(8, 8, (shade, 0, 0))))
-    assert len(llava.eye._kept) == 2
-    llava.eye._max_bytes = 0
+    assert len(llava.encoder._kept) == 2
+    llava.encoder._max_bytes = 0
     llava.ask(message("Hello", png(8, 8, (40, 0, 0))))
-    assert len(llava.eye._kept) == 0
+    assert len(llava.encoder._kept) == 0
 
 
 def test_usage_counts_the_tokens_of_pictures(llava: Seer) -> None:
@@ -278,7 +280,7 @@ def test_a_picture_that_is_cancelled_leaves_nothing(llava: Seer) -> None:
         llava.run.engine.submit(llava.sequences(request_id, message("Hello", RED_PNG)))
         llava.run.engine.cancel(request_id)
     assert finished(llava.ask(message("Hello", BLUE_PNG))) is not None
-    assert not llava.run.engine._running
+    assert not llava.run.generator.running
     calls = llava.lib.calls
     assert calls["mtmd_input_chunks_init"] == calls["mtmd_input_chunks_free"]
 
@@ -382,7 +384,7 @@ def test_a_picture_that_is_read_at_once_has_to_fit_a_batch(lib: Any, tmp_path: P
     model = Model(lib, str(tmp_path / "model.gguf"))
     projectors.gemma3(tmp_path / "mmproj.gguf", model.n_embd)
     seer = Seer(model, tmp_path / "mmproj.gguf")
-    narrow = Preparer(model, seer.template, 1024, seer.said.extend, seer.eye, n_batch=3)
+    narrow = Preparer(model, seer.template, 1024, seer.said.extend, seer.encoder, n_batch=3)
     with pytest.raises(BadRequest, match="serve with a larger --batch"):
         narrow.prepare(Chat(1, (message("Hello", RED_PNG),), SamplingParams()))
     seer.close()
@@ -391,14 +393,14 @@ def test_a_picture_that_is_read_at_once_has_to_fit_a_batch(lib: Any, tmp_path: P
 
 def test_a_template_that_drops_the_picture_is_told(default_model: Model, tmp_path: Path) -> None:
     projectors.mlp(tmp_path / "mmproj.gguf", default_model.n_embd)
-    eye = MediaEncoder(
+    encoder = MediaEncoder(
         default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0, lib_path=None
     )
     template = ChatTemplate(default_model, "{{ messages[0].content[:2] }}")
     with pytest.raises(BadRequest, match="the chat template leaves out an image"):
-        template.render([message("Hello", RED_PNG)], None, [eye.read(RED_PNG)])
+        template.render([message("Hello", RED_PNG)], None, [encoder.read(RED_PNG)])
     template.close()
-    eye.close()
+    encoder.close()
 
 
 def test_pictures_keep_their_places_in_messages_that_become_one(llava: Seer) -> None:
@@ -407,7 +409,7 @@ def test_pictures_keep_their_places_in_messages_that_become_one(llava: Seer) -> 
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
         "{{ raise_exception('no') }}{% endif %}{{ m.role ~ ': ' ~ m.content }}{% endfor %}",
     )
-    red, blue = (llava.eye.read(data) for data in (RED_PNG, BLUE_PNG))
+    red, blue = (llava.encoder.read(data) for data in (RED_PNG, BLUE_PNG))
     apart = [message("See: a", RED_PNG, at=5), message("And: b", BLUE_PNG, at=5)]
     images = (*apart[0].images, Image(BLUE_PNG, 13, "the part"))
     as_one = ChatMessage("user", "See: a\n\nAnd: b", images=images)

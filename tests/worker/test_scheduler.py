@@ -2,17 +2,17 @@
 
     python -m tests.worker.test_scheduler --count 5000 --seed 7     more of it, by hand
 
-The real engine runs on the test's own thread, over the memory of `fake_context.py`. Its inbox is a
-script, drawn from a seed: prompts that begin alike, of one token up to the whole context, answers
-of every length, clients that leave, requests with a fault, decodes that fail for nobody's fault,
-and memory for a few of them at a time. Before every step memory is compared with what the engine
-believes of it; at its end every answer with the one that follows from its prompt alone.
+The real engine runs step by step over the memory of `fake_context.py`. What it is asked is drawn
+from a seed: prompts that begin alike, of one token up to the whole context, answers of every
+length, clients that leave, requests with a fault, decodes that fail for nobody's fault, and memory
+for a few of them at a time. Before every step memory is compared with what the engine believes of
+it; at its end every answer with the one that follows from its prompt alone.
 """
 
 import argparse
 import random
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -32,11 +32,14 @@ from lmlite.messages import (
     Started,
     TokenLogprob,
 )
-from lmlite.worker import batch as batcher_module
+from lmlite.worker import decoder as decoder_module
 from lmlite.worker import engine as engine_module
+from lmlite.worker import generator as generator_module
 from lmlite.worker import sequence as sequence_module
-from lmlite.worker.embedder import Embedder, failed
-from lmlite.worker.engine import Engine, _Cancel
+from lmlite.worker.embedder import Embedder
+from lmlite.worker.engine import Engine
+from lmlite.worker.failures import failed
+from lmlite.worker.generator import Generator
 from lmlite.worker.llama.model import Batch
 from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.memory.lanes import Place, n_common
@@ -176,22 +179,22 @@ class Stage:
         self.context = context
         model: Any = FakeModel(context.can_cut)
         fake: Any = context
-        self.engine = Engine(
-            model, fake, Embedder(lambda: fake), n_parallel=n_parallel,
-            prefill_budget_s=prefill_budget_s, emit=self.emit, checkpoints=stores,
-            parked=parked,
+        self.generator = Generator(
+            model, fake, n_parallel=n_parallel, prefill_budget_s=prefill_budget_s,
+            checkpoints=stores, parked=parked,
         )  # fmt: skip
-        inbox: Any = self
-        self.engine._inbox = inbox
-        assert self.engine._memory is not None
-        self.lanes = self.engine._memory.lanes
+        self.engine = Engine(self.generator, Embedder(lambda: fake), self.emit)
+        self.n_parallel = n_parallel
+        self.lanes = self.generator.memory.lanes
         self.choices: dict[Key, Choice] = {}  # that have not ended
         self.finished: dict[Key, Choice] = {}
         self.starts: list[Key] = []  # in order
         self.ended: Counter[str] = Counter()
         self.slowest = 0.0  # of all sequences: steps, as a part of those that it may take
-        self._commands: deque[Any] = deque()
-        self._put_back: set[Sequence] = set()  # who waits for a place again
+        self._coming: list[Sequence] = []  # submitted since the last step
+        self._leaving: set[int] = set()  # requests that were cancelled since then
+        self._n_heard = 0  # of both
+        self._put_back: set[Sequence] = set()  # that wait for a place again
         self._n_gone = 0  # times that somebody gave up a place, or a wish for one
         self._at_fault: set[int] = set()  # requests that must fail now
         self._poisoned: set[int] = set()  # lanes with numbers that are none
@@ -199,35 +202,37 @@ class Stage:
         self._watch()
 
     def run(self) -> None:
-        """The engine's loop, until nobody comes any more."""
+        """Steps of the engine, until nobody comes any more."""
         FakeChain.n_open = 0
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(engine_module, "SamplerChain", FakeChain)
-            patched.setattr(engine_module, "time", self.context)
-            patched.setattr(batcher_module, "time", self.context)
-            patched.setattr(sequence_module, "time", self.context)
+            patched.setattr(generator_module, "SamplerChain", FakeChain)
+            for module in (engine_module, generator_module, decoder_module, sequence_module):
+                patched.setattr(module, "time", self.context)
             patched.setattr(engine_module, "REPORT_S", REPORT_S)
-            self.engine.run()
-        assert not (self.choices or self.engine._running or self.engine._waiting)
+            while self._hear():
+                self._coming.clear()
+                self._leaving.clear()
+                self.engine.step()
+        assert not (self.choices or self.generator.running or self.generator.waiting)
         assert not self._at_fault
         assert not any(lane.busy for lane in self.lanes)
         assert (self.state.n_running, self.state.n_waiting, self.state.n_cells_used) == (0, 0, 0)
         assert FakeChain.n_open == 0
 
-    # ---- the inbox -------------------------------------------------------------------------
+    # ---- who comes and goes ----------------------------------------------------------------
 
-    def empty(self) -> bool:
-        """Asked by the engine before each step, while it has work."""
-        self.look()
-        if not self._commands:
-            self.before_step()
-        return not self._commands
-
-    def get(self) -> Any:
-        """Asked by the engine for a command, and when it has nothing to do."""
-        if not self._commands:
+    def _hear(self) -> bool:
+        """What comes before the next step; whether there is a next step."""
+        if not self.engine.has_work:
             self.when_idle()
-        return self._commands.popleft() if self._commands else None
+            if not self.engine.has_work:
+                return False
+        n_heard = -1
+        while self._n_heard > n_heard:
+            n_heard = self._n_heard
+            self.look()
+            self.before_step()
+        return True
 
     def before_step(self) -> None:
         """What comes while there is work, if anything."""
@@ -239,12 +244,17 @@ class Stage:
         due = alone(sequence, self.context.n_ctx_seq)
         choice = Choice(sequence, due, self.context.n_steps, len(self.choices), fault, self._n_lost)
         self.choices[key_of(sequence)] = choice
-        self._commands.append(sequence)
+        self._n_heard += 1
+        self._coming.append(sequence)
+        self._leaving.discard(sequence.request_id)
+        self.engine.submit([sequence])
         return choice
 
     def cancel(self, request_id: int) -> None:
         self._drop(request_id, "cancelled")
-        self._commands.append(_Cancel(request_id))
+        self._n_heard += 1
+        self._leaving.add(request_id)
+        self.engine.cancel(request_id)
 
     def _drop(self, request_id: int, how: str) -> None:
         """From now on nothing is to be heard of it."""
@@ -263,7 +273,7 @@ class Stage:
         decode = self.context.decode
 
         def watched_decode(batch: Batch) -> bool:
-            keys = {s.lane.seq_id: key_of(s) for s in self.engine._running if s.lane}
+            keys = {s.lane.seq_id: key_of(s) for s in self.generator.running if s.lane}
             counts = Counter(batch._seq_ids[: len(batch)])
             self._misbehave(counts, keys)
             if not decode(batch):
@@ -276,8 +286,7 @@ class Stage:
 
     def _watch_memory(self) -> None:
         """What is no number spreads until it is cleared."""
-        memory, check_numbers = self.engine._memory, self.context.check_numbers
-        assert memory is not None
+        memory, check_numbers = self.generator.memory, self.context.check_numbers
         forget_all = memory.forget_all
 
         def watched_numbers(index: int) -> None:
@@ -288,7 +297,7 @@ class Stage:
         def watched_forgetting() -> None:
             self._poisoned.clear()
             self._n_lost += 1
-            for sequence in self.engine._running:
+            for sequence in self.generator.running:
                 self.choices[key_of(sequence)].n_lost += 1
             forget_all()
 
@@ -296,7 +305,7 @@ class Stage:
         memory.forget_all = watched_forgetting  # type: ignore[method-assign]
 
     def _watch_starts(self) -> None:
-        start = self.engine._start
+        start = self.generator._start
 
         def watched_start(sequence: Sequence, place: Place) -> None:
             lanes = map(self.context.held, range(self.context.n_seq_max))
@@ -317,11 +326,11 @@ class Stage:
             if sequence.lane and not wants_all and not made_room:
                 require(len(sequence.lane.tokens) >= n_held, "what is held is not read again")
 
-        self.engine._start = watched_start  # type: ignore[method-assign]
+        self.generator._start = watched_start  # type: ignore[method-assign]
 
     def _misbehave(self, counts: Counter[int], keys: dict[int, Key]) -> None:
         """What the faulty ones of a batch do to it."""
-        alone = self.engine._on_trial is not None
+        alone = self.generator._on_trial is not None
         if alone:
             require(len(counts) == 1 and self._poisoned <= {*counts}, "who is on trial is alone")
             require(self.context.n_cells([*counts]) == self.context.n_used, "memory is new")
@@ -339,19 +348,15 @@ class Stage:
 
     def look(self) -> None:
         """Before each step: what the engine believes is true."""
-        engine = self.engine
+        running, waiting = self.generator.running, self.generator.waiting
         for lane in self.lanes:
             assert lane.tokens == self.context.held(lane.seq_id)
-        running = [sequence.lane for sequence in engine._running]
-        assert len(running) == len(set(running)) <= engine._n_parallel
-        assert {lane for lane in self.lanes if lane.busy} == set(running)
-        assert all(sequence.lane is None for sequence in engine._waiting)
-        coming = [command for command in self._commands if isinstance(command, Sequence)]
-        leaving = {command.request_id for command in self._commands} - {
-            sequence.request_id for sequence in coming
-        }
-        here = map(key_of, (*engine._running, *engine._waiting, *coming))
-        assert sorted(key for key in here if key[0] not in leaving) == sorted(self.choices)
+        lanes = [sequence.lane for sequence in running]
+        assert len(lanes) == len(set(lanes)) <= self.n_parallel
+        assert {lane for lane in self.lanes if lane.busy} == set(lanes)
+        assert all(sequence.lane is None for sequence in waiting)
+        here = map(key_of, (*running, *waiting, *self._coming))
+        assert sorted(key for key in here if key[0] not in self._leaving) == sorted(self.choices)
         self._look_who_was_put_back()
 
     def _look_who_was_put_back(self) -> None:
@@ -360,7 +365,7 @@ class Stage:
         Room is made by who goes. Once it may also be found in the beginning that two hold: they
         read it side by side, if it was short, and share it from then on.
         """
-        waiting = {s for s in self.engine._waiting if s.chain is not None}
+        waiting = {s for s in self.generator.waiting if s.chain is not None}
         new = [self.choices[key_of(s)] for s in waiting - self._put_back]
         for choice in new:
             now = self._n_gone, len(choice.sequence.tokens)
@@ -420,9 +425,10 @@ class Stage:
     def _check_state(self, state: EngineState) -> None:
         """What it reports is what is so, to the cell."""
         self.state = state
-        engine, context = self.engine, self.context
+        generator, context = self.generator, self.context
         busy = [lane.seq_id for lane in self.lanes if lane.busy]
-        assert (state.n_running, state.n_waiting) == (len(engine._running), len(engine._waiting))
+        n_waiting = len(generator.waiting)
+        assert (state.n_running, state.n_waiting) == (len(generator.running), n_waiting)
         assert state.n_cells_used == context.n_cells(busy)
         assert state.n_cells_used + state.n_cells_idle == context.n_used <= state.n_cells
 
@@ -462,7 +468,7 @@ class Stage:
         # the context at most. Then it is the next one's turn.
         # Memory that is lost is read again by one after the other.
         n_losses = self._n_lost - choice.n_lost_before
-        n_steps_due = choice.n_ahead + 1 + n_losses * self.engine._n_parallel
+        n_steps_due = choice.n_ahead + 1 + n_losses * self.n_parallel
         n_steps_due *= self.context.n_ctx_seq
         choice.n_steps = self.context.n_steps - choice.arrived
         assert choice.n_steps <= n_steps_due
@@ -527,7 +533,7 @@ class World(Stage):
             self._happen()
 
     def when_idle(self) -> None:
-        while self._n_to_come and not self._commands:
+        while self._n_to_come and not self.engine.has_work:
             self._happen()
 
     def _happen(self) -> None:

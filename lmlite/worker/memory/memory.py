@@ -1,22 +1,20 @@
-"""The context's memory: which tokens it holds, and how a prompt gets to start from them.
+"""The context's memory: which tokens it holds, and where a prompt starts from.
 
-Joins three things: the policy (`prefix.py`), what C can do (`llama.Context`), and checkpoints,
-which bring back what memory has lost or never could keep. Belongs to the engine thread. Knows
-no requests: a prompt is a list of token ids, and runs in a lane.
+Joins the policy (`lanes.py`), what llama.cpp can do (`Context`), and checkpoints, which bring back
+what memory has lost or could never keep. Belongs to the engine thread. Knows no requests: a prompt
+is a list of token ids, and runs in a lane.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 
-from lmlite.messages import EngineState
 from lmlite.worker.llama.model import Context, Model
-from lmlite.worker.memory import lanes as prefix
+from lmlite.worker.memory import lanes as policy
 from lmlite.worker.memory.checkpoints import MIN_PARKED, Checkpoints, ParkedLanes
 from lmlite.worker.memory.lanes import Lane, Place
-from lmlite.worker.meter import Meter
 
-MIN_SHARE = 4  # a lane is parked if at least one of so many of its cells is its own
+MIN_OWN = 1 / 4  # of a lane's cells must be its alone for parking to be worth it
 
-Reading = tuple[list[int], list[int]]  # a prompt, and behind which tokens it makes checkpoints
+Reading = tuple[list[int], list[int]]  # a prompt, and after how many tokens it makes checkpoints
 
 
 class Memory:
@@ -26,40 +24,50 @@ class Memory:
         self,
         model: Model,
         context: Context,
-        checkpoints: Sequence[Checkpoints],
+        checkpoints: Sequence[Checkpoints] = (),
         parked: ParkedLanes | None = None,
     ) -> None:
         """`parked` is for models whose memory can be cut."""
         self._context = context
         self._can_cut, self._takes_cells = model.can_cut_memory, model.takes_cells
-        self._checkpoints = checkpoints
-        self._parked = parked
+        self._checkpoints, self._parked = checkpoints, parked
         self._stores = checkpoints if parked is None else (parked, *checkpoints)
-        # Cells; without any, states, of which each lane has one whatever it has read.
+        # Cells; or states, if each lane has one however much it has read.
         self.n_max = context.n_ctx if self._takes_cells else context.n_seq_max
         self.lanes = [Lane(seq_id) for seq_id in range(context.n_seq_max)]
+        self._n_left = 0  # times that a lane became idle
 
     # ---- where a prompt starts -------------------------------------------------------------
 
     def place(self, tokens: Sequence[int]) -> Place | None:
         """Where a prompt would run, and what it would start from. None: every lane is busy."""
-        return prefix.place(self.lanes, tokens, self._can_cut)
+        return policy.place(self.lanes, tokens, self._can_cut)
+
+    def has_room(self, place: Place, tokens: list[int], n_pending: int) -> bool:
+        """Whether a prompt fits there, beside the n_pending tokens that busy lanes are to read."""
+        if not self._takes_cells:
+            return True  # the lane is free, and so is its state
+        busy = {lane for lane in self.lanes if lane.busy}
+        n_shared = place.n_tokens
+        if not place.source.busy:  # then its cells count as free, except those that others share
+            n_shared = min(n_shared, policy.n_shared(place.source, busy))
+        return policy.n_cells(busy) + len(tokens) - n_shared + n_pending < self.n_max
 
     def is_coming(self, tokens: list[int], n_held: int, reading: Iterable[Reading]) -> bool:
-        """Whether others are just now reading more of a prompt than the n_held tokens there are.
+        """Whether others are reading more of a prompt than the n_held tokens there are.
 
-        Of a memory that cannot be cut, others get only what a checkpoint will hold.
+        Of memory that cannot be cut, others get only what a checkpoint will hold.
         """
         if self._can_cut:
-            return prefix.is_coming(tokens, n_held, (read for read, _ in reading))
+            return policy.is_coming(tokens, n_held, (read for read, _ in reading))
         return any(
-            n_held + prefix.MIN_SHARED <= mark < len(tokens) and read[:mark] == tokens[:mark]
-            for read, marks in reading
-            for mark in marks
+            n_held + policy.MIN_SHARED <= n < len(tokens) and read[:n] == tokens[:n]
+            for read, checkpoints_at in reading
+            for n in checkpoints_at
         )
 
     def assign(self, place: Place, tokens: list[int]) -> int:
-        """Lets the lane hold the longest beginning there is; how many tokens that are."""
+        """Gives the lane to a prompt, with the longest beginning there is; how many tokens."""
         lane = place.lane
         self._park_idle(place)
         n_tokens = self._restored(place, tokens) or self._taken(place)
@@ -71,7 +79,7 @@ class Memory:
     def _taken(self, place: Place) -> int:
         """From a lane: its own, or another one, with which it then shares cells."""
         lane, source, n_tokens = place.lane, place.source, place.n_tokens
-        # A checkpoint that was tried in vain may have cost what the source held.
+        # Trying to restore a checkpoint may have evicted the source.
         if not 0 < n_tokens <= len(source.tokens):
             return 0
         if not self._context.can_begin(source.seq_id, n_tokens):
@@ -86,14 +94,13 @@ class Memory:
         return n_tokens
 
     def _restored(self, place: Place, tokens: list[int]) -> int:
-        """From a checkpoint, where one holds clearly more than any lane."""
-        lane = place.lane
-        n_free = self.n_max - self._n_cells([lane for lane in self.lanes if lane.busy])
+        """From a checkpoint, if one holds clearly more than any lane."""
+        lane, n_free = place.lane, self.n_max - self.n_cells()[0]
         for store in self._stores:
             n_tokens, checkpoint = store.best(tokens, self._can_cut)
             if checkpoint is None or n_tokens < place.n_tokens + store.min_tokens:
                 continue
-            # It shares no cells. Where it does not fit, idle lanes would leave for nothing.
+            # It shares no cells. If it does not fit, idle lanes would leave for nothing.
             if self._takes_cells and max(len(checkpoint.tokens), len(tokens)) > n_free:
                 continue
             state = store.load(checkpoint)
@@ -117,19 +124,19 @@ class Memory:
     # ---- what is kept ----------------------------------------------------------------------
 
     def checkpoints_at(self, prompt: list[int], n_held: int, closest: list[int]) -> list[int]:
-        """Behind which tokens of a prompt, that is about to be read, a checkpoint pays.
+        """After how many tokens of a prompt, which is about to be read, checkpoints pay.
 
-        All but the last, for who asks the same again or goes on from there. Where memory cannot
-        be cut, also where it parts from the closest of others: such a beginning comes again.
+        One before its last token serves the same prompt, or a continuation of it. If memory cannot
+        be cut, also one where it departs from the closest: such a beginning tends to come again.
         """
         worth = min((store.min_tokens for store in self._checkpoints), default=None)
         if worth is None:
             return []
-        places = [len(prompt) - 1]
+        ends = [len(prompt) - 1]
         if not self._can_cut:
-            places.append(prefix.n_common(prompt, closest))
-        places = [prefix.cut_before_picture(prompt, place) for place in places]
-        return sorted({place for place in places if n_held + worth <= place < len(prompt)})
+            ends.append(policy.n_common(prompt, closest))
+        ends = [policy.cut_before_picture(prompt, end) for end in ends]
+        return sorted({end for end in ends if n_held + worth <= end < len(prompt)})
 
     def save(self, lane: Lane, n_new: int) -> None:
         """Makes a checkpoint of what the lane holds, n_new tokens of which were read for it."""
@@ -144,11 +151,10 @@ class Memory:
                 store.add(list(lane.tokens), state)
 
     def _park_idle(self, place: Place) -> None:
-        """Lanes that nobody uses leave the cells, each of which costs all others time.
+        """Moves idle lanes out of the cells, each of which costs time in every step.
 
-        Attention passes over every cell up to the last one that is taken, in every step, and
-        its threads share that stretch evenly, whoever's cells lie there. A lane stays whose
-        cells are mostly those of one in use too.
+        Attention passes over all cells up to the last one in use, whichever sequence owned the
+        cells. A lane stays if its cells are mostly those of a lane in use.
         """
         if self._parked is None:
             return
@@ -156,14 +162,12 @@ class Memory:
         if place.n_tokens:
             in_use.add(place.source)
         for lane in self.lanes:
-            if lane in in_use or len(lane.tokens) < MIN_PARKED:
-                continue
-            n_own = len(lane.tokens) - prefix.n_shared(lane, in_use)
-            if n_own >= max(MIN_PARKED, len(lane.tokens) // MIN_SHARE):
+            n_own = len(lane.tokens) - policy.n_shared(lane, in_use)
+            if lane not in in_use and n_own >= max(MIN_PARKED, MIN_OWN * len(lane.tokens)):
                 self._park(lane, self._parked)
 
     def _park(self, lane: Lane, parked: ParkedLanes) -> None:
-        """Into free room only: cells that are free cost less than what would be lost."""
+        """Only into free room: free cells are worth less than another parked lane."""
         n_known, _ = parked.best(lane.tokens, self._can_cut)
         if len(lane.tokens) - n_known > MIN_PARKED:
             if not parked.has_room(self._context.n_state_bytes(lane.seq_id)):
@@ -171,14 +175,14 @@ class Memory:
             parked.add(lane.tokens, self._context.state(lane.seq_id))
         self.empty(lane)
 
-    def leave(self, lane: Lane, now: int) -> None:
+    def leave(self, lane: Lane) -> None:
         """The lane is idle; what it holds stays for prompts that begin alike."""
-        lane.busy = False
-        lane.last_used = now
+        self._n_left += 1
+        lane.busy, lane.last_used = False, self._n_left
 
     def evict(self) -> bool:
-        """Gives up the idle lane that nobody used for longest. False: there is none."""
-        victim = prefix.evictable(self.lanes)
+        """Gives up the least recently used idle lane. False: there is none."""
+        victim = policy.evictable(self.lanes)
         if victim is None:
             return False
         if self._parked is not None and len(victim.tokens) >= MIN_PARKED:
@@ -187,70 +191,48 @@ class Memory:
         return True
 
     def drop_end(self, lane: Lane) -> None:
-        """After a picture that found no room: of it, parts may be in memory."""
+        """Drops parts of a picture that found no room as a whole."""
         self._context.keep(lane.seq_id, len(lane.tokens))
-
-    def forget_all(self) -> None:
-        """Empties all lanes, and what their cells hold."""
-        for lane in self.lanes:
-            lane.cut(0)
-        self._context.clear_memory(data=True)
 
     def empty(self, lane: Lane) -> None:
         """Forgets what a lane holds."""
         self._context.keep(lane.seq_id, 0)
         lane.cut(0)
 
+    def forget_all(self) -> None:
+        """Empties all lanes and clears the cells."""
+        for lane in self.lanes:
+            lane.cut(0)
+        self._context.clear_memory(data=True)
+
     # ---- what is told ----------------------------------------------------------------------
 
     def closest(self, tokens: list[int]) -> list[int]:
-        """What a lane holds, or held until it was parked, that is closest to a prompt."""
+        """The tokens of a lane, busy, idle or parked, that have most in common with a prompt."""
         held = [lane.tokens for lane in self.lanes]
         if self._parked is not None:
             held.append(self._parked.closest(tokens))
-        return max(held, key=lambda tokens_held: prefix.n_common(tokens_held, tokens))
+        return max(held, key=lambda tokens_held: policy.n_common(tokens_held, tokens))
 
     def n_held(self, tokens: list[int]) -> int:
         """How many of a prompt's tokens would not have to be read, if it began now."""
-        lanes = [lane for lane in self.lanes if self._can_cut or not lane.busy]
-        of_lanes = [prefix.n_reusable(lane, tokens, self._can_cut) for lane in lanes]
+        of_lanes = [
+            policy.n_reusable(lane.tokens, tokens, self._can_cut)
+            for lane in self.lanes
+            if self._can_cut or not lane.busy
+        ]
         of_stores = [store.best(tokens, self._can_cut)[0] for store in self._stores]
         return max(0, *of_lanes, *of_stores)
 
     def n_cells(self) -> tuple[int, int]:
-        """(cells of lanes that run, cells of idle ones)."""
+        """(cells of busy lanes, cells of idle lanes)."""
         n_used = self._n_cells([lane for lane in self.lanes if lane.busy])
         return n_used, self._n_cells(self.lanes) - n_used
 
     def _n_cells(self, lanes: Collection[Lane]) -> int:
-        return prefix.n_cells(lanes) if self._takes_cells else sum(bool(x.tokens) for x in lanes)
-
-    def state(self, n_running: int, n_waiting: int, meter: Meter) -> EngineState:
-        """What the engine is doing, for the server."""
-        n_used, n_idle = self.n_cells()
-        return EngineState(
-            n_running=n_running,
-            n_waiting=n_waiting,
-            n_cells=self.n_max,
-            n_cells_used=n_used,
-            n_cells_idle=n_idle,
-            n_bytes_parked=self.n_bytes_parked,
-            n_steps=meter.n_steps,
-            step_s=meter.step_s,
-            steps_within=tuple(meter.steps_within),
-        )
+        return policy.n_cells(lanes) if self._takes_cells else sum(bool(x.tokens) for x in lanes)
 
     @property
     def n_bytes_parked(self) -> int:
-        """What is kept of lanes that left their cells."""
+        """Bytes that parked lanes take."""
         return self._parked.n_bytes if self._parked is not None else 0
-
-    def has_room(self, place: Place, tokens: list[int], n_pending: int) -> bool:
-        """Whether a prompt fits at that place, beside what the lanes that run are yet to read."""
-        if not self._takes_cells:
-            return True  # the lane is free, and with it its state
-        busy = {lane for lane in self.lanes if lane.busy}
-        n_shared = place.n_tokens
-        if not place.source.busy:  # then its cells are idle, but for those that others share
-            n_shared = min(n_shared, prefix.n_shared(place.source, busy))
-        return prefix.n_cells(busy) + len(tokens) - n_shared + n_pending < self.n_max

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from lmlite.messages import Delta, Finished, ReplyEvent, SamplingParams, Started
-from lmlite.worker.embedder import Embedder
-from lmlite.worker.engine import Engine
+from lmlite.worker.generator import Generator
 from lmlite.worker.llama.model import Context, Model
-from lmlite.worker.memory import checkpoints
-from lmlite.worker.memory.checkpoints import CheckpointFiles, Checkpoints, ParkedLanes, identity_of
+from lmlite.worker.memory import checkpoint_files
+from lmlite.worker.memory.checkpoint_files import CheckpointFiles, identity_of
+from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.sequence import Sequence
 from tests import REPOSITORY
 from tests.support import architectures
@@ -117,10 +117,10 @@ def spoilt(path: Path, how: str) -> None:
     "how, reason",
     [
         ("cut", "ignored: it has 196 of 197 bytes"),
-        ("cut in the head", "ignored: it is no checkpoint"),
-        ("empty", "ignored: it is no checkpoint"),
+        ("cut in the head", "ignored: it is not a checkpoint"),
+        ("empty", "ignored: it is not a checkpoint"),
         ("longer", "ignored: it has 198 of 197 bytes"),
-        ("foreign", "ignored: it is no checkpoint"),
+        ("foreign", "ignored: it is not a checkpoint"),
         ("flipped", "ignored: it is damaged"),
         ("tokens changed", "ignored: it is damaged"),
     ],
@@ -176,7 +176,7 @@ def test_a_full_disk_costs_a_line_and_no_answer(
     store = in_files(tmp_path)
     store.add([5, 6, 7], b"state")
     store.close()
-    assert said == [f"no checkpoint is written to {tmp_path}: No space left on device"]
+    assert said == [f"cannot write a checkpoint to {tmp_path}: No space left on device"]
     assert store.best([5, 6, 7, 8], can_cut=True) == (0, None)
     assert list(tmp_path.iterdir()) == []
 
@@ -196,7 +196,7 @@ def test_one_that_is_dropped_while_it_is_written_leaves_no_file(
         return wait_and_call
 
     if moment == "before it is written":
-        monkeypatch.setattr(checkpoints, "_digest_of", held_up(checkpoints._digest_of))
+        monkeypatch.setattr(checkpoint_files, "_digest_of", held_up(checkpoint_files._digest_of))
     else:
         monkeypatch.setattr(Path, "replace", held_up(Path.replace))
     store = in_files(tmp_path, max_bytes=2000)
@@ -205,7 +205,7 @@ def test_one_that_is_dropped_while_it_is_written_leaves_no_file(
     store.add([2] * 4, bytes(1500))  # for which the first one has to leave
     dropped.set()
     store.close()
-    (kept,) = store._kept
+    (kept,) = store.kept
     assert [kept.path] == list(tmp_path.iterdir())
     assert kept.tokens == [2] * 4
 
@@ -220,9 +220,9 @@ def test_one_that_could_not_be_written_takes_no_later_one_with_it(
     with monkeypatch.context() as patched:
         patched.setattr(Path, "replace", full)
         store.add([1] * 4, bytes(1000))
-        until(lambda: store._kept[0].state is None)
+        until(lambda: store.kept[0].state is None)
     store.add([1] * 4, bytes(1000))
-    until(lambda: store._kept[1].state is None)
+    until(lambda: store.kept[1].state is None)
     store.add([2] * 4, bytes(1000))  # for which the one that failed has to leave
     store.close()
     assert [store.holds([n] * 4) for n in (1, 2)] == [True, True]
@@ -243,7 +243,7 @@ def test_the_identity_changes_with_the_files_and_the_parameters(tmp_path: Path) 
 
 
 class Bench:
-    """An engine that is driven step by step."""
+    """A generator that is driven step by step."""
 
     def __init__(
         self,
@@ -258,10 +258,9 @@ class Bench:
         self.context = Context(self.model, n_ctx=n_ctx, n_batch=64, n_seq_max=n_lanes, n_threads=1)
         self.events: list[Any] = []
         self.n_running_most = 0  # at the same time
-        self.engine = Engine(
-            self.model, self.context, Embedder(lambda: self.context), n_parallel=n_lanes,
-            prefill_budget_s=0.15, emit=self.events.extend, checkpoints=stores,
-            parked=parked,
+        self.generator = Generator(
+            self.model, self.context, n_parallel=n_lanes, prefill_budget_s=0.15,
+            checkpoints=stores, parked=parked,
         )  # fmt: skip
 
     def __enter__(self) -> "Bench":
@@ -277,20 +276,13 @@ class Bench:
     def answers(self, *prompts: str | list[int]) -> list[tuple[int, str]]:
         """For each prompt: how many tokens were cached, and the greedy text."""
         params = SamplingParams(temperature=0, max_tokens=N_OUT)
-        sequences = []
+        self.events.clear()
         for number, prompt in enumerate(prompts):
             tokens = self.tokens(prompt) if isinstance(prompt, str) else prompt
-            sequences.append(Sequence(number, 0, tokens, params, 0, ()))
-        self.events.clear()
-        self.engine.submit(sequences)
-        self.engine._inbox.put(None)
-        while self.engine._take_commands():
-            pass
-        while self.engine._waiting or self.engine._running:
-            self.engine._admit()
-            self.n_running_most = max(self.n_running_most, len(self.engine._running))
-            self.engine._step()
-            self.engine._flush()
+            self.generator.submit(Sequence(number, 0, tokens, params, 0, ()))
+        while self.generator.has_work:
+            self.events += self.generator.step()
+            self.n_running_most = max(self.n_running_most, len(self.generator.running))
         return [answer(self.events, number) for number in range(len(prompts))]
 
 
@@ -324,8 +316,7 @@ QUESTIONS = [f"{SYSTEM} Question {letter}: what is it?" for letter in "abc"]
 def test_a_conversation_that_goes_on_is_not_read_again(lib: Any, path: Path) -> None:
     with Bench(lib, path, 2) as bench:
         bench.answers(QUESTIONS[0])
-        assert bench.engine._memory is not None
-        (held,) = (lane.tokens for lane in bench.engine._memory.lanes if lane.tokens)
+        (held,) = (lane.tokens for lane in bench.generator.memory.lanes if lane.tokens)
         prompt = held + bench.tokens(" And then?")
         ((n_cached, text),) = bench.answers(prompt)
     assert n_cached == len(held) > 300
@@ -397,8 +388,7 @@ def test_a_memory_of_states_tells_of_them(lib: Any, tmp_path: Path) -> None:
     with Bench(lib, path, 3, n_ctx=512) as bench:
         bench.answers("One", "Another", "Another one")
         bench.answers("Other")
-        assert bench.engine._memory is not None
-        state = bench.engine._memory.state(0, 0, bench.engine._meter)
+        state = bench.generator.state()
     assert (state.n_cells, state.n_cells_used, state.n_cells_idle) == (3, 0, 3)
 
 
@@ -470,8 +460,7 @@ OTHER = "Something else altogether, which shares no beginning. " * 3
 
 def n_idle(bench: Bench) -> int:
     """Cells that nobody uses."""
-    assert bench.engine._memory is not None
-    return bench.engine._memory.n_cells()[1]
+    return bench.generator.memory.n_cells()[1]
 
 
 def test_an_idle_lane_leaves_its_cells_and_comes_back(lib: Any) -> None:
@@ -492,8 +481,7 @@ def test_a_lane_stays_whose_cells_are_mostly_anothers_too(lib: Any) -> None:
     with Bench(lib, TINY, 4, parked=parked) as bench:
         n_shared = len(bench.tokens(HISTORY)) - 1
         found = [*bench.answers(*prompts[:2]), *bench.answers(prompts[2])]
-        assert bench.engine._memory is not None
-        assert sum(bool(lane.tokens) for lane in bench.engine._memory.lanes) == 2
+        assert sum(bool(lane.tokens) for lane in bench.generator.memory.lanes) == 2
     assert parked.n_bytes == 0
     assert found[2][0] >= n_shared
     assert [text for _, text in found] == [alone(lib, TINY, prompt) for prompt in prompts]

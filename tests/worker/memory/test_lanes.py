@@ -9,7 +9,6 @@ from lmlite.worker.memory.lanes import (
     MIN_SHARED,
     Lane,
     Place,
-    account,
     evictable,
     is_coming,
     n_cells,
@@ -40,7 +39,7 @@ def test_the_common_prefix_is_right_at_every_length_and_difference() -> None:
 
 
 def test_one_token_of_a_known_prompt_is_always_read_again() -> None:
-    assert n_reusable(lane(0, [1, 2, 3]), [1, 2, 3]) == 2
+    assert n_reusable([1, 2, 3], [1, 2, 3]) == 2
 
 
 def test_a_conversation_that_goes_on_runs_where_it_ran() -> None:
@@ -92,39 +91,6 @@ def test_the_oldest_idle_prefix_is_given_up_first() -> None:
     lanes = [lane(0, [1], last_used=3), lane(1, [2], last_used=1), lane(2, [3], busy=True)]
     assert evictable(lanes) is lanes[1]
     assert evictable([lane(0, []), lane(1, [1], busy=True)]) is None
-
-
-# ---- why a prompt was read again -----------------------------------------------------------
-
-
-def spell(token: int) -> str:
-    return f" {token}"
-
-
-@pytest.mark.parametrize(
-    "held, prompt, said",
-    [
-        ([], [1, 2, 3], "reused 0 of 3"),
-        ([1, 2, 3], [1, 2, 3], "reused 2 of 3"),
-        ([1, 2], [1, 2, 3, 4], "reused 2 of 4"),
-        ([1, 2, 9, 4], [1, 2, 3, 4],
-         "reused 2 of 4; first difference at token 2: ' 3' was ' 9'"),
-        ([5, 6], [1, 2, 3], "reused 0 of 3"),
-    ],
-)  # fmt: skip
-def test_what_was_reused_and_where_it_ended_is_told(
-    held: list[int], prompt: list[int], said: str
-) -> None:
-    assert account(held, prompt, n_reusable(lane(0, held), prompt), spell) == said
-
-
-def test_a_memory_that_cannot_be_cut_is_told_as_the_reason() -> None:
-    said = "reused 0 of 5: this model's memory cannot be cut at token 2"
-    assert account([1, 2, 3], [1, 2, 7, 8, 9], 0, spell) == said
-
-
-def test_what_came_from_a_checkpoint_is_told() -> None:
-    assert account([1, 2], [1, 2, 7, 8, 9], 4, spell) == "reused 4 of 5, from a checkpoint"
 
 
 # ---- cells ---------------------------------------------------------------------------------

@@ -1,0 +1,343 @@
+"""Continuous batching: completions of many sequences, one batch per step.
+
+Every sequence has `tokens`, its prompt and what was sampled so far, and a lane of the context's
+memory that holds a beginning of them. What memory lacks is *pending*. One step takes pending tokens
+of all running sequences into one batch and decodes it. If a sequence has nothing pending then, its
+next token is sampled, which is pending in the next step. So reading a prompt and generating are the
+same thing with different amounts pending, a new request joins at the next step, and a sequence that
+lost its memory simply has all of its tokens pending again.
+
+Belongs to the engine thread. Knows no templates, no frames, no HTTP.
+"""
+
+import time
+import traceback
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lmlite.messages import Cause, EngineState, ReplyEvent
+from lmlite.worker.batch import Piece, compose
+from lmlite.worker.decoder import Decoder
+from lmlite.worker.failures import failed
+from lmlite.worker.llama.model import Context, Model
+from lmlite.worker.llama.samplers import SamplerChain
+from lmlite.worker.media import MediaEncoder
+from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
+from lmlite.worker.memory.lanes import Place
+from lmlite.worker.memory.memory import Memory
+from lmlite.worker.sequence import Sequence
+from lmlite.worker.threads import ThreadGovernor
+
+
+class Generator:
+    """Runs sequences on one context."""
+
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        *,
+        n_parallel: int,
+        prefill_budget_s: float,
+        max_s: float = 600.0,
+        checkpoints: tuple[Checkpoints, ...] = (),
+        parked: ParkedLanes | None = None,
+        governor: ThreadGovernor | None = None,
+        encoder: MediaEncoder | None = None,
+    ) -> None:
+        """At most n_parallel run at once, each for at most `max_s` from its first token.
+
+        `prefill_budget_s` bounds a step that reads prompts while other sequences generate.
+        """
+        self._model, self._vocab, self._context = model, model.vocab, context
+        self.memory = Memory(model, context, checkpoints, parked)
+        self._decoder = Decoder(context, model.vocab, governor)
+        self._encoder = encoder
+        self._n_parallel, self._budget_s, self._max_s = n_parallel, prefill_budget_s, max_s
+        self.waiting: deque[Sequence] = deque()  # in order of arrival
+        self.running: list[Sequence] = []  # in order of admission
+        self._on_trial: Sequence | None = None
+        self._events: list[ReplyEvent] = []  # since the last step
+
+    # ---- what the loop calls ---------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a sequence waits or runs."""
+        return bool(self.waiting or self.running)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queues a sequence. A dry run is answered at once."""
+        if sequence.dry_run:
+            with self._blame(sequence):
+                n_cached = self.memory.n_held(sequence.reusable)
+                self._events.append(sequence.planned(n_cached, self._vocab))
+            self._release(sequence)
+        else:
+            self.waiting.append(sequence)
+
+    def cancel(self, request_id: int) -> None:
+        """Forgets a request's sequences, waiting or running."""
+        for sequence in [*self.running, *self.waiting]:
+            if sequence.request_id == request_id:
+                self._release(sequence)
+
+    def step(self) -> list[ReplyEvent]:
+        """Admits sequences, decodes one batch, samples; what clients are told of it."""
+        try:
+            self._admit()
+            for n_ahead, sequence in enumerate(self.waiting):
+                self._events += sequence.queued(n_ahead)
+            if self.running:
+                self._advance(self._participants())
+        except Exception as err:  # no sequence's own, so it is everybody's
+            for request_id in {sequence.request_id for sequence in self.running}:
+                self._fail(request_id, err)
+            self._clear_memory()
+        if not self.has_work:
+            self._decoder.pause()
+        events, self._events = self._events, []
+        return events
+
+    def state(self) -> EngineState:
+        """What it is doing, for the server."""
+        n_used, n_idle = self.memory.n_cells()
+        return EngineState(
+            n_running=len(self.running),
+            n_waiting=len(self.waiting),
+            n_cells=self.memory.n_max,
+            n_cells_used=n_used,
+            n_cells_idle=n_idle,
+            n_bytes_parked=self.memory.n_bytes_parked,
+            n_steps=self._decoder.n_steps,
+            step_s=self._decoder.step_s,
+            steps_within=tuple(self._decoder.steps_within),
+        )
+
+    # ---- admission -------------------------------------------------------------------------
+
+    def _admit(self) -> None:
+        """Gives waiting sequences a lane each, oldest first, while places and memory last.
+
+        None during a trial: what a checkpoint brings back is not new memory.
+        """
+        if self._suspects:
+            return
+        for sequence in list(self.waiting):
+            if len(self.running) >= self._n_parallel:
+                return
+            if sequence not in self.waiting:  # another choice of its request has failed
+                continue
+            with self._blame(sequence):
+                if not self._admit_one(sequence):
+                    return
+
+    def _admit_one(self, sequence: Sequence) -> bool:
+        """False: there is no room for it, nor for any behind it.
+
+        It goes on waiting if another sequence is reading the same beginning just now.
+        """
+        place = self.memory.place(sequence.reusable)
+        n_pending = sum(running.n_pending for running in self.running)
+        if place is None:
+            return False
+        if self.running and not self.memory.has_room(place, sequence.tokens, n_pending):
+            return False
+        reading = [(s.tokens, s.checkpoints_at) for s in self.running if s.n_pending > 1]
+        if not self.memory.is_coming(sequence.reusable, place.n_tokens, reading):
+            self.waiting.remove(sequence)
+            self._start(sequence, place)
+        return True
+
+    def _start(self, sequence: Sequence, place: Place) -> None:
+        sequence.lane = place.lane
+        self.running.append(sequence)
+        closest = self.memory.closest(sequence.reusable)
+        sequence.lose_memory()
+        n_cached = sequence.n_cached = self.memory.assign(place, sequence.reusable)
+        sequence.checkpoints_at = self.memory.checkpoints_at(sequence.prompt, n_cached, closest)
+        if sequence.chain is not None:  # it was put back, and goes on
+            return
+        sequence.chain = SamplerChain(
+            self._model,
+            sequence.params,
+            seed=sequence.seed,
+            n_ctx=self._context.n_ctx_seq,
+            prompt=sequence.prompt,
+        )
+        self._events.append(sequence.started(closest, self._vocab))
+        if sequence.params.max_tokens == 0 and not sequence.wants_prompt_logprobs:
+            self._events += sequence.echoed()
+            self._finish(sequence, "max_tokens")
+
+    # ---- one step --------------------------------------------------------------------------
+
+    def _advance(self, sequences: list[Sequence]) -> None:
+        """Reads a picture and one batch of pending tokens; samples where none is left."""
+        self._read_picture(sequences)
+        try:
+            pieces = self._decode(sequences)
+        except Exception as err:
+            self._start_over(sequences, err)
+            return
+        for piece in pieces:
+            sequence = piece.sequence
+            if sequence.lane is None:  # another choice of its request has failed
+                continue
+            with self._blame(sequence):
+                self._note_read(sequence)
+                if sequence.wants_prompt_logprobs and piece.begin < len(sequence.prompt):
+                    sequence.prompt_logprobs += self._decoder.prompt_logprobs(piece)
+                if sequence.n_pending == 0:
+                    self._sample(sequence, piece.last_index)
+                else:
+                    self._events.append(sequence.reading())
+
+    def _decode(self, sequences: list[Sequence]) -> list[Piece]:
+        """Runs one batch of what is pending, making room for it if memory is full."""
+        while True:
+            remaining = [sequence for sequence in sequences if sequence.lane is not None]
+            n_in_time = self._decoder.prompt_rate * self._budget_s
+            pieces = compose(remaining, self._context.n_batch, n_in_time)
+            if not pieces or self._decoder.decode(pieces):
+                break
+            self._make_room()
+        for piece in pieces:
+            assert piece.sequence.lane is not None
+            piece.sequence.lane.tokens += piece.tokens
+        return pieces
+
+    def _make_room(self) -> None:
+        """Memory is full: idle prefixes go first, then the youngest waits again, then it ends."""
+        if self.memory.evict():
+            return
+        youngest = self.running[-1]
+        if len(self.running) == 1:
+            self._finish(youngest, "context_full")
+        else:
+            self._leave_lane(youngest)
+            self.waiting.appendleft(youngest)
+
+    def _note_read(self, sequence: Sequence) -> None:
+        """Makes the checkpoint that was to be made here."""
+        if sequence.checkpoints_at and sequence.checkpoints_at[0] == sequence.n_held:
+            assert sequence.lane is not None
+            self.memory.save(sequence.lane, sequence.checkpoints_at.pop(0) - sequence.n_cached)
+
+    def _sample(self, sequence: Sequence, index: int) -> None:
+        """Chooses the next token from the logits at a batch index."""
+        if sequence.n_completion == 0:
+            sequence.end_s = time.monotonic() + self._max_s
+            self._events += sequence.echoed()
+            if sequence.params.max_tokens == 0:
+                self._finish(sequence, "max_tokens")
+                return
+        assert sequence.chain is not None
+        banned = () if sequence.may_end else self._vocab.end_tokens
+        token = sequence.chain.sample(self._context, index, sequence.active_grammar, banned)
+        sequence.suspect = False
+        sequence.tokens.append(token)
+        sequence.n_completion += 1
+        if self._vocab.ends_generation(token):
+            self._finish(sequence, "end_token")
+            return
+        n_top = sequence.params.n_logprobs
+        logprob = None if n_top is None else self._decoder.logprob(token, index, n_top)
+        piece = self._vocab.piece(token, special=token in sequence.preserved)
+        self._events += sequence.extended(piece, logprob)
+        cause = sequence.cause_to_end(self._context.n_ctx_seq)
+        if cause is not None:
+            self._finish(sequence, cause)
+
+    def _read_picture(self, sequences: list[Sequence]) -> None:
+        """Reads one picture at most, so that sequences that generate wait for no more than one."""
+        sequence = next((s for s in sequences if s.next_chunk), None)
+        if sequence is None:
+            return
+        with self._blame(sequence):
+            # Without a lane: it had to make room itself.
+            while (lane := sequence.lane) is not None and (chunk := sequence.next_chunk):
+                assert self._encoder is not None
+                n_held = len(lane.tokens)
+                if self._encoder.encode(self._context, chunk, n_held, lane.seq_id):
+                    lane.tokens += sequence.tokens[n_held : n_held + chunk.n_positions]
+                    self._note_read(sequence)
+                    self._events.append(sequence.reading())
+                    return
+                self.memory.drop_end(lane)
+                self._make_room()
+
+    # ---- ends ------------------------------------------------------------------------------
+
+    def _finish(self, sequence: Sequence, cause: Cause) -> None:
+        self._events += sequence.finished(cause)
+        self._release(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Ends a sequence in any phase. Its memory stays for prompts that begin alike."""
+        self._leave_lane(sequence)
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        try:
+            sequence.close()
+        except Exception:  # it has ended: there is nobody to be told
+            traceback.print_exc()
+
+    def _leave_lane(self, sequence: Sequence) -> None:
+        if sequence.lane is not None:
+            self.memory.leave(sequence.lane)
+            sequence.lane = None
+            self.running.remove(sequence)
+
+    # ---- faults ----------------------------------------------------------------------------
+
+    @contextmanager
+    def _blame(self, sequence: Sequence) -> Iterator[None]:
+        """An error in here is the sequence's own: its request fails, and no other."""
+        try:
+            yield
+        except Exception as err:
+            lane = sequence.lane
+            self._fail(sequence.request_id, err)
+            self._release(sequence)  # an admission that failed has left it in no list
+            if lane is not None:
+                self.memory.empty(lane)  # what it holds is not certain
+
+    def _fail(self, request_id: int, error: Exception) -> None:
+        self.cancel(request_id)
+        self._events.append(failed(request_id, error))
+
+    def _start_over(self, sequences: list[Sequence], error: Exception) -> None:
+        """After a failed decode, which may be any participant's fault, or left over from others.
+
+        Each goes on trial: alone, in new memory, until its next token is sampled. A decode that
+        fails then is its own fault.
+        """
+        if sequences == [self._on_trial]:
+            self._fail(sequences[0].request_id, error)
+        for sequence in sequences:
+            sequence.suspect = True
+        self._on_trial = None
+        self._clear_memory()
+
+    def _participants(self) -> list[Sequence]:
+        """The sequences of this step: all that run, or one on trial, whose memory is new."""
+        suspects = self._suspects
+        if not suspects:
+            self._on_trial = None
+            return list(self.running)
+        if self._on_trial is not suspects[0]:
+            self._on_trial = suspects[0]
+            self._clear_memory()
+        return suspects[:1]
+
+    @property
+    def _suspects(self) -> list[Sequence]:
+        return [sequence for sequence in self.running if sequence.suspect]
+
+    def _clear_memory(self) -> None:
+        """All that run read their tokens again."""
+        for sequence in self.running:
+            sequence.lose_memory()
+        self.memory.forget_all()

@@ -1,0 +1,255 @@
+"""From a `Load` to a model at work: its weights, contexts, stores, and the sandbox around them."""
+
+import functools
+import math
+import os
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from lmlite.contexts import (
+    EMBEDDING_BATCH,
+    EMBEDDING_LANES,
+    context_size,
+    n_ctx_max,
+    n_lanes,
+    n_ubatch,
+)
+from lmlite.library import library_folder
+from lmlite.messages import Event, Load, Loading, Note, Ready
+from lmlite.worker.chat.renderer import TemplateError
+from lmlite.worker.chat.template import ChatTemplate
+from lmlite.worker.embedder import CPU_TOGETHER, Embedder
+from lmlite.worker.generator import Generator
+from lmlite.worker.guard import mappings, sandbox
+from lmlite.worker.guard.model_files import ModelFiles
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.model import Context, LlamaError, Model
+from lmlite.worker.media import MediaEncoder
+from lmlite.worker.memory.checkpoint_files import CheckpointFiles, identity_of
+from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
+from lmlite.worker.preparer import Preparer
+from lmlite.worker.threads import ThreadGovernor
+
+LOAD_FAULTS = (capi.LibraryError, LlamaError, TemplateError)
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_Owned = TypeVar("_Owned", bound=_Closable)
+
+
+class LoadedModel:
+    """A model, and what works with it."""
+
+    def __init__(self, load: Load, send: Callable[[Iterable[Event]], None]) -> None:
+        """`send` takes progress and notes. Raises what `LOAD_FAULTS` lists, and FilesChanged."""
+        self._load, self._send = load, send
+        lib = capi.load(load.lib_path)
+        lib.lml_log_level(capi.LOG_LEVELS[load.log_level])
+        lib.llama_backend_init()
+        with ExitStack() as self._owned:  # closes in reverse order, also if a later step fails
+            self.files = self._own(ModelFiles(load.parts))
+            self._model = self._own(self._load_model(lib))
+            self.files.check_names()
+            if self._model.has_encoder:
+                raise LlamaError("models with an encoder are not served, except BERT and its kind")
+            self._n_threads = load.n_threads or default_n_threads()
+            self._n_ctx_max = n_ctx_max(load, self._model.n_ctx_train)
+            self._n_ctx = context_size(load, self._model.n_ctx_train)
+            context = template = None
+            if load.generates:
+                context = self._own(self._make_context())
+                self._n_ctx = context.n_ctx  # padded
+                template = self._own(ChatTemplate(self._model, load.chat_template))
+            self._n_ctx_seq = min(self._n_ctx, self._n_ctx_max)
+            self._encoder = self._own(self._make_encoder()) if load.mmproj_path else None
+            n_batch = context.n_batch if context else 0
+            self.preparer = Preparer(
+                self._model, template, self._n_ctx_seq, send, self._encoder, n_batch, self._advice()
+            )
+            if load.sandbox:  # it does not apply to threads that run already
+                self._enter_sandbox()
+            n_together = None if load.uses_gpu else CPU_TOGETHER
+            self.embedder = self._own(Embedder(self._make_embedding_context, n_together))
+            self.generator = self._make_generator(context) if context else None
+            self.close = self._owned.pop_all().close
+
+    def ready(self) -> Ready:
+        """What the server needs to know of the model."""
+        vocab = self._model.vocab
+        return Ready(
+            n_ctx=self._n_ctx_seq,
+            n_vocab=vocab.n_tokens,
+            n_embd=self._model.n_embd,
+            n_parallel=self._load.n_parallel,
+            n_threads=self._n_threads,
+            n_gpu_layers=self._model.n_gpu_layers,
+            generates=self._load.generates,
+            sees=self._encoder is not None,
+            bos_token=vocab.spelling("bos"),
+            eos_token=vocab.spelling("eos"),
+            pad_token=vocab.spelling("pad"),
+            adds_bos=vocab.adds_bos,
+        )
+
+    def _own(self, owned: _Owned) -> _Owned:
+        self._owned.callback(owned.close)
+        return owned
+
+    def _note(self, level: Any, text: str) -> None:
+        self._send([Note(level, text)])
+
+    # ---- the model -------------------------------------------------------------------------
+
+    def _load_model(self, lib: Any) -> Model:
+        """Drops pages whose weights were repacked; those still needed are read again."""
+        load, n_own = self._load, mappings.own_bytes()
+        model = Model(
+            lib,
+            load.model_path,
+            n_gpu_layers=load.n_gpu_layers,
+            on_progress=lambda fraction: self._send([Loading(fraction)]),
+        )
+        n_file = sum(part.n_bytes for part in load.parts)
+        if model.n_gpu_layers or mappings.own_bytes() - n_own > mappings.WORTH * n_file:
+            mappings.give_back([part.ino for part in load.parts])
+        return model
+
+    def _make_encoder(self) -> MediaEncoder:
+        return MediaEncoder(
+            self._model,
+            self._load.mmproj_path or "",
+            n_threads=self._n_threads,
+            max_bytes=self._load.image_memory,
+            lib_path=self._load.lib_path,
+        )
+
+    def _advice(self) -> str:
+        """How a longer prompt could be read."""
+        if self._n_ctx_seq < self._n_ctx_max:
+            return f"Shorten the prompt, or serve with a larger --ctx: {self._n_ctx_max} at most."
+        trained = f"this model was trained for {self._model.n_ctx_train} tokens"
+        return f"Shorten the prompt: {trained} (see --rope-scaling)."
+
+    # ---- contexts --------------------------------------------------------------------------
+
+    def _make_context(self) -> Context:
+        load, n_parallel = self._load, self._load.n_parallel
+        if n_parallel > capi.MAX_SEQUENCES:
+            raise LlamaError(f"at most {capi.MAX_SEQUENCES} sequences can run at the same time")
+        n_seq_max = min(n_lanes(n_parallel, self._model.can_cut_memory), capi.MAX_SEQUENCES)
+        # llama.cpp ends a process whose batch, or context, has fewer tokens than sequences.
+        n_ctx = max(self._n_ctx, n_seq_max)
+        n_batch = max(min(load.n_batch, n_ctx), n_seq_max)
+        return Context(
+            self._model,
+            n_ctx=n_ctx,
+            n_batch=n_batch,
+            n_ubatch=n_ubatch(load, n_batch, n_seq_max),
+            n_seq_max=n_seq_max,
+            n_threads=self._n_threads,
+            cache_type_k=load.cache_type_k,
+            cache_type_v=load.cache_type_v,
+            flash_attn=load.flash_attn,
+            rope=load.rope,
+            n_ctx_max=self._n_ctx_max,
+        )
+
+    def _make_embedding_context(self) -> Context:
+        """Runs in the engine thread, for the first input."""
+        n_batch = self._n_ctx_seq
+        if self._load.generates:
+            n_batch = min(EMBEDDING_BATCH, n_batch)
+        # llama.cpp plans its buffers for a batch that all sequences share evenly.
+        n_batch = math.ceil(n_batch / EMBEDDING_LANES) * EMBEDDING_LANES
+        make = functools.partial(
+            Context,
+            self._model,
+            n_ctx=max(self._n_ctx_seq, n_batch),
+            n_batch=n_batch,
+            n_seq_max=EMBEDDING_LANES,
+            n_threads=self._n_threads,
+            flash_attn=self._load.flash_attn,
+            rope=self._load.rope,
+            n_ctx_max=self._n_ctx_max,
+        )
+        context = make(pooling_type=capi.POOLING_TYPE_UNSPECIFIED)
+        if context.pooling_type == capi.POOLING_TYPE_NONE:
+            context.close()
+            context = make(pooling_type=capi.POOLING_TYPE_MEAN)
+        # A score in place of a vector would be read beyond its end; the server refuses rerankers.
+        assert context.pooling_type != capi.POOLING_TYPE_RANK
+        return context
+
+    # ---- the generator ---------------------------------------------------------------------
+
+    def _make_generator(self, context: Context) -> Generator:
+        load = self._load
+        parks = load.checkpoint_memory and self._model.can_cut_memory
+        return Generator(
+            self._model,
+            context,
+            n_parallel=load.n_parallel,
+            prefill_budget_s=load.prefill_budget_s,
+            max_s=load.max_s,
+            checkpoints=tuple(self._make_checkpoints()),
+            parked=ParkedLanes(load.checkpoint_memory) if parks else None,
+            governor=self._make_governor(),
+            encoder=self._encoder,
+        )
+
+    def _make_governor(self) -> ThreadGovernor | None:
+        """None: the number of threads was asked for, or a GPU does the work."""
+        if self._load.n_threads is not None or self._model.n_gpu_layers:
+            return None
+
+        def tell(old: int, new: int) -> None:
+            text = f"generates with {new} of {self._n_threads} threads, it was {old}"
+            self._note("info", text)
+
+        return ThreadGovernor(self._n_threads, on_change=tell)
+
+    def _make_checkpoints(self) -> Iterable[Checkpoints]:
+        """In memory if the context's memory cannot be cut, in files if there is a folder."""
+        load = self._load
+        if load.checkpoint_memory and not self._model.can_cut_memory:
+            yield Checkpoints(load.checkpoint_memory)
+        if load.cache_dir is not None:
+            library = str(library_folder(load.lib_path) / capi.LLAMA_NAME)
+            paths = [*filter(None, (load.model_path, load.mmproj_path)), library]
+            types = load.cache_type_k, load.cache_type_v
+            warn = functools.partial(self._note, "warning")
+            try:
+                identity = identity_of(paths, self._n_ctx, *types, load.flash_attn, load.rope)
+                files = CheckpointFiles(Path(load.cache_dir), load.cache_size, identity, warn)
+            except OSError as err:
+                raise LlamaError(f"{load.cache_dir} cannot keep checkpoints: {err}") from None
+            yield self._own(files)
+
+    def _enter_sandbox(self) -> None:
+        folder = self._load.cache_dir
+        try:
+            if folder is not None:
+                Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            missing = sandbox.enter(folder)
+        except OSError as err:
+            raise LlamaError(f"{folder} cannot keep checkpoints: {err}") from None
+        if missing:
+            self._note("warning", "; ".join(missing))
+
+
+def default_n_threads() -> int:
+    """Physical cores that this process may use: hyper-threads only wait for each other."""
+    allowed = os.sched_getaffinity(0)
+    cores = set()
+    for cpu in allowed:
+        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        try:
+            cores.add(path.read_text())
+        except OSError:
+            return len(allowed)
+    return len(cores)

@@ -1,0 +1,194 @@
+"""Checkpoints in files, which survive a restart.
+
+A file is a head, the tokens, then the state. It is written under another name and renamed, so that
+it is complete or absent. A file that cannot be used is ignored, with a line in the log. The files'
+modification times tell which one was used last. Methods belong to the engine thread; files are
+written by a thread of their own.
+"""
+
+import hashlib
+import os
+import queue
+import struct
+import threading
+from array import array
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lmlite.worker.memory.checkpoints import Checkpoint, Checkpoints
+
+MAGIC = b"lmlite checkpoint 2\n"
+SUFFIX = ".checkpoint"
+TOKEN_BYTES = 8  # ids of pictures need more than four
+SAMPLE = 1 << 20  # bytes of a file that are compared at each of three places
+_DIGEST = hashlib.blake2b(b"").digest_size
+_HEAD = struct.Struct(f"<{len(MAGIC)}s{_DIGEST}s{_DIGEST}sIQ")
+
+
+class _Head(NamedTuple):
+    """What a file begins with."""
+
+    magic: bytes
+    identity: bytes  # of model, library and context: `identity_of`
+    digest: bytes  # of the tokens and the state
+    n_tokens: int
+    n_state: int  # bytes
+
+    @property
+    def n_bytes(self) -> int:
+        """Length of the whole file."""
+        return _HEAD.size + TOKEN_BYTES * self.n_tokens + self.n_state
+
+
+class CheckpointFiles(Checkpoints):
+    """Checkpoints in a folder, which several servers and models may share."""
+
+    min_tokens = 256  # fewer are read again as fast as the file
+
+    def __init__(
+        self, folder: Path, max_bytes: int, identity: bytes, warn: Callable[[str], None]
+    ) -> None:
+        """Finds the files of this identity. `warn` takes a line for the log. Raises OSError."""
+        super().__init__(max_bytes)
+        self._folder, self._identity, self._warn = folder, identity, warn
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._remove_leftovers()
+        found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"*{SUFFIX}")]
+        for _, path in sorted(found):
+            self._find(path)
+        # One at a time: a prompt that ends while another one is written is not kept.
+        self._writing: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
+        self._writer = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
+        self._writer.start()
+
+    def load(self, checkpoint: Checkpoint) -> bytes | None:
+        """The state, if the file is as it was written."""
+        state = checkpoint.state
+        if state is not None:  # it is still being written
+            return state
+        try:
+            data = checkpoint.path.read_bytes()
+            os.utime(checkpoint.path)
+        except OSError as err:
+            self._refuse(checkpoint, err.strerror or str(err))
+            return None
+        body = memoryview(data)[_HEAD.size :]
+        if len(data) != checkpoint.n_bytes or _head_of(data).digest != _digest_of(body):
+            self._refuse(checkpoint, "it is damaged")
+            return None
+        super().load(checkpoint)
+        return bytes(body[TOKEN_BYTES * len(checkpoint.tokens) :])
+
+    def add(self, tokens: list[int], state: bytes) -> None:
+        """Has the file written, unless another one is being written."""
+        packed = array("q", tokens).tobytes()
+        n_bytes = _HEAD.size + len(packed) + len(state)
+        name = hashlib.blake2b(self._identity + packed, digest_size=16).hexdigest()
+        checkpoint = Checkpoint(tokens, n_bytes, state, self._folder / f"{name}{SUFFIX}")
+        if n_bytes <= self.max_bytes and not self._writing.full():
+            self._writing.put(checkpoint)
+            self._keep(checkpoint)
+
+    def drop(self, checkpoint: Checkpoint) -> None:
+        """Removes its file, too."""
+        super().drop(checkpoint)
+        # One that could not be written has no file. A later one may have taken its name.
+        if not checkpoint.is_gone:
+            checkpoint.is_gone = True  # before the file is removed: the writer checks it afterwards
+            checkpoint.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Waits for the file that is being written."""
+        self._writing.put(None)
+        self._writer.join()
+
+    # ---- the folder ------------------------------------------------------------------------
+
+    def _remove_leftovers(self) -> None:
+        """Removes files that a killed process did not finish."""
+        for path in self._folder.glob(f"*{SUFFIX}.*.tmp"):
+            pid = path.name.split(".")[-2]
+            if pid.isdigit() and not Path(f"/proc/{pid}").exists():
+                path.unlink(missing_ok=True)
+
+    def _find(self, path: Path) -> None:
+        """Keeps the file. One that is broken or another model's serves no prompt but takes room."""
+        try:
+            with path.open("rb") as file:
+                n_bytes = os.fstat(file.fileno()).st_size
+                head = _head_of(file.read(_HEAD.size))
+                packed = file.read(TOKEN_BYTES * head.n_tokens)
+        except (OSError, ValueError) as err:
+            self._warn(f"{path.name} is ignored: {err}")
+            return
+        tokens: list[int] = []
+        if head.n_bytes != n_bytes:
+            self._warn(f"{path.name} is ignored: it has {n_bytes:,} of {head.n_bytes:,} bytes")
+        elif head.identity == self._identity:
+            tokens = array("q", packed).tolist()
+        self.kept.append(Checkpoint(tokens, n_bytes, None, path))
+
+    def _refuse(self, checkpoint: Checkpoint, reason: str) -> None:
+        self._warn(f"{checkpoint.path.name} is ignored: {reason}")
+        self.kept.remove(checkpoint)
+
+    # ---- the writer's thread ---------------------------------------------------------------
+
+    def _write_all(self) -> None:
+        while (checkpoint := self._writing.get()) is not None:
+            try:
+                self._write(checkpoint)
+            except OSError as err:
+                checkpoint.tokens, checkpoint.is_gone = [], True  # it serves no prompt any more
+                self._warn(f"cannot write a checkpoint to {self._folder}: {err.strerror}")
+            checkpoint.state = None
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        packed, state = array("q", checkpoint.tokens).tobytes(), checkpoint.state or b""
+        digest = _digest_of(packed, state)
+        head = _Head(MAGIC, self._identity, digest, len(checkpoint.tokens), len(state))
+        unfinished = checkpoint.path.with_name(f"{checkpoint.path.name}.{os.getpid()}.tmp")
+        try:
+            with open(unfinished, "wb", opener=_private) as file:
+                file.writelines((_HEAD.pack(*head), packed, state))
+            unfinished.replace(checkpoint.path)
+            if checkpoint.is_gone:
+                checkpoint.path.unlink(missing_ok=True)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)  # a prompt can be read back from it
+
+
+def _head_of(data: bytes) -> _Head:
+    """Raises ValueError for other files."""
+    if len(data) < _HEAD.size or not data.startswith(MAGIC):
+        raise ValueError("it is not a checkpoint")
+    return _Head._make(_HEAD.unpack_from(data))
+
+
+def _digest_of(*parts: bytes | memoryview) -> bytes:
+    digest = hashlib.blake2b()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def identity_of(paths: Sequence[str], *parameters: object) -> bytes:
+    """What a state depends on, in 64 bytes: model and library files, and the context's parameters.
+
+    Of each file its length and a megabyte from its begin, middle and end: different files that
+    agree in these do not come about by accident. Raises OSError.
+    """
+    digest = hashlib.blake2b(repr(parameters).encode())
+    for path in paths:
+        with open(path, "rb") as file:
+            n_bytes = os.fstat(file.fileno()).st_size
+            digest.update(struct.pack("<Q", n_bytes))
+            for place in (0, n_bytes // 2, max(0, n_bytes - SAMPLE)):
+                file.seek(place)
+                digest.update(file.read(SAMPLE))
+    return digest.digest()
