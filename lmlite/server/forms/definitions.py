@@ -1,25 +1,33 @@
-"""The definitions of a JSON schema: what its references point at, rewritten.
+"""The definitions of a JSON schema, rewritten, and whether its schemas can be told apart.
 
-A schema may contain itself through them; llama.cpp's grammars stay fast only if such a schema can
-be told from its alternatives at once.
+A schema may contain itself through its definitions. Where it does so in alternatives that begin
+alike, the ways to continue double with each level.
 """
 
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lmlite.server.forms.bounds import Reading
-from lmlite.server.forms.comparing import Comparer
 from lmlite.server.forms.parts import (
     ANYTHING,
+    GUESSED,
+    TYPES,
     Json,
     alternatives,
     below,
+    list_of,
+    properties_of,
     reference_of,
     steps_of,
+    target_of,
+    type_of,
 )
+
+MAX_STEPS = 20_000  # of comparing the parts of a schema
+_Key = tuple[str, ...]  # a type; or a type and a value
 
 _MARK = re.compile(r"(?=(z\d{0,8}z))")  # finds overlapping ones, all in one pass
 
@@ -122,3 +130,128 @@ def _circles(targets: dict[str, set[str]]) -> list[set[str]]:
         if name not in numbers:
             visit(name)
     return found
+
+
+# ---- telling schemas apart -----------------------------------------------------------------
+
+
+class Comparer:
+    """Compares the parts of one schema in a bounded number of steps.
+
+    Its methods raise ValueError after the last of them.
+    """
+
+    def __init__(self, root: Json) -> None:
+        """`root` has the definitions under $defs; it may still grow."""
+        self._root, self._n_left = root, MAX_STEPS
+
+    def exclude_each_other(self, schemas: list[Any]) -> bool:
+        """Whether no value that a grammar makes of one schema fits another."""
+        groups = [self._expanded(schema) for schema in schemas]
+        is_guessed = any(GUESSED in each for each in itertools.chain(*groups))
+        return not is_guessed and self._are_apart(groups, _never_fit)
+
+    def part_at_once(self, alone: list[Any], others: list[Any]) -> bool:
+        """Whether the type or the first property of a value tells which schema it belongs to.
+
+        Each of those `alone` from all; the `others` may begin alike.
+        """
+        groups = [
+            self._expanded({"anyOf": group}) for group in (others, *([each] for each in alone))
+        ]
+        return self._are_apart(groups, _begin_apart)
+
+    def _are_apart(self, groups: list[list[Json]], apart: Callable[[Json, Json], bool]) -> bool:
+        """Whether all schemas of different groups are, by their types or values, or as objects."""
+        keys = [[(each, set(self._counted(_keys(each)))) for each in group] for group in groups]
+        for group, *others in (keys[i:] for i in range(len(keys))):
+            pairs = itertools.product(group, itertools.chain(*others))
+            for (a, keys_a), (b, keys_b) in self._counted(pairs):
+                are_objects = keys_a == keys_b == {("object",)}
+                if not (apart(a, b) if are_objects else _are_disjoint(keys_a, keys_b)):
+                    return False
+        return True
+
+    def _expanded(self, node: Any) -> list[Json]:
+        """The schemas of which a value has to fit one, behind anyOf and references."""
+        found: list[Json] = []
+        seen: set[str] = set()
+        todo = [node]
+        while todo:
+            for each in self._counted(alternatives(todo.pop())):
+                ref = reference_of(each)
+                if ref is None:
+                    found.append(each if type(each) is dict else {})
+                elif ref not in seen:
+                    seen.add(ref)
+                    todo.append(target_of(self._root, steps_of(ref)))
+        return found
+
+    def _counted(self, steps: Iterable[Any]) -> Iterator[Any]:
+        for step in steps:
+            self._n_left -= 1
+            if self._n_left < 0:
+                raise ValueError(f"telling its parts apart takes more than {MAX_STEPS:,} steps")
+            yield step
+
+
+def _never_fit(a: Json, b: Json) -> bool:
+    """Whether two objects exclude each other.
+
+    Each requires a property that the other never has, or they require one with other values.
+    """
+    if _requires_more(a, b) and _requires_more(b, a):
+        return True
+    shared = set(_required(a)) & set(_required(b))
+    return any(
+        _have_other_values(properties_of(a)[name], properties_of(b)[name]) for name in shared
+    )
+
+
+def _requires_more(a: Json, b: Json) -> bool:
+    names = properties_of(b)
+    is_closed = b.get("additionalProperties") is False
+    return is_closed and any(name not in names for name in _required(a))
+
+
+def _begin_apart(a: Json, b: Json) -> bool:
+    """Whether two objects begin with different properties, or different values of one.
+
+    A grammar writes the required properties first, in their order.
+    """
+    first, other = (next(iter(_required(each)), None) for each in (a, b))
+    if first is None or other is None:
+        return False
+    return first != other or _have_other_values(properties_of(a)[first], properties_of(b)[first])
+
+
+def _required(node: Json) -> list[str]:
+    listed = set(list_of(node.get("required")))
+    return [name for name in properties_of(node) if name in listed]
+
+
+def _have_other_values(a: Json, b: Json) -> bool:
+    return "enum" in a and "enum" in b and _are_disjoint(set(_keys(a)), set(_keys(b)))
+
+
+def _are_disjoint(a: set[_Key], b: set[_Key]) -> bool:
+    """A type stands for all its values."""
+    both = a | b
+    return not a & b and not any(key[:1] in both for key in both if len(key) > 1)
+
+
+def _keys(node: Json) -> Iterator[_Key]:
+    """What all values of a schema show of themselves."""
+    if "enum" in node:
+        return map(_key_of, node["enum"])
+    named = node.get("type")
+    return (("number" if name == "integer" else name,) for name in ([named] if named else TYPES))
+
+
+def _key_of(value: Any) -> _Key:
+    kind = type_of(value)
+    if kind in ("object", "array"):
+        return (kind,)
+    if kind in ("integer", "number"):
+        return "number", repr(float(value))
+    return kind, json.dumps(value)

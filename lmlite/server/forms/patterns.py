@@ -75,7 +75,7 @@ class _Reader:
     def __init__(self, pattern: str, spell: Callable[[Ranges], str]) -> None:
         """`spell` writes one character for the grammar."""
         self._spell = spell
-        self._text, self._at = pattern, 0
+        self._text, self._at, self._depth = pattern, 0, 0
         self._characters: list[Ranges] = []
         self._follow: list[list[int]] = []  # for each character, those that may come next
         self._is_ambiguous = False
@@ -116,7 +116,7 @@ class _Reader:
     def _search(self) -> _Part:
         """An alternative of the whole; without an anchor, any text may come before or behind."""
         before = [] if self._skip("^") else [self._anything()]
-        inner = self._sequence(MAX_DEPTH, ends="|)$")
+        inner = self._sequence(ends="|)$")
         behind = [] if self._skip("$") else [self._anything()]
         return self._joined([*before, inner, *behind])
 
@@ -125,12 +125,10 @@ class _Reader:
         self._follow[part.last[0]] += part.first
         return _Part(f"{part.text}*", 1, True, part.first, part.last)
 
-    def _sequence(self, depth_left: int, ends: str = "|)") -> _Part:
-        if depth_left == 0:
-            raise ValueError(f"it nests deeper than {MAX_DEPTH} groups")
+    def _sequence(self, ends: str = "|)") -> _Part:
         parts = []
         while self._at < len(self._text) and self._text[self._at] not in ends:
-            parts.append(self._repeated(self._atom(depth_left)))
+            parts.append(self._repeated(self._atom()))
         return self._joined(parts)
 
     def _joined(self, parts: list[_Part]) -> _Part:
@@ -172,10 +170,10 @@ class _Reader:
         size = part.size * (most or max(least, 1))
         return _Part(part.text + suffix, size, is_empty, part.first, part.last)
 
-    def _atom(self, depth_left: int) -> _Part:
+    def _atom(self) -> _Part:
         character = self._text[self._at]
         if character == "(":
-            return self._group(depth_left)
+            return self._group()
         self._at += 1
         if character == "[":
             return self._character(self._class())
@@ -189,12 +187,16 @@ class _Reader:
             raise ValueError(f"it has a {character} that repeats or ends nothing")
         return self._character([(ord(character), ord(character))])
 
-    def _group(self, depth_left: int) -> _Part:
+    def _group(self) -> _Part:
         opening = _GROUP.match(self._text, self._at)
         if opening is None:
             raise ValueError("it has a group that begins with (?")
         self._at = opening.end()
-        part = self._alternatives(lambda: self._sequence(depth_left - 1))
+        self._depth += 1
+        if self._depth >= MAX_DEPTH:
+            raise ValueError(f"it nests deeper than {MAX_DEPTH} groups")
+        part = self._alternatives(self._sequence)
+        self._depth -= 1
         if not self._skip(")"):
             raise ValueError("it has a ( that is not closed")
         part.text = f"({part.text})"
