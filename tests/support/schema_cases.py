@@ -282,6 +282,8 @@ REFUSED: dict[str, tuple[Schema, str]] = {
                            "properties.a.items.properties.b.not"),
     "one of two, of which one has no type": ({"oneOf": [{"minLength": 2}, INTEGER]}, "oneOf"),
     "one of overlapping ones": ({"oneOf": [INTEGER, NUMBER]}, "oneOf"),
+    "one of two that may have each other's property": (
+        {"oneOf": [obj(more=NULL, a=NULL), obj(more=NULL, b=NULL)]}, "oneOf"),
     "a pattern and a format": (pattern("^a$", format="date"), "format"),
     "a list of values with a length": ({"enum": ["a", "bb"], "minLength": 2}, "minLength"),
     "looking ahead": (pattern("^(?=a)b$"), "pattern"),

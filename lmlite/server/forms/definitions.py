@@ -70,26 +70,26 @@ class Definitions:
         for name in itertools.chain(*_circles(at_once)):
             reading.drop(self._paths[name], "cannot be honoured: it only refers to itself")
             self._nodes[name] = ANYTHING
-        while name := self._ambiguous():
+        while names := self._ambiguous():
             why = (
                 "cannot be honoured: in a schema that contains itself, the schemas of anyOf have "
                 "to begin with different properties, or different values of one"
             )
-            reading.drop(self._paths[name], why)
-            self._nodes[name] = ANYTHING
+            for name in names:
+                reading.drop(self._paths[name], why)
+                self._nodes[name] = ANYTHING
 
-    def _ambiguous(self) -> str:
-        """A definition that contains itself in alternatives that begin alike; "" for none.
-
-        With each level of such a definition, the ways to continue would double.
-        """
+    def _ambiguous(self) -> list[str]:
+        """The definitions that contain themselves in alternatives that begin alike."""
         nodes = {name: below(node) for name, node in self._nodes.items()}
-        for circle in _circles({name: _names_in(each) for name, each in nodes.items()}):
-            for name in circle:
-                several = (alternatives(node) for node in nodes[name])
-                if not all(self._part_at_once(each, circle) for each in several if len(each) > 1):
-                    return name
-        return ""
+        circles = _circles({name: _names_in(each) for name, each in nodes.items()})
+        return [
+            name
+            for circle in circles
+            for name in circle
+            for several in map(alternatives, nodes[name])
+            if len(several) > 1 and not self._part_at_once(several, circle)
+        ]
 
     def _part_at_once(self, several: list[Any], circle: set[str]) -> bool:
         alone = [each for each in several if _names_in(below(each)) & circle]

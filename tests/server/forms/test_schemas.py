@@ -124,6 +124,10 @@ HOSTILE: dict[str, Any] = {
     "itself beside others": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}},
                              "$defs": {"a": {"$ref": "#/$defs/a", "type": "object", "properties": {
                                  "b": {"$ref": "#/$defs/a", "minProperties": 1, "required": []}}}}},
+    "many that hold themselves": {
+        **named(**{f"p{i}": {"$ref": f"#/$defs/d{i}"} for i in range(700)}),
+        "$defs": {f"d{i}": {"anyOf": [array({"$ref": f"#/$defs/d{i}"}), array(NULL)]}
+                  for i in range(700)}},
     "many lengths": obj([], **{f"p{i}": {"type": "string", "maxLength": 90_000 + i}
                                for i in range(90)}),
     "a chain of references": {
