@@ -1,11 +1,9 @@
 """Errors in the format of OpenAI's or Anthropic's API."""
 
 import re
-from typing import Any
 
 from lmlite.errors import ApiError, MethodNotAllowed, PromptTooLong, Unauthorized
-
-Json = dict[str, Any]
+from lmlite.messages import Json
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
           413: "request_too_large", 503: "overloaded_error"}  # fmt: skip

@@ -8,13 +8,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmlite.errors import ApiError
-from lmlite.messages import Chat, Complete, Delta, Embedded, Finished, Planned, ReplyEvent, Started
+from lmlite.messages import (
+    Chat,
+    Complete,
+    Delta,
+    Embedded,
+    Finished,
+    Json,
+    Planned,
+    ReplyEvent,
+    Started,
+)
 from lmlite.server.api.call import Call
 from lmlite.server.api.turn import Turn, Writer
 from lmlite.server.front import wire
 from lmlite.server.models.registry import ServedModel
-
-Json = dict[str, Any]
 
 
 class Reply:

@@ -76,9 +76,10 @@ def _chat(body: Json, defaults: Defaults) -> TokenizerCall:
 class TokenReply(ComputedReply):
     """The reply to POST /tokenize."""
 
+    call: TokenizerCall
+
     def whole(self) -> Json:
         """The JSON object, with the fields of both kinds of clients."""
-        assert isinstance(self.call, TokenizerCall)
         (planned,) = self.results()
         tokens: list[Any] = list(planned.tokens)
         if self.call.with_pieces:

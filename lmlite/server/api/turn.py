@@ -6,14 +6,13 @@ turn, and its stream from what the turn tells a Writer. Pure.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from lmlite.errors import BadRequest
-from lmlite.messages import CallDelta, Delta, Finished, Started, TokenLogprob
+from lmlite.messages import CallDelta, Delta, Finished, Json, Started, TokenLogprob
 from lmlite.server.api.chat.custom_tools import CustomInput
 from lmlite.server.front import wire
 
-Json = dict[str, Any]
 Kind = Literal["reasoning", "text", "call"]
 Status = Literal["in_progress", "completed", "incomplete"]
 

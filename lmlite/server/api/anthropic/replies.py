@@ -8,15 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from lmlite.errors import ApiError
-from lmlite.messages import Chat, Delta, Finished, ReplyEvent, Started
+from lmlite.messages import Chat, Delta, Finished, Json, ReplyEvent, Started
 from lmlite.server.api.call import Call
 from lmlite.server.api.error_bodies import message_error
 from lmlite.server.api.reply import ComputedReply, GeneratedReply, typed_event
 from lmlite.server.api.turn import Kind, Part
 from lmlite.server.front import wire
 from lmlite.server.models.registry import ServedModel
-
-Json = dict[str, Any]
 
 # By the kind of a part: the type of its deltas, and their field for the text.
 _DELTAS = {"text": ("text_delta", "text"), "reasoning": ("thinking_delta", "thinking"),

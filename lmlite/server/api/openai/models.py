@@ -1,11 +1,9 @@
 """GET /v1/models: the models that are served, under each of their names."""
 
 from collections.abc import Iterable
-from typing import Any
 
+from lmlite.messages import Json
 from lmlite.server.models.registry import ServedModel
-
-Json = dict[str, Any]
 
 
 def model_list(models: Iterable[ServedModel]) -> Json:

@@ -18,6 +18,7 @@ from lmlite.messages import (
     Embed,
     Embedded,
     Finished,
+    Json,
     ReplyEvent,
     Started,
     TokenLogprob,
@@ -27,8 +28,6 @@ from lmlite.server.api.reply import ComputedReply, GeneratedReply
 from lmlite.server.api.turn import Part, Turn
 from lmlite.server.front import wire
 from lmlite.server.models.registry import ServedModel
-
-Json = dict[str, Any]
 
 NO_LOGPROB = -9999.0  # OpenAI's number where there is none
 

@@ -4,10 +4,10 @@ Pure, except that a complete response is stored; knows no sockets.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lmlite.errors import ApiError
-from lmlite.messages import ChatMessage, Delta, Finished, ReplyEvent, Started, ToolCall
+from lmlite.messages import ChatMessage, Delta, Finished, Json, ReplyEvent, Started, ToolCall
 from lmlite.server.api.call import Call
 from lmlite.server.api.chat.custom_tools import as_arguments
 from lmlite.server.api.chat.messages import says_something
@@ -19,8 +19,6 @@ from lmlite.server.api.responses.tools import SEARCH
 from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
 from lmlite.server.models.registry import ServedModel
-
-Json = dict[str, Any]
 
 
 class _Form(NamedTuple):
@@ -43,6 +41,7 @@ _SEARCH = _Form("tool_search_call", "tsc", "", "arguments")
 class ResponseReply(GeneratedReply):
     """The reply to POST /v1/responses."""
 
+    call: ResponseCall
     has_text = True  # clients look for a message where there is no call
 
     def __init__(
@@ -50,8 +49,7 @@ class ResponseReply(GeneratedReply):
     ) -> None:
         """A complete response goes to `stored`, unless the request forbids it."""
         super().__init__(call, reply_id, model, created)
-        assert isinstance(call, ResponseCall)
-        self._stored, self._of = stored, call
+        self._stored = stored
         self._frames: dict[int, bytes] = {}  # by item: the format of an event of more text
         self._unsaid: list[Json] = []  # log-probabilities of tokens whose text has not come yet
         self._n_events = 0
@@ -64,8 +62,8 @@ class ResponseReply(GeneratedReply):
     def add(self, event: ReplyEvent) -> bytes:
         """Takes the next event; the last one stores the conversation."""
         data = super().add(event)
-        if isinstance(event, Finished) and self._of.is_stored:
-            messages = filter(says_something, (*self._of.conversation, self._message()))
+        if isinstance(event, Finished) and self.call.is_stored:
+            messages = filter(says_something, (*self.call.conversation, self._message()))
             self._stored.keep(self.id, tuple(messages))
         return data
 
@@ -169,7 +167,7 @@ class ResponseReply(GeneratedReply):
             "object": "response",
             "created_at": self.created,
             "model": self.model.name,
-            **self._of.settings,
+            **self.call.settings,
             "status": status,
             "output": [self._item(part) for part in turn.parts],
             "error": None,
@@ -196,14 +194,14 @@ class ResponseReply(GeneratedReply):
     def _form(self, part: Part) -> _Form:
         if part.call is None:
             return _MESSAGE if part.kind == "text" else _REASONING
-        if part.call.name == SEARCH and self._of.tools.has_search:
+        if part.call.name == SEARCH and self.call.tools.has_search:
             return _SEARCH
         return _CUSTOM if part.custom else _CALL
 
     def _tool(self, part: Part) -> Json:
         """The client's name for a tool, and its namespace if it has one."""
         assert part.call is not None and part.call.name is not None
-        namespace, name = self._of.tools.apart.get(part.call.name, (None, part.call.name))
+        namespace, name = self.call.tools.apart.get(part.call.name, (None, part.call.name))
         return {"name": name} if namespace is None else {"name": name, "namespace": namespace}
 
     def _item_id(self, part: Part) -> str:
