@@ -41,6 +41,13 @@ class ApiError(Exception):
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
+    def headers(self) -> list[tuple[str, str]]:
+        """Headers of the reply that say what a client can do about the error."""
+        if self.retry_after_s is not None:
+            return [("Retry-After", str(self.retry_after_s))]
+        # OpenAI's clients obey this one.
+        return [("X-Should-Retry", "false")] if self.status >= 500 else []
+
 
 class InternalError(ApiError):
     """Our own mistake, or a library call that failed."""
@@ -87,6 +94,10 @@ class Unauthorized(BadRequest):
     status = 401
     code = "invalid_api_key"
 
+    def headers(self) -> list[tuple[str, str]]:
+        """How a key is sent, among others."""
+        return [*super().headers(), ("WWW-Authenticate", "Bearer")]
+
 
 class Forbidden(BadRequest):
     """The request comes from where none may come: a foreign host name or web page."""
@@ -113,6 +124,10 @@ class MethodNotAllowed(BadRequest):
     status = 405
     code = "method_not_supported"
     allowed: tuple[str, ...] = ()
+
+    def headers(self) -> list[tuple[str, str]]:
+        """The allowed methods, among others."""
+        return [*super().headers(), ("Allow", ", ".join(self.allowed))]
 
 
 class RequestTimeout(BadRequest):

@@ -22,11 +22,10 @@ from lmlite.server.api import tokenizer
 from lmlite.server.api.anthropic import routes as anthropic
 from lmlite.server.api.call import Call, headers_of, lines_of
 from lmlite.server.api.dry_run import DryRun, planned
-from lmlite.server.api.error_bodies import error_headers, openai_error
 from lmlite.server.api.openai import routes as openai
 from lmlite.server.api.reply import GeneratedReply, Reply
 from lmlite.server.api.responses import routes as responses
-from lmlite.server.api.route import ErrorBody, MakeReply, PageRoute, WorkerRoute
+from lmlite.server.api.route import ErrorBody, MakeReply, PageRoute, WorkerRoute, openai_error
 from lmlite.server.front import wire
 from lmlite.server.front.gate import allowed_by, check_method
 from lmlite.server.front.handler import JSON_TYPE, StrictRequestHandler
@@ -91,7 +90,7 @@ class Handler(StrictRequestHandler):
         self._outcome = error.status
         if not self.status:
             try:
-                self.send_json(error.status, self._error_body(error), error_headers(error))
+                self.send_json(error.status, self._error_body(error), error.headers())
                 self._outcome = None
                 return True
             except OSError:

@@ -6,13 +6,17 @@ from typing import Any
 
 from lmlite.errors import ApiError
 from lmlite.server.api.call import Call
-from lmlite.server.api.error_bodies import openai_error
 from lmlite.server.api.reply import Reply
 from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.registry import Registry, ServedModel
 
 Json = dict[str, Any]
 ErrorBody = Callable[[ApiError, str], Json]  # the error, and the request's id
+
+
+def openai_error(error: ApiError, _request_id: str) -> Json:
+    """OpenAI's object for an error."""
+    return error.body()
 
 
 # Makes the reply to a call from its id, the model, and the seconds since 1970.

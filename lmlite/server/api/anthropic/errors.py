@@ -1,36 +1,17 @@
-"""Errors in the format of OpenAI's or Anthropic's API."""
+"""Errors in the format of Anthropic's API."""
 
 import re
 
-from lmlite.errors import ApiError, MethodNotAllowed, PromptTooLong, Unauthorized
+from lmlite.errors import ApiError, PromptTooLong
 from lmlite.messages import Json
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error",
           413: "request_too_large", 503: "overloaded_error"}  # fmt: skip
 
 
-def openai_error(error: ApiError, _request_id: str) -> Json:
-    """OpenAI's object, which names the field at fault."""
-    return error.body()
-
-
 def anthropic_error(error: ApiError, request_id: str) -> Json:
     """Anthropic's object, with the request's id."""
     return message_error(error) | {"request_id": request_id}
-
-
-def error_headers(error: ApiError) -> list[tuple[str, str]]:
-    """Headers that say what a client can do about an error."""
-    headers = []
-    if error.retry_after_s is not None:
-        headers.append(("Retry-After", str(error.retry_after_s)))
-    elif error.status >= 500:
-        headers.append(("X-Should-Retry", "false"))  # to OpenAI's clients
-    if isinstance(error, MethodNotAllowed):
-        headers.append(("Allow", ", ".join(error.allowed)))
-    if isinstance(error, Unauthorized):
-        headers.append(("WWW-Authenticate", "Bearer"))
-    return headers
 
 
 def message_error(error: ApiError) -> Json:

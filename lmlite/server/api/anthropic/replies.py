@@ -9,8 +9,8 @@ from typing import Any
 
 from lmlite.errors import ApiError
 from lmlite.messages import Chat, Delta, Finished, Json, ReplyEvent, Started
+from lmlite.server.api.anthropic.errors import message_error
 from lmlite.server.api.call import Call
-from lmlite.server.api.error_bodies import message_error
 from lmlite.server.api.reply import ComputedReply, GeneratedReply, typed_event
 from lmlite.server.api.turn import Kind, Part
 from lmlite.server.front import wire

@@ -1,8 +1,8 @@
 """The endpoints of Anthropic's Messages API."""
 
+from lmlite.server.api.anthropic.errors import anthropic_error
 from lmlite.server.api.anthropic.replies import MessageReply, TokenCount
 from lmlite.server.api.anthropic.requests import parse_count, parse_message
-from lmlite.server.api.error_bodies import anthropic_error
 from lmlite.server.api.route import WorkerRoute
 
 ROUTES = (

@@ -17,9 +17,9 @@ from lmlite.errors import (
     Unavailable,
 )
 from lmlite.messages import CallDelta, Chat, Delta, Finished, ReplyEvent, Started, ToolCall
+from lmlite.server.api.anthropic.errors import message_error
 from lmlite.server.api.anthropic.replies import MessageReply
 from lmlite.server.api.anthropic.requests import parse_count, parse_message
-from lmlite.server.api.error_bodies import message_error
 from lmlite.server.api.openai.requests import parse_chat
 from tests.support.server_process import Answer, RunningServer
 from tests.support.streams import folded_message
