@@ -20,7 +20,7 @@ from lmlite.worker.chat.rearrangement import (
     is_json_object,
     rearranged,
 )
-from lmlite.worker.chat.tool_words import PROBE, PROBE_NAME
+from lmlite.worker.chat.tools import PROBE, PROBE_NAME
 
 Json = dict[str, Any]
 Steps = tuple[Step, ...]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, pairwise, takewhile
 from typing import Any
 
-from lmlite.worker.chat.tool_words import spoken, told_results
+from lmlite.worker.chat.tools import spoken, told_results
 
 Json = dict[str, Any]
 Messages = list[Json]

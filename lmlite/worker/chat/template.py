@@ -21,7 +21,7 @@ from lmlite.worker.chat.bridge_request import narrowed, request_of, with_picture
 from lmlite.worker.chat.control_tokens import ControlTokens
 from lmlite.worker.chat.plain_tools import plain_tools
 from lmlite.worker.chat.renderer import Renderer, TemplateError
-from lmlite.worker.chat.tool_words import (
+from lmlite.worker.chat.tools import (
     EMPTY,
     PROBE,
     PROBE_NAME,
