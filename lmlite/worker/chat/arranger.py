@@ -1,20 +1,21 @@
-"""Finds out in which words and order a chat template takes a conversation without losing a text.
+"""Finds out which steps of `rearrangement.py` a chat template needs to keep all texts.
 
-The template is asked: a conversation of the same shape, with a mark in place of each text, is
-rendered, and the marks are looked for. Thoughts are not, as many templates drop earlier ones on
-purpose. What is found holds for all conversations of that shape, so that the usual request is
+The template is asked: a conversation of the same shape, with a placeholder for each text, is
+rendered, and the placeholders are looked for. Thoughts have none, as many templates drop earlier
+ones on purpose. The result holds for all conversations of that shape, so that the usual request is
 rendered once. Belongs to the reader's thread.
 """
 
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any, NamedTuple
 
 from lmlite.errors import BadRequest
 from lmlite.worker.chat.rearrangement import (
-    IN_WORDS,
     STEPS,
+    TO_TEXT,
     Messages,
     Step,
     is_json_object,
@@ -26,37 +27,36 @@ Json = dict[str, Any]
 Steps = tuple[Step, ...]
 
 MAX_SHAPES = 1024  # whose steps are remembered
-# In no template, and not a part of each other.
+# Placeholders, which are in no template, and not a part of each other.
 _TEXT, _CALL = "qzjtext{:06d}", "qzjcall{:06d}n{:06d}"
+_PLACEHOLDER = re.compile(r"qzj(?:text\d{6}|call\d{6}n\d{6})")
 _SHORT_ID = re.compile("[A-Za-z0-9]{9}")
-_MARK = re.compile(r"qzj(?:text\d{6}|call\d{6}n\d{6})")
+_ATTEMPTS: tuple[Steps, ...] = tuple(STEPS[:n] for n in range(1, len(STEPS) + 1))
 
 
 class Lost(NamedTuple):
-    """How much of a conversation is not in the prompt; less is smaller."""
+    """How much of a conversation is not in the prompt; smaller is better."""
 
     texts: int
     calls: int
 
 
 class Arranger:
-    """What is known of one template."""
+    """The steps that one template needs, by the shape of a conversation."""
 
     def __init__(self, render: Callable[[Json], str]) -> None:
         """`render` makes the prompt of a request. It raises BadRequest when it refuses."""
         self._render = render
-        self._found: OrderedDict[int, Steps] = OrderedDict()  # by shape; the last used, last
+        self._found: OrderedDict[int, Steps] = OrderedDict()  # by shape, last used last
 
     def arrangements(self, request: Json) -> Iterator[Messages]:
-        """The request's messages as its template takes them; then, should it refuse, otherwise."""
-        messages = request["messages"]
-        tried = [rearranged(messages, self._steps(request))]
-        yield tried[0]
-        for steps in _attempts():
-            other = rearranged(messages, steps)
-            if other not in tried:
-                tried.append(other)
-                yield other
+        """The request's messages as its template takes them; then others, should it refuse."""
+        tried: list[Messages] = []
+        for steps in chain([self._steps(request)], _ATTEMPTS):
+            messages = rearranged(request["messages"], steps)
+            if messages not in tried:
+                tried.append(messages)
+                yield messages
 
     def _steps(self, request: Json) -> Steps:
         shape = shape_of(request)
@@ -68,11 +68,11 @@ class Arranger:
         return self._found[shape]
 
     def _find(self, probe: Json) -> Steps:
-        """The least steps that lose the least."""
+        """The fewest steps that lose the least."""
         best: Steps = ()
         least, before = self._lost(probe, best), probe["messages"]
-        for steps in _attempts():
-            if least == (0, 0) or (steps[-1] in IN_WORDS and least and not least.texts):
+        for steps in _ATTEMPTS:
+            if least == (0, 0) or (steps[-1] in TO_TEXT and least and not least.texts):
                 break
             messages = rearranged(probe["messages"], steps)
             if messages == before:
@@ -82,13 +82,11 @@ class Arranger:
                 best, least = steps, lost
         for step in reversed(best[:-1]):
             fewer = tuple(each for each in best if each is not step)
-            if self._does_nothing(probe, best, fewer) or self._lost(probe, fewer) == least:
+            messages = rearranged(probe["messages"], fewer)
+            is_same = messages == rearranged(probe["messages"], best)
+            if is_same or self._lost(probe, fewer) == least:
                 best = fewer
         return best
-
-    def _does_nothing(self, probe: Json, steps: Steps, fewer: Steps) -> bool:
-        messages = probe["messages"]
-        return rearranged(messages, steps) == rearranged(messages, fewer)
 
     def _lost(self, probe: Json, steps: Steps) -> Lost | None:
         """What these steps lose; None: the template refuses."""
@@ -97,34 +95,30 @@ class Arranger:
             prompt = self._render(probe | {"messages": rearranged(messages, steps)})
         except BadRequest:
             return None
-        written = set(_MARK.findall(prompt))
+        written = set(_PLACEHOLDER.findall(prompt))
         texts = {message["content"] for message in messages} - {""}
         calls = (call for message in messages for call in message.get("tool_calls", ()))
-        marks = {mark for call in calls for mark in _MARK.findall(call["function"]["arguments"])}
-        return Lost(len(texts - written), len(marks - written))
-
-
-def _attempts() -> Iterator[Steps]:
-    return (STEPS[:n] for n in range(1, len(STEPS) + 1))
+        in_calls = (_PLACEHOLDER.findall(call["function"]["arguments"]) for call in calls)
+        return Lost(len(texts - written), len(set(chain.from_iterable(in_calls)) - written))
 
 
 def shape_of(request: Json) -> int:
-    """What a template's opinion of a conversation depends on: which three follow each other.
+    """A hash of the kinds of messages that follow each other, three at a time.
 
-    A conversation that goes on as it was keeps its shape.
+    A template's opinion of a conversation depends on that. One that goes on as before keeps its
+    shape.
     """
-    kinds = [*map(_kind, request["messages"])]
-    padded = ["", "", *kinds, "", ""]
-    threes = frozenset(zip(padded, padded[1:], padded[2:], strict=False))
+    kinds = ["", "", *map(_kind, request["messages"]), "", ""]
+    threes = frozenset(zip(kinds, kinds[1:], kinds[2:], strict=False))
     return hash((threes, "tools" in request))
 
 
 def without_repetition(messages: Messages) -> Messages:
-    """A shorter conversation of the same shape: long ones repeat what they have had."""
+    """A shorter conversation of the same shape: long ones repeat themselves."""
     kept: Messages = []
     kinds = ["", ""]
     seen: set[tuple[str, ...]] = set()
-    ends: dict[tuple[str, ...], int] = {}  # of pairs, since there was a new three
+    ends: dict[tuple[str, ...], int] = {}  # of pairs, since the last new three
     for message in messages:
         kept.append(message)
         kinds.append(_kind(message))
@@ -159,27 +153,24 @@ def _kind(message: Json) -> str:
 
 
 def _probe_of(request: Json) -> Json:
-    """A request of the same shape, in which each text, and each call, is a mark."""
+    """A request of the same shape, in which each text, and each call, is a placeholder."""
     messages = without_repetition(request["messages"])
     probe: Json = {"messages": [_probed(i, each) for i, each in enumerate(messages)]}
     return probe | {"tools": PROBE["tools"], "tool_choice": "auto"} if "tools" in request else probe
 
 
 def _probed(number: int, message: Json) -> Json:
+    def probed_call(i: int, call: Json) -> Json:
+        arguments = f'{{"argument": "{_CALL.format(number, i)}"}}'
+        if not is_json_object(call["function"]["arguments"]):
+            arguments = '{"argument": "'
+        return call | {"function": {"name": PROBE_NAME, "arguments": arguments}}
+
     probed = message | {"content": _TEXT.format(number) if message["content"] else ""}
     if "name" in message:
         probed["name"] = PROBE_NAME
     if "reasoning_content" in message:
         probed["reasoning_content"] = "thoughts"
     if "tool_calls" in message:
-        probed["tool_calls"] = [
-            _probed_call(_CALL.format(number, i), call)
-            for i, call in enumerate(message["tool_calls"])
-        ]
+        probed["tool_calls"] = [probed_call(i, call) for i, call in enumerate(probed["tool_calls"])]
     return probed
-
-
-def _probed_call(mark: str, call: Json) -> Json:
-    whole = is_json_object(call["function"]["arguments"])
-    arguments = f'{{"argument": "{mark}"}}' if whole else '{"argument": "'
-    return call | {"function": {"name": PROBE_NAME, "arguments": arguments}}

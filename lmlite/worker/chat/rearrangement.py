@@ -1,8 +1,7 @@
-"""Messages in other words or another order, for chat templates that refuse them as they are.
+"""Ways to rewrite a conversation for chat templates that refuse it as it is. Pure.
 
-Each step takes messages as the bridge does, in OpenAI's form, and gives back others that say the
-same, or equal ones where it has nothing to do. Pure: which steps a template needs is found out in
-`arranger.py`.
+Each step takes messages in OpenAI's form and returns others that say the same. `arranger.py` finds
+out which steps a template needs.
 """
 
 import json
@@ -11,122 +10,101 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import groupby, pairwise, takewhile
 from typing import Any
 
-from lmlite.worker.chat.tools import spoken, told_results
-
 Json = dict[str, Any]
 Messages = list[Json]
 Step = Callable[[Messages], Messages]
-
-BETWEEN = "\n\n"  # texts that become one
 
 
 # ---- arguments and ids -----------------------------------------------------------------------
 
 
-def whole_arguments(messages: Messages) -> Messages:
-    """Arguments that are no JSON object, as those of a call that was cut short, become `{}`."""
+def repair_arguments(messages: Messages) -> Messages:
+    """Arguments that are not a JSON object, as of a call that was cut short, become `{}`."""
 
-    def mended(function: Json) -> Json:
-        whole = is_json_object(function["arguments"])
-        return function if whole else function | {"arguments": "{}"}
+    def repaired(call: Json) -> Json:
+        function = call["function"]
+        is_whole = is_json_object(function["arguments"])
+        return call if is_whole else call | {"function": function | {"arguments": "{}"}}
 
-    return [_with_calls(message, lambda call: {"function": mended(call["function"])})
-            for message in messages]  # fmt: skip
+    return [_with_calls(message, repaired) for message in messages]
 
 
-def short_ids(messages: Messages) -> Messages:
-    """Ids of calls have nine letters and digits: Mistral's templates take no others."""
+def shorten_ids(messages: Messages) -> Messages:
+    """Ids of calls get nine letters and digits: Mistral's templates take no others."""
     short: dict[str, str] = {}
 
-    def renamed(old: str) -> str:
-        return short.setdefault(old, f"call{len(short):05d}")
+    def renamed(body: Json, key: str) -> Json:
+        return body | {key: short.setdefault(body[key], f"call{len(short):05d}")}
 
-    renumbered = [_with_calls(message, lambda call: {"id": renamed(call["id"])})
-                  for message in messages]  # fmt: skip
-    return [
-        message | {"tool_call_id": renamed(message["tool_call_id"])}
-        if "tool_call_id" in message
-        else message
-        for message in renumbered
-    ]
+    messages = [_with_calls(message, lambda call: renamed(call, "id")) for message in messages]
+    return [renamed(each, "tool_call_id") if "tool_call_id" in each else each for each in messages]
 
 
 def is_json_object(text: str) -> bool:
     """Whether llama.cpp can read the text as an object."""
     try:
-        value = json.loads(
-            text, parse_constant=_no_constant, parse_float=_number, parse_int=_number
-        )
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, parse_int=_finite)
         if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()  # fails for half a surrogate pair
     except (ValueError, RecursionError):
         return False
     return type(value) is dict
 
 
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is Python's, not JSON's")
-
-
-def _number(text: str) -> float:
-    if math.isinf(number := float(text)):
-        raise ValueError("too large for llama.cpp")
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError("too large for llama.cpp, or no number of JSON's")
     return number
 
 
 def _with_calls(message: Json, change: Callable[[Json], Json]) -> Json:
     if "tool_calls" not in message:
         return message
-    return message | {"tool_calls": [call | change(call) for call in message["tool_calls"]]}
+    return message | {"tool_calls": [change(call) for call in message["tool_calls"]]}
 
 
-# ---- the system's texts ----------------------------------------------------------------------
+# ---- system messages -------------------------------------------------------------------------
 
 
-def leading_systems_joined(messages: Messages) -> Messages:
-    """The system's texts at the beginning are one."""
-    n = _n_leading(messages)
+def join_leading_systems(messages: Messages) -> Messages:
+    """The system messages at the beginning become one."""
+    n = _n_leading_systems(messages)
     return [_joined(messages[:n]), *messages[n:]] if n > 1 else messages
 
 
-def later_systems_told(messages: Messages) -> Messages:
-    """Later texts of the system stand before the next text of the user."""
-    n = _n_leading(messages)
-    return messages[:n] + _told_by_user(messages[n:])
+def move_later_systems(messages: Messages) -> Messages:
+    """Later system messages go into the user message that follows."""
+    n = _n_leading_systems(messages)
+    return messages[:n] + move_all_systems(messages[n:])
 
 
-def all_systems_told(messages: Messages) -> Messages:
-    """No message has the role of the system."""
-    return _told_by_user(messages)
-
-
-def _n_leading(messages: Messages) -> int:
-    return sum(1 for _ in takewhile(lambda message: message["role"] == "system", messages))
-
-
-def _told_by_user(messages: Messages) -> Messages:
-    """The system's texts in front of the user's; behind the user's last, they are turns."""
+def move_all_systems(messages: Messages) -> Messages:
+    """System messages go into the user message that follows; without one, they are its role's."""
     n_asked = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=-1)
-    told: Messages = []
+    moved: Messages = []
     held: Messages = []
     for i, message in enumerate(messages):
         if message["role"] == "system" and i < n_asked:
             held.append(message)
-        elif message["role"] == "system":
-            told.append({"role": "user", "content": message["content"]})
+            continue
+        if message["role"] == "system":
+            message = {"role": "user", "content": message["content"]}
         elif message["role"] == "user":
-            told.append(message | {"content": _joined([*held, message])["content"]})
+            message = message | {"content": _text(each["content"] for each in [*held, message])}
             held = []
-        else:
-            told.append(message)
-    return told
+        moved.append(message)
+    return moved
+
+
+def _n_leading_systems(messages: Messages) -> int:
+    return sum(1 for _ in takewhile(lambda message: message["role"] == "system", messages))
 
 
 # ---- calls and their results -----------------------------------------------------------------
 
 
-def results_behind_calls(messages: Messages) -> Messages:
-    """Each result stands behind the message with its call."""
+def move_results(messages: Messages) -> Messages:
+    """Each result goes behind the message with its call."""
     caller: dict[str, int] = {}  # the last message with a call of this id
     results: dict[int, Messages] = {}
     others: list[tuple[int, Json]] = []
@@ -139,86 +117,96 @@ def results_behind_calls(messages: Messages) -> Messages:
     return [each for i, message in others for each in (message, *results.get(i, ()))]
 
 
-def without_thoughts(messages: Messages) -> Messages:
-    """No message has thoughts."""
+def drop_thoughts(messages: Messages) -> Messages:
+    """No message has reasoning."""
     return [
         {key: message[key] for key in message if key != "reasoning_content"} for message in messages
     ]
 
 
-def orphans_told(messages: Messages) -> Messages:
-    """Results that stand behind no call are words of the user."""
-    told: Messages = []
+def orphans_to_text(messages: Messages) -> Messages:
+    """Results that follow no call become user messages."""
+    texts: Messages = []
     follows_call = False
     for message in messages:
         if message["role"] != "tool":
             follows_call = "tool_calls" in message
-            told.append(message)
-        else:
-            told.append(message if follows_call else told_results([message]))
-    return told
+        elif not follows_call:
+            message = _results_text([message])
+        texts.append(message)
+    return texts
 
 
-def one_call_each(messages: Messages) -> Messages:
-    """A message has one call, and what it resulted in follows."""
-    apart: Messages = []
-    for calling, results in _with_results(messages):
-        if len(calling.get("tool_calls", ())) > 1:
-            apart += _calls_apart(calling, results)
-        else:
-            apart += [calling, *results]
-    return apart
-
-
-def _with_results(messages: Messages) -> Iterator[tuple[Json, Messages]]:
-    """Each message, and the results behind it, with which the first may begin."""
+def split_calls(messages: Messages) -> Messages:
+    """A message has one call, and its results follow."""
+    split: Messages = []
     begins = [i for i, each in enumerate(messages) if i == 0 or each["role"] != "tool"]
     for begin, end in pairwise([*begins, len(messages)]):
-        yield messages[begin], messages[begin + 1 : end]
+        is_single = len(messages[begin].get("tool_calls", ())) <= 1
+        split += messages[begin:end] if is_single else _split(messages[begin:end])
+    return split
 
 
-def _calls_apart(message: Json, results: Messages) -> Iterator[Json]:
+def _split(messages: Messages) -> Iterator[Json]:
+    """A message for each call of the first one, with those of the others that are its results."""
+    first, *results = messages
     by_id: dict[str | None, Messages] = {}
     for result in results:
         by_id.setdefault(result.get("tool_call_id"), []).append(result)
-    for call in message["tool_calls"]:
-        yield message | {"tool_calls": [call]}
+    calling = first
+    for call in first["tool_calls"]:
+        yield calling | {"tool_calls": [call]}
         yield from by_id.pop(call["id"], ())
-        message = {"role": "assistant", "content": ""}
+        calling = {"role": "assistant", "content": ""}
     for others in by_id.values():
         yield from others
 
 
-def texts_apart(messages: Messages) -> Messages:
-    """What was said along with a call is a turn of its own, before it."""
-    apart: Messages = []
+def split_texts(messages: Messages) -> Messages:
+    """A text that came with a call becomes a message of its own, before it."""
+    split: Messages = []
     for message in messages:
         if "tool_calls" in message and message["content"]:
-            apart += [{"role": "assistant", "content": message["content"]},
-                      message | {"content": ""}]  # fmt: skip
-        else:
-            apart.append(message)
-    return apart
+            split.append({"role": "assistant", "content": message["content"]})
+            message = message | {"content": ""}
+        split.append(message)
+    return split
 
 
-def calls_told(messages: Messages) -> Messages:
-    """Calls are words of the assistant."""
-    return [spoken(message) for message in messages]
+def calls_to_text(messages: Messages) -> Messages:
+    """Calls become text of the assistant."""
+    return [_calls_text(each) if "tool_calls" in each else each for each in messages]
 
 
-def results_told(messages: Messages) -> Messages:
-    """Results are words of the user; those that follow each other are one."""
-    told: Messages = []
+def results_to_text(messages: Messages) -> Messages:
+    """Results become user messages; those that follow each other become one."""
+    texts: Messages = []
     for turns in _neighbours(messages):
-        told += [told_results(turns)] if turns[0]["role"] == "tool" else turns
-    return told
+        texts += [_results_text(turns)] if turns[0]["role"] == "tool" else turns
+    return texts
 
 
-# ---- who speaks when -------------------------------------------------------------------------
+def _calls_text(message: Json) -> Json:
+    functions = (call["function"] for call in message["tool_calls"])
+    calls = [
+        f'<tool_call>\n{{"name": {json.dumps(function["name"], ensure_ascii=False)}, '
+        f'"arguments": {function["arguments"]}}}\n</tool_call>'
+        for function in functions
+    ]
+    others = {key: message[key] for key in message if key != "tool_calls"}
+    return others | {"content": "\n".join(filter(None, [message["content"], *calls]))}
 
 
-def neighbours_joined(messages: Messages) -> Messages:
-    """Texts of one role that follow each other are one."""
+def _results_text(messages: Iterable[Json]) -> Json:
+    words = [f"<tool_response>\n{message['content']}\n</tool_response>" for message in messages]
+    return {"role": "user", "content": "\n".join(words)}
+
+
+# ---- turns -----------------------------------------------------------------------------------
+
+
+def join_neighbours(messages: Messages) -> Messages:
+    """Texts of one role that follow each other become one."""
     joined: Messages = []
     for turns in _neighbours(messages):
         stay = turns[0]["role"] == "tool" or "tool_calls" in turns[0]
@@ -226,10 +214,10 @@ def neighbours_joined(messages: Messages) -> Messages:
     return joined
 
 
-def alternated(messages: Messages) -> Messages:
-    """User and assistant take turns, the user first: where one has nothing to say, it says ''.
+def alternate(messages: Messages) -> Messages:
+    """User and assistant take turns, the user first; empty messages fill the gaps.
 
-    A call does not count as said, but follows what the user said.
+    A call is no turn of the assistant's: it follows a user message.
     """
     turns: Messages = []
     last = "assistant"
@@ -252,8 +240,8 @@ def _neighbours(messages: Messages) -> Iterator[Messages]:
         yield list(turns)
 
 
-def _joined(messages: Sequence[Json]) -> Json:
-    """One message with the texts, and the thoughts, of several of one role."""
+def _joined(messages: Messages) -> Json:
+    """One message with the texts, and the reasoning, of several of one role."""
     if len(messages) == 1:
         return messages[0]
     joined = messages[0] | {"content": _text(each["content"] for each in messages)}
@@ -262,31 +250,30 @@ def _joined(messages: Sequence[Json]) -> Json:
 
 
 def _text(texts: Iterable[str]) -> str:
-    return BETWEEN.join(filter(None, texts))
+    return "\n\n".join(filter(None, texts))
 
 
 # ---- all of them -----------------------------------------------------------------------------
 
-# From what changes least to what changes most; those that tell of calls in words come last.
+# Those that change least come first, and those that turn calls into text last.
 STEPS: tuple[Step, ...] = (
-    whole_arguments,
-    short_ids,
-    leading_systems_joined,
-    later_systems_told,
-    results_behind_calls,
-    one_call_each,
-    texts_apart,
-    without_thoughts,
-    orphans_told,
-    neighbours_joined,
-    alternated,
-    all_systems_told,
-    calls_told,
-    results_told,
+    repair_arguments,
+    shorten_ids,
+    join_leading_systems,
+    move_later_systems,
+    move_results,
+    split_calls,
+    split_texts,
+    drop_thoughts,
+    orphans_to_text,
+    join_neighbours,
+    alternate,
+    move_all_systems,
+    calls_to_text,
+    results_to_text,
 )
-IN_WORDS: tuple[Step, ...] = (calls_told, results_told)
-# Who speaks when is settled when it is known who speaks.
-_LAST: tuple[Step, ...] = (neighbours_joined, alternated)
+TO_TEXT: tuple[Step, ...] = (calls_to_text, results_to_text)
+_LAST: tuple[Step, ...] = (join_neighbours, alternate)  # the others change the roles
 
 
 def rearranged(messages: Messages, steps: Sequence[Step]) -> Messages:

@@ -19,7 +19,6 @@ from lmlite.worker.chat.answer import Form
 from lmlite.worker.chat.arranger import Arranger
 from lmlite.worker.chat.bridge_request import narrowed, request_of, with_pictures
 from lmlite.worker.chat.control_tokens import ControlTokens
-from lmlite.worker.chat.plain_tools import plain_tools
 from lmlite.worker.chat.renderer import Renderer, TemplateError
 from lmlite.worker.chat.tools import (
     EMPTY,
@@ -28,6 +27,7 @@ from lmlite.worker.chat.tools import (
     form_template,
     has_tools,
     in_words,
+    plain_tools,
 )
 from lmlite.worker.grammars.call_grammar import (
     call_or_form,

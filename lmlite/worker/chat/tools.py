@@ -1,20 +1,24 @@
-"""Tools in plain words, for chat templates that know none.
+"""Tools for chat templates that cannot read their schemas, or know no tools at all. Pure.
 
-What is said of tools, of calls and of their results becomes text of the messages that every
-template renders. How a model then writes its calls is told to llama.cpp by a template of their own,
-which no model reads. Pure: requests as the bridge takes them.
+Templates look into schemas: they join the values of an enum, ask each property for its type, and
+write that in capitals. A template that meets a null there, or `true` in place of a schema, fails.
+`plain_tools` has schemas that all of them can read.
+
+For a template that knows no tools, `in_words` makes text of them, of calls and of their results.
+llama.cpp learns from `form_template`, which no model reads, how a model then writes its calls.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from itertools import groupby
+from collections.abc import Sequence
 from string import Template
 from typing import Any
+
+from lmlite.worker.chat.rearrangement import calls_to_text, results_to_text
 
 Json = dict[str, Any]
 
 EMPTY: Json = {"role": "user", "content": ""}
-# What shows whether a template tells its model of a tool.
+# A request that shows whether a template tells its model of a tool.
 PROBE_NAME = "probe_of_tools"
 _FUNCTION = {"name": PROBE_NAME, "description": "",
              "parameters": {"type": "object", "properties": {}}}  # fmt: skip
@@ -23,6 +27,51 @@ PROBE: Json = {
     "tools": [{"type": "function", "function": _FUNCTION}],
     "tool_choice": "required",
 }
+
+# ---- schemas that every template can read ------------------------------------------------------
+
+_MAX_DEPTH = 32
+
+
+def plain_tools(tools: list[Json]) -> list[Json]:
+    """The tools with schemas of objects that have one type each, and lists of texts."""
+    return [
+        tool | {"function": tool["function"] | {
+            "parameters": _schema(tool["function"]["parameters"], _MAX_DEPTH)}}
+        for tool in tools
+    ]  # fmt: skip
+
+
+def _schema(schema: Any, depth_left: int) -> Json:
+    if type(schema) is not dict or depth_left == 0:
+        return {"type": "string", "description": "anything"}
+    plain = {key: schema[key] for key in ("title", "description", "format", "pattern")
+             if type(schema.get(key)) is str}  # fmt: skip
+    plain["type"] = _type(schema)
+    if type(schema.get("enum")) is list and plain["type"] == "string":
+        plain["enum"] = [each for each in schema["enum"] if type(each) is str]
+    if plain["type"] == "object" or depth_left == _MAX_DEPTH:
+        properties = schema.get("properties")
+        named = properties if type(properties) is dict else {}
+        plain["properties"] = {name: _schema(each, depth_left - 1) for name, each in named.items()}
+        required = schema.get("required")
+        names = required if type(required) is list else []
+        plain["required"] = [name for name in names if type(name) is str and name in named]
+    if plain["type"] == "array":
+        plain["items"] = _schema(schema.get("items", True), depth_left - 1)
+    return plain
+
+
+def _type(schema: Json) -> str:
+    """The first type that is not null."""
+    said = schema.get("type")
+    names = [name for name in (said if type(said) is list else [said]) if type(name) is str]
+    found = next((name for name in names if name != "null"), None)
+    guess = "object" if "properties" in schema else "array" if "items" in schema else "string"
+    return found or guess
+
+
+# ---- tools in words ------------------------------------------------------------------------------
 
 _INTRODUCTION = """\
 You have tools. Each line is one: its name, what it does, and a JSON schema of its arguments.
@@ -78,44 +127,17 @@ def has_tools(request: Json) -> bool:
 
 def in_words(request: Json) -> Json:
     """The request without tools, calls and results: the messages say all of it."""
-    messages: list[Json] = []
-    for role, group in groupby(request["messages"], lambda each: each["role"]):
-        # Many templates want turns to alternate, so results that follow each other are one.
-        turns = list(group)
-        messages += [told_results(turns)] if role == "tool" else map(spoken, turns)
+    # Many templates want turns to alternate, so results that follow each other become one.
+    messages = results_to_text(calls_to_text(request["messages"]))
     if "tools" in request:
-        messages = _introduced(messages, request["tools"])
+        lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in request["tools"]]
+        words = _INTRODUCTION.format(tools="\n".join(lines))
+        if messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": ""}, *messages]
+        content = "\n\n".join(filter(None, [messages[0]["content"], words]))
+        messages = [messages[0] | {"content": content}, *messages[1:]]
     of_tools = ("tools", "schemas", "tool_choice", "parallel_tool_calls")
     return {key: request[key] for key in request if key not in of_tools} | {"messages": messages}
-
-
-def _introduced(messages: list[Json], tools: list[Json]) -> list[Json]:
-    lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in tools]
-    words = _INTRODUCTION.format(tools="\n".join(lines))
-    first = messages[0]
-    if first["role"] != "system":
-        return [{"role": "system", "content": words}, *messages]
-    return [first | {"content": f"{first['content']}\n\n{words}"}, *messages[1:]]
-
-
-def spoken(message: Json) -> Json:
-    """The message, with its calls as text."""
-    if "tool_calls" not in message:
-        return message
-    calls = [
-        f'<tool_call>\n{{"name": {_quoted(call["function"]["name"])}, '
-        f'"arguments": {call["function"]["arguments"]}}}\n</tool_call>'
-        for call in message["tool_calls"]
-    ]
-    said = [message["content"]] if message["content"] else []
-    same = {key: message[key] for key in message if key != "tool_calls"}
-    return same | {"content": "\n".join(said + calls)}
-
-
-def told_results(messages: Iterable[Json]) -> Json:
-    """Results of tools as one text of the user."""
-    words = [f"<tool_response>\n{message['content']}\n</tool_response>" for message in messages]
-    return {"role": "user", "content": "\n".join(words)}
 
 
 def _quoted(text: str) -> str:

@@ -119,22 +119,22 @@ def random_message(rng: random.Random) -> ChatMessage:
 
 # What those templates are given that do not take the conversation as it is.
 NEEDED = {
-    "two systems": ("openai-gpt-oss-120b", ["leading_systems_joined"]),
-    "system in the middle": ("Qwen3.5-4B", ["later_systems_told"]),
+    "two systems": ("openai-gpt-oss-120b", ["join_leading_systems"]),
+    "system in the middle": ("Qwen3.5-4B", ["move_later_systems"]),
     "system at the end": ("mistralai-Mistral-Nemo-Instruct-2407",
-                          ["later_systems_told", "neighbours_joined"]),
-    "system alone": ("google-gemma-2-2b-it", ["alternated"]),
-    "two users": ("google-gemma-2-2b-it", ["neighbours_joined"]),
-    "two answers": ("mistralai-Ministral-3-14B-Reasoning-2512", ["neighbours_joined"]),
-    "assistant first": ("google-gemma-2-2b-it", ["alternated"]),
-    "call": ("mistralai-Mistral-Nemo-Instruct-2407", ["short_ids"]),
-    "text and call": ("openai-gpt-oss-120b", ["texts_apart"]),
-    "result after a text": ("openai-gpt-oss-120b", ["orphans_told"]),
-    "text between call and result": ("MiniMax-M2", ["results_behind_calls"]),
-    "results": ("meta-llama-Llama-3.1-8B-Instruct", ["one_call_each"]),
-    "user after a result": ("mistralai-Mistral-Nemo-Instruct-2407", ["alternated"]),
-    "call without a result": ("mistralai-Mistral-Nemo-Instruct-2407", ["alternated"]),
-    "cut call": ("Qwen3-Coder", ["whole_arguments"]),
+                          ["move_later_systems", "join_neighbours"]),
+    "system alone": ("google-gemma-2-2b-it", ["alternate"]),
+    "two users": ("google-gemma-2-2b-it", ["join_neighbours"]),
+    "two answers": ("mistralai-Ministral-3-14B-Reasoning-2512", ["join_neighbours"]),
+    "assistant first": ("google-gemma-2-2b-it", ["alternate"]),
+    "call": ("mistralai-Mistral-Nemo-Instruct-2407", ["shorten_ids"]),
+    "text and call": ("openai-gpt-oss-120b", ["split_texts"]),
+    "result after a text": ("openai-gpt-oss-120b", ["orphans_to_text"]),
+    "text between call and result": ("MiniMax-M2", ["move_results"]),
+    "results": ("meta-llama-Llama-3.1-8B-Instruct", ["split_calls"]),
+    "user after a result": ("mistralai-Mistral-Nemo-Instruct-2407", ["alternate"]),
+    "call without a result": ("mistralai-Mistral-Nemo-Instruct-2407", ["alternate"]),
+    "cut call": ("Qwen3-Coder", ["repair_arguments"]),
 }  # fmt: skip
 
 

@@ -33,48 +33,48 @@ NOTHING_SAID, NOTHING_ANSWERED = said("user", ""), said("assistant", "")
 USUAL = [S, U, A, U, calling("call00000"), result("call00000", "R"), A, U2]
 
 CASES: list[tuple[str, list[Json], list[Json]]] = [
-    ("leading_systems_joined", [S, S2, U], [said("system", "S\n\nS2"), U]),
-    ("leading_systems_joined", [S, U, S2, U], [S, U, S2, U]),
-    ("later_systems_told", [S, U, A, S2, U2], [S, U, A, said("user", "S2\n\nU2")]),
-    ("later_systems_told", [U, S, A, S2, U2], [U, A, said("user", "S\n\nS2\n\nU2")]),
-    ("later_systems_told", [S, U, S2], [S, U, said("user", "S2")]),
-    ("later_systems_told", [U, S, A], [U, said("user", "S"), A]),
-    ("all_systems_told", [S, U], [said("user", "S\n\nU")]),
-    ("all_systems_told", [S], [said("user", "S")]),
-    ("results_behind_calls", [calling("1", "2"), A, result("2", "R2"), U, result("1", "R1")],
+    ("join_leading_systems", [S, S2, U], [said("system", "S\n\nS2"), U]),
+    ("join_leading_systems", [S, U, S2, U], [S, U, S2, U]),
+    ("move_later_systems", [S, U, A, S2, U2], [S, U, A, said("user", "S2\n\nU2")]),
+    ("move_later_systems", [U, S, A, S2, U2], [U, A, said("user", "S\n\nS2\n\nU2")]),
+    ("move_later_systems", [S, U, S2], [S, U, said("user", "S2")]),
+    ("move_later_systems", [U, S, A], [U, said("user", "S"), A]),
+    ("move_all_systems", [S, U], [said("user", "S\n\nU")]),
+    ("move_all_systems", [S], [said("user", "S")]),
+    ("move_results", [calling("1", "2"), A, result("2", "R2"), U, result("1", "R1")],
      [calling("1", "2"), result("2", "R2"), result("1", "R1"), A, U]),
-    ("results_behind_calls", [calling("1"), result("1", "R"), calling("1"), result("1", "R2")],
+    ("move_results", [calling("1"), result("1", "R"), calling("1"), result("1", "R2")],
      [calling("1"), result("1", "R"), calling("1"), result("1", "R2")]),
-    ("results_behind_calls", [calling("1"), A, result("2", "R")],
+    ("move_results", [calling("1"), A, result("2", "R")],
      [calling("1"), A, result("2", "R")]),
-    ("one_call_each",
+    ("split_calls",
      [calling("1", "2", content="A"), result("2", "R2"), result("1", "R1"), result("3", "R3"), U],
      [calling("1", content="A"), result("1", "R1"), calling("2"), result("2", "R2"),
       result("3", "R3"), U]),
-    ("texts_apart", [U, calling("1", content="A")], [U, A, calling("1")]),
-    ("without_thoughts", [said("assistant", "A", reasoning_content="T")], [A]),
-    ("orphans_told", [result("1", "R"), A, result("2", "R2")],
+    ("split_texts", [U, calling("1", content="A")], [U, A, calling("1")]),
+    ("drop_thoughts", [said("assistant", "A", reasoning_content="T")], [A]),
+    ("orphans_to_text", [result("1", "R"), A, result("2", "R2")],
      [said("user", "<tool_response>\nR\n</tool_response>"), A,
       said("user", "<tool_response>\nR2\n</tool_response>")]),
-    ("orphans_told", [calling("1"), result("2", "R"), result("3", "R")],
+    ("orphans_to_text", [calling("1"), result("2", "R"), result("3", "R")],
      [calling("1"), result("2", "R"), result("3", "R")]),
-    ("neighbours_joined", [U, U2, A, NOTHING_ANSWERED, A2],
+    ("join_neighbours", [U, U2, A, NOTHING_ANSWERED, A2],
      [said("user", "U\n\nU2"), said("assistant", "A\n\nA2")]),
-    ("neighbours_joined", [A, calling("1"), calling("2"), result("1", "R"), result("2", "R")],
+    ("join_neighbours", [A, calling("1"), calling("2"), result("1", "R"), result("2", "R")],
      [A, calling("1"), calling("2"), result("1", "R"), result("2", "R")]),
-    ("alternated", [S, A, U], [S, NOTHING_SAID, A, U]),
-    ("alternated", [U, calling("1"), result("1", "R"), U2],
+    ("alternate", [S, A, U], [S, NOTHING_SAID, A, U]),
+    ("alternate", [U, calling("1"), result("1", "R"), U2],
      [U, calling("1"), result("1", "R"), NOTHING_ANSWERED, U2]),
-    ("alternated", [U, A, calling("1"), result("1", "R"), A2],
+    ("alternate", [U, A, calling("1"), result("1", "R"), A2],
      [U, A, NOTHING_SAID, calling("1"), result("1", "R"), A2]),
-    ("alternated", [S], [S, NOTHING_SAID]),
-    ("calls_told", [calling("1", content="A"), result("1", "R")],
+    ("alternate", [S], [S, NOTHING_SAID]),
+    ("calls_to_text", [calling("1", content="A"), result("1", "R")],
      [said("assistant", 'A\n<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'),
       result("1", "R")]),
-    ("results_told", [calling("1", "2"), result("1", "R"), result("2", "R2")],
+    ("results_to_text", [calling("1", "2"), result("1", "R"), result("2", "R2")],
      [calling("1", "2"), said("user", "<tool_response>\nR\n</tool_response>\n"
                               "<tool_response>\nR2\n</tool_response>")]),
-    ("short_ids", [calling("call_1", "call_2"), result("call_2", "R"), result("call_3", "R")],
+    ("shorten_ids", [calling("call_1", "call_2"), result("call_2", "R"), result("call_3", "R")],
      [calling("call00000", "call00001"), result("call00001", "R"), result("call00002", "R")]),
 ]  # fmt: skip
 
@@ -90,7 +90,7 @@ def test_a_step_changes_this_alone(name: str, before: list[Json], after: list[Js
 
 
 def test_each_step_is_tried_and_tested() -> None:
-    tested = {step(name) for name, _, _ in CASES} | {rearrangement.whole_arguments}
+    tested = {step(name) for name, _, _ in CASES} | {rearrangement.repair_arguments}
     assert tested == set(STEPS)
 
 
@@ -104,7 +104,7 @@ def test_no_step_changes_what_it_is_given(each: Step) -> None:
 
 def test_a_usual_conversation_needs_none_but_the_last_three() -> None:
     changing = [each.__name__ for each in STEPS if each(USUAL) != USUAL]
-    assert changing == ["all_systems_told", "calls_told", "results_told"]
+    assert changing == ["move_all_systems", "calls_to_text", "results_to_text"]
 
 
 def test_turns_are_settled_when_it_is_known_who_speaks() -> None:
@@ -125,13 +125,13 @@ BROKEN = ["", "{", '{"city": "Par', '{"a": 1}}', "[1]", '"a"', "null", "5", '{"a
 def test_an_object_stays(text: str) -> None:
     assert is_json_object(text)
     before = [said("assistant", "", tool_calls=[call("1", text)])]
-    assert rearrangement.whole_arguments(before) == before
+    assert rearrangement.repair_arguments(before) == before
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=lambda text: text[:20])
 def test_what_is_no_object_becomes_an_empty_one(text: str) -> None:
     assert not is_json_object(text)
     before = [said("assistant", "", tool_calls=[call("1", text)])]
-    assert rearrangement.whole_arguments(before) == [
+    assert rearrangement.repair_arguments(before) == [
         said("assistant", "", tool_calls=[call("1", "{}")])
     ]

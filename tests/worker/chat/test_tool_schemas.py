@@ -6,8 +6,8 @@ import pytest
 
 from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.server.forms.schemas import ToolSchemas
-from lmlite.worker.chat.plain_tools import plain_tools
 from lmlite.worker.chat.template import ChatTemplate
+from lmlite.worker.chat.tools import plain_tools
 from lmlite.worker.llama.model import Model
 from tests.support.template_tree import NAMES, source_of
 
