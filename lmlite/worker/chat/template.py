@@ -232,37 +232,36 @@ class ChatTemplate:
     # ---- the form of the answer ------------------------------------------------------------
 
     def _calling(self, request: Json, told: Json, plain: Json) -> Json:
-        """What the library says of an answer that may call tools, or must.
+        """The library's reply for an answer that may call tools, or must.
 
-        `told` is the request as the template gets it, and `plain` what the library says of that.
+        `told` is the request as the template gets it, and `plain` the reply to that.
         """
+        formless = {key: request[key] for key in request if key != "json_schema"}
 
-        def ask(asked: Json) -> Json:
+        def ask(tool_choice: str) -> Json:
+            asked = formless | {"tool_choice": tool_choice}
             if "tools" not in told:
                 return self._reply_in_words(told, plain, asked)
             return plain if asked == told else self._own.reply(asked)
 
-        formless = {key: request[key] for key in request if key != "json_schema"}
-        may_call, has_form = None, "json_schema" in request
-        if request["tool_choice"] == "auto":
-            may_call = ask(formless)
-            if may_call["grammar"] and not has_form:
-                return may_call
-        must_call = ask(formless | {"tool_choice": "required"})
-        forced = without_small_talk(must_call["grammar"])
-        if may_call is None:
-            return must_call | {"grammar": forced}
+        reply = ask(request["tool_choice"])
+        if request["tool_choice"] == "required":
+            return reply | {"grammar": without_small_talk(reply["grammar"])}
+        has_form = "json_schema" in request
+        if reply["grammar"] and not has_form:
+            return reply
+        forced = without_small_talk(ask("required")["grammar"])
         if not has_form:
             names = [tool["function"]["name"] for tool in request["tools"]]
-            return may_call | woken_by_name(forced, names)
+            return reply | woken_by_name(forced, names)
         form = self._own.reply({key: told[key] for key in told if key not in ("tools", "schemas")})
         grammar = call_or_form(forced, form["grammar"])
         if grammar is None:
             return form
-        return may_call | {"grammar": grammar, "grammar_lazy": False, "triggers": []}
+        return reply | {"grammar": grammar, "grammar_lazy": False, "triggers": []}
 
     def _reply_in_words(self, told: Json, plain: Json, request: Json) -> Json:
-        """What holds an answer to calls in plain words, behind the template's own opening."""
+        """The reply for calls in words, behind the opening that the template gives an answer."""
         *others, last = told["messages"]
         messages = [EMPTY]
         if last["role"] == "assistant":  # it is continued, and part of the opening
@@ -273,7 +272,7 @@ class ChatTemplate:
             return form.reply(request | {"messages": messages})
 
     def _bare_reply(self, plain: Json, schema: Json) -> Json:
-        """What holds an answer to a schema, where llama.cpp makes no grammar for the template."""
+        """The reply for a schema, where llama.cpp makes no grammar for the template."""
         if plain["thinking_start"] and plain["thinking_start"] in plain["generation_prompt"]:
             raise BadRequest(
                 "the chat template of this model begins with thoughts, behind which llama.cpp "
