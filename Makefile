@@ -14,7 +14,8 @@ BUILD   := native/build
 SOURCE  := $(if $(LLAMA_CPP_DIR),$(abspath $(LLAMA_CPP_DIR)),$(CURDIR)/$(BUILD)/llama.cpp)
 WEBP    := $(if $(LIBWEBP_DIR),$(abspath $(LIBWEBP_DIR)),$(CURDIR)/$(BUILD)/libwebp)
 LIBRARY := lmlite/lib/liblmlite_bridge.so
-BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt
+BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt \
+           lmlite/worker/llama/capi.py lmlite/worker/llama/mtmd.py
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -35,7 +36,7 @@ test-all: native .venv/test/.complete ## run all tests, the long ones too
 native: $(LIBRARY) ## build llama.cpp and the bridge (LLAMA_CPP_DIR=tree, CMAKE_ARGS=-DGGML_CUDA=ON)
 
 abi: $(BUILD)/llama.cpp.found ## let the C compiler check the ctypes declarations against the headers
-	@$(PYTHON) -c 'from lmlite.worker.capi import c_check; print(*c_check(), sep="\n")' \
+	@$(PYTHON) -c 'from lmlite.worker.llama.capi import c_check; print(*c_check(), sep="\n")' \
 	  > $(BUILD)/abi.c
 	@cc -fsyntax-only -Inative -I$(SOURCE)/include -I$(SOURCE)/ggml/include \
 	  -I$(SOURCE)/tools/mtmd $(BUILD)/abi.c
@@ -112,6 +113,8 @@ $(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/libwebp.found $(BUILD)/o
 	  echo "lmlite needs a C++17 compiler: install g++ or clang" \
 	       "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++)"; exit 1; }
 	@echo "building llama.cpp: about 4 minutes on two cores, once"
+	@$(PYTHON) -c 'from lmlite.worker.llama.capi import layout_lines; print(*layout_lines(), sep="\n")' \
+	  > $(BUILD)/layout.inc
 	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/cmake -G Ninja -DLLAMA_CPP_DIR=$(SOURCE) \
 	  -DLIBWEBP_DIR=$(WEBP) $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake

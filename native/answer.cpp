@@ -1,28 +1,31 @@
-#include "answer.h"
+// Reads an answer while it grows, at a cost per token that does not grow with it.
+//
+// llama.cpp's parsers read whole texts only. But the middle of a long stretch (a thought, content, a string
+// among arguments) does not change what they make of it: until the stretch ends, each character is one more of
+// the same kind. So the parser is given a window, which is the text without such middles, and what the window
+// adds is what the text adds. Where no middle can be left out, the parser is asked less often, the longer the
+// window is. At the end it reads all of the text.
 
 #include <algorithm>
-#include <cctype>
 #include <map>
 #include <memory>
 #include <stdexcept>
 #include <variant>
 
+#include "bridge.h"
 #include "chat-peg-parser.h"
+#include "chat.h"
 #include "peg-parser.h"
-
-// llama.cpp's parsers know only whole texts. But what they make of a long stretch - a thought, content,
-// a string among arguments - does not depend on its middle: until it ends, each character is one more of
-// the same. So the parser is given a window, which is the text without such middles, and what the window
-// adds is what the text adds. Where none can be left out, the parser is asked less often, the longer the
-// window is. At the end it reads all of the text.
+#include "text.h"
 
 namespace {
 
-constexpr size_t KEPT   = 160;   // bytes at both ends of a stretch: longer than any tag
-constexpr size_t WORTH  = 256;   // bytes that are worth a cut
-constexpr size_t ROOMY  = 1024;  // bytes of a window that are read with each token
-constexpr size_t DEEP   = 64;    // containers in each other, within which none looks for a cut
-constexpr size_t ESCAPE = 6;     // bytes of the longest escape, as in JSON's strings
+// In bytes, but for MAX_DEPTH.
+constexpr size_t KEPT       = 160;   // of both ends of a stretch: longer than any tag
+constexpr size_t MIN_CUT    = 256;   // a shorter middle is not worth a cut
+constexpr size_t MIN_WINDOW = 1024;  // a window of this size is read with each token
+constexpr size_t MAX_DEPTH  = 64;    // of containers in each other, in which a cut is looked for
+constexpr size_t ESCAPE     = 6;     // the longest escape in a JSON string
 
 struct reading {
     common_peg_parse_context context;
@@ -41,7 +44,7 @@ std::unique_ptr<common_chat_peg_mapper> mapper_of(common_chat_format format, com
     }
 }
 
-// common_chat_peg_parse, but that it copies no parser, and leaves the tree.
+// As common_chat_peg_parse, but it copies no parser, and keeps the tree.
 reading read(const common_chat_parser_params & params, const std::string & text, bool is_partial) {
     reading made{ common_peg_parse_context(text, COMMON_PEG_PARSE_FLAG_LENIENT), {}, {} };
     made.result = params.parser.parse(made.context);
@@ -53,7 +56,7 @@ reading read(const common_chat_parser_params & params, const std::string & text,
     return made;
 }
 
-// ---- what may go -----------------------------------------------------------------------------
+// ---- middles that may be left out ------------------------------------------------------------
 
 struct stretch {
     size_t begin = 0, end = 0;
@@ -65,7 +68,7 @@ bool begins_character(const std::string & text, size_t at) {
     return (static_cast<unsigned char>(text[at]) & 0xC0) != 0x80;
 }
 
-// The first place from `at` on, not far, that is neither within a character nor within an escape.
+// The next place from `at` on, if one is near, that is neither within a character nor within an escape.
 size_t next_border(const std::string & text, size_t at) {
     const auto is_border = [&text](size_t place) {
         const size_t from = place - std::min(place, ESCAPE);
@@ -78,18 +81,18 @@ size_t next_border(const std::string & text, size_t at) {
     return at < end ? at : std::string::npos;
 }
 
-// Of a stretch whose characters are all alike to the parser.
+// For a stretch whose characters are all alike to the parser.
 stretch middle_of_text(const std::string & text, size_t begin, size_t end) {
     const stretch found{ next_border(text, begin + KEPT), next_border(text, end - KEPT) };
     return found.begin < found.end && found.end < end ? found : stretch{};
 }
 
-// Follows JSON, or Python's way to write it, as far as two places can be told to be alike.
+// Follows JSON, or the same in Python's syntax, to tell whether a parser is in the same state at two places.
 class json_state {
   public:
-    // The open containers, and the quote of an open string or a comma; empty where no cut may be.
+    // The open containers, and the quote of an open string or a comma. Empty where no cut may be.
     std::string key() const {
-        if (n_escaped > 0 || (quote == 0 && last != ',') || open.size() > DEEP) {
+        if (n_escaped > 0 || (quote == 0 && last != ',') || open.size() > MAX_DEPTH) {
             return "";
         }
         return open + (quote != 0 ? quote : last);
@@ -140,7 +143,7 @@ bool starts_with(const std::string & text, const char * start) {
 // The longest middle of any stretch below a node.
 void find_middle(const reading & of, common_peg_ast_id id, stretch & longest) {
     const common_peg_ast_node & node = of.context.ast.get(id);
-    if (node.end - node.start < 2 * KEPT + WORTH) {
+    if (node.end - node.start < 2 * KEPT + MIN_CUT) {
         return;
     }
     stretch found;
@@ -156,14 +159,14 @@ void find_middle(const reading & of, common_peg_ast_id id, stretch & longest) {
     longest = found.size() > longest.size() ? found : longest;
 }
 
-// Whether a text is another one without a middle, or that one itself.
+// Whether a text is the other one, or that one without a middle.
 bool is_shorter(const std::string & text, const std::string & other) {
     if (text.size() >= other.size()) {
         return text == other;
     }
     const size_t n_head = std::mismatch(text.begin(), text.end(), other.begin()).first - text.begin();
     const size_t n_tail = std::mismatch(text.rbegin(), text.rend(), other.rbegin()).first - text.rbegin();
-    return n_head + n_tail >= text.size() && n_tail >= ESCAPE;  // an end that is lacking would come again
+    return n_head + n_tail >= text.size() && n_tail >= ESCAPE;  // a missing end would be sent twice
 }
 
 bool is_shorter(const common_chat_msg & message, const common_chat_msg & other) {
@@ -193,7 +196,7 @@ void add(common_chat_msg & message, const common_chat_msg_diff & diff) {
     call.arguments += diff.tool_call_delta.arguments;
 }
 
-// A parser that takes any text as content, and nothing for anything else.
+// Whether a parser takes any text as content, and for nothing else.
 bool is_content_only(const common_peg_parser_variant & parser) {
     if (const auto * until = std::get_if<common_peg_until_parser>(&parser)) {
         return until->delimiters.empty();
@@ -207,76 +210,152 @@ bool is_content_only(const common_peg_parser_variant & parser) {
            std::holds_alternative<common_peg_end_parser>(parser);
 }
 
+common_json json_of(const std::vector<common_chat_msg_diff> & diffs) {
+    common_json found = common_json::object();
+    common_json calls = common_json::array();
+    for (const common_chat_msg_diff & diff : diffs) {
+        if (!diff.reasoning_content_delta.empty()) {
+            found["reasoning"] = diff.reasoning_content_delta;
+        }
+        if (!diff.content_delta.empty()) {
+            found["content"] = diff.content_delta;
+        }
+        if (diff.tool_call_index != std::string::npos) {
+            calls.push_back({ { "index", diff.tool_call_index },
+                              { "name", diff.tool_call_delta.name },
+                              { "arguments", diff.tool_call_delta.arguments } });
+        }
+    }
+    if (!calls.empty()) {
+        found["calls"] = calls;
+    }
+    return found;
+}
+
 }  // namespace
 
-growing_answer::growing_answer(common_chat_parser_params params) :
-    params(std::move(params)),
-    text(this->params.generation_prompt),
-    window(text),
-    n_roomy(std::max(ROOMY, 2 * window.size())) {
-    if (this->params.parser.empty()) {
-        this->params.parser =
-            build_chat_peg_parser([](common_chat_peg_builder & p) { return p.content(p.rest()) + p.end(); });
-        text.clear();
-        window.clear();
+struct lml_answer {
+    explicit lml_answer(common_chat_parser_params given) : params(std::move(given)), text(params.generation_prompt) {
+        if (params.parser.empty()) {
+            params.parser =
+                build_chat_peg_parser([](common_chat_peg_builder & p) { return p.content(p.rest()) + p.end(); });
+            text.clear();
+        }
+        window       = text;
+        n_opening    = text.size();
+        n_worth_cut  = std::max(MIN_WINDOW, 2 * window.size());
+        message.role = "assistant";
     }
-    message.role = "assistant";
+
+    bool is_plain() const {
+        for (common_peg_parser_id id = 0; id < params.parser.size(); id++) {
+            if (!is_content_only(params.parser.get(id))) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    std::vector<common_chat_msg_diff> push(const std::string & more) {
+        text += more;
+        window += more;
+        n_unread += more.size();
+        if (n_unread < window.size() / MIN_WINDOW) {
+            return {};
+        }
+        n_unread         = 0;
+        const auto diffs = common_chat_msg_diff::compute_diffs(message, read(params, window, true).message);
+        for (const common_chat_msg_diff & diff : diffs) {
+            add(message, diff);
+            add(sent, diff);
+        }
+        if (window.size() > n_worth_cut) {
+            shorten();
+        }
+        return diffs;
+    }
+
+    std::vector<common_chat_msg_diff> finish(bool is_whole) const {
+        return common_chat_msg_diff::compute_diffs(sent, read(params, text, !is_whole).message);
+    }
+
+    // Leaves middles out of the window, one by one, as long as the message stays the same but for them.
+    void shorten() {
+        while (window.size() > MIN_WINDOW) {
+            const reading before = read(params, window, true);
+            if (before.message != message) {
+                return;  // the parser has taken something back
+            }
+            stretch middle;
+            for (const common_peg_ast_id id : before.result.nodes) {
+                find_middle(before, id, middle);
+            }
+            if (middle.size() < MIN_CUT) {
+                break;
+            }
+            std::string shorter = window;
+            shorter.erase(middle.begin, middle.size());
+            const reading after = read(params, shorter, true);
+            if (after.result.type != before.result.type || !is_shorter(after.message, before.message)) {
+                break;
+            }
+            window  = std::move(shorter);
+            message = after.message;
+        }
+        n_worth_cut = std::max(MIN_WINDOW, 2 * window.size());
+    }
+
+    common_chat_parser_params params;
+    std::string               text;          // the prompt's end and all that came
+    std::string               window;        // the same without the middles of long stretches
+    common_chat_msg           message;       // what the parser makes of the window
+    common_chat_msg           sent;          // what was said of the text so far
+    size_t                    n_opening;     // bytes of the text that the prompt holds
+    size_t                    n_unread = 0;  // bytes that came since the parser was last asked
+    size_t                    n_worth_cut;   // a window of so many bytes is worth a cut
+};
+
+struct lml_answer * lml_answer_init(const char * reply, char ** error) {
+    try {
+        const common_json         parsed = common_json::parse(reply);
+        common_chat_parser_params params;
+        params.format            = static_cast<common_chat_format>(parsed.at("format").get<int>());
+        params.generation_prompt = parsed.at("generation_prompt").get<std::string>();
+        const std::string parser = parsed.at("parser").get<std::string>();
+        if (!parser.empty()) {
+            params.parser.load(parser);
+        }
+        return new lml_answer(std::move(params));
+    } catch (const std::exception & e) {
+        *error = owned(e.what());
+        return nullptr;
+    }
 }
 
-bool growing_answer::is_plain() const {
-    for (common_peg_parser_id id = 0; id < params.parser.size(); id++) {
-        if (!is_content_only(params.parser.get(id))) {
-            return false;
-        }
-    }
-    return true;
+void lml_answer_free(struct lml_answer * answer) {
+    delete answer;
 }
 
-std::vector<common_chat_msg_diff> growing_answer::push(const std::string & more) {
-    text += more;
-    window += more;
-    n_unread += more.size();
-    if (n_unread < window.size() / ROOMY) {
-        return {};
-    }
-    n_unread = 0;
-    const auto diffs = common_chat_msg_diff::compute_diffs(message, read(params, window, true).message);
-    for (const common_chat_msg_diff & diff : diffs) {
-        add(message, diff);
-        add(said, diff);
-    }
-    if (window.size() > n_roomy) {
-        shorten();
-    }
-    return diffs;
+bool lml_answer_is_plain(const struct lml_answer * answer) {
+    return answer->is_plain();
 }
 
-std::vector<common_chat_msg_diff> growing_answer::finish(bool is_whole) {
-    return common_chat_msg_diff::compute_diffs(said, read(params, text, !is_whole).message);
+char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes) {
+    try {
+        const common_json found = json_of(answer->push(std::string(text, n_bytes)));
+        return found.empty() ? nullptr : owned(found.dump());
+    } catch (const std::exception &) {
+        return nullptr;  // while it grows, a text may not be in any form yet
+    }
 }
 
-// Leaves middles out of the window, one by one, as long as the message stays what it is but for them.
-void growing_answer::shorten() {
-    while (window.size() > ROOMY) {
-        const reading before = read(params, window, true);
-        if (before.message != message) {
-            return;  // it has taken something back
-        }
-        stretch middle;
-        for (const common_peg_ast_id id : before.result.nodes) {
-            find_middle(before, id, middle);
-        }
-        if (middle.size() < WORTH) {
-            break;
-        }
-        std::string shorter = window;
-        shorter.erase(middle.begin, middle.size());
-        const reading after = read(params, shorter, true);
-        if (after.result.type != before.result.type || !is_shorter(after.message, before.message)) {
-            break;
-        }
-        window  = std::move(shorter);
-        message = after.message;
+char * lml_answer_finish(struct lml_answer * answer, bool is_whole) {
+    try {
+        const common_json found = json_of(answer->finish(is_whole));
+        return found.empty() ? nullptr : owned(found.dump());
+    } catch (const std::exception & e) {
+        return is_whole ? failure(e.what(), { { "text", answer->text.substr(answer->n_opening) },
+                                              { "content", answer->sent.content } })
+                        : nullptr;
     }
-    n_roomy = std::max(ROOMY, 2 * window.size());
 }

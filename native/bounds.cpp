@@ -1,8 +1,8 @@
-// Bounds on what one call takes in one thread, whatever others do meanwhile: a chat template is a program
-// that comes with a model file, and llama.cpp runs it without any.
+// Bounds on the memory and time of one call in one thread. A chat template is a program that comes with a
+// model file, and llama.cpp runs it without bounds.
 //
-// llama.cpp allocates in each step of a template, and always with operator new. The one below stands in for
-// that of the standard library in all that is loaded with the bridge.
+// llama.cpp allocates in each step of a template, and always with operator new. The one below replaces the
+// standard library's in all that is loaded with the bridge.
 
 #include "bridge.h"
 
@@ -16,10 +16,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// In allocations: a look at the clock costs as much as one. So many are left to tell of an error, and a
-// template that is run in spite of one soon meets with the next.
+// In allocations, as reading the clock costs as much as one. An error can be reported with the allocations
+// until the next look; a template that goes on in spite of it soon gets another.
 constexpr int    LOOK_EVERY  = 256;
-constexpr size_t LARGE_BYTES = 1 << 16;  // before such an allocation much has happened, and an error needs none
+constexpr size_t LARGE_BYTES = 1 << 16;  // look before such an allocation: much has happened since the last
 
 struct Bounds {
     bool              is_on;
@@ -28,8 +28,8 @@ struct Bounds {
     Clock::time_point end;
 };
 
-// Every allocation looks at it. In glibc's static block it is found without a call, a tenth of the time of a
-// short prompt; other C libraries have no room there for a library that is loaded later.
+// Read by every allocation. In glibc's static block that needs no call, which would cost a tenth of the time
+// of a short prompt; other C libraries have no room there for a library that is loaded later.
 #ifdef __GLIBC__
 [[gnu::tls_model("initial-exec")]]
 #endif

@@ -1,59 +1,27 @@
+// Chats: from messages to a prompt, and to what holds the answer to its form.
+
 #include "chat.h"
 
-#include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <string>
 #include <vector>
 
-#include "answer.h"
 #include "bridge.h"
-#include "json.h"
+#include "text.h"
 
 struct lml_chat {
     common_chat_templates_ptr templates;
     std::string               source;
 };
 
-struct lml_answer {
-    growing_answer growing;
-};
-
 namespace {
-
-// malloc, not new: the caller frees through lml_free whatever allocator C++ uses.
-char * owned(const std::string & text) {
-    char * copy = static_cast<char *>(std::malloc(text.size() + 1));
-    if (copy != nullptr) {
-        std::memcpy(copy, text.c_str(), text.size() + 1);
-    }
-    return copy;
-}
-
-char * error_json(const std::string & what) {
-    try {
-        common_json body = common_json::object();
-        body["error"]    = what;
-        return owned(body.dump_safe());  // it may quote half a letter
-    } catch (const std::exception &) {
-        return owned("{\"error\": \"the failure cannot be described\"}");
-    }
-}
-
-common_json list(const std::vector<std::string> & texts) {
-    common_json array = common_json::array();
-    for (const std::string & text : texts) {
-        array.push_back(text);
-    }
-    return array;
-}
 
 // ---- request -> prompt, grammar and parser ---------------------------------------------------
 
 common_chat_templates_inputs inputs_of(const lml_chat & chat, const common_json & request) {
     common_chat_templates_inputs inputs;
     inputs.messages = common_chat_msgs_parse_oaicompat(request.at("messages"));
-    // Calls cannot be continued: there, the model goes on with a turn of its own.
+    // Calls cannot be continued: the model begins a turn of its own behind them.
     if (!inputs.messages.empty() && inputs.messages.back().role == "assistant" &&
         inputs.messages.back().tool_calls.empty()) {
         inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
@@ -64,7 +32,7 @@ common_chat_templates_inputs inputs_of(const lml_chat & chat, const common_json 
         const auto caps    = common_chat_templates_get_caps(chat.templates.get());
         inputs.parallel_tool_calls = request.value("parallel_tool_calls", caps.at("supports_parallel_tool_calls"));
         if (request.contains("schemas")) {
-            // Calls are held to these; the template still reads the tools as they are.
+            // The grammar of calls is made of these; the template reads the tools as they are.
             inputs.chat_template_kwargs["tools"] = common_chat_tools_to_json_oaicompat(inputs.tools).dump();
             for (size_t i = 0; i < inputs.tools.size(); i++) {
                 inputs.tools[i].parameters = request.at("schemas").at(i).dump();
@@ -74,10 +42,9 @@ common_chat_templates_inputs inputs_of(const lml_chat & chat, const common_json 
     if (request.contains("json_schema")) {
         inputs.json_schema = request.at("json_schema").dump();
     }
-    inputs.grammar         = request.value("grammar", "");
-    inputs.enable_thinking = request.value("enable_thinking", true);
-    const bool reasoning   = request.value("reasoning", true);
-    inputs.reasoning_format = reasoning ? COMMON_REASONING_FORMAT_DEEPSEEK : COMMON_REASONING_FORMAT_NONE;
+    inputs.enable_thinking  = request.value("enable_thinking", true);
+    inputs.reasoning_format = request.value("reasoning", true) ? COMMON_REASONING_FORMAT_DEEPSEEK
+                                                               : COMMON_REASONING_FORMAT_NONE;
     if (request.contains("kwargs")) {
         for (const auto & item : request.at("kwargs").items()) {
             inputs.chat_template_kwargs[item.key()] = item.value().dump();
@@ -92,30 +59,26 @@ std::string render(const lml_chat & chat, const std::string & request) {
 
     common_json triggers = common_json::array();
     for (const common_grammar_trigger & trigger : params.grammar_triggers) {
-        common_json each = common_json::object();
-        each["type"]  = static_cast<int>(trigger.type);
-        each["value"] = trigger.value;
-        each["token"] = trigger.token;
-        triggers.push_back(each);
+        triggers.push_back({ { "type", trigger.type }, { "value", trigger.value }, { "token", trigger.token } });
     }
-    common_json reply = common_json::object();
-    reply["prompt"]            = params.prompt;
-    reply["stops"]             = list(params.additional_stops);
-    reply["preserved"]         = list(params.preserved_tokens);
-    reply["grammar"]           = params.grammar;
-    reply["grammar_lazy"]      = params.grammar_lazy;
-    reply["grammar_prefilled"] = inputs.grammar.empty();  // the caller's own knows nothing of the prompt
-    reply["triggers"]          = triggers;
-    reply["generation_prompt"] = params.generation_prompt;
-    reply["format"]            = static_cast<int>(params.format);
-    reply["parser"]            = params.parser;
-    reply["reasoning"]         = inputs.reasoning_format != COMMON_REASONING_FORMAT_NONE;
-    reply["thinking_start"]    = params.thinking_start_tag;
-    reply["thinking_ends"]     = list(params.thinking_end_tags);
+    const common_json reply = {
+        { "prompt", params.prompt },
+        { "stops", params.additional_stops },
+        { "preserved", params.preserved_tokens },
+        { "grammar", params.grammar },
+        { "grammar_lazy", params.grammar_lazy },
+        { "triggers", triggers },
+        { "generation_prompt", params.generation_prompt },
+        { "format", params.format },
+        { "parser", params.parser },
+        { "reasoning", inputs.reasoning_format != COMMON_REASONING_FORMAT_NONE },
+        { "thinking_start", params.thinking_start_tag },
+        { "thinking_ends", params.thinking_end_tags },
+    };
     return reply.dump();
 }
 
-// common_chat_templates_init loses the reason on its way out; reading the source again finds it.
+// The reason is lost on the way out of common_chat_templates_init; reading the source again finds it.
 std::string template_fault(const llama_model * model, const char * override, const std::exception & lost) {
     const char * source = override != nullptr ? override : llama_model_chat_template(model, nullptr);
     try {
@@ -168,9 +131,9 @@ llama_sampler * grammar_of(const llama_vocab * vocab, const common_json & reply)
         return lazy_grammar(vocab, grammar, reply.at("triggers"));
     }
     llama_sampler * sampler = llama_sampler_init_grammar(vocab, grammar.c_str(), "root");
-    // A grammar made from a template describes the answer with the opening that the prompt holds.
+    // A template's grammar describes an answer from its opening on, which is in the prompt already.
     const std::string opening = reply.at("generation_prompt").get<std::string>();
-    if (sampler == nullptr || !reply.at("grammar_prefilled").get<bool>() || opening.empty()) {
+    if (sampler == nullptr || opening.empty()) {
         return sampler;
     }
     try {
@@ -187,32 +150,6 @@ llama_sampler * grammar_of(const llama_vocab * vocab, const common_json & reply)
         throw;
     }
     return sampler;
-}
-
-// ---- completion -> message -------------------------------------------------------------------
-
-common_json additions(const std::vector<common_chat_msg_diff> & diffs) {
-    common_json found = common_json::object();
-    common_json calls = common_json::array();
-    for (const common_chat_msg_diff & diff : diffs) {
-        if (!diff.reasoning_content_delta.empty()) {
-            found["reasoning"] = diff.reasoning_content_delta;
-        }
-        if (!diff.content_delta.empty()) {
-            found["content"] = diff.content_delta;
-        }
-        if (diff.tool_call_index != std::string::npos) {
-            common_json call  = common_json::object();
-            call["index"]     = static_cast<int64_t>(diff.tool_call_index);
-            call["name"]      = diff.tool_call_delta.name;
-            call["arguments"] = diff.tool_call_delta.arguments;
-            calls.push_back(call);
-        }
-    }
-    if (!calls.empty()) {
-        found["calls"] = calls;
-    }
-    return found;
 }
 
 }  // namespace
@@ -244,7 +181,7 @@ char * lml_chat_render(struct lml_chat * chat, const char * request) {
     try {
         return owned(render(*chat, request));
     } catch (const std::exception & e) {
-        return error_json(e.what());
+        return failure(e.what());
     }
 }
 
@@ -270,48 +207,5 @@ bool lml_grammar_accept(struct llama_sampler * grammar, const llama_token * toke
         return true;
     } catch (const std::exception &) {
         return false;
-    }
-}
-
-struct lml_answer * lml_answer_init(const char * reply, char ** error) {
-    try {
-        const common_json parsed = common_json::parse(reply);
-        common_chat_parser_params params;
-        params.format = static_cast<common_chat_format>(parsed.at("format").get<int>());
-        params.generation_prompt = parsed.at("generation_prompt").get<std::string>();
-        const std::string parser = parsed.at("parser").get<std::string>();
-        if (!parser.empty()) {
-            params.parser.load(parser);
-        }
-        return new lml_answer{ growing_answer(std::move(params)) };
-    } catch (const std::exception & e) {
-        *error = owned(e.what());
-        return nullptr;
-    }
-}
-
-void lml_answer_free(struct lml_answer * answer) {
-    delete answer;
-}
-
-bool lml_answer_is_plain(const struct lml_answer * answer) {
-    return answer->growing.is_plain();
-}
-
-char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes) {
-    try {
-        const common_json found = additions(answer->growing.push(std::string(text, n_bytes)));
-        return found.empty() ? nullptr : owned(found.dump());
-    } catch (const std::exception &) {
-        return nullptr;  // while it grows, a text may not be in any form yet
-    }
-}
-
-char * lml_answer_finish(struct lml_answer * answer, bool is_whole) {
-    try {
-        const common_json found = additions(answer->growing.finish(is_whole));
-        return found.empty() ? nullptr : owned(found.dump());
-    } catch (const std::exception & e) {
-        return is_whole ? error_json(e.what()) : nullptr;
     }
 }

@@ -355,6 +355,13 @@ def c_check() -> Iterator[str]:
         yield f'_Static_assert({name} == {value}, "{name}");'
 
 
+def layout_lines() -> Iterator[str]:
+    """Lines of C++ with which lml_layout tells of each struct and field above (`make native`)."""
+    for struct in STRUCTS:
+        yield f"SIZE({struct.__name__})"
+        yield from (f"FIELD({struct.__name__}, {name})" for name, *_ in struct._fields_)
+
+
 _TYPEDEFS = {"llama_logit_bias", "llama_token_data", "llama_token_data_array", "llama_batch"}
 
 # ---- loading -------------------------------------------------------------------------------
