@@ -91,6 +91,18 @@ def unnamed(answer: Json) -> Json:
     return {"choices": choices, "usage": usage}
 
 
+def typed_events(data: bytes) -> list[Any]:
+    """The data of a stream's events, each of which is named after its type. Skips comments."""
+    found = []
+    for event in data.decode().removesuffix("\n\n").split("\n\n"):
+        if event.startswith(":"):
+            continue
+        name, line = event.split("\n")
+        found.append(json.loads(line.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    return found
+
+
 def folded_message(events: list[Json]) -> Json:
     """Anthropic's message, as a client makes it of a stream."""
     (message,) = [event["message"] for event in events if event["type"] == "message_start"]

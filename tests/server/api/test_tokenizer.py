@@ -74,7 +74,7 @@ def test_tokens_are_a_list_of_ids() -> None:
         (parse_detokenize, {"tokens": [-1]}, "tokens"),
     ],
 )
-def test_what_is_wrong_is_named(parse: Any, body: dict[str, Any], param: str) -> None:
+def test_an_error_names_the_field(parse: Any, body: dict[str, Any], param: str) -> None:
     with pytest.raises(BadRequest) as caught:
         parse(body)
     assert caught.value.param == param
@@ -90,7 +90,7 @@ def answer(**body: Any) -> Any:
     return reply.whole()
 
 
-def test_an_answer_has_the_fields_of_both() -> None:
+def test_a_reply_has_the_fields_of_both_kinds_of_clients() -> None:
     assert answer() == {
         "tokens": [5, 6, 7, 8], "count": 4, "max_model_len": 512, "token_strs": None
     }  # fmt: skip
@@ -159,7 +159,7 @@ def test_a_chat_has_the_tokens_of_its_prompt(server: RunningServer) -> None:
     assert tokens(server, messages=HI) == expected
 
 
-def test_what_cannot_be_is_refused(server: RunningServer) -> None:
+def test_impossible_requests_are_refused(server: RunningServer) -> None:
     unknown = server.post("/detokenize", tokens=[10**6])
     assert (unknown.status, unknown.error["param"]) == (400, "tokens")
     long = server.post("/tokenize", content="x" * 200_000)
@@ -183,7 +183,7 @@ def test_a_text_comes_back_from_its_tokens(default_model: Model, text: str) -> N
 
 
 @pytest.mark.parametrize("name", ["llama-spm", "phi-3", "gpt-2", "llama-bpe", "command-r"])
-def test_it_does_with_other_vocabularies_too(lib: Any, llama_cpp: Path, name: str) -> None:
+def test_a_text_comes_back_with_other_vocabularies(lib: Any, llama_cpp: Path, name: str) -> None:
     path = llama_cpp / "models" / f"ggml-vocab-{name}.gguf"
     model = Model(lib, str(path), vocab_only=True)
     try:

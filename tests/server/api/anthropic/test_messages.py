@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +15,12 @@ from lmlite.errors import (
     NotFound,
     Unavailable,
 )
-from lmlite.messages import CallDelta, Chat, Delta, Finished, ReplyEvent, Started, ToolCall
+from lmlite.messages import Chat, ToolCall
 from lmlite.server.api.anthropic.errors import message_error
-from lmlite.server.api.anthropic.replies import MessageReply
 from lmlite.server.api.anthropic.requests import parse_count, parse_message
 from lmlite.server.api.openai.requests import parse_chat
 from tests.support.server_process import Answer, RunningServer
-from tests.support.streams import folded_message
+from tests.support.streams import folded_message, typed_events
 
 MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 HI = [{"role": "user", "content": "Hi"}]
@@ -160,7 +158,7 @@ def test_the_output_config_is_the_chats_effort_and_form() -> None:
     )
 
 
-def test_fields_that_nobody_knows_are_named() -> None:
+def test_unknown_fields_are_reported() -> None:
     inert = {"metadata": {"user_id": "me"}, **CACHED}
     unknown = {"betas": ["x"], "service_tier": "auto", "stop": "x"}
     body = {"messages": HI, "max_tokens": 9, **inert, **unknown}
@@ -238,7 +236,7 @@ def test_a_block_of_another_type_is_its_text_or_a_line(block: dict[str, Any], wo
     )
 
 
-def test_an_image_that_is_kept_elsewhere_is_told() -> None:
+def test_an_image_that_lies_elsewhere_becomes_a_line() -> None:
     image = {"type": "image", "source": {"type": "file", "file_id": "file_1"}}
     words = "[image file_1: it cannot be read here]\n"
     assert request(messages=[{"role": "user", "content": [image]}]) == chat(
@@ -400,195 +398,13 @@ def test_the_line_that_changes_each_turn_is_no_part_of_the_system_prompt(
     assert request(system=system) == request(system=left)
 
 
-def test_a_system_prompt_of_that_line_alone_is_none() -> None:
+def test_a_system_prompt_of_only_that_line_is_empty() -> None:
     assert request(system=[text(BILLING)]) == request()
 
 
-def test_the_line_stays_in_what_others_say() -> None:
+def test_the_line_stays_in_messages_of_users() -> None:
     said = [{"role": "user", "content": BILLING}]
     assert request(messages=said).messages[0].content == BILLING
-
-
-# ---- events become a message, or its stream --------------------------------------------------
-
-
-def reply(**body: Any) -> MessageReply:
-    call = parse_message({"messages": HI, "max_tokens": 9, **body})
-    model: Any = SimpleNamespace(name="m")
-    return MessageReply(call, "msg_1", model, 0)
-
-
-def whole(events: list[ReplyEvent], **body: Any) -> Any:
-    answer = reply(**body)
-    for event in events:
-        answer.add(event)
-    return answer.whole()
-
-
-def streamed(events: list[ReplyEvent], **body: Any) -> list[Any]:
-    answer = reply(**body, stream=True)
-    return parsed(b"".join(map(answer.add, events)) + answer.tail())
-
-
-def parsed(data: bytes) -> list[Any]:
-    """The objects of a stream of typed events: two lines each, and a blank one."""
-    found = []
-    for event in data.decode().removesuffix("\n\n").split("\n\n"):
-        if event.startswith(":"):
-            continue
-        name, line = event.split("\n")
-        found.append(json.loads(line.removeprefix("data: ")))
-        assert name == f"event: {found[-1]['type']}"
-    return found
-
-
-EVENTS: list[ReplyEvent] = [
-    Started(0, 0, n_prompt=9, n_cached=4),
-    Delta(0, 0, "", reasoning="h"),
-    Delta(0, 0, "I ", reasoning="m"),
-    Delta(0, 0, "look."),
-    Delta(0, 0, "", calls=(CallDelta(0, "", "call_1", "get_weather"),)),
-    Delta(0, 0, "", calls=(CallDelta(0, '{"city": '), CallDelta(0, '"Oslo"}'))),
-    Delta(0, 0, "", calls=(CallDelta(1, "", "call_2", "set_timer"),)),
-    Finished(0, 0, "tool_calls", 12),
-]
-MESSAGE = {
-    "id": "msg_1",
-    "type": "message",
-    "role": "assistant",
-    "model": "m",
-    "content": [
-        {"type": "thinking", "thinking": "hm", "signature": ""},
-        text("I look."),
-        {"type": "tool_use", "id": "call_1", "name": "get_weather", "input": {"city": "Oslo"}},
-        {"type": "tool_use", "id": "call_2", "name": "set_timer", "input": {}},
-    ],
-    "stop_reason": "tool_use",
-    "stop_sequence": None,
-    "usage": {"input_tokens": 5, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 4,
-              "output_tokens": 12},
-}  # fmt: skip
-
-
-def test_events_become_a_message() -> None:
-    assert whole(EVENTS) == folded_message(streamed(EVENTS)) == MESSAGE
-
-
-def test_events_become_typed_events() -> None:
-    def start(index: int, **block: Any) -> Any:
-        return {"type": "content_block_start", "index": index, "content_block": block}
-
-    def delta(index: int, kind: str, **more: str) -> Any:
-        more["type"] = f"{kind}_delta"
-        return {"type": "content_block_delta", "index": index, "delta": more}
-
-    def stop(index: int) -> Any:
-        return {"type": "content_block_stop", "index": index}
-
-    usage = {"input_tokens": 5, "cache_creation_input_tokens": 0, "cache_read_input_tokens": 4,
-             "output_tokens": 0}  # fmt: skip
-    empty = MESSAGE | {"content": [], "stop_reason": None, "usage": usage}
-    assert streamed(EVENTS) == [
-        {"type": "message_start", "message": empty},
-        {"type": "ping"},
-        start(0, type="thinking", thinking="", signature=""),
-        delta(0, "thinking", thinking="h"),
-        delta(0, "thinking", thinking="m"),
-        delta(0, "signature", signature=""),
-        stop(0),
-        start(1, type="text", text=""),
-        delta(1, "text", text="I "),
-        delta(1, "text", text="look."),
-        stop(1),
-        start(2, type="tool_use", id="call_1", name="get_weather", input={}),
-        delta(2, "input_json", partial_json='{"city": '),
-        delta(2, "input_json", partial_json='"Oslo"}'),
-        stop(2),
-        start(3, type="tool_use", id="call_2", name="set_timer", input={}),
-        stop(3),
-        {"type": "message_delta", "delta": {"stop_reason": "tool_use", "stop_sequence": None},
-         "usage": {"output_tokens": 12}},
-        {"type": "message_stop"},
-    ]  # fmt: skip
-
-
-def test_a_text_may_follow_a_call() -> None:
-    begin, end = CallDelta(0, '{"a"', "call_1", "f"), CallDelta(0, ": 1}")
-    events = [EVENTS[0], Delta(0, 0, "", calls=(begin,)), Delta(0, 0, "Ok.", calls=(end,))]
-    call = {"type": "tool_use", "id": "call_1", "name": "f", "input": {"a": 1}}
-    assert whole([*events, EVENTS[-1]])["content"] == [call, text("Ok.")]
-
-
-@pytest.mark.parametrize("first", ["", '{"a"'])
-def test_what_comes_amid_a_call_waits_for_its_end(first: str) -> None:
-    rest = '{"a": 1}'.removeprefix(first)
-    events: list[ReplyEvent] = [
-        EVENTS[0],
-        Delta(0, 0, "", calls=(CallDelta(0, first, "call_1", "f"),)),
-        Delta(0, 0, "O"),
-        Delta(0, 0, "k.", reasoning="hm"),
-        Delta(0, 0, "", calls=(CallDelta(0, rest), CallDelta(1, "{}", "call_2", "g"))),
-        Delta(0, 0, "Done."),
-        Delta(0, 0, "", calls=(CallDelta(1, "\n"),)),
-        EVENTS[-1],
-    ]
-    content = [
-        {"type": "tool_use", "id": "call_1", "name": "f", "input": {"a": 1}},
-        text("O"),
-        {"type": "thinking", "thinking": "hm", "signature": ""},
-        text("k."),
-        {"type": "tool_use", "id": "call_2", "name": "g", "input": {}},
-        text("Done."),
-    ]
-    found = streamed(events)
-    assert whole(events)["content"] == folded_message(found)["content"] == content
-    edges = [(e["type"], e["index"]) for e in found if e["type"].startswith("content_block_st")]
-    assert edges == [
-        (f"content_block_{edge}", i) for i in range(len(content)) for edge in ("start", "stop")
-    ]
-
-
-def test_an_error_in_the_middle_of_a_stream_is_its_last_event() -> None:
-    assert reply().failure(InternalError("broken")) == (
-        b'event: error\ndata: {"type":"error","error":{"type":"api_error","message":"broken"}}\n\n'
-    )
-
-
-@pytest.mark.parametrize(
-    ("end", "reason", "sequence"),
-    [
-        (Finished(0, 0, "stop", 3, "end_token"), "end_turn", None),
-        (Finished(0, 0, "length", 3, "max_tokens"), "max_tokens", None),
-        (Finished(0, 0, "length", 3, "context_full"), "model_context_window_exceeded", None),
-        (Finished(0, 0, "tool_calls", 3, "end_token"), "tool_use", None),
-        (Finished(0, 0, "stop", 3, "stop_string", stop_string="END"), "stop_sequence", "END"),
-        (Finished(0, 0, "stop", 3, "stop_string", stop_string="<eot>"), "end_turn", None),
-        (Finished(0, 0, "tool_calls", 3, "stop_string", stop_string="<eot>"), "tool_use", None),
-    ],
-)
-def test_the_end_has_a_reason(end: Finished, reason: str, sequence: str | None) -> None:
-    message = whole([EVENTS[0], end], stop_sequences=["x", "END"])
-    assert (message["stop_reason"], message["stop_sequence"]) == (reason, sequence)
-
-
-@pytest.mark.parametrize("arguments", ['{"city": "Os', "[1]", '{"n": NaN}', '{"n": 1e999}'])
-def test_arguments_that_are_no_json_object_are_text(arguments: str) -> None:
-    call = CallDelta(0, arguments, "call_1", "get_weather")
-    events = [EVENTS[0], Delta(0, 0, "", calls=(call,)), Finished(0, 0, "length", 3, "max_tokens")]
-    assert whole(events)["content"] == [text(arguments)]
-
-
-def test_what_the_client_had_begun_is_not_repeated() -> None:
-    begun = [*HI, {"role": "assistant", "content": "I am"}]
-    events = [EVENTS[0], Delta(0, 0, "I am t"), Delta(0, 0, "I am"), EVENTS[-1]]
-    assert whole(events, messages=begun)["content"] == [text(" tI am")]
-    thoughts = {"type": "thinking", "thinking": "hm", "signature": ""}
-    thinking = [*HI, {"role": "assistant", "content": [thoughts]}]
-    events = [EVENTS[0], Delta(0, 0, "", reasoning="hm, so"), EVENTS[-1]]
-    assert whole(events, messages=thinking)["content"] == [{**thoughts, "thinking": ", so"}]
-    both = [*HI, {"role": "assistant", "content": [thoughts, text("I am")]}]
-    events = [EVENTS[0], Delta(0, 0, "I am", reasoning="hm\n"), Delta(0, 0, " t"), EVENTS[-1]]
-    assert whole(events, messages=both)["content"] == [text(" t")]
 
 
 # ---- over HTTP -------------------------------------------------------------------------------
@@ -629,7 +445,7 @@ def without_ids(message: dict[str, Any]) -> Any:
         (THINK, {}),
     ],
 )
-def test_a_stream_folds_to_the_message(
+def test_the_events_of_a_stream_are_those_of_the_message(
     server: RunningServer, question: str, more: dict[str, Any]
 ) -> None:
     more = {"temperature": 1, "seed": 7, **more}
@@ -637,7 +453,7 @@ def test_a_stream_folds_to_the_message(
     message = ask(server, question, **more)
     answer = post(server, question, **more, stream=True)
     assert answer.headers["content-type"] == "text/event-stream"
-    events = parsed(answer.body)
+    events = typed_events(answer.body)
     assert without_ids(folded_message(events)) == without_ids(message)
     kinds = [event["type"] for event in events]
     assert (kinds[0], kinds[-2:]) == ("message_start", ["message_delta", "message_stop"])
@@ -676,7 +492,7 @@ def test_a_call_can_be_required(server: RunningServer) -> None:
     assert (call["type"], call["name"], call["input"]) == ("tool_use", "set_timer", {})
 
 
-def test_the_stop_sequence_that_matched_is_told(server: RunningServer) -> None:
+def test_the_stop_sequence_that_matched_is_reported(server: RunningServer) -> None:
     message = ask(server, "Count from 3 to 9.", stop_sequences=["x", ", 6"])
     assert message["content"] == [text("3, 4, 5")]
     assert (message["stop_reason"], message["stop_sequence"]) == ("stop_sequence", ", 6")
@@ -689,7 +505,7 @@ def test_a_beginning_of_the_answer_is_continued(server: RunningServer) -> None:
     assert message["content"][0]["text"].startswith(" little model inside lmlite.")
 
 
-def test_the_form_of_the_answer_is_held(server: RunningServer) -> None:
+def test_the_answer_has_the_form_that_was_asked_for(server: RunningServer) -> None:
     person = {"name": {"type": "string"}, "age": {"type": "integer"}}
     schema = {"type": "object", "properties": person, "required": ["name", "age"]}
     form = {"type": "json_schema", "schema": schema}
@@ -712,7 +528,7 @@ def test_a_count_is_the_number_that_the_answer_reports(server: RunningServer) ->
         assert counted.json == {"input_tokens": n_prompt}
 
 
-def test_the_second_turn_of_claude_code_reads_the_tail_alone(server: RunningServer) -> None:
+def test_the_second_turn_of_claude_code_reads_only_new_tokens(server: RunningServer) -> None:
     prompt = "You are an agent. " * 40
 
     def ask(turns: list[Any], n: int) -> Any:
@@ -729,7 +545,7 @@ def test_the_second_turn_of_claude_code_reads_the_tail_alone(server: RunningServ
     assert usage["input_tokens"] < 30
 
 
-def test_what_is_in_memory_is_counted_apart(server: RunningServer) -> None:
+def test_cached_tokens_are_counted_separately(server: RunningServer) -> None:
     first = ask(server, "How many moons has Mars?")["usage"]
     again = ask(server, "How many moons has Mars?")["usage"]
     assert (again["input_tokens"], again["cache_creation_input_tokens"]) == (1, 0)
@@ -743,7 +559,7 @@ def test_a_dry_run_knows_the_stop_sequences(server: RunningServer) -> None:
     assert found["sampling"]["stop"] == {"value": ["x"], "origin": "request"}
 
 
-def test_errors_are_anthropics_on_its_paths_alone(server: RunningServer) -> None:
+def test_only_paths_of_this_api_have_anthropics_errors(server: RunningServer) -> None:
     cases = [
         (server.post(MESSAGES, messages=HI), 400, "invalid_request_error", "max_tokens is missing"),
         (server.post(COUNT), 400, "invalid_request_error", "messages is missing"),
@@ -765,7 +581,9 @@ def test_errors_are_anthropics_on_its_paths_alone(server: RunningServer) -> None
     assert server.get("/v1/nothing").error["type"] == "invalid_request_error"
 
 
-def test_ignored_fields_are_told_and_a_strict_server_refuses_them(server: RunningServer) -> None:
+def test_ignored_fields_are_reported_and_a_strict_server_refuses_them(
+    server: RunningServer,
+) -> None:
     told = post(server, "Hi", max_tokens=1, betas=["x"])
     assert (told.status, told.headers["x-ignored-params"]) == (200, "betas")
     with RunningServer("--strict") as strict:

@@ -117,7 +117,7 @@ def test_tools_of_other_types_are_left_out() -> None:
     assert options(tools=others) == options(tools=others, tool_choice="auto") == ChatOptions()
 
 
-def test_what_is_left_out_has_names() -> None:
+def test_left_out_tools_have_names() -> None:
     body = {
         "messages": [
             {"role": "user", "content": [{"type": "input_audio", "input_audio": {}},

@@ -44,7 +44,7 @@ def test_an_unknown_id_is_refused_as_openai_does() -> None:
     assert "resp_" + "x" * 59 + "'" in error.message
 
 
-def test_what_was_not_used_for_longest_is_forgotten_first() -> None:
+def test_the_least_recently_used_is_dropped_first() -> None:
     stored = StoredResponses(max_responses=2)
     stored.keep("a", HI)
     stored.keep("b", HI)
@@ -53,14 +53,14 @@ def test_what_was_not_used_for_longest_is_forgotten_first() -> None:
     assert remembered(stored, *"abc") == ["a", "c"]
 
 
-def test_no_more_is_kept_than_there_may_be() -> None:
+def test_the_limit_of_bytes_holds() -> None:
     stored = StoredResponses(max_bytes=3 * size_of(HI))
     for name in "abcd":
         stored.keep(name, HI)
     assert remembered(stored, *"abcd") == ["b", "c", "d"]
 
 
-def test_a_conversation_that_is_too_long_is_not_kept_and_displaces_nothing() -> None:
+def test_a_conversation_that_is_too_long_is_not_stored_and_displaces_nothing() -> None:
     stored = StoredResponses()
     stored.keep("short", HI)
     stored.keep("long", (ChatMessage("user", "x" * MAX_CONVERSATION_BYTES),))
