@@ -26,6 +26,7 @@ from lmlite.server.front.keys import VARIABLE
 from lmlite.server.front.limits import Limits
 from lmlite.server.logs import Log
 from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.life import Failed, Loading
 from lmlite.server.models.loading import EMBEDDED_MODEL, ModelOptions, served_model
 from lmlite.server.models.registry import Registry, ServedModel
 from lmlite.server.models.supervisor import SPAWN_FAULTS
@@ -102,8 +103,8 @@ def _prepared(given: argparse.Namespace, log: Log) -> "tuple[Server, ServedModel
 def _serve_until(stop: threading.Event, server: "Server", model: ServedModel, log: Log) -> None:
     notifier = systemd.Notifier()
     _show_loading(model, stop)
-    if model.supervisor.fault is not None:
-        raise CommandError(model.supervisor.fault, 1)
+    if isinstance(model.supervisor.state, Failed):
+        raise CommandError(model.supervisor.state.reason, 1)
     if not stop.is_set():
         log.line("info", f"{model.name} is ready at {server.url}/v1")
         notifier.tell("READY=1")
@@ -272,12 +273,11 @@ def _show_loading(model: ServedModel, stop: threading.Event) -> None:
     """Waits until the model is loaded or has failed; draws a bar on a terminal meanwhile."""
     supervisor = model.supervisor
     began_s = time.monotonic()
-    while not (supervisor.ready or supervisor.fault or stop.is_set()):
-        supervisor.wait_until_settled(0.1)
+    while isinstance(state := supervisor.state, Loading) and not stop.is_set():
         if sys.stderr.isatty():
-            done = int(supervisor.fraction_loaded * 30)
-            bar = "#" * done + "." * (30 - done)
+            bar = "#" * int(state.progress * 30)
             elapsed = f"{time.monotonic() - began_s:.1f} s"
-            print(f"\rloading {model.name} [{bar}] {elapsed} ", end="", file=sys.stderr)
+            print(f"\rloading {model.name} [{bar:.<30}] {elapsed} ", end="", file=sys.stderr)
+        supervisor.wait_until_settled(0.1)
     if sys.stderr.isatty():
         print(file=sys.stderr)

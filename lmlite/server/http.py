@@ -31,7 +31,8 @@ from lmlite.server.front.gate import allowed_by, check_method
 from lmlite.server.front.handler import JSON_TYPE, StrictRequestHandler
 from lmlite.server.front.routes import RouteTable
 from lmlite.server.logs import Subscriber
-from lmlite.server.models.event_queue import Reply as EventQueue
+from lmlite.server.models import life
+from lmlite.server.models.open_requests import OpenRequest
 from lmlite.server.server import Server
 from lmlite.server.watch import metrics
 from lmlite.server.watch.request_count import RequestCount
@@ -179,29 +180,32 @@ class Handler(StrictRequestHandler):
         assert self.head is not None
         model, has_key = self.server.registry.models()[0], self.server.gate.has_key(self.head)
         supervisor = model.supervisor
-        if supervisor.ready:
-            # It serves, but what ended its last worker may come again.
-            status = "degraded" if supervisor.has_recovered_lately else "ready"
-            memory = {"memory": model.memory()} if has_key and model.plan is not None else {}
-            self.send_json(200, {"status": status, **memory})
-        elif supervisor.fault:
-            reason = {"reason": supervisor.fault} if has_key else {}
-            self.send_json(503, {"status": "failed", **reason})
-        else:
-            progress = round(supervisor.fraction_loaded, 3)
-            reason = {"reason": supervisor.lacks} if has_key and supervisor.lacks else {}
-            self.send_json(503, {"status": "loading", "progress": progress, **reason})
+        match supervisor.state:
+            case life.Ready():
+                # It serves, but what ended its last worker may come again.
+                status = "degraded" if supervisor.has_recovered_lately else "ready"
+                memory = {"memory": model.memory()} if has_key and model.plan is not None else {}
+                self.send_json(200, {"status": status, **memory})
+            case life.Failed(reason):
+                known = {"reason": reason} if has_key else {}
+                self.send_json(503, {"status": "failed", **known})
+            case life.Loading(progress, reason):
+                known = {"reason": reason} if has_key and reason else {}
+                self.send_json(503, {"status": "loading", "progress": round(progress, 3), **known})
+            case life.Unloaded() | life.Unloading():
+                raise Unavailable("the server is stopping")
 
     def send_metrics(self) -> None:
         """Counts, for Prometheus."""
         server, supervisor = self.server, self.server.registry.models()[0].supervisor
+        ready = supervisor.ready
         text = server.metrics.text(
             n_connections=server.n_connections(),
             n_dropped=server.log.n_dropped(),
             n_open=supervisor.n_open(),
             n_started=supervisor.n_started,
-            is_ready=supervisor.ready is not None,
-            engine=supervisor.state,
+            is_ready=ready is not None,
+            engine=ready.engine if ready else None,
         )
         self.send_body(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
 
@@ -237,7 +241,7 @@ class Handler(StrictRequestHandler):
             supervisor = model.supervisor
             count = self._count = RequestCount(
                 self.server.log, reply_id, model.name, model.file.path,
-                lambda: supervisor.ready.n_gpu_layers if supervisor.ready else 0,
+                lambda: ready.loaded.n_gpu_layers if (ready := supervisor.ready) else 0,
             )  # fmt: skip
             reply = make_reply(call, reply_id, model, int(time.time()))
             events = supervisor.submit(traced(call.request, count.is_traced))
@@ -249,7 +253,7 @@ class Handler(StrictRequestHandler):
             finally:
                 events.close()
 
-    def _stream(self, events: EventQueue, count: RequestCount, reply: GeneratedReply) -> None:
+    def _stream(self, events: OpenRequest, count: RequestCount, reply: GeneratedReply) -> None:
         """Server-sent events. The first event, or a long silence, decides the status."""
         try:
             self._send_events(self._reply_events(events, count, reply))
@@ -263,7 +267,7 @@ class Handler(StrictRequestHandler):
         self.end_pieces()
 
     def _reply_events(
-        self, events: EventQueue, count: RequestCount, reply: GeneratedReply
+        self, events: OpenRequest, count: RequestCount, reply: GeneratedReply
     ) -> Iterator[tuple[bytes, bytes]]:
         progress = "waiting"
         for event in self._events(events, count):
@@ -282,7 +286,7 @@ class Handler(StrictRequestHandler):
                 self.send_piece(data)
                 last_write_s = now
 
-    def _fold(self, events: EventQueue, count: RequestCount, reply: Reply) -> None:
+    def _fold(self, events: OpenRequest, count: RequestCount, reply: Reply) -> None:
         """One JSON object: the same events, put together."""
         last_write_s = time.monotonic()
         try:
@@ -305,7 +309,7 @@ class Handler(StrictRequestHandler):
             self.send_piece(wire.to_json(body))
             self.end_pieces()
 
-    def _events(self, events: EventQueue, count: RequestCount) -> Iterator[ReplyEvent | None]:
+    def _events(self, events: OpenRequest, count: RequestCount) -> Iterator[ReplyEvent | None]:
         """The events of a reply; None now and then while there are none.
 
         Raises ConnectionAbortedError when the client is gone, ApiError when the request failed.

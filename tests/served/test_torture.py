@@ -37,7 +37,7 @@ from lmlite.server.front import connection as connection_module
 from lmlite.server.front import wire
 from lmlite.server.front.connection import Connection
 from lmlite.server.models import supervisor as supervisor_module
-from lmlite.server.models.event_queue import Reply
+from lmlite.server.models.open_requests import OpenRequest
 from lmlite.server.models.worker_process import WorkerProcess
 from lmlite.worker.__main__ import Worker
 from lmlite.worker.chat.renderer import TemplateError
@@ -146,7 +146,7 @@ def outcome(house: House, stream: bool) -> str:
 def held(house: House) -> Counter[str]:
     """What a server at rest has open."""
     gc.collect()
-    kinds = (Reply, Connection)
+    kinds = (OpenRequest, Connection)
     objects = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
     return objects + Counter(
         requests=house.supervisor.n_open(),

@@ -247,8 +247,7 @@ def test_a_model_that_cannot_be_loaded_is_a_503_without_retry(open_house: Any) -
 def test_an_answer_that_outlasts_the_drain_ends_with_an_error(house: House, go_on: Path) -> None:
     with closing(house.connect()) as connection:
         house.send(connection, f"wait {go_on}")
-        while not house.supervisor.n_open():
-            assert house.supervisor.fault is None
+        until(lambda: house.supervisor.n_open() == 1)
         house.server.drain(0.0)
         house.supervisor.stop()
         reply = connection.getresponse()
@@ -308,8 +307,7 @@ def test_a_request_beyond_the_queue_is_told_to_come_back(open_house: Any) -> Non
     for _ in range(2):
         waiting.append(house.connect())
         house.send(waiting[-1], "hang")
-    while house.supervisor.n_open() < 2:
-        assert house.supervisor.fault is None
+    until(lambda: house.supervisor.n_open() == 2)
     status, body = house.ask("echo x")
     assert (status, json.loads(body)["error"]["message"]) == (503, "2 requests are waiting already")
     # It is told so before it has sent anything but its head.
@@ -321,8 +319,7 @@ def test_a_request_beyond_the_queue_is_told_to_come_back(open_house: Any) -> Non
     assert b"\r\nRetry-After: " in answer
     for connection in waiting:
         connection.close()
-    while house.supervisor.n_open():
-        assert house.supervisor.fault is None
+    until(lambda: house.supervisor.n_open() == 0)
     assert house.ask("echo x")[0] == 200
 
 

@@ -22,6 +22,7 @@ from lmlite.server.front.sockets import listen
 from lmlite.server.http import Handler
 from lmlite.server.logs import Log
 from lmlite.server.models.defaults import NO_DEFAULTS
+from lmlite.server.models.life import Failed
 from lmlite.server.models.registry import Registry, ServedModel
 from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.server import Server
@@ -92,7 +93,7 @@ class House:
     def logged(self, n: int) -> list[str]:
         """The first n lines of the log; a line comes after its answer."""
         while len(lines := self.log_text().splitlines()) < n:
-            assert self.supervisor.fault is None
+            assert not isinstance(self.supervisor.state, Failed)
         return lines
 
     def get(self, path: str, **headers: str) -> tuple[int, Any]:

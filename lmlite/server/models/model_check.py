@@ -1,8 +1,7 @@
-"""The files of a model between two of its workers: whether they are those that were checked.
+"""The files of a model between two of its workers: whether they are still what was checked.
 
-A worker may only load what `gguf.py` and `gguf_projector.py` have passed. Who replaces a model
-does so while it is served: the file grows for minutes, and only once nobody writes to it can it
-be judged.
+A worker may load only files that `lmlite/gguf` has passed. A model may be replaced while it is
+served: its file then grows for minutes, and can only be judged once nobody writes to it.
 """
 
 import os
@@ -10,29 +9,55 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from lmlite.errors import ModelFileError, ModelFileMissing
-from lmlite.gguf.file import ModelFile
+from lmlite.gguf.file import ModelFile, read_model_file
 from lmlite.gguf.header import identity
-from lmlite.gguf.projector import Projector
+from lmlite.gguf.projector import Projector, read_projector_file
 
 File = TypeVar("File", ModelFile, Projector)
 Identity = tuple[int, int, int, int]
+Wait = Callable[[float], object]  # takes seconds
 
-LOOK_S = 0.5  # between two looks at a file that somebody may be writing to
-N_LOOKS = 6  # at a file that stays as it is, until a fault of it is believed
+LOOK_S = 0.5  # between two looks at a file that may still be written to
+N_LOOKS = 6  # at an unchanged file, before a fault in it is believed
+
+
+class CheckedFiles:
+    """The files of one model, as they were last checked."""
+
+    def __init__(self, model: ModelFile | None, projector: Projector | None) -> None:
+        """None: there is no such file."""
+        self.model, self.projector = model, projector
+
+    @property
+    def _all(self) -> list[ModelFile | Projector]:
+        return [file for file in (self.model, self.projector) if file is not None]
+
+    def check(self, wait: Wait) -> None:
+        """Checks again what has changed. Raises ModelFileError."""
+        if self.projector is not None and has_changed(self.projector):
+            self.projector = checked_again(self.projector, read_projector_file, wait)
+        if self.model is not None and has_changed(self.model):
+            model = checked_again(self.model, read_model_file, wait)
+            if model.embeds_only != self.model.embeds_only:
+                raise ModelFileError(f"{model.path} has become a model of another kind")
+            self.model = model
+
+    def are_replaced(self) -> bool:
+        """Whether one has changed and is there: a missing file leaves the worker what it has."""
+        return any(has_changed(file) and None not in identities(file) for file in self._all)
+
+    def identities(self) -> list[Identity | None]:
+        """See `identities`."""
+        return identities(*self._all)
 
 
 def has_changed(file: ModelFile | Projector) -> bool:
-    """Whether a name of its parts stands for another file, or for other contents, or for none."""
+    """Whether the name of a part stands for another file, for other contents, or for none."""
     known = [(part.dev, part.ino, part.n_bytes, part.mtime_ns) for part in file.parts]
     return identities(file) != known
 
 
-def is_replaced(file: ModelFile | Projector) -> bool:
-    """Whether it has changed, and is there: a file that is away leaves a worker what it has."""
-    return None not in identities(file) and has_changed(file)
-
-
-def checked_again(file: File, read: Callable[[str], File], wait: Callable[[float], object]) -> File:
+def checked_again(file: File, read: Callable[[str], File], wait: Wait) -> File:
     """What `read` makes of the file as it is now, once it stays so.
 
     Raises ModelFileMissing when a part is not there, else the ModelFileError of `read`.
@@ -55,7 +80,7 @@ def checked_again(file: File, read: Callable[[str], File], wait: Callable[[float
 
 
 def identities(*files: ModelFile | Projector) -> list[Identity | None]:
-    """What changes when a part of the files does, of each; None for one that cannot be found."""
+    """For each part, what changes when the part does; None for one that cannot be found."""
     return [_identity(part.path) for file in files for part in file.parts]
 
 

@@ -1,83 +1,166 @@
-"""Requests that were let in: bounded, in their order, each with the worker that has it, if any.
+"""Requests that were let in: each with its events and with the worker that has it, if any.
 
-Belongs to the supervisor, under whose lock everything here runs. Writes to no pipe.
+The supervisor's thread puts events in; the thread of a connection takes them out. `OpenRequests`
+belongs to the supervisor, under whose lock everything in it runs. Writes to no pipe.
 """
 
 import collections
+import queue
+from collections.abc import Callable
 
 from lmlite import frames
-from lmlite.errors import Unavailable
-from lmlite.messages import Cancel, Failed
-from lmlite.server.models.event_queue import Reply
-from lmlite.server.models.quarantine import Suspects
+from lmlite.errors import KINDS, ApiError, PromptTooLong, Unavailable
+from lmlite.messages import (
+    Cancel,
+    Chat,
+    Complete,
+    Embed,
+    Embedded,
+    Failed,
+    Finished,
+    Planned,
+    Queued,
+    ReplyEvent,
+    Tokenize,
+    Work,
+)
+from lmlite.server.models.quarantine import Quarantine
+
+END_EVENTS = (Finished, Embedded, Planned)  # each ends one choice or one input
+
+
+class OpenRequest:
+    """One request, and its events for the one thread that waits for them."""
+
+    def __init__(self, request: Work, forget: Callable[["OpenRequest"], None]) -> None:
+        self.request = request
+        self.process: object | None = None  # the worker process that has it; None: it waits for one
+        self._n_unfinished = n_results(request)  # choices or inputs whose end has not come
+        self._n_untaken = self._n_unfinished  # and those whose end `next` has not returned
+        self._was_queued = self._was_begun = False
+        self._forget = forget
+        self._events: queue.SimpleQueue[ReplyEvent] = queue.SimpleQueue()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the last event has been taken."""
+        return self._n_untaken == 0
+
+    @property
+    def may_be_running(self) -> bool:
+        """Whether the worker may be at work on it: it neither ended nor only waited."""
+        return bool(self._n_unfinished) and (self._was_begun or not self._was_queued)
+
+    def put(self, event: ReplyEvent) -> None:
+        """Called by the supervisor's thread."""
+        is_queued = isinstance(event, Queued)
+        self._was_queued |= is_queued
+        self._was_begun |= not is_queued
+        if isinstance(event, Failed):
+            self._n_unfinished = 0
+        self._n_unfinished -= isinstance(event, END_EVENTS)
+        self._events.put(event)
+
+    def next(self, timeout_s: float) -> ReplyEvent | None:
+        """The next event, or None after timeout_s without one. Raises the ApiError of a Failed."""
+        try:
+            event = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(event, Failed):
+            self._n_untaken = 0
+            raise _error_of(event)
+        self._n_untaken -= isinstance(event, END_EVENTS)
+        return event
+
+    def close(self) -> None:
+        """Ends the wait; a request that is not complete is cancelled."""
+        self._forget(self)
 
 
 class OpenRequests:
-    """The replies that somebody waits for."""
+    """The requests that clients wait for."""
 
-    def __init__(self, most: int) -> None:
-        """`most`: how many there may be, whatever the worker does."""
-        self._most = most
-        self._replies: dict[int, Reply] = {}  # by request
-        self._unsent: dict[int, bytes] = {}  # frames of those that no worker has
-        self._cancels: collections.deque[tuple[object, bytes]] = collections.deque()  # and for whom
-        self._suspects = Suspects()
+    def __init__(self, n_most: int) -> None:
+        self._n_most = n_most
+        self._requests: dict[int, OpenRequest] = {}  # by id
+        self._unsent: dict[int, bytes] = {}  # frames of the requests that no worker has
+        self._cancels: collections.deque[tuple[object, bytes]] = collections.deque()  # by process
+        self._quarantine = Quarantine()
 
     def __len__(self) -> int:
-        return len(self._replies)
+        return len(self._requests)
 
     def check_room(self) -> None:
         """Raises Unavailable."""
-        if len(self) >= self._most:
+        if len(self) >= self._n_most:
             raise Unavailable(f"{len(self)} requests are waiting already")
 
-    def add(self, reply: Reply, frame: bytes) -> None:
-        """Lets one in, to wait for a worker. Raises HarmfulRequest for one that workers die of."""
-        if self._suspects:
-            self._suspects.check(reply.fingerprint)
-        self._replies[reply.request_id] = reply
-        self._unsent[reply.request_id] = frame
+    def add(self, opened: OpenRequest, frame: bytes) -> None:
+        """Lets a request in, to wait for a worker. Raises HarmfulRequest."""
+        self._quarantine.check(opened.request)
+        self._requests[opened.request.id] = opened
+        self._unsent[opened.request.id] = frame
 
-    def find(self, request_id: int) -> Reply | None:
-        """The reply to a request, unless nobody waits for it any more."""
-        return self._replies.get(request_id)
+    def find(self, request_id: int) -> OpenRequest | None:
+        """The request, unless its client is gone."""
+        return self._requests.get(request_id)
 
-    def forget(self, reply: Reply) -> None:
-        """Nobody waits for it: its worker is to stop working on it, or never gets it."""
-        if self._replies.pop(reply.request_id, None) is None:
+    def forget(self, opened: OpenRequest) -> None:
+        """Removes a request; a worker that still has it is told to stop."""
+        request_id = opened.request.id
+        if self._requests.pop(request_id, None) is None:
             return
-        if reply.is_complete:
-            if self._suspects:
-                self._suspects.clear(reply.fingerprint)
-        elif self._unsent.pop(reply.request_id, None) is None:
-            self._cancels.append((reply.process, frames.encode(Cancel(reply.request_id))))
+        if opened.is_complete:
+            self._quarantine.clear(opened.request)
+        elif self._unsent.pop(request_id, None) is None:
+            self._cancels.append((opened.process, frames.encode(Cancel(request_id))))
 
     @property
     def has_frames(self) -> bool:
-        """Whether a worker is to be told something."""
+        """Whether there is something to tell a worker."""
         return bool(self._unsent or self._cancels)
 
     def next_frame(self, process: object) -> bytes | None:
-        """What to tell the worker next, which has that request from now on."""
-        while self._cancels:  # first, as they make room
+        """The next frame for the worker, which has the request of that frame from now on."""
+        while self._cancels:  # first: they free places in the worker
             addressee, frame = self._cancels.popleft()
             if addressee is process:
                 return frame
         for request_id in self._unsent:
-            self._replies[request_id].process = process
+            self._requests[request_id].process = process
             return self._unsent.pop(request_id)
         return None
 
     def blame(self, process: object) -> None:
-        """A worker died: once for each text that was at work, however many had asked for it."""
-        replies = [reply for reply in self._replies.values() if reply.process is process]
-        for suspect in {reply.fingerprint for reply in replies if reply.may_be_running}:
-            self._suspects.blame(suspect)
+        """Counts a worker's death against the requests that it was working on."""
+        had = [opened for opened in self._requests.values() if opened.process is process]
+        self._quarantine.blame(opened.request for opened in had if opened.may_be_running)
 
     def fail(self, kind: type[Unavailable], message: str, process: object | None = None) -> None:
-        """Ends those that this worker had; without one, all."""
-        for reply in list(self._replies.values()):
-            if process is None or reply.process is process:
-                del self._replies[reply.request_id]
-                self._unsent.pop(reply.request_id, None)
-                reply.put(Failed(reply.request_id, kind.__name__, message))
+        """Ends the requests of one worker process; without one, all requests."""
+        for request_id, opened in list(self._requests.items()):
+            if process is None or opened.process is process:
+                del self._requests[request_id]
+                self._unsent.pop(request_id, None)
+                opened.put(Failed(request_id, kind.__name__, message))
+
+
+def n_results(request: Work) -> int:
+    """How many choices or vectors a request ends in."""
+    match request:
+        case Chat():
+            return request.n
+        case Complete():
+            return request.n * len(request.prompts)
+        case Embed():
+            return len(request.inputs)
+        case Tokenize():
+            return 1
+
+
+def _error_of(event: Failed) -> ApiError:
+    if event.kind == PromptTooLong.__name__:
+        assert event.tokens is not None
+        return PromptTooLong(event.message, param=event.param or "", tokens=event.tokens)
+    return KINDS.get(event.kind, ApiError)(event.message, param=event.param)

@@ -1,15 +1,14 @@
 """How soon another worker is started after one that ended, and when there is no point in it.
 
-Attempts count, not deaths alone: a process that could not be started is one, too. They count until
-a worker proves itself, by an answer or by being ready for a minute. Starts nothing, and waits for
-nothing. Belongs to the supervisor's thread.
+Attempts count, not only deaths: starting a process can fail, too. They count until a worker
+proves itself, by an answer or by being ready for a minute. Belongs to the supervisor's thread.
 """
 
 from collections.abc import Callable
 
 MAX_DEATHS = 5  # in a row, of workers that had not proved themselves
 PROOF_S = 60.0
-BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next attempt, by those since the last proof
+BACKOFF_S = (0.0, 0.1, 0.5, 1.0, 5.0)  # before the next attempt, by attempts since the last proof
 LATELY_S = 60.0
 
 
@@ -21,10 +20,10 @@ class Restarts:
         self._clock = clock
         self._ready_s: float | None = None  # since when the worker that runs is ready
         self._died_s: float | None = None
-        self.forget()
+        self.reset()
 
-    def forget(self) -> None:
-        """Begins to count anew."""
+    def reset(self) -> None:
+        """A worker has proved itself, or the model's file is another one."""
         self._n_attempts = self._n_deaths = 0
 
     def begin(self) -> None:
@@ -35,14 +34,10 @@ class Restarts:
         """It has loaded its model."""
         self._ready_s = self._clock()
 
-    def answered(self) -> None:
-        """It has proved itself."""
-        self.forget()
-
     def end(self) -> None:
         """It is gone, for whatever reason."""
         if self._ready_s is not None and self._clock() - self._ready_s >= PROOF_S:
-            self.forget()
+            self.reset()
         self._ready_s = None
 
     def die(self) -> None:
@@ -59,9 +54,7 @@ class Restarts:
     @property
     def pause_s(self) -> float:
         """How long to wait before the next attempt."""
-        if self._n_attempts == 0:
-            return 0.0
-        return BACKOFF_S[min(self._n_attempts, len(BACKOFF_S)) - 1]
+        return BACKOFF_S[min(max(self._n_attempts, 1), len(BACKOFF_S)) - 1]
 
     @property
     def were_lately(self) -> bool:

@@ -1,43 +1,29 @@
 """Starts, watches, restarts and stops one worker, and carries requests to it.
 
-One thread per supervisor spawns the process, reads its events, and notices its death by the
-end of the pipe. The kernel ends a worker when the thread that spawned it ends, so that
-thread lives as long as the supervisor. A second one hands requests to the worker, as soon as there
-is one that is ready; a third one kills a worker that shows no sign of life. A request that a worker
-had when it died is failed and never tried again: it may be what killed it. Knows no HTTP.
+Three threads. The first starts the process, reads its events, and notices its death by the end
+of the pipe; it lives as long as the supervisor, because the kernel ends a worker when the thread
+that started it ends. The second writes requests to the worker as soon as one is ready. The third
+kills a worker that shows no sign of life.
+
+Requests that a worker had when it died are failed and never repeated: one of them may have
+killed it. Knows no HTTP.
 """
 
-import dataclasses
 import itertools
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from lmlite import frames
+from lmlite import frames, messages
 from lmlite.errors import BodyTooLarge, ModelFailed, ModelFileError, ModelFileMissing, Unavailable
-from lmlite.gguf.file import ModelFile, read_model_file
-from lmlite.gguf.projector import Projector, read_projector_file
-from lmlite.messages import (
-    EngineState,
-    Event,
-    Load,
-    LoadFailed,
-    Loading,
-    Note,
-    Outdated,
-    Ready,
-    Work,
-)
+from lmlite.gguf.file import ModelFile
+from lmlite.gguf.projector import Projector
+from lmlite.messages import EngineState, Event, Load, LoadFailed, Note, Outdated, Work
 from lmlite.server.logs import Log, printable
-from lmlite.server.models.event_queue import END_EVENTS, Reply
-from lmlite.server.models.model_check import (
-    Identity,
-    checked_again,
-    has_changed,
-    identities,
-    is_replaced,
-)
-from lmlite.server.models.open_requests import OpenRequests
+from lmlite.server.models.life import Failed, Loading, Ready, State, Unloaded, Unloading
+from lmlite.server.models.model_check import CheckedFiles, Identity
+from lmlite.server.models.open_requests import END_EVENTS, OpenRequest, OpenRequests
 from lmlite.server.models.restarts import MAX_DEATHS, Restarts
 from lmlite.server.models.watchdog import Watchdog
 from lmlite.server.models.worker_process import STOP_WAIT_S, WORKER_COMMAND, WorkerProcess, close
@@ -45,6 +31,7 @@ from lmlite.server.models.worker_process import STOP_WAIT_S, WORKER_COMMAND, Wor
 LOOK_S = 1.0  # between two looks for another file, once a model has failed
 SPAWN_FAULTS = (OSError, RuntimeError, MemoryError)  # no descriptors, no threads, no memory
 WATCHDOG_S = 30.0  # how long a worker may owe an answer without a sign of life
+STOPPING = "the server is stopping"
 
 
 class Supervisor:
@@ -66,23 +53,19 @@ class Supervisor:
         `prestarted` is a process of that command that has no model yet.
         """
         self.load = load
-        self._file, self._projector = file, projector
-        self._command, self._prestarted = command, prestarted
-        self._watchdog_s = watchdog_s
-        self.ready: Ready | None = None  # of the worker that runs now
-        self.state: EngineState | None = None  # its latest report
-        self.fraction_loaded = 0.0
-        self.fault: str | None = None  # why there will be no worker until a file is replaced
-        self.lacks: str | None = None  # what is waited for before the next worker can be started
+        self.state: State = Unloaded()
         self.n_started = 0
         self._log = log
+        self._command, self._prestarted = command, prestarted
+        self._watchdog_s = watchdog_s
+        self._files = CheckedFiles(file, projector)
+        self._given_up: list[Identity | None] = []  # the files with which the model has failed
         self._ids = itertools.count(1)
         self._open = OpenRequests(load.n_parallel + load.n_queue)
         self._process: WorkerProcess | None = None  # that of the worker that runs now
         self._n_events = 0  # of all workers
-        self._is_outdated = False  # the file that the worker has loaded
+        self._is_outdated = False  # a file that the worker has loaded was written to
         self._loaded: Load | None = None  # the last that a worker could carry out
-        self._given_up: list[Identity | None] = []  # the files over which the model has failed
         self._restarts = Restarts(clock)
         self._changed = threading.Condition()  # guards all of the above
         self._writing = threading.Lock()  # a frame goes down a pipe as a whole
@@ -96,24 +79,25 @@ class Supervisor:
 
     def start(self) -> None:
         """Begins to load the model; returns at once."""
+        self._enter(Loading())
         for thread in (self._thread, self._writer, self._watcher):
             thread.start()
 
     def wait_until_settled(self, timeout_s: float) -> None:
-        """Returns when the worker is ready, or will never be, or after timeout_s."""
+        """Returns when the worker is ready, or has failed, or after timeout_s."""
         with self._changed:
-            self._changed.wait_for(lambda: self.ready or self.fault, timeout_s)
+            self._changed.wait_for(lambda: isinstance(self.state, Ready | Failed), timeout_s)
 
-    def loaded(self) -> Ready:
-        """What the worker says of itself. Raises Unavailable while none is ready."""
+    def loaded(self) -> messages.Ready:
+        """What the worker says of its model. Raises Unavailable while none is ready."""
         with self._changed:
             self._expect_worker()
             if self.ready is None:
                 raise Unavailable("the model is still being loaded")
-            return self.ready
+            return self.ready.loaded
 
     def check_admission(self) -> None:
-        """Raises Unavailable when a further request would be refused, whatever it asks.
+        """Raises Unavailable when any further request would be refused.
 
         As many may be open while a model loads, or a worker is replaced, as at any other time.
         """
@@ -122,42 +106,44 @@ class Supervisor:
             self._open.check_room()
 
     def _expect_worker(self) -> None:
-        """Raises Unavailable when there is none, nor one on its way."""
-        if self.fault is not None:
-            raise ModelFailed(f"the model is not available: {self.fault}")
-        if self.lacks is not None:
-            raise Unavailable(f"the model is not available now: {self.lacks}")
+        """Raises Unavailable when there is no worker, and none is on its way."""
+        match self.state:
+            case Failed(reason):
+                raise ModelFailed(f"the model is not available: {reason}")
+            case Loading(reason=str(reason)):
+                raise Unavailable(f"the model is not available now: {reason}")
+            case Unloading() | Unloaded():
+                raise Unavailable(STOPPING)
 
-    def submit(self, request: Work) -> Reply:
+    def submit(self, request: Work) -> OpenRequest:
         """Lets a request in, for the worker that is ready or the next one that will be.
 
         Raises Unavailable when there will be none, and when too many requests are open;
-        HarmfulRequest for one that workers die of, BodyTooLarge for one that fits no frame.
+        HarmfulRequest for a request that workers die of, BodyTooLarge for one that fits no frame.
         """
-        request = dataclasses.replace(request, id=next(self._ids))
-        reply = Reply(request, self._forget)
+        request = replace(request, id=next(self._ids))
+        opened = OpenRequest(request, self._forget)
         try:
             frame = frames.encode(request)
         except frames.FrameError as err:
             raise BodyTooLarge(f"the request is too large: {err}") from None
         with self._changed:
             self.check_admission()
-            self._open.add(reply, frame)
+            self._open.add(opened, frame)
             self._changed.notify_all()
-        return reply
+        return opened
 
-    def _forget(self, reply: Reply) -> None:
+    def _forget(self, opened: OpenRequest) -> None:
         with self._changed:
-            self._open.forget(reply)
+            self._open.forget(opened)
             if self._open.has_frames:
                 self._changed.notify_all()
 
     def stop(self) -> None:
         """Ends the worker and fails what is still open."""
-        self._stopping.set()
         with self._changed:
-            self.fault = self.fault or "the server is stopping"
-            self._changed.notify_all()
+            self._enter(Unloading())
+            self._stopping.set()
             process = self._process
         if process is not None and self._writing.acquire(timeout=STOP_WAIT_S):
             close(process.requests)
@@ -167,9 +153,22 @@ class Supervisor:
             process.kill()
             self._thread.join(STOP_WAIT_S)
 
+    def _enter(self, state: State) -> None:
+        """Changes the state, unless the supervisor is being stopped."""
+        with self._changed:
+            if not self._stopping.is_set():
+                self.state = state
+            self._changed.notify_all()
+
+    @property
+    def ready(self) -> Ready | None:
+        """The state while the worker takes requests, else None."""
+        state = self.state
+        return state if isinstance(state, Ready) else None
+
     @property
     def pid(self) -> int | None:
-        """The worker that runs now."""
+        """The process id of the worker that runs now."""
         process = self._process
         return process.pid if process else None
 
@@ -214,7 +213,7 @@ class Supervisor:
         while not self._stopping.is_set():
             self._restarts.begin()
             try:
-                self._check_file()
+                self._files.check(self._pause)
                 process = self._spawn()
             except ModelFileMissing as err:
                 self._lack(str(err))
@@ -227,58 +226,38 @@ class Supervisor:
                     self._read_events(process)
                 finally:
                     self._bury(process)
-            self._rest()
-        self._fail(Unavailable, "the server is stopping")
-
-    def _rest(self) -> None:
-        """Before the next attempt."""
-        if self.fault is None:
-            self._pause(self._restarts.pause_s)
-        else:
-            self._wait_for_another_file()
+            if isinstance(self.state, Failed):
+                self._wait_for_another_file()
+            else:
+                self._pause(self._restarts.pause_s)
+        with self._changed:
+            self._open.fail(Unavailable, STOPPING)
+            self.state = Unloaded()
 
     def _wait_for_another_file(self) -> None:
-        """A model that has failed is not tried again before somebody replaces a file of it."""
+        """A model that has failed is not tried again before one of its files is replaced."""
         while not self._pause(LOOK_S):
-            if identities(*self._files) != self._given_up:
-                self._restarts.forget()
-                with self._changed:
-                    if not self._stopping.is_set():
-                        self.fault = None
+            if self._files.identities() != self._given_up:
+                self._restarts.reset()
+                self._enter(Loading())
                 return
 
-    def _check_file(self) -> None:
-        """Checks again what is not what was checked. Raises ModelFileError."""
-        if self._projector is not None and has_changed(self._projector):
-            self._projector = checked_again(self._projector, read_projector_file, self._pause)
-        if self._file is None or not has_changed(self._file):
-            return
-        self._file = file = checked_again(self._file, read_model_file, self._pause)
-        if file.embeds_only == self.load.generates:
-            raise ModelFileError(f"{file.path} has become a model of another kind")
-        self.load = dataclasses.replace(self.load, parts=file.parts)
-
-    @property
-    def _files(self) -> list[ModelFile | Projector]:
-        return [file for file in (self._file, self._projector) if file is not None]
-
-    def _has_new_file(self) -> bool:
-        return any(map(is_replaced, self._files))
-
     def _spawn(self) -> WorkerProcess:
+        if self._files.model is not None:
+            self.load = replace(self.load, parts=self._files.model.parts)
         process = self._prestarted or WorkerProcess(self._command, self._log)
         self._prestarted = None
         with self._changed:
             self._process = process
             self._is_outdated = False
             self.n_started += 1
-            self.lacks = None
+            self._enter(Loading())
         if self._stopping.is_set():  # `stop` may have come too early to see this process
             close(process.requests)
         return process
 
     def _read_events(self, process: WorkerProcess) -> None:
-        """Has the model loaded, and hands events to their replies until the worker ends."""
+        """Has the model loaded, and hands events to their requests until the worker ends."""
         try:
             self._send(process, frames.encode(self.load))
             while (event := frames.read(process.events, Event)) is not None:
@@ -289,32 +268,31 @@ class Supervisor:
 
     def _take(self, event: Event) -> None:
         match event:
-            case Loading(fraction):
-                self.fraction_loaded = fraction
+            case messages.Loading(fraction):
+                self._enter(Loading(fraction))
+            case messages.Ready():
+                self._loaded = self.load
+                self._restarts.ready()
+                self._enter(Ready(event))
             case EngineState():
-                self.state = event
+                if self.ready is not None:
+                    self._enter(replace(self.ready, engine=event))
             case Note(level, text):
                 self._log.line(level, text)
             case Outdated():
                 self._is_outdated = True
             case LoadFailed(message):
                 self._take_failure(message)
-            case Ready():
-                self._loaded = self.load
-                self._restarts.ready()
-                with self._changed:
-                    self.ready, self.fraction_loaded = event, 1.0
-                    self._changed.notify_all()
             case _:
                 if isinstance(event, END_EVENTS):
-                    self._restarts.answered()
-                reply = self._open.find(event.id)
-                if reply is not None:
-                    reply.put(event)
+                    self._restarts.reset()
+                opened = self._open.find(event.id)
+                if opened is not None:
+                    opened.put(event)
 
     def _take_failure(self, message: str) -> None:
         """The model could not be loaded."""
-        if self._has_new_file():
+        if self._files.are_replaced():
             self._is_outdated = True
         elif self._loaded == self.load:  # so it is not the model; memory, perhaps
             self._lack(message)
@@ -324,14 +302,16 @@ class Supervisor:
     def _bury(self, process: WorkerProcess) -> None:
         """After the end of a worker: fail what it had, and decide about another one."""
         with self._changed:
-            self.ready = self.state = self._process = None
-            self.fraction_loaded = 0.0
+            is_explained = isinstance(self.state, Failed) or self._lacks is not None
+            if not is_explained:
+                self._enter(Loading())
+            self._process = None
         self._restarts.end()
         why = process.bury()
-        if self._stopping.is_set() or self.fault is not None or self.lacks is not None:
+        if is_explained or self._stopping.is_set():
             return
-        # Cut short, a mapped file ends the worker before it can say so.
-        if self._is_outdated or self._has_new_file():
+        # When a mapped file is cut short, the worker dies before it can say so.
+        if self._is_outdated or self._files.are_replaced():
             self._log.line("warning", "the model's file was changed; it is loaded again")
             message = "the model's file was changed; it is being loaded again"
             self._fail(Unavailable, message, process)
@@ -355,23 +335,25 @@ class Supervisor:
         else:
             self._lack(f"another worker could not be started: {err}")
 
+    @property
+    def _lacks(self) -> str | None:
+        return self.state.reason if isinstance(self.state, Loading) else None
+
     def _lack(self, reason: str) -> None:
-        """Nobody waits for what may be away for long; it is tried again as long as it is."""
+        """Something is missing, perhaps for long: no request waits, but the start is repeated."""
         reason = printable(reason)
-        if self.lacks != reason:
+        if self._lacks != reason and not self._stopping.is_set():
             self._log.line("warning", f"waiting, and trying again: {reason}")
-        with self._changed:
-            self.lacks = reason
+        self._enter(Loading(reason=reason))
         self._fail(Unavailable, f"the model is not available now: {reason}")
 
-    def _give_up(self, fault: str) -> None:
-        self._given_up = identities(*self._files)  # before anybody can react to the fault
-        with self._changed:
-            self.fault = fault = printable(fault)
-            self._changed.notify_all()
-        self._fail(ModelFailed, f"the model is not available: {fault}")
-        if self._loaded is not None:  # else whoever started the model tells it
-            self._log.line("error", f"giving up: {fault}")
+    def _give_up(self, reason: str) -> None:
+        self._given_up = self._files.identities()  # before anybody can react to the state
+        reason = printable(reason)
+        self._enter(Failed(reason))
+        self._fail(ModelFailed, f"the model is not available: {reason}")
+        if self._loaded is not None:  # else whoever started the model reports it
+            self._log.line("error", f"giving up: {reason}")
 
     def _fail(
         self, kind: type[Unavailable], message: str, process: WorkerProcess | None = None
@@ -382,11 +364,12 @@ class Supervisor:
     # ---- the watchdog's thread -------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Kills a worker that owes something, be it to load, and shows no sign of life."""
+        """Kills a worker that is loading, or owes an answer, and shows no sign of life."""
         watchdog = Watchdog(self._watchdog_s)
         while not self._stopping.wait(watchdog.look_s):
             with self._changed:
-                process, owes = self._process, bool(self._open) or self.ready is None
+                process = self._process
+                owes = bool(self._open) or self.ready is None
             if process is None or not owes:
                 watchdog.rest()
             elif watchdog.is_overdue(process.pid, self._n_events):

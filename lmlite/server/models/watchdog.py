@@ -1,7 +1,7 @@
-"""Whether a worker that owes an answer is alive: it speaks, or at least its process works.
+"""Whether a worker that owes an answer is alive: it sends events, or at least its process works.
 
-One that was stopped, or whose threads wait for each other, does neither. One that works in
-silence gets more time: on a slow board a step of many tokens, or the first one of a model that
+A worker that was stopped, or whose threads wait for each other, does neither. One that works in
+silence gets more time: on a slow board a step of many tokens, or the first step of a model that
 is still on a slow disk, takes minutes. Time is counted in looks and not read from a clock, so
 that it stands still while this process, too, is stopped. Knows no frames and kills nobody.
 """
@@ -22,7 +22,7 @@ class Watchdog:
         """The worker owes nothing."""
         self._seen: tuple[int, int] | None = None
         self._work: tuple[int, ...] | None = None
-        self._n_silent = self._n_still = 0  # looks since it last spoke, and since it last worked
+        self._n_silent = self._n_still = 0  # looks since it last sent an event, and last worked
 
     def is_overdue(self, pid: int, n_events: int) -> bool:
         """One look at a worker that owes something and has sent so many events."""
@@ -38,9 +38,9 @@ class Watchdog:
 
 
 def work_of(pid: int) -> tuple[int, ...] | None:
-    """What grows while a process works: time on a processor, and pages read from a disk.
+    """Numbers that grow while a process works: pages read from a disk, processor time.
 
-    None where the system does not tell: then only what a worker says is a sign of life.
+    None where the system does not tell: then only events are a sign of life.
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:

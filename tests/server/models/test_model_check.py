@@ -14,12 +14,13 @@ from lmlite.gguf.file import ModelFile, read_model_file
 from lmlite.gguf.projector import read_projector_file
 from lmlite.messages import Load
 from lmlite.server.logs import Log
+from lmlite.server.models.life import Failed, State
 from lmlite.server.models.model_check import (
     LOOK_S,
     N_LOOKS,
+    CheckedFiles,
     checked_again,
     has_changed,
-    is_replaced,
 )
 from lmlite.server.models.supervisor import Supervisor
 from lmlite.worker.guard.model_files import FilesChanged, ModelFiles
@@ -54,11 +55,13 @@ def touch(path: Path) -> None:
     os.utime(path, ns=(0, 0))
 
 
-def settle(supervisor: Supervisor) -> None:
-    """Has it load its model, until it is known what comes of that."""
+def settled(supervisor: Supervisor) -> State:
+    """What comes of loading its model."""
     supervisor.start()
     supervisor.wait_until_settled(WAIT_S)
+    state = supervisor.state
     supervisor.stop()
+    return state
 
 
 def no_wait(_seconds: float) -> None:
@@ -76,10 +79,11 @@ def test_a_file_that_nobody_touched_has_not_changed(file: ModelFile) -> None:
 def test_any_other_file_of_that_name_is_a_change(
     path: Path, file: ModelFile, change: Callable[[Path], object]
 ) -> None:
-    assert not is_replaced(file)
+    files = CheckedFiles(file, None)
+    assert not files.are_replaced()
     change(path)
     assert has_changed(file)
-    assert is_replaced(file) == (change is not Path.unlink)
+    assert files.are_replaced() == (change is not Path.unlink)
 
 
 def test_what_stays_as_it_is_is_checked_again(path: Path, file: ModelFile) -> None:
@@ -134,8 +138,7 @@ def test_a_model_that_becomes_one_of_another_kind_is_not_loaded(
     metadata, tensors = tiny_llama_parts()
     write_gguf(path, metadata | {"llama.attention.causal": False}, tensors)
     supervisor = Supervisor(Load(str(path)), Log("error", io.StringIO()), ("false",), file=file)
-    settle(supervisor)
-    assert supervisor.fault == f"{path} has become a model of another kind"
+    assert settled(supervisor) == Failed(f"{path} has become a model of another kind")
     assert supervisor.n_started == 0
 
 
@@ -146,17 +149,18 @@ def test_a_projector_is_checked_again_when_it_has_changed_and_only_then(
     mmproj = path.with_name("mmproj.gguf")
     projectors.mlp(mmproj, 64)
     projector = read_projector_file(str(mmproj))
+    files = CheckedFiles(file, projector)
+    files.check(no_wait)
+    assert files.projector is projector
+    projectors.gemma3(mmproj, 64)
+    files.check(no_wait)
+    assert files.projector == read_projector_file(str(mmproj)) != projector
+    mmproj.write_bytes(b"GGUF")
     load, log = Load(str(path), mmproj_path=str(mmproj)), Log("error", io.StringIO())
     supervisor = Supervisor(load, log, ("false",), file=file, projector=projector)
-    supervisor._check_file()
-    assert supervisor._projector is projector
-    projectors.gemma3(mmproj, 64)
-    supervisor._check_file()
-    assert supervisor._projector == read_projector_file(str(mmproj)) != projector
-    mmproj.write_bytes(b"GGUF")
-    settle(supervisor)
-    assert supervisor.fault is not None
-    assert supervisor.fault.startswith("mmproj.gguf cannot be loaded: it ")
+    state = settled(supervisor)
+    assert isinstance(state, Failed)
+    assert state.reason.startswith("mmproj.gguf cannot be loaded: it ")
     assert supervisor.n_started == 0
 
 

@@ -1,12 +1,15 @@
 """A request over which two workers died is refused for ten minutes, and no other is."""
 
+from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from lmlite.errors import HarmfulRequest
+from lmlite.messages import Chat, ChatMessage, ChatOptions, Complete, Embed, SamplingParams
 from lmlite.server.models import quarantine as module
-from lmlite.server.models.quarantine import MAX_SUSPECTS, Suspects
+from lmlite.server.models.quarantine import MAX_KEPT, Quarantine, fingerprint
 
 
 @pytest.fixture
@@ -16,30 +19,34 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     return now
 
 
-def is_refused(suspects: Suspects, request: int) -> bool:
+def complete(token: int) -> Complete:
+    return Complete(0, ((token,),), SamplingParams())
+
+
+def is_refused(quarantine: Quarantine, request: int) -> bool:
     try:
-        suspects.check(request)
+        quarantine.check(complete(request))
     except HarmfulRequest:
         return True
     return False
 
 
 def test_the_second_death_is_one_too_many() -> None:
-    suspects = Suspects()
-    suspects.blame(5)
-    assert not is_refused(suspects, 5)
-    suspects.blame(5)
-    assert is_refused(suspects, 5)
-    assert not is_refused(suspects, 6)
+    quarantine = Quarantine()
+    quarantine.blame([complete(5)])
+    assert not is_refused(quarantine, 5)
+    quarantine.blame([complete(5)])
+    assert is_refused(quarantine, 5)
+    assert not is_refused(quarantine, 6)
 
 
 def test_the_refusal_says_for_how_long(clock: SimpleNamespace) -> None:
-    suspects = Suspects()
-    suspects.blame(5)
-    suspects.blame(5)
+    quarantine = Quarantine()
+    quarantine.blame([complete(5)])
+    quarantine.blame([complete(5)])
     clock.s += 120
     with pytest.raises(HarmfulRequest) as caught:
-        suspects.check(5)
+        quarantine.check(complete(5))
     assert (caught.value.status, caught.value.code) == (422, "request_ended_worker")
     assert caught.value.retry_after_s == 481
     assert caught.value.message == (
@@ -48,39 +55,71 @@ def test_the_refusal_says_for_how_long(clock: SimpleNamespace) -> None:
 
 
 def test_ten_minutes_after_the_last_death_it_may_be_tried_again(clock: SimpleNamespace) -> None:
-    suspects = Suspects()
-    suspects.blame(5)
+    quarantine = Quarantine()
+    quarantine.blame([complete(5)])
     clock.s += 599
-    suspects.blame(5)
+    quarantine.blame([complete(5)])
     clock.s += 599
-    assert is_refused(suspects, 5)
+    assert is_refused(quarantine, 5)
     clock.s += 1
-    assert not is_refused(suspects, 5)
+    assert not is_refused(quarantine, 5)
 
 
 def test_deaths_more_than_ten_minutes_apart_do_not_add_up(clock: SimpleNamespace) -> None:
-    suspects = Suspects()
+    quarantine = Quarantine()
     for _ in range(5):
-        suspects.blame(5)
-        assert not is_refused(suspects, 5)
+        quarantine.blame([complete(5)])
+        assert not is_refused(quarantine, 5)
         clock.s += 601
 
 
 def test_a_request_that_comes_to_its_end_is_cleared() -> None:
-    suspects = Suspects()
-    suspects.blame(5)
-    suspects.clear(5)
-    suspects.clear(6)
-    suspects.blame(5)
-    assert not is_refused(suspects, 5)
+    quarantine = Quarantine()
+    quarantine.blame([complete(5)])
+    quarantine.clear(complete(5))
+    quarantine.clear(complete(6))
+    quarantine.blame([complete(5)])
+    assert not is_refused(quarantine, 5)
 
 
 def test_the_list_is_bounded_and_forgets_who_was_blamed_longest_ago() -> None:
-    suspects = Suspects()
+    quarantine = Quarantine()
     for request in (1, 2):
-        suspects.blame(request)
-        suspects.blame(request)
-    for request in range(3, 2 + MAX_SUSPECTS):
-        suspects.blame(request)
-    assert not is_refused(suspects, 1)
-    assert is_refused(suspects, 2)
+        quarantine.blame([complete(request)])
+        quarantine.blame([complete(request)])
+    for request in range(3, 2 + MAX_KEPT):
+        quarantine.blame([complete(request)])
+    assert not is_refused(quarantine, 1)
+    assert is_refused(quarantine, 2)
+
+
+# ---- which requests are equal ----------------------------------------------------------------
+
+CHAT = Chat(1, (ChatMessage("user", "Hi"),), SamplingParams(seed=7))
+COMPLETE = Complete(1, ("Once", (1, 2)), SamplingParams(seed=7), n=3)
+EMBED = Embed(1, ("a", "b"))
+
+
+@pytest.mark.parametrize("request_", [CHAT, COMPLETE, EMBED])
+def test_a_request_that_is_sent_again_is_the_same(request_: Any) -> None:
+    assert fingerprint(replace(request_, id=2)) == fingerprint(request_)
+
+
+@pytest.mark.parametrize("request_", [CHAT, COMPLETE])
+def test_a_viewer_and_a_seed_make_no_other_request(request_: Any) -> None:
+    watched = replace(request_, trace=True)
+    assert fingerprint(watched) == fingerprint(request_)
+    for seed in (8, None):
+        params = replace(request_.params, seed=seed)
+        assert fingerprint(replace(request_, params=params)) == fingerprint(request_)
+
+
+def test_another_text_or_another_way_to_answer_is_another_request() -> None:
+    others = [
+        replace(CHAT, messages=(ChatMessage("user", "Ho"),)),
+        replace(CHAT, n=2),
+        replace(CHAT, params=replace(CHAT.params, temperature=0.1)),
+        replace(CHAT, grammar="root ::= [a]"),
+        replace(CHAT, options=ChatOptions(({"type": "function"},))),
+    ]
+    assert len({fingerprint(request) for request in (CHAT, *others)}) == 6

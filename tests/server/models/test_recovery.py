@@ -15,6 +15,7 @@ from lmlite.gguf.file import read_model_file
 from lmlite.messages import Chat, ChatMessage, Delta, Load, SamplingParams
 from lmlite.server.logs import Log
 from lmlite.server.models import supervisor as module
+from lmlite.server.models.life import Failed, Loading, Ready
 from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.models.worker_process import WorkerProcess
 from tests.support.gguf_writer import tiny_llama
@@ -70,7 +71,12 @@ def end_worker(supervisor: Supervisor) -> None:
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until(lambda: supervisor.pid != pid)
-    until(lambda: bool(supervisor.ready or supervisor.lacks or supervisor.fault))
+    until(
+        lambda: (
+            isinstance(supervisor.state, Ready | Failed)
+            or (isinstance(supervisor.state, Loading) and supervisor.state.reason is not None)
+        )
+    )
 
 
 def wait_for_attempts(supervisor: Any, n: int) -> None:
@@ -178,7 +184,7 @@ def test_a_file_that_is_away_between_two_workers_is_named_and_taken_when_it_is_b
         "the model is not available now: model.gguf cannot be loaded: it does not exist",
     )
     wait_for_attempts(supervisor, 20)
-    assert supervisor.fault is None
+    assert isinstance(supervisor.state, Loading)
     away.rename(path)
     until(lambda: supervisor.ready is not None)
     assert answer(supervisor, "echo back") == "back"
@@ -201,11 +207,10 @@ def test_a_file_that_is_at_fault_fails_the_model_until_another_one_takes_its_pla
     path.write_bytes(b"GGUF")
     end_worker(supervisor)
     fault = "model.gguf cannot be loaded: it is GGUF version 0; 2 and 3 can be loaded"
-    assert supervisor.fault == fault
+    assert supervisor.state == Failed(fault)
     is_refused_with(supervisor, ModelFailed, f"the model is not available: {fault}")
     good.rename(path)
     until(lambda: supervisor.ready is not None)
-    assert supervisor.fault is None
     assert answer(supervisor, "echo back") == "back"
 
 
@@ -213,7 +218,7 @@ def test_a_model_that_was_given_up_gets_another_chance_with_another_file(
     supervise: Any, path: Path
 ) -> None:
     supervisor = supervise(Load(str(path)), "crash", file=read_model_file(path))
-    assert supervisor.fault is not None
+    assert isinstance(supervisor.state, Failed)
     assert supervisor.n_started == 5
     Path(shutil.copy(path, path.with_suffix(".new"))).rename(path)
     until(lambda: supervisor.n_started == 10)

@@ -32,7 +32,7 @@ def test_after_the_death_of_a_worker_that_had_answered_attempts_count_as_after_a
     restarts: Restarts,
 ) -> None:
     restarts.begin()
-    restarts.answered()
+    restarts.reset()
     restarts.die()
     restarts.end()
     assert restarts.pause_s == 0.0
@@ -43,7 +43,7 @@ def test_an_answer_is_a_proof_and_the_next_failures_begin_anew(restarts: Restart
     for _ in range(4):
         attempt(restarts)
     restarts.begin()
-    restarts.answered()
+    restarts.reset()
     restarts.end()
     assert restarts.pause_s == 0.0
     assert attempt(restarts) == 0.0

@@ -25,7 +25,8 @@ from lmlite.messages import (
 from lmlite.server.logs import Log
 from lmlite.server.models import restarts, worker_process
 from lmlite.server.models import supervisor as module
-from lmlite.server.models.event_queue import Reply
+from lmlite.server.models.life import Failed, Loading, Ready, Unloaded
+from lmlite.server.models.open_requests import OpenRequest
 from lmlite.server.models.restarts import MAX_DEATHS
 from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.models.watchdog import LOOKS, Watchdog
@@ -81,7 +82,7 @@ def chat(content: str) -> Chat:
     return Chat(0, (ChatMessage("user", content),), SamplingParams())
 
 
-def events(reply: Reply) -> list[Any]:
+def events(reply: OpenRequest) -> list[Any]:
     found = []
     while not reply.is_complete:
         event = reply.next(WAIT_S)
@@ -238,7 +239,7 @@ def test_a_worker_that_goes_silent_over_a_request_is_replaced(
 def test_a_worker_that_goes_silent_while_it_loads_is_given_up(supervise: Any) -> None:
     supervisor = supervise("stop", watchdog_s=0.1)
     assert supervisor.n_started == 5
-    assert supervisor.fault == (
+    assert supervisor.state == Failed(
         "its worker ended 5 times in a row (it gave no sign of life for 0.1 s)"
     )
 
@@ -320,7 +321,7 @@ def test_a_worker_that_has_answered_does_not_count_as_hopeless(supervise: Any) -
     for number in range(2 * MAX_DEATHS):
         assert len(events(supervisor.submit(chat("echo x")))) == 3
         fails(supervisor, f"die SIGKILL {number}")
-    assert supervisor.fault is None
+    assert isinstance(supervisor.state, Ready | Loading)
     assert supervisor.has_recovered_lately
 
 
@@ -329,7 +330,7 @@ def test_workers_that_die_of_every_request_are_given_up(supervise: Any) -> None:
     for number in range(MAX_DEATHS):
         fails(supervisor, f"die SIGKILL {number}")
     supervisor.wait_until_settled(WAIT_S)
-    assert supervisor.fault == "its worker ended 5 times in a row (it was ended by SIGKILL)"
+    assert supervisor.state == Failed("its worker ended 5 times in a row (it was ended by SIGKILL)")
 
 
 # ---- one that cannot live --------------------------------------------------------------------
@@ -338,7 +339,7 @@ def test_workers_that_die_of_every_request_are_given_up(supervise: Any) -> None:
 def test_a_worker_that_dies_five_times_in_a_row_is_given_up(supervise: Any) -> None:
     supervisor = supervise("crash")
     assert supervisor.n_started == 5
-    assert supervisor.fault == (
+    assert supervisor.state == Failed(
         "its worker ended 5 times in a row "
         "(it was ended by SIGABRT: GGML_ASSERT(nothing works) failed)"
     )
@@ -355,7 +356,7 @@ def test_it_is_started_again_after_ever_longer_pauses(
 
     def pause(seconds: float) -> bool:
         pauses.append(seconds)
-        if supervisor.fault is not None:
+        if isinstance(supervisor.state, Failed):
             supervisor._stopping.set()
         return supervisor._stopping.is_set()
 
@@ -373,7 +374,8 @@ def test_a_worker_that_cannot_be_started_is_given_up_too(
     supervisor = Supervisor(Load("model.gguf"), log, ("/no/such/program",))
     supervisor.start()
     supervisor.wait_until_settled(WAIT_S)
-    assert "could not be started" in (supervisor.fault or "")
+    assert isinstance(supervisor.state, Failed)
+    assert "could not be started" in supervisor.state.reason
     supervisor.stop()
 
 
@@ -402,7 +404,7 @@ def test_the_cause_of_a_death_quotes_the_last_error(last_words: list[str], reaso
 def test_a_model_that_cannot_be_loaded_is_not_tried_again(supervise: Any) -> None:
     supervisor = supervise("broken")
     assert supervisor.n_started == 1
-    assert supervisor.fault == "llama.cpp cannot load model.gguf"
+    assert supervisor.state == Failed("llama.cpp cannot load model.gguf")
 
 
 def test_letting_go_of_a_reply_cancels_it_in_the_worker(supervise: Any, log: KeptLog) -> None:
@@ -430,8 +432,10 @@ def test_stopping_fails_what_is_open_and_ends_the_worker(supervise: Any) -> None
     pid = supervisor.pid
     reply = supervisor.submit(chat("hang"))
     supervisor.stop()
-    with pytest.raises(Unavailable, match="stopping"):
-        events(reply)
+    assert supervisor.state == Unloaded()
+    for ask in (lambda: events(reply), supervisor.check_admission):
+        with pytest.raises(Unavailable, match="stopping"):
+            ask()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 

@@ -14,7 +14,8 @@ import pytest
 from lmlite.messages import Chat, ChatMessage, Delta, SamplingParams
 from lmlite.server.front.limits import Limits
 from lmlite.server.models import restarts
-from lmlite.server.models.event_queue import Reply
+from lmlite.server.models.life import Loading
+from lmlite.server.models.open_requests import OpenRequest
 from lmlite.server.models.supervisor import Supervisor
 from tests.support.house import CHAT, WAIT_S, House, until
 
@@ -33,7 +34,7 @@ def go_on(tmp_path: Path) -> Path:
 def loading(open_house: Any, go_on: Path) -> House:
     """A server whose worker is half loaded."""
     house: House = open_house("wait", str(go_on), n_parallel=1, n_queue=1)
-    until(lambda: house.supervisor.fraction_loaded == 0.5)
+    until(lambda: house.supervisor.state == Loading(0.5))
     return house
 
 
@@ -42,7 +43,7 @@ def restarting(loading: House, go_on: Path) -> House:
     """One whose first worker died, and whose second is half loaded."""
     go_on.write_text("")
     assert loading.ask("die SIGKILL")[0] == 503
-    until(lambda: loading.supervisor.fraction_loaded == 0.5)
+    until(lambda: loading.supervisor.state == Loading(0.5))
     return loading
 
 
@@ -171,7 +172,7 @@ def test_a_worker_that_dies_while_it_loads_takes_nobody_with_it_who_waits(
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     until(lambda: loading.supervisor.pid not in (None, pid))
-    until(lambda: loading.supervisor.fraction_loaded == 0.5)
+    until(lambda: loading.supervisor.state == Loading(0.5))
     go_on.write_text("")
     thread.join(WAIT_S)
     assert [status for status, _ in answers] == [200]
@@ -196,7 +197,7 @@ def chat(content: str) -> Chat:
     return Chat(0, (ChatMessage("user", content),), SamplingParams())
 
 
-def text_of(reply: Reply) -> str:
+def text_of(reply: OpenRequest) -> str:
     text = ""
     while not reply.is_complete:
         event = reply.next(WAIT_S)

@@ -23,7 +23,7 @@ def model_object(model: ServedModel, name: str) -> Json:
         "object": "model",
         "created": model.file.mtime,
         "owned_by": "lmlite",
-        "context_length": ready.n_ctx if ready else None,
+        "context_length": ready.loaded.n_ctx if ready else None,
         "max_context_length": model.file.n_ctx_train,
         "type": kind,
         "arch": model.file.architecture,
