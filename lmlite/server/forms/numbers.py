@@ -46,9 +46,9 @@ def _bounds(said: Json, is_integer: bool, reading: Reading, path: str) -> tuple[
     for end, key in (("minimum", "minimum"), ("minimum", "exclusiveMinimum"),
                      ("maximum", "maximum"), ("maximum", "exclusiveMaximum")):  # fmt: skip
         value = said.get(key, 0)
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float):
             reading.drop(f"{path}.{key}", "is not a number")
-        elif abs(value) > MAX_BOUND:
+        elif not abs(value) <= MAX_BOUND:  # NaN, too
             reading.drop(f"{path}.{key}", f"is beyond {MAX_BOUND:.0e}")
         elif key in said:
             found[end].append(_inside(value, key, is_integer))

@@ -108,9 +108,8 @@ class SchemaReader:
         self._depth += 1
         try:
             if self._depth > _MAX_DEPTH:
-                self._reading.refuse(
-                    path, "refers too far from one part to another, or is too deep"
-                )
+                why = "refers too far from one part to another, or is too deep"
+                self._reading.refuse(path, why)
             self._reading.take(path, values=1, paths=len(path))
             node = self._read(schema, path)
             if not self._is_strict and schema is not True and schema.get("nullable") is True:
@@ -196,18 +195,11 @@ class SchemaReader:
                 for each in value
             ]
         nodes = [self._schema(each, f"{path}.{i}") for i, each in enumerate(value)]
-        if key == "oneOf" and self._is_strict:
-            self._check_exclusive(nodes, path)
+        is_exclusive = key == "oneOf" and self._is_strict
+        if is_exclusive and not self._definitions.comparer.exclude_each_other(nodes):
+            why = "two of its schemas may take the same value, as those of anyOf may"
+            self._reading.refuse(path, f"cannot be honoured: {why}")
         return any_of(nodes)
-
-    def _check_exclusive(self, nodes: list[Json], path: str) -> None:
-        why = "two of its schemas may take the same value, as those of anyOf may"
-        try:
-            if self._definitions.comparer.exclude_each_other(nodes):
-                return
-        except ValueError as err:
-            why = str(err)
-        self._reading.refuse(path, f"cannot be honoured: {why}")
 
     def _merged(self, said: Json, path: str) -> Json:
         one, refs = self._merger.merged(said, path)

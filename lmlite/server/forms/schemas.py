@@ -72,13 +72,7 @@ def honoured_schema(schema: Any, param: str) -> Json:
 
 def widened_schema(schema: Any) -> Widened:
     """The schema for llama.cpp: all values of the client's fit it."""
-    reading = Reading(is_strict=False)
-    try:
-        node = SchemaReader(schema, reading, MAX_WAYS).read()
-    except RecursionError:
-        node = ANYTHING
-        reading.note("", _TOO_DEEP)
-    return _widened(node, reading)
+    return _widened(schema, Reading(is_strict=False))
 
 
 class ToolSchemas:
@@ -92,15 +86,16 @@ class ToolSchemas:
         """The widened schema of the next tool's arguments: always of an object."""
         self._n += 1
         reading = Reading(is_strict=False, shared=self._room)
-        try:
-            reader = SchemaReader(parameters, reading, MAX_TOOL_WAYS, f"tool{self._n}x")
-            node = reader.read_arguments()
-        except RecursionError:
-            node = {"type": "object"}
-            reading.note("", _TOO_DEEP)
-        return _widened(node, reading, name)
+        return _widened(parameters, reading, name, f"tool{self._n}x")
 
 
-def _widened(node: Json, reading: Reading, tool: str | None = None) -> Widened:
+def _widened(schema: Any, reading: Reading, tool: str | None = None, prefix: str = "") -> Widened:
+    most_ways = MAX_WAYS if tool is None else MAX_TOOL_WAYS
+    try:
+        reader = SchemaReader(schema, reading, most_ways, prefix)
+        node = reader.read() if tool is None else reader.read_arguments()
+    except RecursionError:
+        node = ANYTHING if tool is None else {"type": "object"}
+        reading.note("", _TOO_DEEP)
     unheld = (UnheldPart(path, why, tool) for path, why in reading.noted.items())
     return Widened(node, tuple(unheld))

@@ -99,6 +99,7 @@ def test_what_cannot_be_honoured_is_refused_by_its_part(server: RunningServer) -
 # Tools of which no grammar can be made, or none that is small.
 HOSTILE: dict[str, Any] = {
     "a million items": obj(a={"type": "array", "minItems": 10**6}),
+    "a bound of 400 digits": obj(a={"type": "number", "minimum": 10**400, "multipleOf": 10**400}),
     "more at least than at most": obj(a={"type": "array", "minItems": 5, "maxItems": 2}),
     "a thousand values": obj(a={"enum": list(range(1000))}),
     "many optional properties": obj([], **{f"p{i}": NULL for i in range(300)}),
