@@ -1,4 +1,4 @@
-"""A streamed answer, put together, is the answer in one piece: every feature of every API.
+"""A stream adds up to the whole answer, for every feature of every API.
 
 Both are asked with the same seed, after the prompt is in memory.
 """
@@ -21,14 +21,14 @@ HOT = {"temperature": 2, "seed": 5, "top_k": 0, "top_p": 1, "min_p": 0}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    # Always as many threads: another number of them would round otherwise.
+    # With another number of threads, sums would be rounded differently.
     with RunningServer("--allow-grammar", "--threads", "1") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def digits(server: RunningServer) -> dict[str, float]:
-    """Biases by which a model says nothing but digits, any of them: what a seed alone decides."""
+    """Biases under which the model writes only digits, and the seed alone decides which."""
     plan = server.request("POST", TEXT, {"prompt": list("0123456789")}, {"X-Dry-Run": "1"}).json
     return {str(prompt["tokens"][-1]["id"]): 60 for prompt in plan["prompts"]}
 
@@ -156,7 +156,7 @@ MESSAGES_ASKED: dict[str, dict[str, Any]] = {
 
 
 def whole(server: RunningServer, path: str, body: dict[str, Any]) -> Any:
-    """The answer in one piece, when its prompt is in memory."""
+    """The whole answer, when its prompt is in memory."""
     server.post(path, **body)
     answer = server.post(path, **body)
     assert answer.status == 200, answer.body
@@ -164,7 +164,7 @@ def whole(server: RunningServer, path: str, body: dict[str, Any]) -> Any:
 
 
 def check_chunks(server: RunningServer, path: str, body: dict[str, Any]) -> Any:
-    """The answer, after its stream was found to say the same."""
+    """The whole answer. Checks that its stream adds up to it."""
     found = unnamed(whole(server, path, body))
     *chunks, done = server.stream(path, **body, stream_options={"include_usage": True})
     assert done == "[DONE]"

@@ -1,4 +1,4 @@
-"""The response that a stream's typed events add up to, each checked against those before it."""
+"""Adds the typed events of a response's stream up, and checks each against those before it."""
 
 from copy import deepcopy
 from typing import Any
@@ -16,7 +16,7 @@ FIELDS = {"function_call": "arguments", "custom_tool_call": "input"}  # that del
 
 
 def folded(events: list[Json]) -> Json:
-    """The last event's response, after everything in it has been told of piece by piece."""
+    """The last event's response. Checks that earlier events had told all of it."""
     created, in_progress, *middle, end = events
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert (created["type"], in_progress["type"]) == ("response.created", "response.in_progress")
@@ -55,9 +55,9 @@ def _apply(event: Json, output: list[Json]) -> None:
     if kind == "response.output_item.done":
         assert event["item"]["status"] in ("completed", "incomplete")
         item["status"] = event["item"]["status"]
-        if item["type"] == "tool_search_call":  # whose arguments come as a whole
+        if item["type"] == "tool_search_call":  # its arguments come at once
             item["arguments"] = event["item"]["arguments"]
-        # Only the item has the bytes of log-probabilities.
+        # Only items include the bytes of log-probabilities.
         assert without_bytes(event["item"]) == without_bytes(item)
         output[event["output_index"]] = event["item"]
         return
@@ -105,7 +105,7 @@ def without_bytes(value: Any) -> Any:
 
 
 def nameless(response: Json) -> Json:
-    """What two answers to the same request have in common: all but ids, time and cache."""
+    """What two answers to the same request share: everything except ids, time and cache."""
     found = deepcopy(response)
     for name in ("id", "created_at"):
         del found[name]

@@ -1,4 +1,4 @@
-"""What the pieces of a stream add up to, each checked against the rules, and whether answers agree.
+"""Adds the pieces of a stream up, checks each against the rules, and compares answers.
 
 Of chats and completions: chunks; of Anthropic's messages: events. response_events.py has responses.
 """
@@ -9,11 +9,11 @@ from typing import Any
 
 Json = dict[str, Any]
 
-TOLERANCE = 0.05  # of a log-probability: a prompt in memory was computed in another batch
+TOLERANCE = 0.05  # of a log-probability: a cached prompt was computed in another batch
 
 
 def folded_chunks(chunks: list[Json]) -> Json:
-    """The choices, and the usage if there is one, in the shape that an answer in one piece has."""
+    """The choices, and the usage if there is one, as in a whole answer."""
     found: dict[int, Json] = {}
     whole: Json = {}
     for chunk in chunks:
@@ -74,14 +74,14 @@ def _lengthen_logprobs(choice: Json, logprobs: Json) -> None:
 
 
 def unnamed(answer: Json) -> Json:
-    """What two answers to the same chat or completion have in common: no ids, no time, no cache."""
+    """What two answers to the same request share: everything except ids, time and cache."""
     choices = [dict(choice) for choice in answer["choices"]]
     for choice in choices:
         if not any((choice["logprobs"] or {}).values()):
-            choice["logprobs"] = None  # as on a stream, which has no place for those of nothing
+            choice["logprobs"] = None  # a stream without tokens has no chunk for them
         message = choice.get("message", {})
         if "tool_calls" in message:
-            # A call has no content beside it, or the text that came before.
+            # Content beside calls is null, or the text that came before them.
             assert all(call["id"].startswith("call_") for call in message["tool_calls"])
             calls = [{**call, "id": ""} for call in message["tool_calls"]]
             content = message["content"] or None
@@ -104,7 +104,7 @@ def typed_events(data: bytes) -> list[Any]:
 
 
 def folded_message(events: list[Json]) -> Json:
-    """Anthropic's message, as a client makes it of a stream."""
+    """Anthropic's message, as a client builds it from a stream."""
     (message,) = [event["message"] for event in events if event["type"] == "message_start"]
     arguments: dict[int, str] = {}
     for event in events:
@@ -128,7 +128,7 @@ def folded_message(events: list[Json]) -> Json:
 
 
 def _as_far_as_known(arguments: str) -> Any:
-    """Half an object stays text."""
+    """An object; text if it was cut short."""
     try:
         return json.loads(arguments)
     except ValueError:
@@ -136,7 +136,7 @@ def _as_far_as_known(arguments: str) -> Any:
 
 
 def agree(a: Any, b: Any) -> bool:
-    """Equality, but for the last digits of numbers, and which unlikely tokens are in a list."""
+    """Equality, except for the last digits of numbers and the choice of unlikely tokens."""
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, abs_tol=TOLERANCE)
     if isinstance(a, dict) and isinstance(b, dict):

@@ -1,4 +1,4 @@
-"""The model's tokenizer over HTTP, as clients of vLLM and of llama.cpp's server ask for it."""
+"""The model's tokenizer over HTTP, as clients of vLLM and of llama.cpp's server use it."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -35,7 +35,7 @@ REPLY_ID, MODEL, CREATED = "chatcmpl-0123", "tiny", 1760000000
 
 
 def served(name: str = MODEL) -> Any:
-    """As much of a served model as a reply tells of."""
+    """As much of a served model as a reply needs."""
     return SimpleNamespace(name=name)
 
 
@@ -48,7 +48,7 @@ def reply_to(kind: type[CompletionReply], call: Call) -> CompletionReply:
 
 
 def chunks(reply: CompletionReply, events: Iterable[ReplyEvent]) -> list[Any]:
-    """The JSON of each event of a stream, every one of them `data: <one line>` and a blank line."""
+    """The JSON of each event of a stream. Checks that an event is `data: <one line>`."""
     found = []
     streamed, tail = [*map(reply.add, events)], reply.tail()
     assert tail.endswith(b"data: [DONE]\n\n")
@@ -323,7 +323,7 @@ LEGACY = {
     "token_logprobs": [-0.5, -0.25, -4.0],
     "top_logprobs": [
         {"\ufffd": -0.5, "y": -2.0},
-        {"\ufffd": -0.25},  # two pieces print alike: the likelier stays
+        {"\ufffd": -0.25},  # of two pieces that print alike the likelier stays
         {"z": -0.1, "q": -0.2, "x": -4.0},  # and the token itself, however unlikely
     ],
     "text_offset": [0, 0, 1],

@@ -1,4 +1,4 @@
-"""The worker's events become a response, or the events of its stream, and what it leaves behind."""
+"""The worker's events become a response, or the events of its stream, and what it stores."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""POST /v1/responses of the embedded model, over HTTP, streamed and not, and what it leaves."""
+"""POST /v1/responses of the embedded model over HTTP: whole, streamed, and continued."""
 
 import json
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def ask(server: RunningServer, input_: Any, **body: Any) -> Any:
 
 
 def text_of(response: Any) -> str:
-    """As the clients' `output_text` has it."""
+    """What clients show as `output_text`."""
     messages = [item for item in response["output"] if item["type"] == "message"]
     return "".join(part["text"] for message in messages for part in message["content"])
 

@@ -1,4 +1,4 @@
-"""Conversations that responses leave behind: found again, bounded, and the oldest forgotten."""
+"""Stored conversations are found again, within limits; the least recently used are dropped."""
 
 import contextlib
 import itertools
@@ -20,7 +20,7 @@ HI = (ChatMessage("user", "Hi"), ChatMessage("assistant", "Hello"))
 
 
 def remembered(stored: StoredResponses, *names: str) -> list[str]:
-    """Those of the names that can still be found."""
+    """The names that can still be found."""
     found = []
     for name in names:
         with contextlib.suppress(BadRequest):
