@@ -1,5 +1,6 @@
 """What several test files need: the library, models, and the pinned source tree."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -22,6 +23,12 @@ DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 # How often to do what should be done many times: once in `make test`.
 TIMES = int(os.environ.get("LMLITE_TIMES", "1"))
 LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
+
+
+def pytest_collection_finish() -> None:
+    """What pytest holds for thousands of tests is not searched in every garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
