@@ -1,8 +1,8 @@
-"""What crosses the pipe between the server and a worker: requests one way, events the other.
+"""What crosses the pipe: requests from the server to a worker, and events back.
 
-Frozen dataclasses and nothing else. `frames.py` turns them into bytes by reading the
-annotations below, so a field's annotation is its wire format. `id` names a request, unique
-among those of one worker; `index` names one of its choices (or inputs), from 0.
+Frozen dataclasses and nothing else. `frames.py` turns them into bytes by reading the annotations
+below, so a field's annotation is its format in the pipe. `id` names a request, unique among those
+of one worker. `index` names one of its choices (or inputs), from 0.
 """
 
 from dataclasses import dataclass
@@ -10,30 +10,28 @@ from typing import Any, Literal
 
 Prompt = str | tuple[int, ...]  # text, or token ids that the client chose
 Json = dict[str, Any]  # a client's object, as it came
-
-
 # Why a completion ended; the first two are OpenAI's "stop", the others its "length".
 Cause = Literal["end_token", "stop_string", "max_tokens", "context_full", "time_limit"]
 
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to choose the next token. Defaults are llama.cpp's, for a request that says nothing."""
+    """How to choose the next token. The defaults are llama.cpp's."""
 
-    temperature: float = 0.8  # 0: always the most likely token
+    temperature: float = 0.8  # 0: always the likeliest token
     top_k: int = 40  # 0: all tokens
     top_p: float = 0.95
     min_p: float = 0.05
-    repeat_penalty: float = 1.0  # 1: none; over the last 64 tokens, the prompt's included
+    repeat_penalty: float = 1.0  # 1: none; over the last 64 tokens, also of the prompt
     presence_penalty: float = 0.0  # over the completion, as OpenAI defines it
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None  # None: another one for each request
+    seed: int | None = None  # None: a random one
     max_tokens: int | None = None  # None: until the model ends or the context is full
     stop: tuple[str, ...] = ()
-    n_logprobs: int | None = None  # None: not asked for; else how many alternatives per token
-    min_tokens: int = 0  # before which neither the model nor a stop string ends it
-    ignore_eos: bool = False  # the model never ends it
+    n_logprobs: int | None = None  # alternatives of each token; None: no log-probabilities
+    min_tokens: int = 0  # neither the model nor a stop string ends a completion before
+    ignore_eos: bool = False  # the model never ends a completion
 
 
 # ---- requests: server to worker -----------------------------------------------------------
@@ -41,7 +39,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """A file of a model, as it was when it was checked: what changes when the file does."""
+    """A file of a model when it was checked. If the file changes, one of these values does."""
 
     path: str
     dev: int
@@ -52,10 +50,7 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How a model is stretched over more tokens than it was trained for, by llama.cpp's names.
-
-    None leaves a value to the model.
-    """
+    """How a context becomes longer than in training, with llama.cpp's names. None: the model's."""
 
     kind: Literal["none", "linear", "yarn"] | None = None
     freq_base: float | None = None
@@ -69,33 +64,33 @@ class RopeScaling:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """The first message, once: which model to serve and how. None leaves it to the worker."""
+    """The first request: which model to load and how. None leaves a value to the worker."""
 
     model_path: str
-    parts: tuple[ModelPart, ...] = ()  # all of its files
+    parts: tuple[ModelPart, ...] = ()  # all files of the model
     generates: bool = True  # False: an embedding model
     lib_path: str | None = None
     n_ctx: int | None = None  # tokens of the context, shared by all sequences
     n_parallel: int = 4  # sequences that generate at the same time
-    n_queue: int = 64  # requests that may wait for them
-    max_s: float = 600.0  # for one answer, from its first token
+    n_queue: int = 64  # requests that may wait
+    max_s: float = 600.0  # for a completion, from its first token
     n_threads: int | None = None
     n_batch: int = 512  # tokens of one decode
-    prefill_budget_s: float = 0.25  # of a step that reads prompts while somebody is being answered
+    prefill_budget_s: float = 0.25  # for prompts in a step that also generates
     n_gpu_layers: int = -1  # -1: as many as fit
-    uses_gpu: bool = False  # whether there may be one
+    uses_gpu: bool = False  # the library may look for one
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attn: str = "auto"
     rope: RopeScaling = RopeScaling()
-    chat_template: str | None = None  # its text; None: the model's own
+    chat_template: str | None = None  # Jinja source; None: the model's own
     cache_dir: str | None = None  # for checkpoints that survive a restart
     cache_size: int = 512 << 20  # bytes in that folder
-    checkpoint_memory: int = 128 << 20  # bytes outside of the context, for prompts that were read
-    mmproj_path: str | None = None  # the file that lets the model see
-    image_memory: int = 64 << 20  # bytes for what pictures were encoded to
-    sandbox: bool = False  # once it is loaded: no network, no programs, no writes
-    embeds: bool = True  # False: a model that generates has no memory to embed, too
+    checkpoint_memory: int = 128 << 20  # bytes outside of the context
+    mmproj_path: str | None = None  # the projector, which lets the model see images
+    image_memory: int = 64 << 20  # bytes for encoded images
+    sandbox: bool = False  # after loading: no network, no programs, no writes
+    embeds: bool = True  # False: no memory for embeddings beside a model that generates
     log_level: Literal["debug", "info", "warning", "error"] = "error"  # of llama.cpp
 
 
@@ -110,40 +105,40 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """A picture in a message: an image file whose head was found in order."""
+    """An image file in a message; its head is checked."""
 
     data: bytes
-    at: int  # characters of the message's content that stand before it
-    path: str  # the content part that it was, for errors
+    at: int  # characters of the message's content before it
+    path: str  # of its content part in the client's request, for errors
 
 
 @dataclass(frozen=True, slots=True)
 class ChatMessage:
-    """One turn of a conversation; content parts are joined already."""
+    """One message of a conversation, its content parts joined."""
 
     role: str
     content: str
     name: str | None = None
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None  # of a tool's result: the call that it answers
-    images: tuple[Image, ...] = ()  # in the order of their places
+    tool_call_id: str | None = None  # of the call whose result it is
+    images: tuple[Image, ...] = ()  # in their order
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """What a chat asks of the template and of the form of the answer."""
+    """What a chat asks of the template and of the form of the completion."""
 
     tools: tuple[Json, ...] = ()  # as OpenAI's function tools
     tool_choice: Literal["auto", "none", "required"] = "auto"
-    tool_names: tuple[str, ...] = ()  # the only ones that may be called; (): any
+    tool_names: tuple[str, ...] = ()  # the only tools that may be called; (): all
     parallel_tool_calls: bool | None = None  # None: if the template is made for it
-    json_schema: Json | None = None  # what the answer must be
-    thinks: bool = True  # False: without reasoning, where the template can
+    json_schema: Json | None = None  # of the completion
+    thinks: bool = True  # False: no reasoning, if the template can turn it off
     template_kwargs: Json | None = None  # further variables of the template
-    separate_reasoning: bool = True  # False: reasoning stays in the content, tags and all
-    stop_in_reasoning: bool = False  # the client's stop strings end thoughts, too
-    tool_schemas: tuple[Json, ...] = ()  # what each tool's arguments are held to
+    separate_reasoning: bool = True  # False: it stays in the content, with its tags
+    stop_in_reasoning: bool = False  # stop strings also end the reasoning
+    tool_schemas: tuple[Json, ...] = ()  # of the arguments, as grammars enforce them
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +149,11 @@ class Chat:
     messages: tuple[ChatMessage, ...]
     params: SamplingParams
     n: int = 1
-    trace: bool = False  # someone watches: send `Prompted` and `Returned` events
+    trace: bool = False  # also send `Prompted` and `Returned`, for the log stream
     options: ChatOptions = ChatOptions()
     dry_run: bool = False  # generate nothing: send a `Planned` for each prompt
-    grammar: str | None = None  # GBNF that the whole answer is held to, thoughts and all
-    truncates: bool = False  # the oldest turns are left out when it does not fit the context
+    grammar: str | None = None  # GBNF of the whole completion, reasoning included
+    truncates: bool = False  # leave out the oldest messages if they do not fit the context
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +164,11 @@ class Complete:
     prompts: tuple[Prompt, ...]
     params: SamplingParams
     n: int = 1
-    echo: bool = False  # the prompt's text (and log-probabilities) come first
+    echo: bool = False  # the prompt's text and log-probabilities come first
     trace: bool = False
     dry_run: bool = False
     grammar: str | None = None
-    json_schema: Json | None = None  # what each completion must be
+    json_schema: Json | None = None  # of each completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,27 +177,27 @@ class Embed:
 
     id: int
     inputs: tuple[Prompt, ...]
-    dimensions: int | None = None  # of them that are wanted; None: all
+    dimensions: int | None = None  # of the vector, from the first; None: all
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenize:
-    """A text that becomes tokens, or tokens that become a text; answered by a `Planned`."""
+    """Turn a text into tokens, or tokens into a text; a `Planned` comes back."""
 
     id: int
     prompt: Prompt
-    add_special: bool = False  # what the model wants at a prompt's borders (BOS)
-    parse_special: bool = True  # the text may spell control tokens
+    add_special: bool = False  # add the model's BOS and EOS
+    parse_special: bool = True  # control tokens in the text are control tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Nobody waits for request `id` any more."""
+    """Stop request `id`: its client is gone."""
 
     id: int
 
 
-Work = Chat | Complete | Embed | Tokenize  # what is answered
+Work = Chat | Complete | Embed | Tokenize  # events come back
 Request = Load | Work | Cancel
 
 # ---- events: worker to server -------------------------------------------------------------
@@ -210,14 +205,14 @@ Request = Load | Work | Cancel
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How much of the model is in memory, 0 to 1."""
+    """How much of the model is loaded."""
 
-    fraction: float
+    fraction: float  # 0 to 1
 
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded; requests may come."""
+    """The model is loaded: the worker takes requests."""
 
     n_ctx: int  # tokens that one sequence may hold
     n_vocab: int
@@ -226,23 +221,23 @@ class Ready:
     n_threads: int
     n_gpu_layers: int
     generates: bool  # False: an embedding model
-    sees: bool = False  # takes pictures
-    bos_token: str | None = None  # how it is spelt; None: there is none
+    sees: bool = False  # takes images
+    bos_token: str | None = None  # its text; None: the model has none
     eos_token: str | None = None
     pad_token: str | None = None
-    adds_bos: bool = False  # in front of each prompt
+    adds_bos: bool = False  # at the start of each prompt
 
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What the engine is doing: sent about once a second while it works, and when it is done."""
+    """The engine's counts: sent about once a second while it works, and when it stops."""
 
     n_running: int  # sequences
     n_waiting: int
-    n_cells: int  # tokens that memory can hold; sequences, if it has a state for each
-    n_cells_used: int  # by sequences that run
-    n_cells_idle: int  # by finished ones, to begin from
-    n_bytes_parked: int  # outside of the cells, by finished ones
+    n_cells: int  # tokens that memory can hold; sequences, for a recurrent model
+    n_cells_used: int  # by running sequences
+    n_cells_idle: int  # by finished sequences, which later prompts may continue
+    n_bytes_parked: int  # by finished sequences, outside of the cells
     n_steps: int
     step_s: float  # sum over all steps
     steps_within: tuple[int, ...]  # steps that took at most STEP_BOUNDS_S[i]
@@ -261,19 +256,19 @@ STEP_BOUNDS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
-    """The model cannot be loaded, and trying again would not help."""
+    """The model cannot be loaded; trying again would not help."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True)
 class Outdated:
-    """A file of the model was written to: what is loaded is worth nothing, and the worker ends."""
+    """A file of the model was changed after it was loaded: the worker ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompted:
-    """The exact text that the model receives, for those who watch the log stream."""
+    """The exact text that the model gets, for the log stream."""
 
     id: int
     index: int
@@ -282,7 +277,7 @@ class Prompted:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """The exact text that the model returned, for those who watch the log stream."""
+    """The exact text that the model generated, for the log stream."""
 
     id: int
     index: int
@@ -291,39 +286,39 @@ class Returned:
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """A choice waits for a place; so many others are in front of it."""
+    """A choice waits for a free sequence."""
 
     id: int
     index: int
-    n_ahead: int
+    n_ahead: int  # choices that are before it
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The prompt is accepted: nothing that a client can get wrong is left."""
+    """The prompt is accepted: no error of the client's can follow."""
 
     id: int
     index: int
     n_prompt: int
     n_cached: int  # prompt tokens that were in memory already
-    cache: str = ""  # for those who watch: how many, and why not more
+    cache: str = ""  # how many and why not more, for the log stream
 
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """What would be read and generated: the end of a choice of a dry run, or of a Tokenize."""
+    """The prompt and the grammar of a choice: the end of a dry run, or of a Tokenize."""
 
     id: int
     index: int
     tokens: tuple[int, ...]
     pieces: tuple[bytes, ...]  # of each token
     n_cached: int  # prompt tokens that are in memory now
-    grammar: str | None  # GBNF that the answer would be held to
+    grammar: str | None  # GBNF of the completion
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How much of a long prompt is in memory; sent while there is more to read."""
+    """How much of a long prompt is in memory; sent until all of it is."""
 
     id: int
     index: int
@@ -333,16 +328,16 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """A token's natural-log probability before any sampler, and the likeliest instead of it."""
+    """A token's natural-log probability before any sampler, and the likeliest alternatives."""
 
     piece: bytes
-    logprob: float | None  # None: the first token of a prompt, which nothing precedes
+    logprob: float | None  # None: the first token of a prompt
     top: tuple[tuple[bytes, float], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """More of a tool call: its id and name with the first piece, its arguments in pieces."""
+    """More of a tool call's arguments; the first one has its id and name."""
 
     number: int  # among the calls of its choice, from 0
     arguments: str
@@ -352,7 +347,7 @@ class CallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """More of a choice: whole characters, no part of a stop string."""
+    """More of a choice: whole characters, without any part of a stop string."""
 
     id: int
     index: int
@@ -364,49 +359,39 @@ class Delta:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A choice is complete. `n_completion` counts every sampled token, the end token too."""
+    """A choice is complete."""
 
     id: int
     index: int
     reason: Literal["stop", "length", "tool_calls"]
-    n_completion: int
+    n_completion: int  # sampled tokens, the end token included
     cause: Cause = "end_token"
-    n_reasoning: int = 0  # those of them that are reasoning
-    stop_string: str | None = None  # the one that the text came to
+    n_reasoning: int = 0  # completion tokens that are reasoning
+    stop_string: str | None = None  # the one that ended it
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """The vector of one input: float32, little endian, of length 1."""
+    """The vector of one input."""
 
     id: int
     index: int
     n_prompt: int
-    vector: bytes
+    vector: bytes  # float32, little endian; its length is 1
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ends here, with an error of `errors.KINDS`."""
+    """The request ends with an error."""
 
     id: int
-    kind: str
+    kind: str  # of `errors.KINDS`
     message: str  # of a PromptTooLong, its advice
     param: str | None = None
     tokens: tuple[int, int] | None = None  # those of a PromptTooLong
 
 
-# Those with an id, of one request.
-ReplyEvent = (
-    Prompted
-    | Returned
-    | Queued
-    | Planned
-    | Started
-    | Reading
-    | Delta
-    | Finished
-    | Embedded
-    | Failed
-)
+# Events of one request.
+ReplyEvent = (Prompted | Returned | Queued | Planned | Started | Reading | Delta | Finished
+              | Embedded | Failed)  # fmt: skip
 Event = Loading | Ready | EngineState | Note | LoadFailed | Outdated | ReplyEvent
