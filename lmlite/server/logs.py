@@ -1,9 +1,9 @@
 """Log records: lines on standard error, and live subscribers who may also see prompts.
 
-A record is LM Studio's: {"timestamp": ms, "data": {"type": ..., ...}}. Lines of the server
-go to standard error and to subscribers; what a model receives and returns goes to
-subscribers only, and is kept nowhere. Any thread may call anything here, and none waits: a pager
-that is paused, or a viewer that is stopped, misses lines, and is told later how many.
+A record has LM Studio's form: {"timestamp": ms, "data": {"type": ..., ...}}. Lines of the server
+go to standard error and to subscribers. What a model receives and returns goes to subscribers
+only, and is not kept. Any thread may call anything here, and none waits: a paused pager or a
+stopped viewer misses lines, and is told later how many.
 """
 
 import collections
@@ -21,13 +21,13 @@ Level = Literal["debug", "info", "warning", "error"]
 Source = Literal["model", "server"]
 Record = dict[str, Any]
 
-MAX_LINES = 10_000  # that wait for standard error
-MAX_SAID = 1000  # lines that are remembered, to be said once
-MAX_RECORDS, MAX_CHARACTERS = 1000, 16 << 20  # that wait for a subscriber
+MAX_LINES = 10_000  # waiting for standard error
+MAX_SAID = 1000  # lines that `line_once` remembers
+MAX_RECORDS, MAX_CHARACTERS = 1000, 16 << 20  # waiting for one subscriber
 
 
 class Log:
-    """Where everything that is worth telling goes."""
+    """Takes lines about the server, and records of what its models do."""
 
     def __init__(self, level: Level = "info", stream: TextIO | None = None) -> None:
         """Lines below `level` reach subscribers only. The stream is standard error by default."""
@@ -39,7 +39,7 @@ class Log:
         self._said: set[str] = set()
 
     def line_once(self, level: Level, text: str) -> None:
-        """A line that is not said again, as long as not too many others are said once."""
+        """A line that is not repeated, until too many others were remembered."""
         with self._lock:
             is_new = text not in self._said
             if len(self._said) >= MAX_SAID:
@@ -56,7 +56,7 @@ class Log:
         self.publish("server", _server_line(level, text))
 
     def publish(self, source: Source, data: dict[str, Any]) -> None:
-        """Hands a record to those who watch this source; the newest are dropped for slow ones."""
+        """Hands a record to the subscribers of this source; slow ones miss the newest records."""
         record = _record(data)
         with self._lock:
             for subscriber in self._subscribers:
@@ -64,7 +64,7 @@ class Log:
                     self._n_records_dropped += 1
 
     def is_watched(self, source: Source) -> bool:
-        """Whether a record of this source would reach anybody."""
+        """Whether this source has a subscriber."""
         with self._lock:
             return any(subscriber.source == source for subscriber in self._subscribers)
 
@@ -81,7 +81,7 @@ class Log:
                 self._subscribers.remove(subscriber)
 
     def n_dropped(self) -> dict[str, int]:
-        """Lines that standard error did not take in time, and records that viewers did not."""
+        """Lines that standard error missed, and records that viewers missed."""
         return {"stderr": self._lines.n_dropped, "viewers": self._n_records_dropped}
 
     def flush(self, timeout_s: float) -> None:
@@ -90,20 +90,20 @@ class Log:
 
 
 class _Lines:
-    """Lines that wait for a file, and the thread that alone waits for it."""
+    """Lines that wait for a file, and the only thread that waits for it."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         """`write` takes the text of several lines; they are lost if it raises."""
         self.n_dropped = 0
         self._write = write
         self._waiting: list[str] = []
-        self._n_missed = 0  # there was no place for them behind those that wait
+        self._n_missed = 0  # lines that found no place behind the waiting ones
         self._is_writing = False
         self._changed = threading.Condition()  # guards all of the above
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def put(self, line: str) -> None:
-        """Waits for nothing; drops the line when too many wait already."""
+        """Never waits; drops the line when too many wait already."""
         with self._changed:
             if len(self._waiting) < MAX_LINES:
                 self._waiting.append(line)
@@ -117,12 +117,11 @@ class _Lines:
             self._changed.wait_for(lambda: not (self._waiting or self._is_writing), timeout_s)
 
     def _run(self) -> None:
-        n_failed = 0  # lines that could not be written, in front of those that wait
+        n_failed = 0  # lines before the waiting ones that could not be written
         while True:
             lines, n_missed = self._take()
-            told = [*_gap(n_failed), *lines, *_gap(n_missed)]
             try:
-                self._write("".join(told))
+                self._write("".join([*_gap(n_failed), *lines, *_gap(n_missed)]))
                 n_failed = 0
             except Exception:  # the file is closed, its disk or memory is full
                 n_failed += len(lines) + n_missed
@@ -130,7 +129,7 @@ class _Lines:
                     self.n_dropped += len(lines)
 
     def _take(self) -> tuple[list[str], int]:
-        """All lines that wait, once there are some, and how many are missing behind them."""
+        """All waiting lines, once there are some, and how many are missing after them."""
         with self._changed:
             self._is_writing = False
             self._changed.notify_all()
@@ -147,12 +146,12 @@ class Subscriber:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._records: collections.deque[Record] = collections.deque()
-        self._n_characters = 0  # of the records that wait
-        self._n_missed = 0  # records since the last one that was taken in
+        self._n_characters = 0  # of the waiting records
+        self._n_missed = 0  # records since the last one that was accepted
         self._changed = threading.Condition()
 
     def offer(self, record: Record) -> bool:
-        """Waits for nothing. False when the viewer is too far behind to be given this record."""
+        """Never waits. False when the viewer is too far behind, and misses this record."""
         with self._changed:
             if self._is_full(_n_characters(record)):
                 self._n_missed += 1
@@ -173,7 +172,7 @@ class Subscriber:
             return record
 
     def _is_full(self, n_more: int) -> bool:
-        """Never with a single record, however long it is."""
+        """A single record always fits, however long it is."""
         n_waiting = len(self._records)
         n_characters = self._n_characters + n_more
         return n_waiting >= MAX_RECORDS or (n_waiting > 0 and n_characters > MAX_CHARACTERS)
@@ -212,7 +211,7 @@ def formatted(level: Level, text: str) -> str:
 def printable(text: str) -> str:
     r"""The text with control characters escaped: a request must not forge a line of the log.
 
-    So are bytes of a file name that are no UTF-8, which no JSON can hold.
+    Bytes of a file name that are not UTF-8 are escaped, too, because JSON cannot hold them.
 
     >>> printable("a\nb"), printable(os.fsdecode(b"caf\xe9"))
     ('a\\nb', 'caf\\xe9')
@@ -229,10 +228,10 @@ def _escaped(character: str) -> str:
 
 
 def _write_to_stderr(text: str) -> None:
-    """Past the buffer of sys.stderr, whose lock would keep a process with a paused pager alive."""
+    """Bypasses sys.stderr, whose lock would keep a process alive while its pager is paused."""
     data = text.encode(sys.stderr.encoding, "backslashreplace")
     while data:
         try:
             data = data[os.write(2, data) :]
-        except BlockingIOError:  # another process that has this file made it so
+        except BlockingIOError:  # another process that has this file made it non-blocking
             select.select((), (2,), ())

@@ -73,46 +73,50 @@ class Limits:
 
     # A connection costs 24 KiB and a thread. 256 hold 128 streams and the idle ones that clients
     # keep for later; a quarter of them is what one other machine may take.
-    max_connections: int = _count(256, 10_000, "connections at once; further ones get a 503")
-    max_connections_per_address: int = _count(64, 10_000, "those of one other machine")
+    max_connections: int = _count(256, 10_000, "open connections; further ones get a 503")
+    max_connections_per_address: int = _count(64, 10_000, "open connections of one other machine")
     # A backlog of 5 turns a burst of connects into time-outs.
-    backlog: int = _count(1024, 65_535, "connections that the kernel keeps until they are taken")
+    backlog: int = _count(1024, 65_535, "connections that may wait in the kernel")
     # Python 3.13 takes 2.5 MiB to see that a body nests too deeply, and dies of less. Only what
     # is touched is memory.
     thread_stack: int = _size(4 * _M, 4 * _M, 64 * _M, "stack of a connection's thread")
     # The kernel would keep megabytes for a client that does not read.
-    send_buffer: int = _size(64 * _K, 4 * _K, 16 * _M, "that the kernel keeps for a slow reader")
-    max_requests_per_connection: int = _count(1000, 10**9, "after which it is closed")
-    idle_seconds: float = _seconds(15, 3600, "of silence between requests of a connection")
-    head_seconds: float = _seconds(10, 3600, "for a whole head, however slowly it drips")
+    send_buffer: int = _size(
+        64 * _K, 4 * _K, 16 * _M, "bytes that the kernel keeps for a slow client"
+    )
+    max_requests_per_connection: int = _count(1000, 10**9, "requests before a connection is closed")
+    idle_seconds: float = _seconds(15, 3600, "wait for the next request of a connection")
+    head_seconds: float = _seconds(10, 3600, "wait for a whole request head")
     # OpenAI's clients send heads of less than 1.5 KiB.
-    max_request_line: int = _size(4 * _K, 256, 64 * _K, "method, target and version")
-    max_head: int = _size(16 * _K, 512, _M, "request line and headers")
+    max_request_line: int = _size(4 * _K, 256, 64 * _K, "method, target and version of a request")
+    max_head: int = _size(16 * _K, 512, _M, "request line and headers together")
     max_headers: int = _count(64, 1000, "headers of a request")
-    max_body: int = _size(4 * _M, _K, 64 * _M, "body of a request; of a model that sees, if not "
-                          "given, four times as much")  # fmt: skip
-    body_seconds: float = _seconds(10, 3600, "for a whole body, and one more for each --body-rate")
-    body_rate: int = _size(256 * _K, 1, 1 << 30, "bytes that give a body another second")
+    max_body: int = _size(4 * _M, _K, 64 * _M, "body of a request; if not given, four times as "
+                          "much for a model that takes images")  # fmt: skip
+    body_seconds: float = _seconds(
+        10, 3600, "wait for a whole body, and a second more per --body-rate"
+    )
+    body_rate: int = _size(256 * _K, 1, 1 << 30, "part of a body that gives it another second")
     # Each may become an object: of a megabyte of brackets, twenty megabytes.
-    max_values: int = _count(500_000, 5_000_000, "brackets and commas of a body")
-    max_n: int = _count(8, 64, "answers to one request")
-    max_stops: int = _count(16, 256, "stop strings of a request")
+    max_values: int = _count(500_000, 5_000_000, "brackets and commas in a body")
+    max_n: int = _count(8, 64, "choices per request")
+    max_stops: int = _count(16, 256, "stop strings per request")
     max_stop_length: int = _count(256, 4096, "characters of a stop string")
     max_biases: int = _count(1024, 100_000, "tokens in logit_bias")
-    max_prompts: int = _count(256, 2048, "prompts of a completion")
-    max_inputs: int = _count(2048, 10_000, "inputs of a request for embeddings")
-    max_images: int = _count(32, 1000, "images of a request")
-    max_image_bytes: int = _size(10 * _M, _K, 64 * _M, "file of an image")
+    max_prompts: int = _count(256, 2048, "prompts per completion")
+    max_inputs: int = _count(2048, 10_000, "inputs per embeddings request")
+    max_images: int = _count(32, 1000, "images per request")
+    max_image_bytes: int = _size(10 * _M, _K, 64 * _M, "size of an image file")
     max_image_side: int = _count(8192, 65_500, "pixels of an image's longer side")
     # Three bytes each, for a moment, and as many again while they are unpacked.
     max_image_pixels: int = _count(16 * _M, 256 * _M, "pixels of an image; a request may have four "
                                    "times as many")  # fmt: skip
-    # OpenAI's clients wait that long for a byte. Who has to ask again loses its place.
-    queue_seconds: float = _seconds(600, 86_400, "that a request waits for its turn; then a 503")
-    max_seconds: float = _seconds(600, 86_400, "for an answer, from its first token to its last")
-    ping_seconds: float = _seconds(15, 600, "of silence on a stream before a sign of life")
-    send_seconds: float = _seconds(30, 3600, "for a client to take what it is sent")
-    drain_seconds: float = _seconds(10, 3600, "for running answers to end after a signal")
+    # OpenAI's clients wait that long for a byte. One that has to ask again loses its place.
+    queue_seconds: float = _seconds(600, 86_400, "wait of a request for its turn, before a 503")
+    max_seconds: float = _seconds(600, 86_400, "time of a reply from its first token to its last")
+    ping_seconds: float = _seconds(15, 600, "silence on a stream before a sign of life is sent")
+    send_seconds: float = _seconds(30, 3600, "wait for a client to take what it is sent")
+    drain_seconds: float = _seconds(10, 3600, "wait for running replies to end after a signal")
 
 
 DEFAULT_LIMITS = Limits()
