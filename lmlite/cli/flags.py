@@ -6,6 +6,7 @@ A new flag is one line here; the command's own file says what it does.
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from lmlite.server.api import sampling
@@ -37,13 +38,17 @@ def keys_of(given: argparse.Namespace) -> tuple[bytes, ...]:
 
 @dataclass(frozen=True)
 class Flag:
-    """One option of a command, as `--help` shows it."""
+    """One option of a command, as `--help` shows it.
+
+    Options of the model set the field of the same name of Load, RopeScaling or ModelOptions.
+    """
 
     name: str
     values: str  # the placeholder, or the choices with "|" between them, or "" for a switch
     default: str | int | float | None
     help: str
     parse: Callable[[str], Any] = str
+    dest: str | None = None  # the field that it sets; None: the flag's own name
     repeats: bool = False  # its values are a list
 
     def add_to(self, command: argparse._ActionsContainer) -> None:
@@ -54,6 +59,7 @@ class Flag:
         choices = self.values.split("|") if "|" in self.values else None
         command.add_argument(
             self.name,
+            dest=self.dest,
             action="append" if self.repeats else "store",
             metavar=None if choices else self.values,
             choices=choices,
@@ -91,8 +97,10 @@ _port = _value(int, lambda n: 0 <= n < 2**16, "must be from 0 to 65535")
 _layers = _value(int, requirement="must be a whole number")
 _number = _value(float, requirement="must be a number")
 _factor = _value(float, lambda x: 1e-9 <= x <= 1e9, "must be a number greater than 0")
+_inverse = _value(lambda text: 1 / _factor(text))
 _seconds = _value(float, lambda x: 0.001 <= x <= 3600, "must be from 0.001 to 3600")
 _size = _value(parse_size)
+_folder = _value(lambda text: text and str(Path(text).resolve()))
 _host = _value(str.lower, is_host, "must be a name such as myserver.lan, without a port")
 _name = _value(str, lambda text: bool(text.strip()) and text.isprintable(), "must be a name")
 _origin = _value(str, is_origin, "must be as browsers write it, such as https://app.example or "
@@ -102,7 +110,7 @@ _kinds = _value(lambda text: tuple(text.split(",")), {"input", "output"}.issuper
 
 SERVE_FLAGS = (
     Flag("--mmproj", "FILE", None, "the model's image projector (default: the only mmproj*.gguf "
-         "beside the model)"),
+         "beside the model)", dest="mmproj_path"),
     Flag("--host", "ADDRESS", "localhost", "address to listen on; an address that other machines "
          "can reach requires an API key"),
     Flag("--port", "N", 1234, "port to listen on; 0 picks a free one", _port),
@@ -114,33 +122,40 @@ SERVE_FLAGS = (
          "chrome-extension://* stands for a browser's extensions, * for all pages, which requires "
          "an API key; may be repeated", _origin, repeats=True),
     Flag("--alias", "NAME", None, "the model's name for clients; may be repeated, and replies "
-         "show the first (default: the file's name)", _name, repeats=True),
+         "show the first (default: the file's name)", _name, repeats=True, dest="aliases"),
     Flag("--ctx", "N", None, "context size in tokens, shared by all sequences; one sequence gets "
-         "at most what the model was trained for (default: that, but at most 4096)", _count),
+         "at most what the model was trained for (default: that, but at most 4096)",
+         _count, dest="n_ctx"),
     Flag("--rope-scaling", "none|linear|yarn", None, "stretch the model over more tokens than it "
-         "was trained for; the next eight flags mean what they mean to llama.cpp"),
-    Flag("--rope-scale", "N", None, "stretch by this factor (default: enough for --ctx)", _factor),
-    Flag("--rope-freq-base", "N", None, "RoPE base frequency (default: the model's)", _factor),
-    Flag("--rope-freq-scale", "N", None, "RoPE frequency scale: 1/N of --rope-scale", _factor),
+         "was trained for; the next eight flags mean what they mean to llama.cpp", dest="kind"),
+    Flag("--rope-scale", "N", None, "stretch by this factor (default: enough for --ctx)",
+         _inverse, dest="freq_scale"),
+    Flag("--rope-freq-base", "N", None, "RoPE base frequency (default: the model's)",
+         _factor, dest="freq_base"),
+    Flag("--rope-freq-scale", "N", None, "RoPE frequency scale: 1/N of --rope-scale",
+         _factor, dest="freq_scale"),
     Flag("--yarn-orig-ctx", "N", None, "context size of the training (default: the model's)",
          _count),
     Flag("--yarn-ext-factor", "N", None, "YaRN extrapolation mix (default: the model's)", _number),
     Flag("--yarn-attn-factor", "N", None, "YaRN attention scale (default: the model's)", _number),
     Flag("--yarn-beta-slow", "N", None, "YaRN high correction (default: the model's)", _number),
     Flag("--yarn-beta-fast", "N", None, "YaRN low correction (default: the model's)", _number),
-    Flag("--parallel", "N", 4, "sequences that generate at the same time", _count),
-    Flag("--queue", "N", 64, "requests that may wait; further ones get a 503", _count),
+    Flag("--parallel", "N", 4, "sequences that generate at the same time",
+         _count, dest="n_parallel"),
+    Flag("--queue", "N", 64, "requests that may wait; further ones get a 503",
+         _count, dest="n_queue"),
     Flag("--threads", "N", None, "threads of the worker (default: one per core, fewer while other "
-         "processes keep the machine busy)", _count),
-    Flag("--batch", "N", 512, "most tokens in one step", _count),
+         "processes keep the machine busy)", _count, dest="n_threads"),
+    Flag("--batch", "N", 512, "most tokens in one step", _count, dest="n_batch"),
     Flag("--prefill-budget", "SECONDS", 0.25, "longest step that reads a prompt while other "
-         "requests are being answered", _seconds),
-    Flag("--gpu-layers", "N", -1, "layers to put on the GPU; -1 for all", _layers),
+         "requests are being answered", _seconds, dest="prefill_budget_s"),
+    Flag("--gpu-layers", "N", -1, "layers to put on the GPU; -1 for all",
+         _layers, dest="n_gpu_layers"),
     Flag("--cache-type-k", CACHE_TYPES, "f16", "data type of cached keys"),
     Flag("--cache-type-v", CACHE_TYPES, "f16", "data type of cached values; quantized types need "
          "flash attention"),
     Flag("--cache-dir", "DIR", None, "folder that keeps long prompts, so that they need not be "
-         "read again after a restart (default: none)"),
+         "read again after a restart (default: none)", _folder),
     Flag("--cache-size", "SIZE", "512M", "most that --cache-dir may hold", _size),
     Flag("--checkpoint-memory", "SIZE", "128M", "memory for idle conversations, outside the "
          "context", _size),
@@ -151,10 +166,11 @@ SERVE_FLAGS = (
     Flag("--sandbox", "auto|on|off", "auto", "deny the worker network, programs and file writes "
          "once its model is loaded; auto: on, unless the library drives a GPU"),
     Flag("--watchdog", "SECONDS", 30, "restart a worker that is silent this long while requests "
-         "wait", _seconds),
+         "wait", _seconds, dest="watchdog_s"),
     Flag("--flash-attn", "auto|on|off", "auto", "flash attention; auto: on where the model and "
          "the device support it"),
-    Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template"),
+    Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template",
+         dest="chat_template_path"),
     Flag("--reasoning-format", "auto|none", "auto", "where the model's reasoning goes: auto puts "
          "it in reasoning_content, none leaves it in the content"),
     Flag("--sampling", "NAME=VALUE,...", None, "sampling values for requests that give none "

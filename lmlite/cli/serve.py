@@ -9,8 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmlite.cli.flags import SERVE_FLAGS, CommandError, Commands, keys_of, limit_flags
 from lmlite.errors import ModelFileError
@@ -38,6 +37,8 @@ if TYPE_CHECKING:
 IMAGE_FACTOR = 4  # how much larger --max-body is for a model that takes images, unless given
 LAST_WORDS_S = 1.0  # for the errors of replies that did not end in time
 LAST_LINES_S = 2.0  # for the log, which may have no reader
+
+T = TypeVar("T", Limits, Load, ModelOptions, RopeScaling)
 
 
 def add_to(commands: Commands) -> None:
@@ -123,10 +124,32 @@ def _prestarted_worker(log: Log) -> WorkerProcess | None:
 # ---- from flags to options -----------------------------------------------------------------
 
 
+def _taken(kind: type[T], given: argparse.Namespace, **others: Any) -> T:
+    """What flags say of a class whose fields they name; those not given leave the default."""
+    values = {field.name: getattr(given, field.name, None) for field in fields(kind)}
+    return kind(**{name: value for name, value in values.items() if value is not None} | others)
+
+
 def limits_of(given: argparse.Namespace) -> Limits:
-    """The flags of `limit_flags`; those that were not given leave the default."""
-    values = {field.name: getattr(given, field.name) for field in fields(Limits)}
-    return Limits(**{name: value for name, value in values.items() if value is not None})
+    """The flags of `limit_flags`."""
+    return _taken(Limits, given)
+
+
+def load_of(given: argparse.Namespace, limits: Limits) -> Load:
+    """What the command line asks of the worker."""
+    drives_gpu = drives_a_gpu(given.lib)
+    return _taken(
+        Load,
+        given,
+        model_path=given.model or given.model_flag or str(EMBEDDED_MODEL),
+        lib_path=str(library_folder(given.lib).resolve()),  # a worker does not see LMLITE_LIB
+        max_s=limits.max_seconds,
+        n_batch=max(given.n_batch, given.n_parallel),
+        uses_gpu=drives_gpu and given.n_gpu_layers != 0,
+        rope=_taken(RopeScaling, given),
+        sandbox=given.sandbox == "on" or (given.sandbox == "auto" and not drives_gpu),
+        log_level="info" if given.log_level == "debug" else "error",
+    )
 
 
 def model_options(given: argparse.Namespace, limits: Limits, log: Log) -> ModelOptions:
@@ -143,59 +166,7 @@ def model_options(given: argparse.Namespace, limits: Limits, log: Log) -> ModelO
             limits=limits,
         )
 
-    return ModelOptions(
-        load=load_of(given, limits),
-        defaults=defaults,
-        aliases=tuple(given.alias or ()),
-        chat_template_path=given.chat_template,
-        memory=given.memory,
-        watchdog_s=given.watchdog,
-    )
-
-
-def load_of(given: argparse.Namespace, limits: Limits) -> Load:
-    """What the command line asks of the worker."""
-    drives_gpu = drives_a_gpu(given.lib)
-    return Load(
-        model_path=given.model or given.model_flag or str(EMBEDDED_MODEL),
-        lib_path=str(library_folder(given.lib).resolve()),  # a worker does not see LMLITE_LIB
-        n_ctx=given.ctx,
-        n_parallel=given.parallel,
-        n_queue=given.queue,
-        max_s=limits.max_seconds,
-        n_threads=given.threads,
-        n_batch=max(given.batch, given.parallel),
-        prefill_budget_s=given.prefill_budget,
-        n_gpu_layers=given.gpu_layers,
-        uses_gpu=drives_gpu and given.gpu_layers != 0,
-        cache_type_k=given.cache_type_k,
-        cache_type_v=given.cache_type_v,
-        flash_attn=given.flash_attn,
-        rope=_rope_of(given),
-        cache_dir=given.cache_dir and str(Path(given.cache_dir).resolve()),
-        cache_size=given.cache_size,
-        checkpoint_memory=given.checkpoint_memory,
-        mmproj_path=given.mmproj,
-        image_memory=given.image_memory,
-        sandbox=given.sandbox == "on" or (given.sandbox == "auto" and not drives_gpu),
-        log_level="info" if given.log_level == "debug" else "error",
-    )
-
-
-def _rope_of(given: argparse.Namespace) -> RopeScaling:
-    scale = given.rope_freq_scale
-    if scale is None and given.rope_scale is not None:
-        scale = 1 / given.rope_scale
-    return RopeScaling(
-        kind=given.rope_scaling,
-        freq_base=given.rope_freq_base,
-        freq_scale=scale,
-        yarn_orig_ctx=given.yarn_orig_ctx,
-        yarn_ext_factor=given.yarn_ext_factor,
-        yarn_attn_factor=given.yarn_attn_factor,
-        yarn_beta_slow=given.yarn_beta_slow,
-        yarn_beta_fast=given.yarn_beta_fast,
-    )
+    return _taken(ModelOptions, given, load=load_of(given, limits), defaults=defaults)
 
 
 # ---- who may come in -----------------------------------------------------------------------

@@ -4,7 +4,7 @@ Nothing is loaded here: the supervisor that is made does that once it is started
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class ModelOptions:
     load: Load
     # What requests leave out, from the sampling values of the file and whether the model sees.
     defaults: Callable[[ModelFile, bool], Defaults]
-    aliases: tuple[str, ...] = ()  # names for clients; () for the file's name
+    aliases: Sequence[str] = ()  # names for clients; none: the file's name
     chat_template_path: str | None = None
     memory: int | None = None  # bytes that the worker may take; None: what the machine has left
     watchdog_s: float = WATCHDOG_S

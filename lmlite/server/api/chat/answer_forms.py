@@ -127,7 +127,9 @@ def guided_grammar(asked: Guided | None, allows_grammars: bool) -> str | None:
     if kind != "grammar":
         return _grammar_of(_expression(field) if kind == "regex" else _choice(field), field)
     if not allows_grammars:
-        field.unsupported("this server takes no grammars unless it is started with --allow-grammar")
+        field.unsupported(
+            "grammars are refused; start the server with --allow-grammar to accept them"
+        )
     if type(field.value) is not str:
         field.refuse(f"{field.path} is not a string")
     return checked_grammar(field.value, field.path)
