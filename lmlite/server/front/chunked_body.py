@@ -1,7 +1,7 @@
-"""A request's body that comes in chunks, put together as RFC 9112 (7.1) has it; no sockets.
+"""A request's body that comes in chunks, as RFC 9112 (7.1) defines them, put together.
 
-As strict as the reading of a head: what another parser might end elsewhere is refused. Chunk
-extensions and trailers are read, and dropped.
+Strict, as the reading of a head is: what another parser might end elsewhere is refused. Chunk
+extensions and trailers are read and dropped.
 """
 
 import re
@@ -12,97 +12,81 @@ from lmlite.server.front import wire
 from lmlite.server.front.limits import Limits
 
 _SIZE_LINE = re.compile(r"([0-9A-Fa-f]{1,16})([ \t]*;.*)?")
-_BEGINNING = re.compile(rb"([0-9A-Fa-f]{1,16}[ \t]*(;.*)?\r?)?", re.DOTALL)  # of such a line
+_BEGINNING = re.compile(rb"([0-9A-Fa-f]{1,16}[ \t]*(;.*)?\r?)?", re.DOTALL)  # of a size line
 _LINE_END = b"\r\n"
-# However small a chunk is, it takes as long to read as kilobytes of data. So what stands around the
-# data is bounded: by the size of a head, and one byte for so many that the body may have.
+# A chunk of one byte takes as long to read as one of kilobytes. So the bytes around the data are
+# bounded: by the size of a head, and one for so many bytes that the body may have.
 DATA_PER_FRAMING = 16
 
 
 class ChunkedBody:
-    """Takes bytes until the body is whole; how they are divided makes no difference."""
+    """Reads one body from a buffer, which `receive` fills. It gets the bytes announced so far."""
 
-    def __init__(self, max_bytes: int, limits: Limits) -> None:
-        self.data = bytearray()
-        self.n_announced = 0  # bytes of data, by the sizes of the chunks so far
-        self._max_bytes = max_bytes
-        self._limits = limits
+    def __init__(
+        self, buffer: bytearray, receive: Callable[[int], None], max_bytes: int, limits: Limits
+    ) -> None:
+        self._buffer, self._receive = buffer, receive
+        self._max_bytes, self._limits = max_bytes, limits
+        self._n_announced = 0  # bytes of data, by the sizes of the chunks
         self._n_framing_left = limits.max_head + max_bytes // DATA_PER_FRAMING
-        self._n_trailers = 0
-        # Takes what comes next; False when the buffer has too little of it.
-        self._step: Callable[[bytearray], bool] | None = self._take_size
 
-    def take(self, buffer: bytearray) -> bool:
-        """Takes what belongs to the body from the buffer's front; whether that was its end.
+    def read(self) -> bytes:
+        """The data of all chunks. Raises an ApiError for a malformed body, or one over a limit."""
+        data = bytearray()
+        while self._read_size():
+            while len(data) < self._n_announced:
+                if not self._buffer:
+                    self._receive(self._n_announced)
+                part = self._buffer[: self._n_announced - len(data)]
+                data += part
+                del self._buffer[: len(part)]
+            self._read_end_of_chunk()
+        n_trailers = 0
+        while line := self._read_line():
+            n_trailers += 1
+            if n_trailers > self._limits.max_headers:
+                raise HeadTooLarge(f"the body has over {self._limits.max_headers} trailers")
+            wire.parse_headers([line], 1)
+        return bytes(data)
 
-        Raises an ApiError for what is malformed, or over a limit.
-        """
-        while self._step is not None and self._step(buffer):
-            pass
-        return self._step is None
-
-    def _take_size(self, buffer: bytearray) -> bool:
-        line = self._take_line(buffer)
-        # A client that sends no chunks at all may end no line, and wait for an answer.
-        match = _SIZE_LINE.fullmatch(line) if line is not None else _BEGINNING.fullmatch(buffer)
+    def _read_size(self) -> int:
+        match = _SIZE_LINE.fullmatch(self._read_line(_BEGINNING))
         if match is None:
             raise BadRequest("a chunk of the body does not begin with its size")
-        if line is None:
-            return False
         n_bytes = int(match[1], 16)
-        self.n_announced += n_bytes
-        if self.n_announced > self._max_bytes:
+        self._n_announced += n_bytes
+        if self._n_announced > self._max_bytes:
             raise BodyTooLarge(f"the body is over {self._max_bytes:,} bytes")
-        self._step = self._take_data if n_bytes else self._take_trailer
-        return True
+        return n_bytes
 
-    def _take_data(self, buffer: bytearray) -> bool:
-        part = buffer[: self.n_announced - len(self.data)]
-        self.data += part
-        del buffer[: len(part)]
-        if len(self.data) == self.n_announced:
-            self._step = self._take_end_of_data
-        return bool(part)
+    def _read_end_of_chunk(self) -> None:
+        while (found := self._buffer[: len(_LINE_END)]) != _LINE_END:
+            if not _LINE_END.startswith(found):
+                raise BadRequest("a chunk of the body is longer or shorter than its size says")
+            self._receive(self._n_announced)
+        self._drop(len(_LINE_END))
 
-    def _take_end_of_data(self, buffer: bytearray) -> bool:
-        found = buffer[: len(_LINE_END)]
-        if not _LINE_END.startswith(found):
-            raise BadRequest("a chunk of the body has not the size that it begins with")
-        if found != _LINE_END:
-            return False
-        self._drop(buffer, len(_LINE_END))
-        self._step = self._take_size
-        return True
+    def _read_line(self, beginning: re.Pattern[bytes] | None = None) -> str:
+        """The next line without its end.
 
-    def _take_trailer(self, buffer: bytearray) -> bool:
-        line = self._take_line(buffer)
-        if line is None:
-            return False
-        if line == "":
-            self._step = None
-            return True
-        self._n_trailers += 1
-        if self._n_trailers > self._limits.max_headers:
-            raise HeadTooLarge(f"the body has over {self._limits.max_headers} trailers")
-        wire.parse_headers([line], 1)
-        return True
-
-    def _take_line(self, buffer: bytearray) -> str | None:
-        """The next line without its end; None until all of it is there."""
+        A line that does not begin as it has to is refused before its end: a client that sends no
+        chunks may never end it, and wait for a reply.
+        """
         most = self._limits.max_request_line
-        end = buffer.find(b"\n", 0, most)
-        if end < 0:
-            if len(buffer) >= most:
+        while (end := self._buffer.find(b"\n", 0, most)) < 0:
+            if len(self._buffer) >= most:
                 raise BadRequest(f"a line between the chunks of the body is over {most:,} bytes")
-            return None
-        # A bare LF is left in the line, and refused there as any other control character.
-        line = bytes(buffer[: end + 1]).removesuffix(_LINE_END)
-        self._drop(buffer, end + 1)
+            if beginning is not None and not beginning.fullmatch(self._buffer):
+                raise BadRequest("a chunk of the body does not begin with its size")
+            self._receive(self._n_announced)
+        # A bare line feed stays in the line, and is refused as a control character.
+        line = bytes(self._buffer[: end + 1]).removesuffix(_LINE_END)
+        self._drop(end + 1)
         return wire.split_lines(line)[0]
 
-    def _drop(self, buffer: bytearray, n_bytes: int) -> None:
+    def _drop(self, n_bytes: int) -> None:
         """Takes bytes that are no data."""
         self._n_framing_left -= n_bytes
         if self._n_framing_left < 0:
             raise BadRequest("the body's chunks are too small, or have too much beside their data")
-        del buffer[:n_bytes]
+        del self._buffer[:n_bytes]

@@ -62,10 +62,12 @@ class Connection(io.BufferedIOBase):
 
         Its deadline moves with what the chunks say of their sizes, and not with what is beside.
         """
-        body, began_s = ChunkedBody(max_bytes, self._limits), time.monotonic()
-        while not body.take(self._buffer):
-            self._receive(began_s + self._body_seconds(body.n_announced))
-        return bytes(body.data)
+        began_s = time.monotonic()
+
+        def receive(n_announced: int) -> None:
+            self._receive(began_s + self._body_seconds(n_announced))
+
+        return ChunkedBody(self._buffer, receive, max_bytes, self._limits).read()
 
     def write(self, data: Any) -> int:
         """Sends all of it. Raises TimeoutError or ConnectionError."""
