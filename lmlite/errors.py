@@ -1,8 +1,7 @@
 """Every failure that a client can see, with its status, type, code and param.
 
-Floor 0: imports nothing of the package. Raised anywhere, turned into bytes by
-`server/http.py` alone. A worker sends the class name and the message over the
-pipe; `KINDS` turns the name back into the class, so the family is closed.
+Raised anywhere; only `server/http.py` turns them into bytes. A worker sends the name of the class
+and the message over the pipe, and `KINDS` turns the name back into the class.
 """
 
 from collections.abc import Iterator
@@ -19,9 +18,9 @@ class ModelFileMissing(ModelFileError):
 class ApiError(Exception):
     """An error that becomes `{"error": {"message", "type", "param", "code"}}`.
 
-    The class decides status, type and code; an instance adds the message and the
-    name of the field at fault. OpenAI's clients ask again after 408, 409, 429 and
-    every status from 500, so a failure that would repeat must have another status.
+    The class decides status, type and code; an instance adds the message and the name of the
+    field at fault. OpenAI's clients retry after 408, 409, 429 and every status from 500, so a
+    failure that would repeat needs another status.
     """
 
     status = 500
@@ -54,7 +53,7 @@ class InternalError(ApiError):
 
 
 class BadRequest(ApiError):
-    """The client can mend this one; asking again unchanged would fail again."""
+    """The client must change the request: the same one would fail again."""
 
     status = 400
     type = "invalid_request_error"
@@ -67,7 +66,7 @@ class MissingParameter(BadRequest):
 
 
 class PromptTooLong(BadRequest):
-    """The prompt does not fit the context; clients match the code, or read OpenAI's sentences."""
+    """The prompt does not fit the context. Clients look for the code or for OpenAI's sentences."""
 
     code = "context_length_exceeded"
 
@@ -83,7 +82,7 @@ class PromptTooLong(BadRequest):
 
 
 class Unsupported(BadRequest):
-    """A feature that this server or this model lacks; not 501, which clients would retry."""
+    """A feature that this server or model lacks. Clients would retry after the status 501."""
 
     code = "unsupported_feature"
 
@@ -100,7 +99,7 @@ class Unauthorized(BadRequest):
 
 
 class Forbidden(BadRequest):
-    """The request comes from where none may come: a foreign host name or web page."""
+    """The request names a foreign host, or comes from a foreign web page."""
 
     status = 403
     type = "permission_error"
@@ -161,7 +160,7 @@ class ExpectationFailed(BadRequest):
 
 
 class HarmfulRequest(BadRequest):
-    """It ended the model's worker, and would do so again."""
+    """The request ended the model's worker, and would end it again."""
 
     status = 422
     code = "request_ended_worker"
@@ -180,14 +179,14 @@ class VersionNotSupported(BadRequest):
 
 
 class Unavailable(ApiError):
-    """Not now: loading, restarting, full or stopping. The client may ask again."""
+    """The model is loading, restarting, full or stopping. The client may retry."""
 
     status = 503
     retry_after_s: int | None = 1
 
 
 class ModelFailed(Unavailable):
-    """There is no worker, and there will be none: waiting does not help."""
+    """There is no worker and none will start: waiting does not help."""
 
     retry_after_s = None
 
