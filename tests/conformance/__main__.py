@@ -731,7 +731,7 @@ def check_failure(run: Pass, name: str, events: list[ReplyEvent]) -> None:
     stored = StoredResponses()
     call = parse_response(stored, {"input": "Hi", "stream": True})
     model: Any = SimpleNamespace(name=run.server.model)
-    reply = ResponseReply(stored, call, "resp_1", model, 0)
+    reply = ResponseReply(call, "resp_1", model, 0)
     for event in events:
         reply.add(event)
     data = reply.failure(InternalError("the worker ended"))

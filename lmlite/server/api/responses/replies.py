@@ -14,7 +14,6 @@ from lmlite.server.api.chat.messages import says_something
 from lmlite.server.api.openai.replies import logprob_object
 from lmlite.server.api.reply import GeneratedReply, typed_event
 from lmlite.server.api.responses.requests import ResponseCall, rename
-from lmlite.server.api.responses.stored import StoredResponses
 from lmlite.server.api.responses.tools import SEARCH
 from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
@@ -44,12 +43,8 @@ class ResponseReply(GeneratedReply):
     call: ResponseCall
     has_text = True  # clients look for a message where there is no call
 
-    def __init__(
-        self, stored: StoredResponses, call: Call, reply_id: str, model: ServedModel, created: int
-    ) -> None:
-        """A complete response goes to `stored`, unless the request forbids it."""
+    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
-        self._stored = stored
         self._frames: dict[int, bytes] = {}  # by item: the format of an event of more text
         self._unsaid: list[Json] = []  # log-probabilities of tokens whose text has not come yet
         self._n_events = 0
@@ -62,9 +57,9 @@ class ResponseReply(GeneratedReply):
     def add(self, event: ReplyEvent) -> bytes:
         """Takes the next event; the last one stores the conversation."""
         data = super().add(event)
-        if isinstance(event, Finished) and self.call.is_stored:
+        if isinstance(event, Finished) and self.call.stored:
             messages = filter(says_something, (*self.call.conversation, self._message()))
-            self._stored.keep(self.id, tuple(messages))
+            self.call.stored.keep(self.id, tuple(messages))
         return data
 
     def text_logprobs(self, delta: Delta) -> Sequence[Json]:

@@ -37,7 +37,7 @@ class ResponseCall(Call):
     """A call, and what its response says and leaves behind."""
 
     conversation: Conversation = ()  # up to the reply, without instructions
-    is_stored: bool = True
+    stored: StoredResponses | None = None  # where the conversation is kept; None: nowhere
     settings: Json = field(default_factory=dict)  # those of the request, as the response has them
     tools: ResponseTools = field(default_factory=ResponseTools)
 
@@ -74,7 +74,7 @@ def parse_response(
     return ResponseCall(
         **vars(call) | own,
         conversation=turns,
-        is_stored=asked["store"].value is None or asked["store"].boolean(),
+        stored=stored if asked["store"].value is None or asked["store"].boolean() else None,
         settings=_settings(asked, request) | {"tools": tools.as_sent},
         tools=tools.known_as,
     )

@@ -20,10 +20,6 @@ STORED = StoredResponses()  # those of this process
 
 ROUTES = (
     WorkerRoute(
-        "/v1/responses",
-        partial(parse_response, STORED),
-        partial(ResponseReply, STORED),
-        "resp_",
-        response_error,
+        "/v1/responses", partial(parse_response, STORED), ResponseReply, "resp_", response_error
     ),
 )

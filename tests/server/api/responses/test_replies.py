@@ -27,7 +27,7 @@ def reply_to(stored: StoredResponses | None = None, **body: Any) -> ResponseRepl
     stored = stored or StoredResponses()
     call = parse_response(stored, {"input": "Hi", "stream": True, **body})
     model: Any = SimpleNamespace(name="tiny")
-    return ResponseReply(stored, call, "resp_7", model, 1760000000)
+    return ResponseReply(call, "resp_7", model, 1760000000)
 
 
 def streamed(reply: ResponseReply, events: list[ReplyEvent]) -> Any:

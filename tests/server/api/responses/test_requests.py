@@ -223,7 +223,8 @@ def test_a_request_that_asks_for_nothing_gets_the_servers_defaults() -> None:
     defaults = Defaults(params, {}, separate_reasoning=True)
     found = parse_response(StoredResponses(), {"input": "Hi"}, defaults)
     assert found.request == Chat(0, (HI,), params)
-    assert (found.model, found.stream, found.is_stored, found.ignored) == (None, False, True, ())
+    assert (found.model, found.stream, found.ignored) == (None, False, ())
+    assert found.stored is not None
 
 
 def test_sampling_is_that_of_a_chat() -> None:
@@ -404,12 +405,12 @@ def test_what_nobody_here_knows_is_told() -> None:
     }  # fmt: skip
     found = parse(**known, n=2, messages=[], max_tokens=3, response_format={}, ttl=1)
     assert found.ignored == ("max_tokens", "messages", "n", "response_format", "ttl")
-    assert not found.is_stored
+    assert found.stored is None
 
 
 def test_nulls_are_as_if_they_were_not_there() -> None:
-    names = RESPONSE_FIELDS - {"input"}
-    assert parse(**dict.fromkeys(names)) == parse()
+    nulls, stored = dict.fromkeys(RESPONSE_FIELDS - {"input"}), StoredResponses()
+    assert parse(stored=stored, **nulls) == parse(stored=stored)
 
 
 # ---- what is refused -----------------------------------------------------------------------
