@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from typing import Any, NoReturn
 
-from lmlite.server.forms.parts import Json, alternatives, parts, reference_of, steps_of, target_of
+from lmlite.server.forms.parts import Json, alternatives, parts
 
 MAX_BYTES = 64 << 10
 MAX_DEPTH = 32
@@ -51,15 +51,16 @@ def new_room(times: int = 1) -> Counter[str]:
 
 
 class Reading:
-    """What the readers of one schema share: the room that is left, and the parts left out."""
+    """What the readers of one schema share: its root, the room left, and the parts left out."""
 
-    def __init__(self, is_strict: bool, shared: Counter[str] | None = None) -> None:
+    def __init__(self, root: Any, is_strict: bool, shared: Counter[str] | None = None) -> None:
         """Strict: the first part that cannot be enforced ends the reading. Else it is noted.
 
         `shared` is the room that this schema shares with others.
         """
-        self.is_strict = is_strict
+        self.root, self.is_strict = root, is_strict
         self.noted: dict[str, str] = {}  # reasons by path
+        self.ways: dict[str, int] = {}  # to continue a text, by its pattern
         self._rooms = [new_room(), *([] if shared is None else [shared])]
 
     def refuse(self, path: str, why: str) -> NoReturn:
@@ -119,17 +120,15 @@ def repetitions(pattern: str) -> int:
 
 
 class Ways:
-    """How many ways to continue a text a grammar may keep open at once.
+    """How many ways to continue a text a rewritten schema's grammar may keep open at once."""
 
-    For rewritten schemas, in which each $ref has its target.
-    """
-
-    def __init__(self, root: Json, of_patterns: dict[str, int]) -> None:
-        self._root, self._of_patterns = root, of_patterns
+    def __init__(self, targets: dict[str, Json], of_patterns: dict[str, int]) -> None:
+        """`targets` are the schemas that each $ref points at."""
+        self._targets, self._of_patterns = targets, of_patterns
         self._known: dict[str, int] = {}  # by reference; 1 while it is being counted
         self._n_open = 0  # references that are being followed
 
-    def check(self, node: Any, most: int) -> None:
+    def check(self, node: Json, most: int) -> None:
         """Raises ValueError for a part of the schema with more than `most`."""
         if self._of(node) > most:
             raise ValueError(
@@ -137,15 +136,11 @@ class Ways:
                 "or optional properties"
             )
 
-    def _of(self, node: Any) -> int:
-        if type(node) is not dict:
-            return 1
-        ref = reference_of(node)
-        if ref is not None:
-            return self._of_reference(ref)
-        several = alternatives(node)
-        if several != [node]:
-            return sum(map(self._of, several))
+    def _of(self, node: Json) -> int:
+        if "$ref" in node:
+            return self._of_reference(node["$ref"])
+        if "anyOf" in node:
+            return sum(map(self._of, alternatives(node)))
         if "enum" in node:
             return len(node["enum"])
         if "pattern" in node:
@@ -159,7 +154,7 @@ class Ways:
             if self._n_open > MAX_REFERENCES:
                 raise ValueError("refers too far from one part to another")
             self._known[ref] = 1
-            self._known[ref] = self._of(target_of(self._root, steps_of(ref)))
+            self._known[ref] = self._of(self._targets[ref])
             self._n_open -= 1
         return self._known[ref]
 

@@ -20,15 +20,13 @@ from lmlite.server.forms.parts import (
     below,
     list_of,
     properties_of,
-    reference_of,
-    steps_of,
-    target_of,
     type_of,
 )
 
 MAX_STEPS = 20_000  # of comparing the parts of a schema
 _Key = tuple[str, ...]  # a type; or a type and a value
 
+_DEFS = "#/$defs/"
 _MARK = re.compile(r"(?=(z\d{0,8}z))")  # finds overlapping ones, all in one pass
 
 
@@ -37,69 +35,68 @@ class Definitions:
 
     def __init__(self, root: Any, prefix: str) -> None:
         """`prefix` keeps their names apart from those of other schemas in one grammar."""
-        self._names: dict[str, str] = {}  # by $ref
-        self._paths: dict[str, str] = {}  # of the first part that refers there, by name
-        self._nodes: dict[str, Json] = {}
-        self.root: Json = {"$defs": self._nodes}
-        self.comparer = Comparer(self.root)
+        self.refs: dict[str, str] = {}  # a new $ref by the client's
+        self.nodes: dict[str, Json] = {}  # rewritten, by their new $ref
+        self._paths: dict[str, str] = {}  # of the first part that refers there
+        self.comparer = Comparer(self.nodes)
         # llama.cpp names the rules of definitions and of properties alike. A mark that occurs
         # nowhere in the schema keeps them apart.
         taken = set(_MARK.findall(json.dumps(root)))
         marks = itertools.chain(["zz"], (f"z{n}z" for n in itertools.count()))
         self._mark = prefix + next(mark for mark in marks if mark not in taken)
 
-    def __contains__(self, ref: str) -> bool:
-        return ref in self._names
+    def add(self, ref: str, path: str) -> str:
+        """A new $ref in place of a client's at `path`."""
+        new = self.refs[ref] = f"{_DEFS}{self._mark}{len(self.refs)}"
+        self._paths[new] = path
+        return new
 
-    def node(self, ref: str) -> Json:
-        """The rewritten schema that refers there."""
-        return {"$ref": f"#/$defs/{self._names[ref]}"}
-
-    def name(self, ref: str, path: str) -> None:
-        """Gives a name to the target of a reference at `path`, before the target is read."""
-        name = self._names[ref] = f"{self._mark}{len(self._names)}"
-        self._paths[name] = path
-
-    def define(self, ref: str, node: Json) -> None:
-        """Notes what was read there."""
-        self._nodes[self._names[ref]] = node
+    def written(self) -> Json:
+        """The definitions, as a keyword of the schema's root."""
+        named = {ref.removeprefix(_DEFS): node for ref, node in self.nodes.items()}
+        return {"$defs": named} if named else {}
 
     def finish(self, reading: Reading) -> None:
         """Drops definitions that are only references in a circle, and ambiguous ones."""
-        at_once = {name: _names_in(alternatives(node)) for name, node in self._nodes.items()}
-        for name in itertools.chain(*_circles(at_once)):
-            reading.drop(self._paths[name], "cannot be honoured: it only refers to itself")
-            self._nodes[name] = ANYTHING
-        while names := self._ambiguous():
-            why = (
+        at_once = {ref: _refs_in(alternatives(node)) for ref, node in self.nodes.items()}
+        self._drop(
+            itertools.chain(*_circles(at_once)),
+            "cannot be honoured: it only refers to itself",
+            reading,
+        )
+        while refs := self._ambiguous():
+            self._drop(
+                refs,
                 "cannot be honoured: in a schema that contains itself, the schemas of anyOf have "
-                "to begin with different properties, or different values of one"
+                "to begin with different properties, or different values of one",
+                reading,
             )
-            for name in names:
-                reading.drop(self._paths[name], why)
-                self._nodes[name] = ANYTHING
+
+    def _drop(self, refs: Iterable[str], why: str, reading: Reading) -> None:
+        for ref in refs:
+            reading.drop(self._paths[ref], why)
+            self.nodes[ref] = ANYTHING
 
     def _ambiguous(self) -> list[str]:
         """The definitions that contain themselves in alternatives that begin alike."""
-        nodes = {name: below(node) for name, node in self._nodes.items()}
-        circles = _circles({name: _names_in(each) for name, each in nodes.items()})
+        inside = {ref: below(node) for ref, node in self.nodes.items()}
+        circles = _circles({ref: _refs_in(nodes) for ref, nodes in inside.items()})
         return [
-            name
+            ref
             for circle in circles
-            for name in circle
-            for several in map(alternatives, nodes[name])
+            for ref in circle
+            for several in map(alternatives, inside[ref])
             if len(several) > 1 and not self._part_at_once(several, circle)
         ]
 
-    def _part_at_once(self, several: list[Any], circle: set[str]) -> bool:
-        alone = [each for each in several if _names_in(below(each)) & circle]
-        others = [each for each in several if not _names_in(below(each)) & circle]
+    def _part_at_once(self, several: list[Json], circle: set[str]) -> bool:
+        alone = [each for each in several if _refs_in(below(each)) & circle]
+        others = [each for each in several if each not in alone]
         return not alone or self.comparer.part_at_once(alone, others)
 
 
-def _names_in(nodes: Iterable[Any]) -> set[str]:
-    """The definitions that some schemas refer to."""
-    return {steps_of(ref)[-1] for ref in map(reference_of, nodes) if ref is not None}
+def _refs_in(nodes: Iterable[Json]) -> set[str]:
+    return {node["$ref"] for node in nodes if "$ref" in node}
 
 
 def _circles(targets: dict[str, set[str]]) -> list[set[str]]:
@@ -135,17 +132,17 @@ def _circles(targets: dict[str, set[str]]) -> list[set[str]]:
 class Comparer:
     """Compares the parts of one schema, in a bounded number of steps. After these it says no."""
 
-    def __init__(self, root: Json) -> None:
-        """`root` has the definitions under $defs; it may still grow."""
-        self._root, self._n_left = root, MAX_STEPS
+    def __init__(self, targets: dict[str, Json]) -> None:
+        """`targets` are the schemas that each $ref points at; there may be more later."""
+        self._targets, self._n_left = targets, MAX_STEPS
 
-    def exclude_each_other(self, schemas: list[Any]) -> bool:
+    def exclude_each_other(self, schemas: list[Json]) -> bool:
         """Whether no value that a grammar makes of one schema fits another."""
         groups = [self._expanded(schema) for schema in schemas]
         is_guessed = any(GUESSED in each for each in itertools.chain(*groups))
         return not is_guessed and self._are_apart(groups, _never_fit)
 
-    def part_at_once(self, alone: list[Any], others: list[Any]) -> bool:
+    def part_at_once(self, alone: list[Json], others: list[Json]) -> bool:
         """Whether the type or the first property of a value tells which schema it belongs to.
 
         Each of those `alone` from all; the `others` may begin alike.
@@ -166,19 +163,19 @@ class Comparer:
                     return False
         return self._n_left > 0
 
-    def _expanded(self, node: Any) -> list[Json]:
+    def _expanded(self, node: Json) -> list[Json]:
         """The schemas of which a value has to fit one, behind anyOf and references."""
         found: list[Json] = []
         seen: set[str] = set()
         todo = [node]
         while todo:
             for each in self._counted(alternatives(todo.pop())):
-                ref = reference_of(each)
+                ref = each.get("$ref")
                 if ref is None:
-                    found.append(each if type(each) is dict else {})
+                    found.append(each)
                 elif ref not in seen:
                     seen.add(ref)
-                    todo.append(target_of(self._root, steps_of(ref)))
+                    todo.append(self._targets.get(ref, ANYTHING))
         return found
 
     def _counted(self, steps: Iterable[Any]) -> Iterator[Any]:

@@ -7,7 +7,6 @@ sample: that is why clients need `--allow-grammar`.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lmlite.errors import BadRequest
@@ -60,9 +59,7 @@ def checked_grammar(text: str, path: str = "grammar") -> str:
         rules = _parsed(text)
         if "root" not in rules:
             raise ValueError("has no rule that is called root")
-        empty = _empty(rules)
-        _check_beginnings(rules, empty)
-        _check_counts(rules, empty)
+        _check_counts(rules, _empty(rules))
     except ValueError as err:
         raise BadRequest(f"{path} {err}", param=path) from None
     except RecursionError:
@@ -127,46 +124,32 @@ def _count(token: re.Match[str]) -> tuple[int, int | None]:
 
 
 def _empty(rules: _Rules) -> set[str]:
-    """The rules that take the empty text."""
-    found: set[str] = set()
-    n_before = -1
-    while n_before < len(found):
-        n_before = len(found)
-        for name, sequences in rules.items():
-            if any(all(_may_be_empty(item, found) for item in each) for each in sequences):
-                found.add(name)
-    return found
-
-
-def _may_be_empty(item: _Item, empty: set[str]) -> bool:
-    return item.low == 0 or item.name in empty
-
-
-def _check_beginnings(rules: _Rules, empty: set[str]) -> None:
-    """No rule begins with itself, or in too many ways."""
-    known: dict[str, int] = {}  # beginnings of each rule; 0 while they are being counted
+    """The rules that take the empty text. None may begin with itself, or in too many ways."""
+    known: dict[str, int] = {}  # in how many ways each rule may begin; 0 while they are counted
+    empty: set[str] = set()
 
     def count(name: str) -> int:
         if name not in known:
             known[name] = 0
-            first = (item for each in rules.get(name, ()) for item in _first(each, empty))
-            known[name] = 1 + sum(count(item.name) if item.name else 1 for item in first)
+            known[name] = 1 + sum(count_first(name, items) for items in rules.get(name, ()))
         elif known[name] == 0:
             raise ValueError(f"has a rule {name} that begins with itself")
         if known[name] > MAX_BEGINNINGS:
             raise ValueError(f"may begin in more than {MAX_BEGINNINGS:,} ways")
         return known[name]
 
+    def count_first(name: str, items: list[_Item]) -> int:
+        n_found = 0
+        for item in items:
+            n_found += count(item.name) if item.name else 1
+            if item.low > 0 and item.name not in empty:
+                return n_found
+        empty.add(name)
+        return n_found
+
     for name in rules:
         count(name)
-
-
-def _first(items: list[_Item], empty: set[str]) -> Iterator[_Item]:
-    """The items that a sequence may begin with."""
-    for item in items:
-        yield item
-        if not _may_be_empty(item, empty):
-            return
+    return empty
 
 
 def _check_counts(rules: _Rules, empty: set[str]) -> None:

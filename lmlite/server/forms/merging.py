@@ -22,56 +22,51 @@ _MAX_COMPARED = 10_000  # pairs of values
 _OF_OBJECTS = ("properties", "patternProperties", "additionalProperties")
 
 
-class Merger:
-    """Merges the schemas of one document."""
+def merged(schema: Any, path: str, reading: Reading, depth: int = 0) -> tuple[Json, set[str]]:
+    """(a schema's keywords with those of its allOf and $ref, the references in it).
 
-    def __init__(self, root: Any, reading: Reading) -> None:
-        self._root, self._reading = root, reading
+    Raises Unheld for a value that is not a schema, and for too much.
+    """
+    if schema is True:
+        return {}, set()
+    if type(schema) is not dict or depth > _MAX_DEPTH:
+        reading.refuse(path, "is not a schema that takes something, or nests too deep")
+    reading.take(path, values=1)
+    said = {key: value for key, value in schema.items() if not is_annotation(key)}
+    ref, members = said.pop("$ref", None), list_of(said.pop("allOf", None))
+    others = [(each, f"{path}.allOf.{i}") for i, each in enumerate(members)]
+    refs = {ref} if type(ref) is str else set()
+    others += [(pointed_at(reading.root, each), f"{path}.$ref") for each in refs]
+    for each, where in others:
+        other, inner = merged(each, where, reading, depth + 1)
+        said, refs = _both(said, other, path, reading), refs | inner
+    return said, refs
 
-    def merged(self, schema: Any, path: str, depth: int = 0) -> tuple[Json, set[str]]:
-        """(a schema's keywords with those of its allOf and $ref, the references in it).
 
-        Raises Unheld for a value that is not a schema, and for too much.
-        """
-        if schema is True:
-            return {}, set()
-        if type(schema) is not dict or depth > _MAX_DEPTH:
-            self._reading.refuse(path, "is not a schema that takes something, or nests too deep")
-        self._reading.take(path, values=1)
-        said = {key: value for key, value in schema.items() if not is_annotation(key)}
-        ref, members = said.pop("$ref", None), list_of(said.pop("allOf", None))
-        others = [(each, f"{path}.allOf.{i}") for i, each in enumerate(members)]
-        refs = {ref} if type(ref) is str else set()
-        others += [(pointed_at(self._root, each), f"{path}.$ref") for each in refs]
-        for each, where in others:
-            other, inner = self.merged(each, where, depth + 1)
-            said, refs = self._both(said, other, path), refs | inner
-        return said, refs
+def united(said: Json, reading: Reading) -> Json:
+    """The keywords of the root, with anyOf or oneOf replaced by the properties of all in it."""
+    for key in ("anyOf", "oneOf"):
+        several = list_of(said.get(key))
+        if several and "properties" not in said:
+            found = [merged(each, f".{key}.{i}", reading)[0] for i, each in enumerate(several)]
+            reading.note(f".{key}", "is held as one object with all properties")
+            rest = {name: value for name, value in said.items() if name != key}
+            return _both(rest, reduce(_either, found), "", reading)
+    return said
 
-    def united(self, said: Json, path: str) -> Json:
-        """The keywords of an object, with anyOf or oneOf replaced by the properties of all."""
-        for key in ("anyOf", "oneOf"):
-            several = list_of(said.get(key))
-            if several and "properties" not in said:
-                rest = {name: value for name, value in said.items() if name != key}
-                found = (self.merged(each, f"{path}.{key}.{i}") for i, each in enumerate(several))
-                either = reduce(_either, [one for one, _ in found])
-                self._reading.note(f"{path}.{key}", "is held as one object with all properties")
-                return self._both(rest, either, path)
-        return said
 
-    def _both(self, a: Json, b: Json, path: str) -> Json:
-        both = a | b
-        for key in (key for key in b if key in a and a[key] != b[key]):
-            join = _JOIN.get(key)
-            joined = join(a[key], b[key]) if join is not None else None
-            if joined is None:
-                self._reading.note(f"{path}.{key}", "is given twice, and only one of them is held")
-            both[key] = a[key] if joined is None else joined
-        are_objects = all(any(key in each for key in _OF_OBJECTS) for each in (a, b))
-        if are_objects and both.pop("additionalProperties", True) is not True:
-            self._reading.note(f"{path}.additionalProperties", "is left out beside allOf")
-        return both
+def _both(a: Json, b: Json, path: str, reading: Reading) -> Json:
+    both = a | b
+    for key in (key for key in b if key in a and a[key] != b[key]):
+        join = _JOIN.get(key)
+        joined = join(a[key], b[key]) if join is not None else None
+        if joined is None:
+            reading.note(f"{path}.{key}", "is given twice, and only one of them is held")
+        both[key] = a[key] if joined is None else joined
+    are_objects = all(any(key in each for key in _OF_OBJECTS) for each in (a, b))
+    if are_objects and both.pop("additionalProperties", True) is not True:
+        reading.note(f"{path}.additionalProperties", "is left out beside allOf")
+    return both
 
 
 def _either(a: Json, b: Json) -> Json:

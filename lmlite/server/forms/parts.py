@@ -1,6 +1,6 @@
 """Small questions to a JSON schema: its types, references, alternatives and inner schemas. Pure."""
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection
 from typing import Any
 from urllib.parse import unquote
 
@@ -41,16 +41,17 @@ def list_of(value: Any) -> list[Any]:
     return value if type(value) is list else []
 
 
-def properties_of(node: Any) -> Json:
+def properties_of(schema: Json) -> Json:
     """The schemas of a schema's properties, by name."""
-    found = node.get("properties") if type(node) is dict else None
+    found = schema.get("properties")
     return found if type(found) is dict else {}
 
 
-def target_of(root: Json, steps: Iterable[str]) -> Any:
-    """What lies at a path of names and numbers; None for nothing."""
-    target: Any = root
-    for step in steps:
+def pointed_at(root: Any, ref: str) -> Any:
+    """What a $ref of a client points at, by RFC 6901; None for nothing."""
+    target = root
+    for step in ref.split("/")[1:]:
+        step = unquote(step).replace("~1", "/").replace("~0", "~")
         if type(target) is list and step.isdecimal() and int(step[:9]) < len(target):
             target = target[int(step[:9])]
         elif type(target) is dict and step in target:
@@ -58,57 +59,6 @@ def target_of(root: Json, steps: Iterable[str]) -> Any:
         else:
             return None
     return target
-
-
-def steps_of(ref: str) -> list[str]:
-    """The path in a $ref, as llama.cpp reads it: the parts between the slashes.
-
-    >>> steps_of("#/$defs/a")
-    ['$defs', 'a']
-    """
-    return ref.split("/")[1:]
-
-
-def pointed_at(root: Json, ref: str) -> Any:
-    """What a $ref of a client points at, by RFC 6901; None for nothing."""
-    steps = (unquote(step).replace("~1", "/").replace("~0", "~") for step in steps_of(ref))
-    return target_of(root, steps)
-
-
-def reference_of(node: Any) -> str | None:
-    """The $ref of a schema that is one."""
-    ref = node.get("$ref") if type(node) is dict else None
-    return ref if type(ref) is str else None
-
-
-def alternatives(node: Any) -> list[Any]:
-    """The schemas of which a value needs to fit one: those of anyOf, else the schema itself."""
-    for key in ("oneOf", "anyOf"):  # in llama.cpp's order
-        if type(node) is dict and type(node.get(key)) is list:
-            return [each for alternative in node[key] for each in alternatives(alternative)]
-    return [node]
-
-
-def any_of(nodes: list[Json]) -> Json:
-    """The schema of a value that fits at least one of several."""
-    if ANYTHING in nodes:
-        return ANYTHING
-    return nodes[0] if len(nodes) == 1 else {"anyOf": nodes}
-
-
-def parts(node: Any) -> Iterator[Any]:
-    """The schemas inside a schema, one level down."""
-    if type(node) is not dict:
-        return
-    for key in ("anyOf", "oneOf", "allOf", "prefixItems", "items", "additionalProperties"):
-        value = node.get(key)
-        yield from value if type(value) is list else [value] if type(value) is dict else []
-    yield from properties_of(node).values()
-
-
-def below(node: Any) -> list[Any]:
-    """A schema and all the schemas inside it, at any depth."""
-    return [node, *(each for part in parts(node) for each in below(part))]
 
 
 def loosely(schema: Any) -> Json:
@@ -130,3 +80,32 @@ def constant(value: Any) -> Json:
     if type(value) is list and value:
         return {"type": "array", "prefixItems": list(map(constant, value))}
     return {"enum": [value]}
+
+
+# ---- rewritten schemas ---------------------------------------------------------------------
+
+
+def any_of(nodes: list[Json]) -> Json:
+    """The schema of a value that fits at least one of several."""
+    if ANYTHING in nodes:
+        return ANYTHING
+    return nodes[0] if len(nodes) == 1 else {"anyOf": nodes}
+
+
+def alternatives(node: Json) -> list[Json]:
+    """The schemas of which a value needs to fit one: those of anyOf, else the schema itself."""
+    if "anyOf" not in node:
+        return [node]
+    return [each for alternative in node["anyOf"] for each in alternatives(alternative)]
+
+
+def parts(node: Json) -> list[Json]:
+    """The schemas inside a schema, one level down."""
+    found = [*node.get("anyOf", ()), *node.get("prefixItems", ())]
+    found += (node[key] for key in ("items", "additionalProperties") if type(node.get(key)) is dict)
+    return [*found, *node.get("properties", {}).values()]
+
+
+def below(node: Json) -> list[Json]:
+    """A schema and all the schemas inside it, at any depth."""
+    return [node, *(each for part in parts(node) for each in below(part))]

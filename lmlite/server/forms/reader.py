@@ -6,7 +6,7 @@ from typing import Any
 
 from lmlite.server.forms.bounds import MAX_COUNT, Reading, Unheld, Ways
 from lmlite.server.forms.definitions import Definitions
-from lmlite.server.forms.merging import Merger
+from lmlite.server.forms.merging import merged, united
 from lmlite.server.forms.numbers import number_node
 from lmlite.server.forms.parts import (
     ANYTHING,
@@ -20,11 +20,10 @@ from lmlite.server.forms.parts import (
     is_annotation,
     loosely,
     pointed_at,
-    steps_of,
     type_of,
     with_integers,
 )
-from lmlite.server.forms.texts import MAX_LISTED, Texts
+from lmlite.server.forms.texts import MAX_LISTED, listed_texts, text_node
 
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
 # Keywords by the type that they are about; values of other types cannot violate them.
@@ -49,19 +48,17 @@ _MAX_OPTIONAL = 100  # properties of an object that may be widened
 class SchemaReader:
     """Rewrites one schema; `path` says where in it a part stands."""
 
-    def __init__(self, root: Any, reading: Reading, most_ways: int, prefix: str = "") -> None:
+    def __init__(self, reading: Reading, most_ways: int, prefix: str = "") -> None:
         """`prefix` keeps its definitions apart from those of other schemas in one grammar."""
-        self._root, self._reading, self._most_ways = root, reading, most_ways
+        self._reading, self._most_ways = reading, most_ways
         self._is_strict = reading.is_strict
-        self._texts = Texts(reading)
-        self._merger = Merger(root, reading)
-        self._definitions = Definitions(root, prefix)
+        self._definitions = Definitions(reading.root, prefix)
         self._depth = 0
         self._merging: list[str] = []  # references whose merged targets are being read
 
     def read(self) -> Json:
         """The whole. Raises Unheld if the reading is strict."""
-        return self._finished(self._schema(self._root, ""))
+        return self._finished(self._schema(self._reading.root, ""))
 
     def read_arguments(self) -> Json:
         """The whole as an object whose properties are not behind a reference.
@@ -69,7 +66,7 @@ class SchemaReader:
         llama.cpp's parsers of calls look for them there.
         """
         try:
-            said = self._merger.united(self._merger.merged(self._root, "")[0], "")
+            said = united(merged(self._reading.root, "", self._reading)[0], self._reading)
             said["type"] = "object"
             for key in sorted(said.keys() & {"anyOf", "oneOf", "enum", "const"}):
                 self._reading.note(f".{key}", "is left out beside other keywords")
@@ -84,7 +81,7 @@ class SchemaReader:
     def _finished(self, node: Json) -> Json:
         """With its definitions, and few ways open at once."""
         self._definitions.finish(self._reading)
-        ways = Ways(self._definitions.root, self._texts.ways)
+        ways = Ways(self._definitions.nodes, self._reading.ways)
         if not self._is_strict:
             # Each property alone, so that one that is too much leaves the others as they are.
             properties = node.get("properties", {})
@@ -92,7 +89,7 @@ class SchemaReader:
             for name, each in properties.items():
                 properties[name] = self._limited(each, ways, most, f".properties.{name}")
         node = self._limited(node, ways, self._most_ways, "")
-        return node | self._definitions.root if self._definitions.root["$defs"] else node
+        return node | self._definitions.written()
 
     def _limited(self, node: Json, ways: Ways, most: int, path: str) -> Json:
         try:
@@ -202,7 +199,7 @@ class SchemaReader:
         return any_of(nodes)
 
     def _merged(self, said: Json, path: str) -> Json:
-        one, refs = self._merger.merged(said, path)
+        one, refs = merged(said, path, self._reading)
         again = sorted(refs & set(self._merging))
         if again:
             why = f"contains itself through {again[0]:.80}, beside other keywords"
@@ -218,14 +215,15 @@ class SchemaReader:
         if type(ref) is not str or not (ref == "#" or ref.startswith("#/")):
             why = "is not supported: it has to begin with #/, and to stay in this schema"
             self._reading.refuse(path, why)
-        if ref not in self._definitions:
-            target = pointed_at(self._root, ref)
+        new = self._definitions.refs.get(ref)
+        if new is None:
+            target = pointed_at(self._reading.root, ref)
             if target is None:
                 self._reading.refuse(path, f"refers to {ref:.80}, which is not there")
-            self._definitions.name(ref, path)
-            where = "".join(f".{step}" for step in steps_of(ref))
-            self._definitions.define(ref, self._schema(target, where))
-        return self._definitions.node(ref)
+            new = self._definitions.add(ref, path)
+            where = ref.removeprefix("#").replace("/", ".")
+            self._definitions.nodes[new] = self._schema(target, where)
+        return {"$ref": new}
 
     # ---- values and types ------------------------------------------------------------------
 
@@ -251,7 +249,7 @@ class SchemaReader:
             return any_of(list(map(constant, values)))
         if not texts or (others and len(texts) <= MAX_LISTED):
             return {"enum": values}
-        node = self._texts.listed(texts, path)
+        node = listed_texts(texts, self._reading, path)
         return any_of([node, {"enum": others}] if others else [node])
 
     def _types(self, said: Json, path: str) -> list[str]:
@@ -281,7 +279,7 @@ class SchemaReader:
             case "array":
                 return self._array(said, path)
             case "string":
-                return self._texts.node(said, path)
+                return text_node(said, self._reading, path)
             case "integer" | "number":
                 return number_node(said, name == "integer", self._reading, path)
             case "anything":

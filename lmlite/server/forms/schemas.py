@@ -61,7 +61,7 @@ def honoured_schema(schema: Any, param: str) -> Json:
         n_values(schema, MAX_VALUES, MAX_DEPTH)
         if len(json.dumps(schema)) > MAX_BYTES:
             raise ValueError(f"is larger than {MAX_BYTES >> 10} KiB")
-        return SchemaReader(schema, Reading(is_strict=True), MAX_WAYS).read()
+        return SchemaReader(Reading(schema, is_strict=True), MAX_WAYS).read()
     except Unheld as unheld:
         raise BadRequest(f"{param}{unheld}", param=param) from None
     except ValueError as err:
@@ -72,7 +72,7 @@ def honoured_schema(schema: Any, param: str) -> Json:
 
 def widened_schema(schema: Any) -> Widened:
     """The schema for llama.cpp: all values of the client's fit it."""
-    return _widened(schema, Reading(is_strict=False))
+    return _widened(Reading(schema, is_strict=False))
 
 
 class ToolSchemas:
@@ -85,14 +85,14 @@ class ToolSchemas:
     def widened(self, parameters: Any, name: str) -> Widened:
         """The widened schema of the next tool's arguments: always of an object."""
         self._n += 1
-        reading = Reading(is_strict=False, shared=self._room)
-        return _widened(parameters, reading, name, f"tool{self._n}x")
+        reading = Reading(parameters, is_strict=False, shared=self._room)
+        return _widened(reading, name, f"tool{self._n}x")
 
 
-def _widened(schema: Any, reading: Reading, tool: str | None = None, prefix: str = "") -> Widened:
+def _widened(reading: Reading, tool: str | None = None, prefix: str = "") -> Widened:
     most_ways = MAX_WAYS if tool is None else MAX_TOOL_WAYS
     try:
-        reader = SchemaReader(schema, reading, most_ways, prefix)
+        reader = SchemaReader(reading, most_ways, prefix)
         node = reader.read() if tool is None else reader.read_arguments()
     except RecursionError:
         node = ANYTHING if tool is None else {"type": "object"}

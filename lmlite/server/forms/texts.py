@@ -65,84 +65,81 @@ _FORMATS = {
 }  # fmt: skip
 
 
-class Texts:
-    """Rewrites the texts of one schema."""
+def text_node(said: Json, reading: Reading, path: str) -> Json:
+    """A schema of type string, rewritten. Raises Unheld."""
+    key = next((key for key in ("pattern", "format") if key in said), None)
+    if key is None:
+        return _of_length(said, reading, path)
+    expression, n_ways = _expression(key, said[key], reading, f"{path}.{key}")
+    rest = {other: said[other] for other in said if other != key}
+    if not expression:
+        return text_node(rest, reading, path)
+    node = _matching(expression, reading, f"{path}.{key}", n_ways)
+    for other in ("format", "minLength", "maxLength"):
+        if other in rest:
+            reading.drop(f"{path}.{other}", f"cannot be honoured beside {key}")
+    return node
 
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-        self.ways: dict[str, int] = {}  # by pattern
 
-    def node(self, said: Json, path: str) -> Json:
-        """A schema of type string, rewritten. Raises Unheld."""
-        key = next((key for key in ("pattern", "format") if key in said), None)
-        if key is None:
-            return self._of_length(said, path)
-        expression, n_ways = self._expression(key, said[key], f"{path}.{key}")
-        rest = {other: said[other] for other in said if other != key}
-        if not expression:
-            return self.node(rest, path)
-        node = self._matching(expression, f"{path}.{key}", n_ways)
-        for other in ("format", "minLength", "maxLength"):
-            if other in rest:
-                self._reading.drop(f"{path}.{other}", f"cannot be honoured beside {key}")
-        return node
+def listed_texts(texts: list[str], reading: Reading, path: str) -> Json:
+    """The schema of one of these texts. Raises Unheld."""
+    if len(texts) <= MAX_LISTED:
+        return {"type": "string", "enum": texts}
+    try:
+        expression = prefix_tree(texts)
+    except RecursionError:
+        reading.refuse(path, "cannot be honoured: too many values begin alike")
+    return _matching(f"^{expression}$", reading, path)
 
-    def listed(self, texts: list[str], path: str) -> Json:
-        """The schema of one of these texts. Raises Unheld."""
-        if len(texts) <= MAX_LISTED:
-            return {"type": "string", "enum": texts}
-        try:
-            expression = prefix_tree(texts)
-        except RecursionError:
-            self._reading.refuse(path, "cannot be honoured: too many values begin alike")
-        return self._matching(f"^{expression}$", path)
 
-    def _expression(self, key: str, value: Any, path: str) -> tuple[str, int]:
-        """(an expression, its ways if they are known, else 0); "" for one that is left out."""
-        if key == "format":
-            if type(value) is str and value in _FORMATS:
-                return f"^({_FORMATS[value][0 if self._reading.is_strict else 1]})$", _FORMAT_WAYS
-            self._reading.drop(path, f"cannot be honoured: it is none of {', '.join(_FORMATS)}")
-        elif type(value) is not str:
-            self._reading.drop(path, "is not a text")
-        elif len(value) > MAX_PATTERN_LENGTH:
-            self._reading.drop(path, f"is longer than {MAX_PATTERN_LENGTH} characters")
-        else:
-            return value, 0
-        return "", 0
+def _expression(key: str, value: Any, reading: Reading, path: str) -> tuple[str, int]:
+    """(an expression, its ways if they are known, else 0); "" for one that is left out."""
+    if key == "format":
+        if type(value) is str and value in _FORMATS:
+            return f"^({_FORMATS[value][0 if reading.is_strict else 1]})$", _FORMAT_WAYS
+        reading.drop(path, f"cannot be honoured: it is none of {', '.join(_FORMATS)}")
+    elif type(value) is not str:
+        reading.drop(path, "is not a text")
+    elif len(value) > MAX_PATTERN_LENGTH:
+        reading.drop(path, f"is longer than {MAX_PATTERN_LENGTH} characters")
+    else:
+        return value, 0
+    return "", 0
 
-    def _of_length(self, said: Json, path: str) -> Json:
-        low, high = (self._length(said, key, path) for key in ("minLength", "maxLength"))
-        if high is not None and high < (low or 0):
-            self._reading.drop(f"{path}.minLength", "is greater than maxLength")
-            low = high = None
-        if not low and high is None:
-            return {"type": "string"}
-        key = "minLength" if "minLength" in said else "maxLength"
-        return self._matching(f"^{_any_text(low or 0, high)}$", f"{path}.{key}", _LENGTH_WAYS)
 
-    def _length(self, said: Json, key: str, path: str) -> int | None:
-        value = said.get(key, 0)
-        if type(value) not in (int, float) or value != value // 1:
-            self._reading.drop(f"{path}.{key}", "is not a whole number")
-        elif not 0 <= value <= MAX_LENGTH:
-            self._reading.drop(f"{path}.{key}", f"is not from 0 to {MAX_LENGTH:,}")
-        elif key in said:
-            return int(value)
-        return None
+def _of_length(said: Json, reading: Reading, path: str) -> Json:
+    low, high = (_length(said, key, reading, path) for key in ("minLength", "maxLength"))
+    if high is not None and high < (low or 0):
+        reading.drop(f"{path}.minLength", "is greater than maxLength")
+        low = high = None
+    if not low and high is None:
+        return {"type": "string"}
+    key = "minLength" if "minLength" in said else "maxLength"
+    return _matching(f"^{_any_text(low or 0, high)}$", reading, f"{path}.{key}", _LENGTH_WAYS)
 
-    def _matching(self, expression: str, path: str, n_ways: int = 0) -> Json:
-        try:
-            text, counted = grammar_pattern(expression)
-        except ValueError as err:
-            self._reading.refuse(path, f"cannot be honoured: {err}")
-        n_ways = n_ways or counted
-        if n_ways > MAX_WAYS:
-            why = f"cannot be honoured: a text may be read in {n_ways:,} ways at once"
-            self._reading.refuse(path, why)
-        self._reading.take(path, n_bytes=len(text), repeated=repetitions(text))
-        self.ways[text] = n_ways
-        return {"type": "string", "pattern": text}
+
+def _length(said: Json, key: str, reading: Reading, path: str) -> int | None:
+    value = said.get(key, 0)
+    if type(value) not in (int, float) or value != value // 1:
+        reading.drop(f"{path}.{key}", "is not a whole number")
+    elif not 0 <= value <= MAX_LENGTH:
+        reading.drop(f"{path}.{key}", f"is not from 0 to {MAX_LENGTH:,}")
+    elif key in said:
+        return int(value)
+    return None
+
+
+def _matching(expression: str, reading: Reading, path: str, n_ways: int = 0) -> Json:
+    try:
+        text, counted = grammar_pattern(expression)
+    except ValueError as err:
+        reading.refuse(path, f"cannot be honoured: {err}")
+    n_ways = n_ways or counted
+    if n_ways > MAX_WAYS:
+        reading.refuse(path, f"cannot be honoured: a text may be read in {n_ways:,} ways at once")
+    reading.take(path, n_bytes=len(text), repeated=repetitions(text))
+    reading.ways[text] = n_ways
+    return {"type": "string", "pattern": text}
 
 
 def _any_text(low: int, high: int | None) -> str:
