@@ -1,6 +1,6 @@
-"""Reads and runs chat templates, a line of JSON for each on standard input; says what came of them.
+"""Runs chat templates, each a line of JSON on standard input, and prints the outcome of each.
 
-What comes of one may be the end of this process, which is why it is one. Its argument is how many
+A process of its own, as a hostile template may end it. Arguments: the path of a model, and how many
 seconds a template may take.
 """
 

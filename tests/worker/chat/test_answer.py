@@ -90,9 +90,7 @@ def test_an_answer_reads_the_same_wherever_it_is_cut(
         ]
 
 
-def test_content_is_sent_as_it_comes_and_not_at_the_end(
-    default_model: Model, template: ChatTemplate
-) -> None:
+def test_content_is_sent_as_it_comes(default_model: Model, template: ChatTemplate) -> None:
     answer = Answer(default_model.lib, form_of(template))
     parts = [answer.push(piece) for piece in ("It", " rains", ".")]
     assert [part.content for part in parts if part] == ["It", " rains", "."]
@@ -110,13 +108,13 @@ def test_arguments_are_sent_as_they_come(default_model: Model, template: ChatTem
     assert json.loads("".join(sent)) == {"city": "Oslo"}
 
 
-def test_a_call_that_is_none_is_content(default_model: Model, template: ChatTemplate) -> None:
+def test_a_malformed_call_is_content(default_model: Model, template: ChatTemplate) -> None:
     for text in ("<tool_call>\nget_weather(Oslo)\n</tool_call>", "Hm. <tool_call>\n[1, 2]"):
         read = Read(default_model, form_of(template, tools=TOOLS), [text])
         assert (read.content, read.calls) == (text, [])
 
 
-def test_a_call_cut_off_by_max_tokens_keeps_what_there_is(
+def test_a_call_that_max_tokens_cuts_off_keeps_its_beginning(
     default_model: Model, template: ChatTemplate
 ) -> None:
     cut = CALL[: CALL.index("Os") + 1]
@@ -124,7 +122,7 @@ def test_a_call_cut_off_by_max_tokens_keeps_what_there_is(
     assert read.calls == [("get_weather", '{"city": "O')]
 
 
-def test_a_second_call_is_none_where_one_is_wanted(
+def test_a_second_call_is_dropped_where_only_one_is_allowed(
     default_model: Model, template: ChatTemplate
 ) -> None:
     form = form_of(template, tools=TOOLS, parallel_tool_calls=False)
@@ -172,7 +170,9 @@ def test_a_template_that_is_told_not_to_think_opens_no_thought(
     answer.close()
 
 
-def test_a_tag_in_the_answer_is_no_thought(default_model: Model, template: ChatTemplate) -> None:
+def test_a_tag_inside_the_answer_begins_no_thought(
+    default_model: Model, template: ChatTemplate
+) -> None:
     for separates in (True, False):
         answer = Answer(default_model.lib, form_of(template, separate_reasoning=separates))
         states = []
@@ -183,7 +183,7 @@ def test_a_tag_in_the_answer_is_no_thought(default_model: Model, template: ChatT
         assert states == [(False, False), (False, True), (False, True), (False, True)]
 
 
-def test_what_begins_with_no_thought_has_begun(
+def test_an_answer_without_a_thought_has_begun_at_once(
     default_model: Model, template: ChatTemplate
 ) -> None:
     for separates in (True, False):

@@ -88,13 +88,13 @@ def lost(
     return [message.role for message in messages if message.content not in prompt]
 
 
-def test_nothing_is_refused_or_lost(template: ChatTemplate) -> None:
+def test_no_conversation_is_refused_and_no_text_lost(template: ChatTemplate) -> None:
     for title, messages in shapes().items():
         uses_tools = any(message.role == "tool" or message.tool_calls for message in messages)
         assert (title, lost(template, messages, TOOLS if uses_tools else ())) == (title, [])
 
 
-def test_nothing_is_of_random_conversations_either(template: ChatTemplate) -> None:
+def test_no_random_conversation_is_refused_and_no_text_lost(template: ChatTemplate) -> None:
     rng = random.Random(7)
     for _ in range(5):
         messages = [random_message(rng) for _ in range(rng.randrange(1, 8))]
@@ -139,7 +139,7 @@ NEEDED = {
 
 
 @pytest.mark.parametrize("title", NEEDED)
-def test_no_more_is_changed_than_has_to_be(special_model: Model, title: str) -> None:
+def test_only_the_needed_steps_are_taken(special_model: Model, title: str) -> None:
     name, steps = NEEDED[title]
     template, messages = ChatTemplate(special_model, source_of(name)), shapes()[title]
     request = template.told(request_of(messages, ChatOptions()))
@@ -173,7 +173,7 @@ def first(arranger: Arranger, request: Json) -> list[str]:
     return [message["role"] for message in messages]
 
 
-def test_a_shape_is_asked_for_once() -> None:
+def test_a_template_is_tried_once_for_each_shape() -> None:
     reader = Reader()
     arranger = Arranger(reader.render)
     usual = request("system", "user", "assistant", "user")
@@ -184,7 +184,7 @@ def test_a_shape_is_asked_for_once() -> None:
     assert reader.n_asked == 1
 
 
-def test_a_loss_is_found_and_mended_by_the_least_step() -> None:
+def test_a_lost_text_is_found_and_kept_with_the_smallest_change() -> None:
     reader = Reader()
     arranger = Arranger(reader.render)
     roles, mended = ["system", "system", "user", "user"], ["system", "user", "user"]
@@ -194,7 +194,7 @@ def test_a_loss_is_found_and_mended_by_the_least_step() -> None:
     assert reader.n_asked == n_asked
 
 
-def test_what_refuses_everything_is_given_everything_once() -> None:
+def test_a_template_that_refuses_everything_gets_each_arrangement_once() -> None:
     reader = Reader(refuses=True)
     arranger = Arranger(reader.render)
     tried = [*arranger.arrangements(request("system", "user", "user"))]
@@ -202,7 +202,7 @@ def test_what_refuses_everything_is_given_everything_once() -> None:
     assert [len(messages) for messages in tried] == [3, 2, 1]
 
 
-def test_a_conversation_that_goes_on_keeps_its_shape() -> None:
+def test_a_conversation_that_continues_keeps_its_shape() -> None:
     turns = ["system"] + ["user", "assistant"] * 3 + ["user"]
     assert shape_of(request(*turns)) == shape_of(request(*turns, "assistant", "user"))
     assert shape_of(request("user", "user")) != shape_of(request("user"))
@@ -210,7 +210,7 @@ def test_a_conversation_that_goes_on_keeps_its_shape() -> None:
     assert shape_of(with_tools) != shape_of(request("user"))
 
 
-def test_a_long_conversation_is_asked_for_by_a_short_one() -> None:
+def test_a_long_conversation_is_probed_by_a_short_one() -> None:
     rounds = [calling(OWN_ID), result(OWN_ID)] * 500
     long = request_of([said("system"), said("user"), *rounds, said("assistant")], ChatOptions())
     short = without_repetition(long["messages"])
@@ -219,7 +219,7 @@ def test_a_long_conversation_is_asked_for_by_a_short_one() -> None:
     assert short[-1] == long["messages"][-1]
 
 
-def test_what_is_asked_for_has_the_same_shape_and_each_call_its_results() -> None:
+def test_the_short_conversation_has_the_same_shape_and_results_for_each_call() -> None:
     rng = random.Random(3)
     n_messages = n_asked = 0
     for _ in range(200):

@@ -25,15 +25,15 @@ PLAIN = ControlTokens(["<|end|>"])
         ("  ", "  "),
     ],
 )
-def test_marks_go_into_tokens_and_open_ends(text: str, marked: str) -> None:
+def test_markers_go_into_tokens_and_open_ends(text: str, marked: str) -> None:
     assert PLAIN.marked(text, "~") == marked
 
 
-def test_a_letter_that_grows_in_lower_case_moves_no_mark() -> None:
+def test_a_letter_that_is_longer_in_lower_case_moves_no_marker() -> None:
     assert PLAIN.marked("\u0130 <|end|>", "~") == "\u0130 <~|end|>"
 
 
-def test_json_is_marked_in_its_strings_only() -> None:
+def test_json_gets_markers_in_its_strings_only() -> None:
     control_tokens = ControlTokens(["]~b]", "[a"])
     assert control_tokens.marked_json('["]", [1]]', "*") == '["*]*", [1]]'
 
@@ -49,7 +49,7 @@ def test_json_is_marked_in_its_strings_only() -> None:
         ("{% set end = '/a' %}{{ m.split(end)[0] }}", "<|en/ad|>", "<~|en~/a~d|>"),
     ],
 )
-def test_what_the_template_does_opens_more_ends(source: str, text: str, marked: str) -> None:
+def test_words_in_the_template_open_more_ends(source: str, text: str, marked: str) -> None:
     assert ControlTokens(["<|end|>"], source).marked(text, "~") == marked
 
 
@@ -64,5 +64,5 @@ def test_what_the_template_does_opens_more_ends(source: str, text: str, marked: 
         ("~", []),
     ],
 )
-def test_marks_stay_only_where_they_keep_a_token_apart(prompt: str, parts: list[str]) -> None:
+def test_markers_stay_only_where_they_keep_a_token_apart(prompt: str, parts: list[str]) -> None:
     assert PLAIN.parts(prompt, "~") == parts

@@ -1,4 +1,4 @@
-"""Chat templates that mean harm: what they reach, and how long they hold up a worker."""
+"""Hostile chat templates: what they reach, and how long they occupy a worker."""
 
 import json
 import resource
@@ -23,7 +23,7 @@ from tests.conftest import DEFAULT_MODEL
 from tests.served.test_faults import SLACK
 from tests.support.process_figures import percentile
 
-# What would lead from a value to the rest of an interpreter, were there one.
+# Ways from a value to the rest of a Python interpreter, which llama.cpp's Jinja does not have.
 ROOTS = [
     "''",
     "[]",
@@ -98,7 +98,7 @@ OTHERS = [
     "{{ 5 | tojson(indent=-1) }}",
     "{{ messages | sort(attribute=0) }}",
 ]
-# What has no end, or none that anybody would wait for.
+# Templates that never end, or take far too long.
 BOMBS = (
     "{% for i in range(1000000000) %}{% endfor %}",
     "{{ 'x' * 1000000000 }}",
@@ -116,13 +116,13 @@ MAX_SECONDS = 2.0
 
 
 class Probe:
-    """A process that runs templates; another one when it died."""
+    """A process that runs templates. It is replaced when it dies."""
 
     def __init__(self) -> None:
         self._start()
 
     def __call__(self, source: str) -> tuple[str, str, float]:
-        """What came of a template, with which words, after how long."""
+        """(outcome, text or refusal, seconds) of a template."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(source) + "\n")
         self._process.stdin.flush()
@@ -159,7 +159,7 @@ def probing() -> Iterator[Probe]:
         probe.close()
 
 
-def test_no_template_reaches_more_than_its_conversation(figure: Callable[[str, str], None]) -> None:
+def test_a_template_reaches_only_its_conversation(figure: Callable[[str, str], None]) -> None:
     assert len(HARMLESS) >= 200
     outcomes, times_s = Counter[str](), []
     with probing() as probe:

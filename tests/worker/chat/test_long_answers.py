@@ -1,4 +1,4 @@
-"""Long answers read token by token: the message of one whole parse, in time, at a steady cost."""
+"""Long answers read token by token: the same message as at once, in time, at a steady cost."""
 
 import json
 import random
@@ -56,7 +56,7 @@ def long_messages(rng: random.Random) -> Iterator[ChatMessage]:
 
 
 class Message(NamedTuple):
-    """What parts come to."""
+    """The parts, joined to one message."""
 
     content: str
     reasoning: str
@@ -153,7 +153,7 @@ def test_the_answers_of_every_template_read_the_same_at_once_and_token_by_token(
     assert min(n_long) > 50
 
 
-def test_where_no_cut_may_be_what_was_held_back_is_said_once(default_model: Model) -> None:
+def test_where_nothing_can_be_cut_held_back_text_is_sent_once(default_model: Model) -> None:
     template = ChatTemplate(default_model, None)
     form = template.render([ASK], OFFERED).form
     rng = random.Random(3)

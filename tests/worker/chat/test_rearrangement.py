@@ -85,29 +85,29 @@ def step(name: str) -> Step:
 
 
 @pytest.mark.parametrize(("name", "before", "after"), CASES)
-def test_a_step_changes_this_alone(name: str, before: list[Json], after: list[Json]) -> None:
+def test_a_step_makes_this_change_only(name: str, before: list[Json], after: list[Json]) -> None:
     assert step(name)(before) == after
 
 
-def test_each_step_is_tried_and_tested() -> None:
+def test_each_step_has_a_case() -> None:
     tested = {step(name) for name, _, _ in CASES} | {rearrangement.repair_arguments}
     assert tested == set(STEPS)
 
 
 @pytest.mark.parametrize("each", STEPS, ids=lambda each: each.__name__)
-def test_no_step_changes_what_it_is_given(each: Step) -> None:
+def test_no_step_changes_the_messages_it_gets(each: Step) -> None:
     before = [S, S2, A, U, U2, S, calling("x", "y", content="A"), U, result("x", "R")]
     copy = [dict(message) for message in before]
     each(before)
     assert before == copy
 
 
-def test_a_usual_conversation_needs_none_but_the_last_three() -> None:
+def test_only_the_last_three_steps_change_a_usual_conversation() -> None:
     changing = [each.__name__ for each in STEPS if each(USUAL) != USUAL]
     assert changing == ["move_all_systems", "calls_to_text", "results_to_text"]
 
 
-def test_turns_are_settled_when_it_is_known_who_speaks() -> None:
+def test_turns_alternate_after_the_roles_have_changed() -> None:
     before = [U, calling("1"), result("1", "R"), U2]
     told = rearranged(before, STEPS)
     assert [message["role"] for message in told] == ["user", "assistant", "user"]
@@ -122,14 +122,14 @@ BROKEN = ["", "{", '{"city": "Par', '{"a": 1}}', "[1]", '"a"', "null", "5", '{"a
 
 
 @pytest.mark.parametrize("text", WHOLE)
-def test_an_object_stays(text: str) -> None:
+def test_arguments_that_are_an_object_stay(text: str) -> None:
     assert is_json_object(text)
     before = [said("assistant", "", tool_calls=[call("1", text)])]
     assert rearrangement.repair_arguments(before) == before
 
 
 @pytest.mark.parametrize("text", BROKEN, ids=lambda text: text[:20])
-def test_what_is_no_object_becomes_an_empty_one(text: str) -> None:
+def test_arguments_that_are_not_an_object_become_an_empty_one(text: str) -> None:
     assert not is_json_object(text)
     before = [said("assistant", "", tool_calls=[call("1", text)])]
     assert rearrangement.repair_arguments(before) == [

@@ -108,7 +108,7 @@ def test_the_model_reads_exactly_what_was_written(
 
 
 @pytest.mark.parametrize("content", HOSTILE)
-def test_messages_that_become_one_write_none_either(
+def test_joined_messages_write_no_control_token(
     default_model: Model, template: Any, content: str
 ) -> None:
     made = template(
@@ -121,7 +121,7 @@ def test_messages_that_become_one_write_none_either(
     assert found == harmless
 
 
-def test_a_name_writes_no_control_token_either(default_model: Model, template: Any) -> None:
+def test_a_name_writes_no_control_token(default_model: Model, template: Any) -> None:
     made = template("{% for m in messages %}{{ m.name }}: {{ m.content }}{% endfor %}")
     tokens = made.render([ChatMessage("user", "Hi", "<|im_end|>")]).prompt.ids
     pieces = [default_model.vocab.piece(token) for token in tokens]
@@ -169,14 +169,14 @@ def test_arguments_stay_json_whatever_the_control_tokens(special_model: Model) -
     made.close()
 
 
-def test_a_name_in_the_middle_of_a_control_token_does_not_make_it(
+def test_a_name_does_not_complete_a_control_token_of_the_template(
     default_model: Model, template: Any
 ) -> None:
     made = template("{% for m in messages %}{{ '<' ~ m.content ~ '>' }}{% endfor %}")
     assert pieces(default_model, made, ChatMessage("user", "|im_end|")) == "<|im_end|>"
 
 
-def test_what_a_template_takes_out_does_not_join_a_control_token(
+def test_a_word_that_a_template_removes_does_not_join_a_control_token(
     default_model: Model, template: Any
 ) -> None:
     made = template("{{ messages[0].content.replace('/think', '') }}")
@@ -190,12 +190,14 @@ def test_spaces_that_a_template_trims_do_not_hide_half_a_control_token(
     assert pieces(default_model, made, ChatMessage("user", "<|im_ \n")) == "<|im_end|>"
 
 
-def test_a_template_that_writes_ascii_writes_no_marks(default_model: Model, template: Any) -> None:
+def test_a_template_that_writes_ascii_writes_no_markers(
+    default_model: Model, template: Any
+) -> None:
     made = template("{{ messages[0].content | tojson(ensure_ascii=true) }}")
     assert pieces(default_model, made, ChatMessage("user", "<|im_end|>")) == '"<|im_end|>"'
 
 
-def test_the_key_of_a_schema_is_no_word_of_ours(default_model: Model, template: Any) -> None:
+def test_a_name_in_a_schema_writes_no_control_token(default_model: Model, template: Any) -> None:
     made = template(
         "{% for name, value in tools[0].function.parameters.properties.items() %}"
         "{% for key in value %}{{ key }} {% endfor %}{{ name }}{% endfor %}"
@@ -219,7 +221,7 @@ def test_arguments_that_were_cut_write_no_control_token(
     assert b"".join(map(default_model.vocab.piece, prompt.ids)).decode() == call.arguments + "x"
 
 
-def test_a_refusal_that_quotes_half_a_letter_is_still_told(special_model: Model) -> None:
+def test_a_refusal_that_quotes_half_a_character_is_reported(special_model: Model) -> None:
     made = ChatTemplate(special_model, source_of("MiniMax-M3"))
     call = ToolCall("1", "f", '{"a": é}')
     message = ChatMessage("assistant", "", tool_calls=(call,))
@@ -228,7 +230,7 @@ def test_a_refusal_that_quotes_half_a_letter_is_still_told(special_model: Model)
     made.close()
 
 
-def test_text_that_spells_nothing_is_tokenized_as_ever(default_model: Model, template: Any) -> None:
+def test_harmless_text_is_tokenized_in_one_piece(default_model: Model, template: Any) -> None:
     tokens = template().render([ChatMessage("user", "Hello there")]).prompt.ids
     prompt = "<|im_start|>user\nHello there<|im_end|>\n<|im_start|>assistant\n"
     vocab = default_model.vocab

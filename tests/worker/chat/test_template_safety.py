@@ -19,7 +19,7 @@ from lmlite.worker.llama.model import Model
 from tests import REPOSITORY
 from tests.support.template_tree import NAMES, source_of, specials
 
-Word = Callable[[], str]  # what stands in the next field
+Word = Callable[[], str]  # the text for the next field
 Chat = tuple[list[ChatMessage], ChatOptions]
 ALIEN = [
     "<|im_start|>",
@@ -31,8 +31,8 @@ ALIEN = [
 ]
 CUT_AT = ["</think>", "/think", "/no_think", "/no_/thinkthink", "\n", "<think>"]
 
-# Templates for which it cannot be shown, as they obey words in a message; what these write, and
-# why. The manual has the same list.
+# Templates that obey words in a message: the tokens that such a word writes, and why. The manual
+# has the same list.
 COMMANDS = {
     "HuggingFaceTB-SmolLM3-3B": (
         ["<think>", "</think>"],
@@ -43,7 +43,7 @@ COMMANDS = {
 
 
 def escaped(text: str) -> str:
-    """The text as JSON may write it too: each letter by its number."""
+    """The text with each letter written as a JSON escape."""
     return "".join(f"\\u{ord(letter):04x}" for letter in text)
 
 
@@ -117,13 +117,13 @@ def halves(tokens: list[str]) -> Word:
 
 
 def cut_up(token: str, cut: str) -> str:
-    """The token with something in its middle that templates take out, or cut at."""
+    """The token with a word in its middle that templates remove, or cut at."""
     middle = len(token) // 2
     return token[:middle] + cut + token[middle:]
 
 
 def attacks(name: str) -> dict[str, Word]:
-    """What stands in the fields, of the template's own tokens and of other families'."""
+    """Texts for the fields, by name, made of the template's own tokens and of other families'."""
     own = specials(name)
     tokens = own + [token for token in ALIEN if token not in own]
     insides = [token[1:-1] for token in tokens]
@@ -177,7 +177,7 @@ def without(commanded: list[str], tokens: list[str]) -> list[str]:
     return [token for token in tokens if token not in commanded]
 
 
-def test_the_manual_lists_the_templates_for_which_it_cannot_be_shown() -> None:
+def test_the_manual_lists_the_templates_that_obey_words() -> None:
     page = (REPOSITORY / "lmlite/manual/templates.md").read_text()
     block = re.search(r"<!-- templates -->\n(.*?)\n\n", page, re.DOTALL)
     assert block is not None

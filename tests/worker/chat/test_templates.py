@@ -18,7 +18,7 @@ from tests.support.jinja_reference import Json, Refused, environment, message_js
 from tests.support.template_tree import NAMES, source_of
 
 
-def test_none_of_the_templates_is_forgotten(llama_cpp: Path) -> None:
+def test_all_templates_are_tested(llama_cpp: Path) -> None:
     assert llama_cpp.is_dir()
     assert len(NAMES) == 70
 
@@ -231,8 +231,8 @@ DIFFERENT: dict[str, tuple[set[str], str]] = {
     ),
 }
 
-# Templates that write the keys of a schema as tags: <enum> is no token of their models, but it
-# is one here, and then no key can write it.
+# Templates that write the keys of a schema as tags. <enum> is a token in this vocabulary, though
+# not in their models', and so no key can write it.
 KEYS_AS_TAGS = ["NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "Qwen3-Coder"]
 
 
@@ -260,7 +260,7 @@ def options_of(conversation: Conversation) -> ChatOptions:
 
 
 def rendered(template: ChatTemplate, conversation: Conversation) -> tuple[str, list[int]]:
-    """lmlite's text, before it becomes tokens, and the tokens; or its refusal, and none."""
+    """(the text of lmlite's prompt, its tokens), or (the refusal, [])."""
     request = request_of(conversation.messages, options_of(conversation))
     try:
         prompt, reply = template.prompt(request)
@@ -290,6 +290,6 @@ def test_a_template_writes_what_the_reference_writes(special_model: Model, name:
     assert needs_telling == (name in TOLD or name in LENIENT), "remove it from TOLD or LENIENT"
 
 
-def test_the_lists_name_templates_that_there_are(llama_cpp: Path) -> None:
+def test_the_lists_name_existing_templates(llama_cpp: Path) -> None:
     assert llama_cpp.is_dir()
     assert {*TOLD, *LENIENT, *DIFFERENT, *KEYS_AS_TAGS} <= set(NAMES)

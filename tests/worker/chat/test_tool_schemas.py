@@ -1,4 +1,4 @@
-"""Tools that a chat template cannot read are said plainly, and called all the same."""
+"""Tools whose schemas a chat template cannot read are simplified, and can be called."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_every_template_takes_a_tool_with_an_odd_schema(special_model: Model, na
     template = ChatTemplate(special_model, source_of(name))
     held = ToolSchemas().widened(ODD, "get_weather").schema
     options = ChatOptions(tools=(tool(ODD),), tool_schemas=(held,))
-    for _ in range(2):  # what was found out the first time is remembered
+    for _ in range(2):  # the second time it is known
         rendered = template.render(HI, options)
         assert "get_weather" in rendered.form.grammar
     template.close()

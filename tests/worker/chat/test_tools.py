@@ -1,4 +1,4 @@
-"""Tools for templates that know none: what their models read of them, and how a call is read."""
+"""Tools for chat templates that know none: what the model reads, and how its calls are read."""
 
 import json
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from tests.support.gguf_writer import CHATML
 from tests.support.server_process import RunningServer
 from tests.support.template_tree import NAMES, source_of
 
-# Those of llama.cpp's tree, and what they lack.
+# Such templates in llama.cpp's tree, and what they lack.
 TEMPLATES = {
     "HuggingFaceTB-SmolLM3-3B": "wants tools in variables of its own",
     "deepseek-ai-DeepSeek-R1-Distill-Llama-8B": "does not tell of tools",
@@ -98,7 +98,7 @@ To use a tool, write a call in this form, with the tool's name and its arguments
 Then stop: the result follows in <tool_response>. Without need for a tool, answer as usual."""
 
 
-def test_the_system_message_tells_of_the_tools(default_model: Model, chatml: ChatTemplate) -> None:
+def test_the_system_message_describes_the_tools(default_model: Model, chatml: ChatTemplate) -> None:
     asked = "<|im_start|>user\nThe weather in Oslo?<|im_end|>\n<|im_start|>assistant\n"
     with_system = text_of(default_model, render(chatml, SYSTEM, ASK))
     assert with_system == f"<|im_start|>system\nBe kind.\n\n{INTRODUCTION}<|im_end|>\n{asked}"
@@ -109,7 +109,7 @@ def test_the_system_message_tells_of_the_tools(default_model: Model, chatml: Cha
 def test_calls_and_results_are_turns_of_text(default_model: Model, chatml: ChatTemplate) -> None:
     calling = ChatMessage("assistant", "I look.", tool_calls=(OSLO, BERGEN))
     results = ChatMessage("tool", "rain", tool_call_id="1"), ChatMessage("tool", "9", None)
-    # Also when the client has the tools no more.
+    # Also when the client offers the tools no longer.
     text = text_of(default_model, chatml.render([ASK, calling, *results]))
     assert text == (
         "<|im_start|>user\nThe weather in Oslo?<|im_end|>\n"
@@ -170,7 +170,7 @@ def test_an_answer_is_read_with_and_without_thoughts(
         assert read(special_model, rendered, thinking) == (content, "Hm.\n", calls)
 
 
-def test_the_answer_opens_as_the_template_has_it(template: ChatTemplate) -> None:
+def test_the_answer_opens_as_the_template_writes_it(template: ChatTemplate) -> None:
     for thinks in (True, False):
         own = template.render([ASK], ChatOptions(thinks=thinks)).form
         form = render(template, thinks=thinks).form
@@ -197,7 +197,7 @@ def test_calls_are_held_to_the_tools(special_model: Model, template: ChatTemplat
 # ---- over HTTP -------------------------------------------------------------------------------
 
 
-def test_a_model_without_tools_of_its_own_calls_those_that_it_must(tmp_path: Path) -> None:
+def test_a_model_whose_template_knows_no_tools_calls_a_required_one(tmp_path: Path) -> None:
     path = tmp_path / "chatml.jinja"
     path.write_text(CHATML)
     named = {"type": "function", "function": {"name": "get_time"}}

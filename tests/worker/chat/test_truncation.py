@@ -1,4 +1,4 @@
-"""What of a conversation that does not fit is left out, and what stays."""
+"""Which turns of a conversation that is too long are left out, and which stay."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -89,14 +89,18 @@ def prepared(model: Model, template: Any, turns: int, **params: Any) -> tuple[st
     return text, noted
 
 
-def test_what_fits_is_rendered_once_and_stays(default_model: Model, template: Any) -> None:
+def test_a_conversation_that_fits_is_rendered_once_and_stays(
+    default_model: Model, template: Any
+) -> None:
     counted = Counted(template)
     text, noted = prepared(default_model, counted, 5)
     assert "u0" in text
     assert (counted.rendered, noted) == ([12], [])
 
 
-def test_what_does_not_fit_is_cut_in_few_steps(default_model: Model, template: Any) -> None:
+def test_a_conversation_that_does_not_fit_is_cut_in_few_steps(
+    default_model: Model, template: Any
+) -> None:
     counted = Counted(template)
     text, (note,) = prepared(default_model, counted, 100)
     assert "u0\n" not in text
@@ -114,7 +118,7 @@ def test_there_is_room_for_the_answer(default_model: Model, template: Any) -> No
     assert n_tokens(max_tokens=1) > n_tokens() == n_tokens(max_tokens=10_000)
 
 
-def test_nothing_is_cut_that_does_not_ask_for_it() -> None:
+def test_only_a_request_that_asks_for_it_is_cut() -> None:
     assert Chat(1, (), SamplingParams()).truncates is False
 
 
@@ -150,7 +154,7 @@ def test_a_response_may_be_cut_and_says_so(server: RunningServer) -> None:
     server.wait_for_log(r"a conversation was cut: without its \d+ oldest turns")
 
 
-def test_a_conversation_goes_on_behind_what_was_cut(server: RunningServer) -> None:
+def test_a_conversation_continues_after_a_cut(server: RunningServer) -> None:
     body = {"truncation": "auto", "temperature": 0}
     first = server.post(PATH, input=LONG, **body).json
     again = server.post(PATH, input="Say hello", previous_response_id=first["id"], **body)

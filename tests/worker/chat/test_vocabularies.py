@@ -1,6 +1,6 @@
-"""A text that continues another becomes tokens that spell just it, whatever the vocabulary.
+"""Any vocabulary makes tokens of a continued text that spell exactly this text.
 
-And what a vocabulary wants behind a text stands nowhere but behind one that is whole.
+A vocabulary that wants EOS behind a text gets it only where the text is whole.
 """
 
 import itertools
@@ -23,7 +23,7 @@ UNKNOWN, BYTE = 2, 6  # of enum llama_token_type, beside those two
 NAMES = sorted(
     path.stem.removeprefix("ggml-vocab-") for path in LLAMA_CPP.glob("models/ggml-vocab-*.gguf")
 )
-# Those of models that only embed: they drop capitals, accents and blanks of every text.
+# Vocabularies of embedding models: they drop capitals, accents and blanks of every text.
 LOSSY = ("bert-bge", "nomic-bert-moe")
 BEGINNINGS = [
     "".join(letters)
@@ -33,7 +33,7 @@ BEGINNINGS = [
 
 
 def write_sentencepiece(path: Path, **keys: Any) -> None:
-    """A vocabulary of SentencePiece's kind, some tokens of which are several line breaks."""
+    """A SentencePiece vocabulary in which some tokens are several line breaks."""
     letters = [bytes([n]).decode() for n in range(32, 127)] + ["\n", "\t", "▁", "é", "東"]
     longer = ["\n\n", "\n\n\n", "▁▁", "▁a", "▁W", ".\n", "0a", "aW", "a\n", "00", "éa"]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), *letters, *longer]
@@ -67,7 +67,7 @@ def continued(vocab: Vocab, text: str) -> list[int]:
 
 
 def misspelled(vocab: Vocab) -> list[str]:
-    """The beginnings with which a continued text is not what its tokens spell."""
+    """The continued texts that their tokens do not spell."""
     texts = [begin + rest for begin in BEGINNINGS for rest in ("", "what")]
     return [text for text in texts if spelled(vocab, continued(vocab, text)) != text.encode()]
 
@@ -79,7 +79,7 @@ def test_a_continued_text_is_what_its_tokens_spell(lib: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("spaced", [True, False])
-def test_so_it_is_where_tokens_hold_several_line_breaks(
+def test_a_continued_text_keeps_its_line_breaks_where_tokens_hold_several(
     lib: Any, tmp_path: Path, spaced: bool
 ) -> None:
     path = tmp_path / "pieces.gguf"
@@ -90,7 +90,7 @@ def test_so_it_is_where_tokens_hold_several_line_breaks(
         assert vocab.piece(three) == b"\n\n\n"
 
 
-# ---- what stands around a text ---------------------------------------------------------------
+# ---- tokens around a text ---------------------------------------------------------------------
 
 BOS, EOS = 1, 2
 
@@ -113,7 +113,7 @@ def test_a_prompt_does_not_end_with_eos_as_its_completion_follows(ending: Model)
     assert whole == [*tokens, EOS]
 
 
-def test_nor_has_a_prompt_in_parts_eos_in_the_middle(ending: Model) -> None:
+def test_a_prompt_in_parts_has_no_eos_in_the_middle(ending: Model) -> None:
     template = ChatTemplate(ending, "{% for m in messages %}{{ m.content }}\n{% endfor %}")
     said = [ChatMessage("user", "I write </s> and <s> to you")]
     tokens = template.render(said).prompt.ids
@@ -128,7 +128,7 @@ def prepared(model: Model, request: Complete | Embed) -> list[int]:
     return made.prompt if isinstance(made, Sequence) else made.tokens
 
 
-def test_a_completion_goes_on_behind_its_prompt_and_an_embedded_text_is_whole(
+def test_a_completion_follows_its_prompt_and_an_embedded_text_is_whole(
     ending: Model,
 ) -> None:
     before = ending.vocab.tokenize("what", add_special=False, parse_special=True)
