@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 from lmlite.messages import STEP_BOUNDS_S, TokenLogprob
 from lmlite.worker.batch import Piece
-from lmlite.worker.llama.model import Batch, Context, Vocab
+from lmlite.worker.llama.context import Batch, Context
+from lmlite.worker.llama.vocab import Vocab
 from lmlite.worker.threads import ThreadGovernor
 
 MIN_MEASURED = 32  # tokens of a step that tells how fast prompts are read: fewer cost as much

@@ -17,7 +17,8 @@ from lmlite.contexts import EMBEDDING_LANES
 from lmlite.messages import Embedded, ReplyEvent
 from lmlite.worker.failures import failed
 from lmlite.worker.llama import capi
-from lmlite.worker.llama.model import INVALID_NUMBERS, Batch, Context, LlamaError
+from lmlite.worker.llama.capi import LlamaError
+from lmlite.worker.llama.context import INVALID_NUMBERS, Batch, Context
 
 # Tokens that a CPU takes together: with more, every token is weighed against more tokens of others
 # before those are left out, and who is being answered meanwhile waits longer.

@@ -2,7 +2,7 @@
 
 from lmlite.errors import ApiError, InternalError, PromptTooLong
 from lmlite.messages import Failed
-from lmlite.worker.llama.model import LlamaError
+from lmlite.worker.llama.capi import LlamaError
 
 
 def failed(request_id: int, error: Exception) -> Failed:

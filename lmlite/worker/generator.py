@@ -20,7 +20,8 @@ from lmlite.messages import Cause, EngineState, ReplyEvent
 from lmlite.worker.batch import Piece, compose
 from lmlite.worker.decoder import Decoder
 from lmlite.worker.failures import failed
-from lmlite.worker.llama.model import Context, Model
+from lmlite.worker.llama.context import Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.llama.samplers import SamplerChain
 from lmlite.worker.media import MediaEncoder
 from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes

@@ -25,7 +25,9 @@ from lmlite.worker.generator import Generator
 from lmlite.worker.guard import mappings, sandbox
 from lmlite.worker.guard.model_files import ModelFiles
 from lmlite.worker.llama import capi
-from lmlite.worker.llama.model import Context, LlamaError, Model
+from lmlite.worker.llama.capi import LlamaError
+from lmlite.worker.llama.context import Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.media import MediaEncoder
 from lmlite.worker.memory.checkpoint_files import CheckpointFiles, identity_of
 from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes

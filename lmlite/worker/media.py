@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmlite.worker.llama import capi, mtmd
-from lmlite.worker.llama.model import Context, LlamaError, Model
+from lmlite.worker.llama.capi import LlamaError
+from lmlite.worker.llama.context import Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.memory.lanes import picture_ids
 
 CONTENT_BITS = 47  # of a picture's hash in its ids: `picture_ids`

@@ -28,8 +28,8 @@ from lmlite.worker.chat.answer import Answer, Form
 from lmlite.worker.chat.template import ChatTemplate, Rendered, Tokens
 from lmlite.worker.chat.truncation import n_turns, without_oldest
 from lmlite.worker.embedder import Input
-from lmlite.worker.llama.capi import DEFAULT_SEED
-from lmlite.worker.llama.model import LlamaError, Model
+from lmlite.worker.llama.capi import DEFAULT_SEED, LlamaError
+from lmlite.worker.llama.model import Model
 from lmlite.worker.llama.samplers import Grammar
 from lmlite.worker.media import MediaEncoder, Picture, UnreadableImage
 from lmlite.worker.sequence import Sequence

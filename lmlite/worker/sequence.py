@@ -24,8 +24,8 @@ from lmlite.messages import (
     TokenLogprob,
 )
 from lmlite.worker.chat.answer import Answer, Part
-from lmlite.worker.llama.model import Vocab
 from lmlite.worker.llama.samplers import Grammar, SamplerChain
+from lmlite.worker.llama.vocab import Vocab
 from lmlite.worker.media import InputChunk
 from lmlite.worker.memory.lanes import Lane, n_common
 from lmlite.worker.text import LogprobQueue, TextStream

@@ -33,7 +33,8 @@ from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.generator import Generator
 from lmlite.worker.llama import capi
-from lmlite.worker.llama.model import Context, Model
+from lmlite.worker.llama.context import Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.loader import default_n_threads
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.sequence import Sequence as Completion

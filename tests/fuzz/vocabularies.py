@@ -23,7 +23,8 @@ from lmlite.errors import ModelFileError
 from lmlite.gguf.file import read_model_file
 from lmlite.gguf.header import STRING, read_header
 from lmlite.worker.llama import capi
-from lmlite.worker.llama.model import LlamaError, Model
+from lmlite.worker.llama.capi import LlamaError
+from lmlite.worker.llama.model import Model
 from tests import REPOSITORY
 from tests.conftest import LLAMA_CPP
 from tests.fuzz.gguf import PROBE, WHOLES, Patience

@@ -13,7 +13,8 @@ from lmlite.gguf.memory_estimate import plan
 from lmlite.messages import Load, RopeScaling
 from lmlite.server.front.limits import DEFAULT_LIMITS
 from lmlite.server.models.loading import scaled
-from lmlite.worker.llama.model import Batch, Context, Model
+from lmlite.worker.llama.context import Batch, Context
+from lmlite.worker.llama.model import Model
 from tests.conftest import DEFAULT_MODEL
 from tests.support.server_process import RunningServer
 

@@ -42,7 +42,7 @@ from lmlite.server.models.worker_process import WorkerProcess
 from lmlite.worker.__main__ import Worker
 from lmlite.worker.chat.renderer import TemplateError
 from lmlite.worker.llama import capi
-from lmlite.worker.llama.model import LlamaError
+from lmlite.worker.llama.capi import LlamaError
 from tests.conftest import DEFAULT_MODEL, TIMES
 from tests.support.house import House, opened, until
 from tests.support.saboteur import Saboteur, chosen

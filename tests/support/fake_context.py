@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lmlite.messages import SamplingParams, TokenLogprob
-from lmlite.worker.llama.model import Batch, LlamaError
+from lmlite.worker.llama.capi import LlamaError
+from lmlite.worker.llama.context import Batch
 
 END = 0  # the token that ends generation
 LETTERS = "abcdef"  # the pieces of tokens 1 to 6

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmlite.worker.embedder import Embedder, Input
-from lmlite.worker.llama.model import Batch
+from lmlite.worker.llama.context import Batch
 from tests.conftest import shared_model
 from tests.support.gguf_writer import Shape, tiny_llama
 from tests.support.server_process import RunningServer

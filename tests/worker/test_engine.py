@@ -29,7 +29,8 @@ from lmlite.worker.embedder import Embedder, Input
 from lmlite.worker.engine import Engine
 from lmlite.worker.generator import Generator
 from lmlite.worker.llama import capi
-from lmlite.worker.llama.model import Batch, Context, Model
+from lmlite.worker.llama.context import Batch, Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.llama.samplers import Grammar
 from lmlite.worker.media import MediaEncoder
 from lmlite.worker.memory.lanes import MIN_SHARED, n_cells

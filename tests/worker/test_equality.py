@@ -19,7 +19,8 @@ import pytest
 
 from lmlite.messages import Delta, SamplingParams, TokenLogprob
 from lmlite.worker.generator import Generator
-from lmlite.worker.llama.model import Batch, Context, Model
+from lmlite.worker.llama.context import Batch, Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.sequence import Sequence
 from tests import REPOSITORY
 from tests.support import architectures

@@ -21,7 +21,8 @@ from lmlite.messages import (
     SamplingParams,
 )
 from lmlite.worker.chat.template import ChatTemplate
-from lmlite.worker.llama.model import LlamaError, Model
+from lmlite.worker.llama.capi import LlamaError
+from lmlite.worker.llama.model import Model
 from lmlite.worker.media import MediaEncoder
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.sequence import Sequence

@@ -40,7 +40,7 @@ from lmlite.worker.embedder import Embedder
 from lmlite.worker.engine import Engine
 from lmlite.worker.failures import failed
 from lmlite.worker.generator import Generator
-from lmlite.worker.llama.model import Batch
+from lmlite.worker.llama.context import Batch
 from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.memory.lanes import Place, n_common
 from lmlite.worker.sequence import Sequence

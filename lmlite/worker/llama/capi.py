@@ -122,7 +122,7 @@ char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32
 
 
 class llama_batch(ctypes.Structure):
-    """Passed by value; the arrays belong to whoever made the batch."""
+    """Passed by value; it does not own its arrays."""
 
     _fields_ = [
         ("n_tokens", c_int32),
@@ -210,7 +210,7 @@ class llama_sampler_chain_params(ctypes.Structure):
 
 
 class llama_logit_bias(ctypes.Structure):
-    """What to add to one token's logit."""
+    """A bias for one token's logit."""
 
     _fields_ = [("token", c_int32), ("bias", c_float)]
 
@@ -253,7 +253,7 @@ MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama-cparams.h, which is no public head
 LOG_LEVELS = {"debug": 1, "info": 2, "warning": 3, "error": 4}
 ROPE_SCALING_TYPES = {None: -1, "none": 0, "linear": 1, "yarn": 2}
 FLASH_ATTN_TYPES = {"auto": -1, "off": 0, "on": 1}
-# enum ggml_type, those that llama.cpp takes for the KV memory
+# enum ggml_type: the types of keys and values that llama.cpp accepts
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20,
                "q5_0": 6, "q5_1": 7}  # fmt: skip
 
@@ -368,7 +368,11 @@ _TYPEDEFS = {"llama_logit_bias", "llama_token_data", "llama_token_data_array", "
 
 LIBRARY_NAME = "liblmlite_bridge.so"
 MTMD_NAME = "libmtmd.so"
-LLAMA_NAME = "libllama.so"  # which it pulls in; what it writes, another build may not read
+LLAMA_NAME = "libllama.so"  # the bridge pulls it in; states that it writes belong to its build
+
+
+class LlamaError(Exception):
+    """A library call failed."""
 
 
 class LibraryError(Exception):
@@ -433,12 +437,12 @@ def layout_difference(layout: str) -> str | None:
 
 
 def take_fault(lib: Any, error: ctypes.c_void_p) -> str:
-    """Why C made nothing, in its own words if it has any."""
+    """Why C returned NULL, in its own words if it gave any."""
     return take_text(lib, error.value) if error.value else "the library gives no reason"
 
 
 def take_text(lib: Any, pointer: int | None) -> str:
-    """A string that C made for us: copied, and given back."""
+    """A copy of a string that C made; the string is freed."""
     if not pointer:
         raise MemoryError("the library has no memory for a reply")
     text = ctypes.string_at(pointer).decode("utf-8", "replace")

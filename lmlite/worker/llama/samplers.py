@@ -1,8 +1,8 @@
 """SamplerChain and Grammar: from a row of logits to a token. Each has one owner with a close().
 
-A chain is llama.cpp's samplers in order. Where it would begin by keeping the likeliest tokens
-alone, the others are not even collected, which of 150,000 tokens takes half a millisecond.
-Both are used by the engine thread; a grammar is made before, by who prepares the request.
+A chain is llama.cpp's samplers in order. If the first keeps only the likeliest tokens, the others
+are not even collected: for 150,000 tokens that would take half a millisecond. The engine thread
+uses both; a grammar is made earlier, when its request is prepared.
 """
 
 import ctypes
@@ -13,14 +13,16 @@ from typing import Any
 from lmlite.messages import SamplingParams
 from lmlite.worker.grammars.triggers import Triggers
 from lmlite.worker.llama import capi
-from lmlite.worker.llama.model import INVALID_NUMBERS, Context, LlamaError, Model
+from lmlite.worker.llama.capi import LlamaError
+from lmlite.worker.llama.context import INVALID_NUMBERS, Context
+from lmlite.worker.llama.model import Model
 
-MAX_BEST = 128  # tokens that are cheaper to find one by one than by sorting; llama.cpp's bound, too
-REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on, as in llama.cpp
+MAX_BEST = 128  # up to here a heap is faster than a sort; the bound of llama.cpp's top-k, too
+REPEAT_WINDOW = 64  # last tokens that repeat_penalty counts, as in llama.cpp
 
 
 class NothingAllowed(LlamaError):
-    """A grammar has no way on."""
+    """A grammar allows no further token."""
 
     def __init__(self) -> None:
         super().__init__("the grammar allows no further token")
@@ -62,7 +64,7 @@ class SamplerChain:
                 n_vocab, REPEAT_WINDOW, params.repeat_penalty, 0, 0
             )
             window = prompt[-REPEAT_WINDOW:]
-            for token in (token for token in window if token >= 0):  # a picture's are none
+            for token in (token for token in window if token >= 0):  # a picture's are negative
                 lib.llama_sampler_accept(repeat, token)
             yield repeat
         if params.presence_penalty or params.frequency_penalty:
@@ -88,8 +90,7 @@ class SamplerChain:
     ) -> int:
         """The next token, from the logits at a batch index; one that the grammar allows.
 
-        It is a banned one only where the grammar allows no other. Raises LlamaError when it
-        allows none at all.
+        A banned token is chosen only if the grammar allows no other. Raises NothingAllowed.
         """
         if banned:
             try:
@@ -107,7 +108,7 @@ class SamplerChain:
         return token
 
     def apply(self, logits: Sequence[float]) -> dict[int, float]:
-        """What the chain makes of these logits: token -> logit for the tokens that remain."""
+        """token -> logit of the tokens that the chain keeps of these logits."""
         each = (capi.llama_token_data(i, logit, 0) for i, logit in enumerate(logits))
         data = (capi.llama_token_data * len(logits))(*each)
         candidates = capi.llama_token_data_array(data, len(logits), -1, False)
@@ -124,7 +125,7 @@ class SamplerChain:
 
 
 class Grammar:
-    """What keeps a completion in a form; one for each completion, since it remembers."""
+    """Keeps a completion in a form. Each completion needs its own: it has a state."""
 
     def __init__(self, model: Model, text: str, reply: bytes | None = None) -> None:
         """`text` is GBNF; `reply`, what lml_chat_render said, if the grammar is from there.
@@ -145,7 +146,7 @@ class Grammar:
             raise LlamaError(capi.take_fault(self._lib, error))
 
     def hear(self, token: int) -> None:
-        """While it waits: takes a token that was sampled without it. Raises LlamaError."""
+        """Takes a token that was sampled while it waits for a trigger. Raises LlamaError."""
         heard = self._triggers.hear(token, self._vocab.piece(token, special=True))
         if heard:
             self.is_awake = True
@@ -159,7 +160,7 @@ class Grammar:
 
 
 def n_best(params: SamplingParams) -> int:
-    """How many of the likeliest tokens a chain begins with; 0: with all of them.
+    """How many of the likeliest tokens a chain starts with; 0: all tokens.
 
     >>> n_best(SamplingParams(temperature=0)), n_best(SamplingParams(repeat_penalty=1.1))
     (1, 0)

@@ -7,7 +7,8 @@ is a list of token ids, and runs in a lane.
 
 from collections.abc import Collection, Iterable, Sequence
 
-from lmlite.worker.llama.model import Context, Model
+from lmlite.worker.llama.context import Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.memory import lanes as policy
 from lmlite.worker.memory.checkpoints import MIN_PARKED, Checkpoints, ParkedLanes
 from lmlite.worker.memory.lanes import Lane, Place

@@ -9,7 +9,8 @@ import pytest
 from lmlite.messages import ChatMessage, ChatOptions, Delta, Finished, ReplyEvent, SamplingParams
 from lmlite.worker.chat.answer import Answer, Form
 from lmlite.worker.chat.template import ChatTemplate
-from lmlite.worker.llama.model import LlamaError, Model
+from lmlite.worker.llama.capi import LlamaError
+from lmlite.worker.llama.model import Model
 from lmlite.worker.llama.samplers import Grammar
 from lmlite.worker.sequence import Sequence
 from tests import REPOSITORY

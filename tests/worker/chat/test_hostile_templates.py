@@ -17,7 +17,8 @@ from lmlite.messages import ChatMessage, ChatOptions
 from lmlite.worker.chat import renderer
 from lmlite.worker.chat.bridge_request import request_of
 from lmlite.worker.chat.template import ChatTemplate
-from lmlite.worker.llama.model import Context, Model
+from lmlite.worker.llama.context import Context
+from lmlite.worker.llama.model import Model
 from tests import REPOSITORY
 from tests.conftest import DEFAULT_MODEL
 from tests.served.test_faults import SLACK

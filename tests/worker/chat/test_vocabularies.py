@@ -13,7 +13,8 @@ import pytest
 
 from lmlite.messages import ChatMessage, Complete, Embed, SamplingParams
 from lmlite.worker.chat.template import ChatTemplate
-from lmlite.worker.llama.model import Model, Vocab
+from lmlite.worker.llama.model import Model
+from lmlite.worker.llama.vocab import Vocab
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.sequence import Sequence
 from tests.conftest import LLAMA_CPP

@@ -1,1 +1,1 @@
-"""Tests of `lmlite.worker.llama.model`."""
+"""Tests of `lmlite.worker.llama`."""

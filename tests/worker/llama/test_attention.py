@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from lmlite.worker.llama.model import Batch, Context, Model
+from lmlite.worker.llama.context import Batch, Context
+from lmlite.worker.llama.model import Model
 from tests.support.gguf_writer import Shape, tiny_llama
 
 N_SEQ = 12

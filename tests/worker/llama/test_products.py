@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from lmlite.worker.llama.model import Batch, Context, Model
+from lmlite.worker.llama.context import Batch, Context
+from lmlite.worker.llama.model import Model
 from tests.bench.model import FTYPE_Q4_0, FTYPE_Q4_K_S, FTYPE_Q8_0, quantise
 from tests.support.gguf_writer import Shape, tiny_llama
 

@@ -7,7 +7,8 @@ import pytest
 
 from lmlite.messages import SamplingParams
 from lmlite.worker.llama import samplers
-from lmlite.worker.llama.model import Batch, Context, Model
+from lmlite.worker.llama.context import Batch, Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.llama.samplers import Grammar, SamplerChain
 
 LOGITS = [2.0, 1.0, 0.5, -1.0, -2.0]

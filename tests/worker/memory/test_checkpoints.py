@@ -12,7 +12,8 @@ import pytest
 
 from lmlite.messages import Delta, Finished, ReplyEvent, SamplingParams, Started
 from lmlite.worker.generator import Generator
-from lmlite.worker.llama.model import Context, Model
+from lmlite.worker.llama.context import Context
+from lmlite.worker.llama.model import Model
 from lmlite.worker.memory import checkpoint_files
 from lmlite.worker.memory.checkpoint_files import CheckpointFiles, identity_of
 from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
