@@ -67,6 +67,7 @@ class GeneratedReply(Reply, Writer):
     def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
         assert isinstance(call.request, Chat | Complete)
+        self.is_streamed = call.stream
         self.has_logprobs = call.request.params.n_logprobs is not None
         self.turns: dict[int, Turn] = {}  # by the index of the choice
         self.n_prompt = self.n_cached = self.n_completion = self.n_reasoning = 0  # tokens
@@ -88,7 +89,7 @@ class GeneratedReply(Reply, Writer):
         return data
 
     def _start(self, event: Started) -> None:
-        writer = self if self.call.stream else Writer()
+        writer = self if self.is_streamed else Writer()
         turn = Turn(self.call.custom_tools, writer, is_sequential=self.is_sequential)
         self.turns[event.index] = turn
         if event.index % self._n_per_prompt == 0:  # choices share their prompt

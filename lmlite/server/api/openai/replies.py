@@ -97,11 +97,10 @@ class CompletionReply(GeneratedReply):
         """Takes the next event. A chunk of text needs nothing that came before it."""
         if not isinstance(event, Delta):
             return super().add(event)
-        is_streamed = self.call.stream
-        if is_streamed and not (self.has_logprobs or event.reasoning or event.calls):
+        if self.is_streamed and not (self.has_logprobs or event.reasoning or event.calls):
             return self._text_chunk(event)
         self.turns[event.index].add(event)
-        return self._chunks(event) if is_streamed else b""
+        return self._chunks(event) if self.is_streamed else b""
 
     def begun(self, part: Part) -> None:
         """A call begins without arguments."""
@@ -135,9 +134,10 @@ class CompletionReply(GeneratedReply):
         frame = self._frames.get(event.index)
         if frame is None:
             # The last one, since a model may have this name.
-            head, _, tail = self._chunks(replace(event, text="<text>")).rpartition(b'"<text>"')
-            frame = self._frames[event.index] = head, tail
-        return frame[0] + wire.to_json(event.text) + frame[1]
+            parts = self._chunks(replace(event, text="<text>")).rpartition(b'"<text>"')
+            frame = self._frames[event.index] = parts[0], parts[2]
+        head, tail = frame
+        return head + wire.to_json(event.text) + tail
 
     def _chunks(self, event: Delta) -> bytes:
         """A chunk with at most one piece of a call; each further piece has its own."""

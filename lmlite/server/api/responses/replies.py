@@ -4,6 +4,7 @@ Pure, except that a complete response is stored; knows no sockets.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import count
 from typing import NamedTuple
 
 from lmlite.errors import ApiError
@@ -47,7 +48,7 @@ class ResponseReply(GeneratedReply):
         super().__init__(call, reply_id, model, created)
         self._frames: dict[int, bytes] = {}  # by item: the format of an event of more text
         self._unsaid: list[Json] = []  # log-probabilities of tokens whose text has not come yet
-        self._n_events = 0
+        self._numbers = count()  # of events
 
     def whole(self) -> Json:
         """The response object, after the last event."""
@@ -83,7 +84,7 @@ class ResponseReply(GeneratedReply):
     def failure(self, error: ApiError) -> bytes:
         """The response as far as it came, or only the error if it never began."""
         rename(error)
-        if self._n_events == 0:
+        if not self.turns:
             about = {"code": error.code, "message": error.message, "param": error.param}
             return self._event("error", about)
         for part in self.turns[0].parts:
@@ -115,7 +116,7 @@ class ResponseReply(GeneratedReply):
         if frame is None:
             frame = self._frames[part.index] = self._text_frame(part)
         if frame:
-            self.told.append(frame % (wire.to_json(text), self._number()))
+            self.told.append(frame % (wire.to_json(text), next(self._numbers)))
 
     def ended(self, part: Part) -> None:
         """Writes all of the text, the content part and the item."""
@@ -147,11 +148,7 @@ class ResponseReply(GeneratedReply):
         self.told.append(self._event(kind, about))
 
     def _event(self, kind: str, about: Json) -> bytes:
-        return typed_event({"type": kind} | about | {"sequence_number": self._number()})
-
-    def _number(self) -> int:
-        self._n_events += 1
-        return self._n_events - 1
+        return typed_event({"type": kind} | about | {"sequence_number": next(self._numbers)})
 
     # ---- the objects -----------------------------------------------------------------------
 
@@ -232,18 +229,12 @@ class ResponseReply(GeneratedReply):
     def _message(self) -> ChatMessage:
         """The response as a message of the conversation."""
         turn = self.turns[0]
-        calls = [
-            ToolCall(
-                call.id or "",
-                call.name or "",
-                as_arguments(part.text) if part.custom else part.text or "{}",
-            )
-            for call, part in turn.calls()
-        ]
-        reasoning = turn.said("reasoning") or None
-        return ChatMessage(
-            "assistant", turn.said("text"), reasoning=reasoning, tool_calls=tuple(calls)
-        )
+        calls = []
+        for call, part in turn.calls():
+            arguments = as_arguments(part.text) if part.custom else part.text or "{}"
+            calls.append(ToolCall(call.id or "", call.name or "", arguments))
+        text, reasoning = turn.said("text"), turn.said("reasoning") or None
+        return ChatMessage("assistant", text, reasoning=reasoning, tool_calls=tuple(calls))
 
 
 def _content(part: Part) -> Json:
