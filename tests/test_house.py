@@ -74,6 +74,18 @@ def test_a_folder_lists_its_entries_and_each_imports_only_what_is_listed_below_i
     assert upward == []
 
 
+@pytest.mark.parametrize("readme", sorted((REPOSITORY / "tests").rglob("README.md")), ids=str)
+def test_a_readme_of_the_tests_lists_its_folder(readme: Path) -> None:
+    lines = [
+        line.partition(":")[0] for line in readme.read_text().splitlines() if line[:3] == "- `"
+    ]
+    listed = [name.rstrip("/") for line in lines for name in re.findall(r"`([^`]+)`", line)]
+    hidden = ("__init__.py", "README.md")
+    assert sorted(listed) == sorted(
+        path.name for path in tracked(readme.parent) if path.name not in hidden
+    )
+
+
 def test_server_and_worker_never_import_each_other() -> None:
     for path in MODULES:
         sides = {module.split(".")[1] for module in imported(path) if module.count(".") > 1}

@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tests import REPOSITORY
@@ -41,8 +42,9 @@ class Answer:
 class RunningServer:
     """Started by `with`; stopped, by its process id, at the end."""
 
-    def __init__(self, *arguments: str, **environment: str) -> None:
-        self._arguments = arguments
+    def __init__(self, *arguments: str, folder: Path = REPOSITORY, **environment: str) -> None:
+        """The package is taken from that folder."""
+        self._arguments, self._folder = arguments, folder
         self._environment = environment  # beside that of the tests
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
@@ -50,7 +52,7 @@ class RunningServer:
     def __enter__(self) -> "RunningServer":
         self.process = subprocess.Popen(
             [sys.executable, "-m", "lmlite", "serve", *self._arguments, "--port", "0"],
-            cwd=REPOSITORY,
+            cwd=self._folder,
             env={**os.environ, **self._environment},
             stderr=subprocess.PIPE,
             text=True,

@@ -1,0 +1,1 @@
+"""The embedded model: what it is taught, its training, its check."""

@@ -1,0 +1,1 @@
+"""The exercises of `lmlite help how-it-works`, done."""
