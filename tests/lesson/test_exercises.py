@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,7 +117,7 @@ def test_an_event_for_the_first_token(workshop: Workshop) -> None:
         viewer = connection.getresponse()
         turns = [{"role": "user", "content": "Count from 1 to 5."}]
         server.post(CHAT, messages=turns, temperature=0)
-        records = []
+        records: list[dict[str, Any]] = []
         while not records or records[-1]["data"]["type"] != "llm.prediction.output":
             line = viewer.readline()
             if line.startswith(b"data: "):

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from tests import REPOSITORY
 from tests.fuzz import http as fuzz_http
 from tests.served.test_disconnects import Client, drawn, values
 from tests.support import raw_requests
@@ -379,7 +380,7 @@ def soaked(kind: str, seconds: float, seed: int) -> tuple[str, list[str]]:
     keys = {"LMLITE_API_KEY": KEY} if kind == "curl" else {}
     headers = {"Authorization": f"Bearer {KEY}"} if keys else {}
     limits = ("--watchdog", "10", "--max-seconds", "30", "--checkpoint-memory", "8M")
-    with RunningServer("--alias", "m", *limits, **keys) as server:
+    with RunningServer("--alias", "m", *limits, folder=REPOSITORY, **keys) as server:
         warm_s = min(60.0, seconds / 10)
         warming = Soak(server, seed + 1, headers)
         warming.run(KINDS[kind], warm_s)
