@@ -8,13 +8,11 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from lmlite.messages import Chat, Complete, Planned, SamplingParams
+from lmlite.messages import Chat, Complete, Json, Planned, SamplingParams
 from lmlite.server.api.call import Call
 from lmlite.server.api.reply import ComputedReply
 from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.registry import ServedModel
-
-Json = dict[str, Any]
 
 # Where a request says what has another name here.
 _FIELDS = {"n_logprobs": ("logprobs", "top_logprobs"),

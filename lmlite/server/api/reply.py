@@ -71,7 +71,7 @@ class GeneratedReply(Reply, Writer):
         self.has_logprobs = call.request.params.n_logprobs is not None
         self.turns: dict[int, Turn] = {}  # by the index of the choice
         self.n_prompt = self.n_cached = self.n_completion = self.n_reasoning = 0  # tokens
-        self.told: list[bytes] = []  # stream events that `add` is about to return
+        self.written: list[bytes] = []  # stream events that `add` returns next
         self._n_per_prompt = call.request.n  # choices
 
     def add(self, event: ReplyEvent) -> bytes:
@@ -85,7 +85,7 @@ class GeneratedReply(Reply, Writer):
             self.n_completion += event.n_completion
             self.n_reasoning += event.n_reasoning
             self.turns[event.index].finish(event, has_text=self.has_text)
-        data, self.told = b"".join(self.told), []
+        data, self.written = b"".join(self.written), []
         return data
 
     def _start(self, event: Started) -> None:

@@ -1,16 +1,15 @@
-"""An endpoint as data. Each API lists its own in `ROUTES`; `http.py` serves all that are listed."""
+"""An endpoint as data. Each API lists its own in `ROUTES`; `http.py` serves all of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from lmlite.errors import ApiError
+from lmlite.messages import Json
 from lmlite.server.api.call import Call
 from lmlite.server.api.reply import Reply
 from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.registry import Registry, ServedModel
 
-Json = dict[str, Any]
 ErrorBody = Callable[[ApiError, str], Json]  # the error, and the request's id
 
 
@@ -19,7 +18,7 @@ def openai_error(error: ApiError, _request_id: str) -> Json:
     return error.body()
 
 
-# Makes the reply to a call from its id, the model, and the seconds since 1970.
+# Makes the reply to a call: gets the reply's id, the model, and the seconds since 1970.
 MakeReply = Callable[[Call, str, ServedModel, int], Reply]
 
 

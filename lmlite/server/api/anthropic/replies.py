@@ -66,13 +66,13 @@ class MessageReply(GeneratedReply):
     def started(self, _event: Started) -> None:
         """Writes the message without content."""
         message = self._message([], {"stop_reason": None, "stop_sequence": None}, 0)
-        self._tell("message_start", message=message)
-        self._tell("ping")
+        self._write("message_start", message=message)
+        self._write("ping")
 
     def finished(self, event: Finished) -> None:
         """Writes why the message ends, and its number of tokens."""
         usage = {"output_tokens": event.n_completion}
-        self._tell("message_delta", delta=self._stop(event), usage=usage)
+        self._write("message_delta", delta=self._stop(event), usage=usage)
 
     def tail(self) -> bytes:
         """The end of a stream."""
@@ -84,7 +84,7 @@ class MessageReply(GeneratedReply):
 
     def begun(self, part: Part) -> None:
         """Writes the start of a content block."""
-        self._tell("content_block_start", index=part.index, content_block=_block(part))
+        self._write("content_block_start", index=part.index, content_block=_block(part))
 
     def grown(self, part: Part, text: str, _logprobs: Sequence[Json]) -> None:
         """Writes more of a block: many times a second, so only the text is written each time."""
@@ -92,16 +92,16 @@ class MessageReply(GeneratedReply):
         if frame is None:
             head, _, tail = _delta_event(part, *_DELTAS[part.kind]).rpartition(b'""')
             frame = self._frames[part.index] = head, tail
-        self.told.append(frame[0] + wire.to_json(text) + frame[1])
+        self.written.append(frame[0] + wire.to_json(text) + frame[1])
 
     def ended(self, part: Part) -> None:
         """Writes the end of a block."""
         if part.kind == "reasoning":  # clients wait for a signature; here it means nothing
-            self.told.append(_delta_event(part, "signature_delta", "signature"))
-        self._tell("content_block_stop", index=part.index)
+            self.written.append(_delta_event(part, "signature_delta", "signature"))
+        self._write("content_block_stop", index=part.index)
 
-    def _tell(self, kind: str, **more: Any) -> None:
-        self.told.append(typed_event({"type": kind, **more}))
+    def _write(self, kind: str, **more: Any) -> None:
+        self.written.append(typed_event({"type": kind, **more}))
 
     # ---- the objects -----------------------------------------------------------------------
 

@@ -115,8 +115,8 @@ class CompletionReply(GeneratedReply):
 
     def finished(self, event: Finished) -> None:
         """Adds the last chunk of a choice."""
-        self.told.append(self._chunks(Delta(event.id, event.index, "")))
-        self.told.append(self._chunk(event.index, self.nothing, None, event))
+        self.written.append(self._chunks(Delta(event.id, event.index, "")))
+        self.written.append(self._chunk(event.index, self.nothing, None, event))
 
     def tail(self) -> bytes:
         """The usage, if the client asked for it, and the end of the stream."""
@@ -181,7 +181,7 @@ class ChatReply(CompletionReply):
     def started(self, event: Started) -> None:
         """Adds a chunk that announces the role."""
         # An empty text and not null: clients add deltas up without looking.
-        self.told.append(self._chunk(event.index, {"role": "assistant", "content": ""}))
+        self.written.append(self._chunk(event.index, {"role": "assistant", "content": ""}))
 
     def _delta(self, event: Delta, calls: list[Json]) -> Any:
         delta: Json = {}

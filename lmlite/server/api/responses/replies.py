@@ -98,33 +98,33 @@ class ResponseReply(GeneratedReply):
     def started(self, _event: Started) -> None:
         """Writes the response without output."""
         response = {"response": self._response("in_progress")}
-        self._tell("response.created", response)
-        self._tell("response.in_progress", response)
+        self._write("response.created", response)
+        self._write("response.in_progress", response)
 
     def begun(self, part: Part) -> None:
         """Writes a new item, and its content part if it has one."""
-        self._tell_item("added", part)
-        self._tell_content("added", part)
+        self._write_item("added", part)
+        self._write_content("added", part)
 
     def grown(self, part: Part, text: str, logprobs: Sequence[Json]) -> None:
         """Writes more text: many times a second, so only what differs is made each time."""
         if logprobs:
             about = self._place(part) | {"delta": text, "logprobs": _without_bytes(logprobs)}
-            self._tell(f"{self._form(part).event}.delta", about)
+            self._write(f"{self._form(part).event}.delta", about)
             return
         frame = self._frames.get(part.index)
         if frame is None:
             frame = self._frames[part.index] = self._text_frame(part)
         if frame:
-            self.told.append(frame % (wire.to_json(text), next(self._numbers)))
+            self.written.append(frame % (wire.to_json(text), next(self._numbers)))
 
     def ended(self, part: Part) -> None:
         """Writes all of the text, the content part and the item."""
         form = self._form(part)
         if form.event:
-            self._tell(f"{form.event}.done", self._place(part) | self._all_text(part))
-        self._tell_content("done", part)
-        self._tell_item("done", part)
+            self._write(f"{form.event}.done", self._place(part) | self._all_text(part))
+        self._write_content("done", part)
+        self._write_item("done", part)
 
     def _text_frame(self, part: Part) -> bytes:
         """The format of an event of more text; b"" for items without such events."""
@@ -135,17 +135,17 @@ class ResponseReply(GeneratedReply):
         event = typed_event({"type": f"{form.event}.delta"} | self._place(part) | logprobs)
         return event.removesuffix(b"}\n\n") + b',"delta":%b,"sequence_number":%d}\n\n'
 
-    def _tell_item(self, state: str, part: Part) -> None:
+    def _write_item(self, state: str, part: Part) -> None:
         about = {"output_index": part.index, "item": self._item(part)}
-        self._tell(f"response.output_item.{state}", about)
+        self._write(f"response.output_item.{state}", about)
 
-    def _tell_content(self, state: str, part: Part) -> None:
+    def _write_content(self, state: str, part: Part) -> None:
         if part.call is None:
             about = self._place(part) | {"part": _content(part)}
-            self._tell(f"response.content_part.{state}", about)
+            self._write(f"response.content_part.{state}", about)
 
-    def _tell(self, kind: str, about: Json) -> None:
-        self.told.append(self._event(kind, about))
+    def _write(self, kind: str, about: Json) -> None:
+        self.written.append(self._event(kind, about))
 
     def _event(self, kind: str, about: Json) -> bytes:
         return typed_event({"type": kind} | about | {"sequence_number": next(self._numbers)})
