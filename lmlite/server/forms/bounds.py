@@ -78,6 +78,23 @@ class Reading:
         if len(self.noted) < MAX_NOTED:
             self.noted.setdefault(path, why)
 
+    def counts(self, schema: Json, what: str, most: int, path: str) -> tuple[int, int | None]:
+        """The values of two keywords, such as minItems and maxItems, which may be up to `most`."""
+        found = {}
+        for key in (f"min{what}", f"max{what}"):
+            value = schema.get(key, 0)
+            if type(value) not in (int, float) or value != value // 1:
+                self.drop(f"{path}.{key}", "is not a whole number")
+            elif not 0 <= value <= most:
+                self.drop(f"{path}.{key}", f"is not from 0 to {most:,}")
+            elif key in schema:
+                found[key] = int(value)
+        low, high = found.get(f"min{what}", 0), found.get(f"max{what}")
+        if high is not None and low > high:
+            self.drop(f"{path}.min{what}", f"is greater than max{what}")
+            return 0, None
+        return low, high
+
     def take(self, path: str, **amounts: int) -> None:
         """Takes room for the part at a path. Raises Unheld, and takes nothing, without room."""
         if len(path) > MAX_PATH:

@@ -32,27 +32,27 @@ def merged(schema: Any, path: str, reading: Reading, depth: int = 0) -> tuple[Js
     if type(schema) is not dict or depth > _MAX_DEPTH:
         reading.refuse(path, "is not a schema that takes something, or nests too deep")
     reading.take(path, values=1)
-    said = {key: value for key, value in schema.items() if not is_annotation(key)}
-    ref, members = said.pop("$ref", None), list_of(said.pop("allOf", None))
+    schema = {key: value for key, value in schema.items() if not is_annotation(key)}
+    ref, members = schema.pop("$ref", None), list_of(schema.pop("allOf", None))
     others = [(each, f"{path}.allOf.{i}") for i, each in enumerate(members)]
     refs = {ref} if type(ref) is str else set()
     others += [(pointed_at(reading.root, each), f"{path}.$ref") for each in refs]
     for each, where in others:
         other, inner = merged(each, where, reading, depth + 1)
-        said, refs = _both(said, other, path, reading), refs | inner
-    return said, refs
+        schema, refs = _both(schema, other, path, reading), refs | inner
+    return schema, refs
 
 
-def united(said: Json, reading: Reading) -> Json:
+def united(schema: Json, reading: Reading) -> Json:
     """The keywords of the root, with anyOf or oneOf replaced by the properties of all in it."""
     for key in ("anyOf", "oneOf"):
-        several = list_of(said.get(key))
-        if several and "properties" not in said:
+        several = list_of(schema.get(key))
+        if several and "properties" not in schema:
             found = [merged(each, f".{key}.{i}", reading)[0] for i, each in enumerate(several)]
             reading.note(f".{key}", "is held as one object with all properties")
-            rest = {name: value for name, value in said.items() if name != key}
+            rest = {name: value for name, value in schema.items() if name != key}
             return _both(rest, reduce(_either, found), "", reading)
-    return said
+    return schema
 
 
 def _both(a: Json, b: Json, path: str, reading: Reading) -> Json:

@@ -18,11 +18,11 @@ MAX_ENDINGS = 50  # of digits, which tell multiples
 Bound = Fraction | None
 
 
-def number_node(said: Json, is_integer: bool, reading: Reading, path: str) -> Json:
+def number_node(schema: Json, is_integer: bool, reading: Reading, path: str) -> Json:
     """The schema of an integer or a number, rewritten. Raises Unheld."""
-    step = _step(said, is_integer, reading, path)
+    step = _step(schema, is_integer, reading, path)
     is_integer = is_integer or (step is not None and step.denominator == 1)
-    low, high = _bounds(said, is_integer, reading, path)
+    low, high = _bounds(schema, is_integer, reading, path)
     node: Json = {"type": "integer" if is_integer else "number"}
     if step is not None and low is not None and high is not None:
         multiples = range(math.ceil(low / step), math.floor(high / step) + 1)
@@ -40,21 +40,21 @@ def number_node(said: Json, is_integer: bool, reading: Reading, path: str) -> Js
     return node | {key: _plain(end) for key, end in bounds.items() if end is not None}
 
 
-def _bounds(said: Json, is_integer: bool, reading: Reading, path: str) -> tuple[Bound, Bound]:
+def _bounds(schema: Json, is_integer: bool, reading: Reading, path: str) -> tuple[Bound, Bound]:
     """The least and the greatest number."""
     found: dict[str, list[Fraction]] = {"minimum": [], "maximum": []}
     for end, key in (("minimum", "minimum"), ("minimum", "exclusiveMinimum"),
                      ("maximum", "maximum"), ("maximum", "exclusiveMaximum")):  # fmt: skip
-        value = said.get(key, 0)
+        value = schema.get(key, 0)
         if type(value) not in (int, float):
             reading.drop(f"{path}.{key}", "is not a number")
         elif not abs(value) <= MAX_BOUND:  # NaN, too
             reading.drop(f"{path}.{key}", f"is beyond {MAX_BOUND:.0e}")
-        elif key in said:
+        elif key in schema:
             found[end].append(_inside(value, key, is_integer))
     low, high = max(found["minimum"], default=None), min(found["maximum"], default=None)
     if low is not None and high is not None and low > high:
-        key = next(key for key in said if key.lower().endswith(("minimum", "maximum")))
+        key = next(key for key in schema if key.lower().endswith(("minimum", "maximum")))
         reading.drop(f"{path}.{key}", "cannot be honoured: no number is left")
         return None, None
     return low, high
@@ -70,10 +70,10 @@ def _inside(value: float, key: str, is_integer: bool) -> Fraction:
     return Fraction(repr(math.nextafter(value, sign * math.inf) if is_exclusive else value))
 
 
-def _step(said: Json, is_integer: bool, reading: Reading, path: str) -> Bound:
-    if "multipleOf" not in said:
+def _step(schema: Json, is_integer: bool, reading: Reading, path: str) -> Bound:
+    if "multipleOf" not in schema:
         return None
-    value = said["multipleOf"]
+    value = schema["multipleOf"]
     if type(value) not in (int, float) or not 1e-9 <= value <= MAX_BOUND:
         reading.drop(f"{path}.multipleOf", "is not a number from 1e-9 on")
         return None

@@ -66,13 +66,13 @@ class SchemaReader:
         llama.cpp's parsers of calls look for them there.
         """
         try:
-            said = united(merged(self._reading.root, "", self._reading)[0], self._reading)
-            said["type"] = "object"
-            for key in sorted(said.keys() & {"anyOf", "oneOf", "enum", "const"}):
+            schema = united(merged(self._reading.root, "", self._reading)[0], self._reading)
+            schema["type"] = "object"
+            for key in sorted(schema.keys() & {"anyOf", "oneOf", "enum", "const"}):
                 self._reading.note(f".{key}", "is left out beside other keywords")
-            if said.get("properties") == {} and said.keys() == {"type", "properties"}:
-                said["additionalProperties"] = False  # so OpenAI writes a tool without arguments
-            node = self._object(self._known(said, ""), "")
+            if schema.get("properties") == {} and schema.keys() == {"type", "properties"}:
+                schema["additionalProperties"] = False  # so OpenAI writes a tool without arguments
+            node = self._object(self._known(schema, ""), "")
         except Unheld as fault:
             self._reading.note(fault.path, fault.why)
             node = {"type": "object"}
@@ -128,20 +128,20 @@ class SchemaReader:
             self._reading.refuse(path, why)
         if path and "$id" in schema:
             self._reading.refuse(f"{path}.$id", "is not supported: only the whole schema has one")
-        said = self._known(schema, path)
-        composed = next((key for key in _COMPOSED if key in said), None)
+        schema = self._known(schema, path)
+        composed = next((key for key in _COMPOSED if key in schema), None)
         if composed is not None:
-            return self._composed(composed, said, path)
-        if "enum" in said or "const" in said:
-            return self._listed(said, path)
-        nodes = [self._typed(name, said, path) for name in self._types(said, path)]
-        if "type" not in said and self._is_strict and nodes != [ANYTHING]:
+            return self._composed(composed, schema, path)
+        if "enum" in schema or "const" in schema:
+            return self._listed(schema, path)
+        nodes = [self._typed(name, schema, path) for name in self._types(schema, path)]
+        if "type" not in schema and self._is_strict and nodes != [ANYTHING]:
             nodes = [node | {GUESSED: True} for node in nodes]
         return any_of(nodes)
 
     def _known(self, schema: Json, path: str) -> Json:
         """The keywords that limit values, without those that no grammar can enforce."""
-        said: Json = {}
+        known: Json = {}
         is_open = False
         for key, value in schema.items():
             if is_annotation(key) or (key in _NO_CHANGE and _NO_CHANGE[key] == value):
@@ -152,41 +152,41 @@ class SchemaReader:
             elif value is None and key != "const" and not self._is_strict:
                 self._reading.note(f"{path}.{key}", "is null")
             else:
-                said[key] = value
-        return said | {"additionalProperties": True} if is_open else said
+                known[key] = value
+        return known | {"additionalProperties": True} if is_open else known
 
-    def _check_alone(self, said: Json, keys: tuple[str, ...], path: str) -> None:
-        for other in sorted(said.keys() - set(keys)):
+    def _check_alone(self, schema: Json, keys: tuple[str, ...], path: str) -> None:
+        for other in sorted(schema.keys() - set(keys)):
             self._reading.drop(f"{path}.{other}", f"cannot be honoured beside {keys[0]}")
 
     # ---- made of other schemas -------------------------------------------------------------
 
-    def _composed(self, key: str, said: Json, path: str) -> Json:
+    def _composed(self, key: str, schema: Json, path: str) -> Json:
         if self._is_strict:
-            self._check_alone(said, (key,), path)
-        is_long = key == "allOf" and type(said[key]) is list and len(said[key]) != 1
-        if self._is_strict or (said.keys() <= {key, "type"} and not is_long):
-            return self._combined(key, said, f"{path}.{key}")
-        if key in ("$ref", "allOf") or "allOf" in said:
-            return self._merged(said, path)
+            self._check_alone(schema, (key,), path)
+        is_long = key == "allOf" and type(schema[key]) is list and len(schema[key]) != 1
+        if self._is_strict or (schema.keys() <= {key, "type"} and not is_long):
+            return self._combined(key, schema, f"{path}.{key}")
+        if key in ("$ref", "allOf") or "allOf" in schema:
+            return self._merged(schema, path)
         # Keywords beside anyOf or oneOf say more than these do.
-        for other in said.keys() & {"anyOf", "oneOf"}:
+        for other in schema.keys() & {"anyOf", "oneOf"}:
             self._reading.note(f"{path}.{other}", "is left out beside other keywords")
-        rest = {other: value for other, value in said.items() if other not in ("anyOf", "oneOf")}
+        rest = {other: value for other, value in schema.items() if other not in ("anyOf", "oneOf")}
         return self._read(rest, path)
 
-    def _combined(self, key: str, said: Json, path: str) -> Json:
+    def _combined(self, key: str, schema: Json, path: str) -> Json:
         """A schema that is only this keyword, perhaps with a type beside it."""
-        value = said[key]
+        value = schema[key]
         if key == "$ref":
             return self._reference(value, path)
         if type(value) is not list or not value:
             self._reading.refuse(path, "is not a list of schemas")
         if key == "allOf" and len(value) > 1:
             self._reading.refuse(path, "cannot be honoured: it has more than one schema")
-        if key != "allOf" and "type" in said:  # the type of each that has none of its own
+        if key != "allOf" and "type" in schema:  # the type of each that has none of its own
             value = [
-                {"type": said["type"]} | each
+                {"type": schema["type"]} | each
                 if type(each) is dict and not each.keys() & set(_COMPOSED)
                 else each
                 for each in value
@@ -198,8 +198,8 @@ class SchemaReader:
             self._reading.refuse(path, f"cannot be honoured: {why}")
         return any_of(nodes)
 
-    def _merged(self, said: Json, path: str) -> Json:
-        one, refs = merged(said, path, self._reading)
+    def _merged(self, schema: Json, path: str) -> Json:
+        one, refs = merged(schema, path, self._reading)
         again = sorted(refs & set(self._merging))
         if again:
             why = f"contains itself through {again[0]:.80}, beside other keywords"
@@ -227,18 +227,18 @@ class SchemaReader:
 
     # ---- values and types ------------------------------------------------------------------
 
-    def _listed(self, said: Json, path: str) -> Json:
-        key = "const" if "const" in said else "enum"
-        self._check_alone(said, (key, "type"), path)
-        values = said["enum"] if key == "enum" else [said["const"]]
+    def _listed(self, schema: Json, path: str) -> Json:
+        key = "const" if "const" in schema else "enum"
+        self._check_alone(schema, (key, "type"), path)
+        values = schema["enum"] if key == "enum" else [schema["const"]]
         path = f"{path}.{key}"
         if type(values) is not list or not values:
             self._reading.refuse(path, "is not a list of values")
         if any(map(_has_long_numbers, values)):
             self._reading.refuse(path, "has more than 64 bits")
         self._reading.take(path, values=len(values), n_bytes=sum(map(len, map(json.dumps, values))))
-        if "type" in said:
-            names = with_integers(self._types(said, path.removesuffix(f".{key}")))
+        if "type" in schema:
+            names = with_integers(self._types(schema, path.removesuffix(f".{key}")))
             fitting = [value for value in values if type_of(value) in names]
             if not fitting:
                 self._reading.drop(path, "has no value of its type")
@@ -252,17 +252,17 @@ class SchemaReader:
         node = listed_texts(texts, self._reading, path)
         return any_of([node, {"enum": others}] if others else [node])
 
-    def _types(self, said: Json, path: str) -> list[str]:
+    def _types(self, schema: Json, path: str) -> list[str]:
         """The types that a schema takes; where it has none, strictly that of its keywords."""
-        if "type" in said:
-            named = said["type"] if type(said["type"]) is list else [said["type"]]
+        if "type" in schema:
+            named = schema["type"] if type(schema["type"]) is list else [schema["type"]]
             if not self._is_strict:
                 named = [name.lower() if type(name) is str else name for name in named]
             if not named or any(type(name) is not str or name not in _OF_TYPE for name in named):
                 self._reading.drop(f"{path}.type", f"is none of {', '.join(_OF_TYPE)}")
                 return ["anything"]
             return list(dict.fromkeys(named))
-        names = [name for name in _OF_TYPE if said.keys() & set(_OF_TYPE[name])]
+        names = [name for name in _OF_TYPE if schema.keys() & set(_OF_TYPE[name])]
         if not names:
             return ["anything"]
         if not self._is_strict:
@@ -272,22 +272,22 @@ class SchemaReader:
             self._reading.refuse(path, why)
         return names[-1:]
 
-    def _typed(self, name: str, said: Json, path: str) -> Json:
+    def _typed(self, name: str, schema: Json, path: str) -> Json:
         match name:
             case "object":
-                return self._object(said, path)
+                return self._object(schema, path)
             case "array":
-                return self._array(said, path)
+                return self._array(schema, path)
             case "string":
-                return text_node(said, self._reading, path)
+                return text_node(schema, self._reading, path)
             case "integer" | "number":
-                return number_node(said, name == "integer", self._reading, path)
+                return number_node(schema, name == "integer", self._reading, path)
             case "anything":
                 return ANYTHING
         return {"type": name}
 
-    def _of_kind(self, said: Json, key: str, kind: type, path: str) -> Any:
-        value = said.get(key, kind())
+    def _of_kind(self, schema: Json, key: str, kind: type, path: str) -> Any:
+        value = schema.get(key, kind())
         if type(value) is not kind:
             what = "a list" if kind is list else "an object"
             self._reading.drop(f"{path}.{key}", f"is not {what}")
@@ -296,10 +296,10 @@ class SchemaReader:
 
     # ---- objects ---------------------------------------------------------------------------
 
-    def _object(self, said: Json, path: str) -> Json:
-        properties = self._of_kind(said, "properties", dict, path)
-        required = self._of_kind(said, "required", list, path)
-        extra = said.get("additionalProperties", True)
+    def _object(self, schema: Json, path: str) -> Json:
+        properties = self._of_kind(schema, "properties", dict, path)
+        required = self._of_kind(schema, "required", list, path)
+        extra = schema.get("additionalProperties", True)
         if type(extra) not in (bool, dict):
             self._reading.drop(f"{path}.additionalProperties", "is not a schema")
             extra = True
@@ -340,7 +340,8 @@ class SchemaReader:
                 left_out.add(name)
         if self._is_strict:
             return left_out
-        optional = [name for name in named if name not in set(required)]
+        needed = set(required)
+        optional = [name for name in named if name not in needed]
         if len(optional) > _MAX_OPTIONAL:
             why = f"are too many: those behind the first {_MAX_OPTIONAL} may be anything"
             self._reading.note(f"{path}.properties", why)
@@ -349,56 +350,46 @@ class SchemaReader:
 
     # ---- arrays ----------------------------------------------------------------------------
 
-    def _array(self, said: Json, path: str) -> Json:
-        items = said.get("items", True)
-        counts = self._counts(said, path)
-        if type(items) is not list and "prefixItems" not in said:
+    def _array(self, schema: Json, path: str) -> Json:
+        items = schema.get("items", True)
+        low, high = self._reading.counts(schema, "Items", MAX_COUNT, path)
+        self._reading.take(path, repeated=low + (high or 0))
+        if type(items) is not list and "prefixItems" not in schema:
             if items is False and not self._is_strict:
-                return {"type": "array", "items": ANYTHING, "maxItems": 0}
-            return {"type": "array", "items": self._schema(items, f"{path}.items")} | counts
+                return _array_of([ANYTHING], 0, 0)
+            return _array_of([self._schema(items, f"{path}.items")], low, high)
         is_old = type(items) is list  # drafts before 2020-12
         first, rest = ("items", "additionalItems") if is_old else ("prefixItems", "items")
-        listed = self._of_kind(said, first, list, path)
+        listed = self._of_kind(schema, first, list, path)
         nodes = [self._schema(each, f"{path}.{first}.{i}") for i, each in enumerate(listed)]
-        more = said.get(rest, True)
+        more = schema.get(rest, True)
         if not self._is_strict:
-            return self._any_tuple(nodes, more, counts, f"{path}.{rest}")
+            return self._any_tuple(nodes, more, low, high, f"{path}.{rest}")
         if more not in (True, False, {}):
             self._reading.refuse(f"{path}.{rest}", f"cannot be honoured beside {first}")
-        for key, n in counts.items():
-            if (n > len(listed)) if key == "minItems" else (n < len(listed)):
-                why = f"cannot be honoured: {first} has {len(listed)}"
-                self._reading.refuse(f"{path}.{key}", why)
+        if not low <= len(nodes) <= (MAX_COUNT if high is None else high):
+            key = "minItems" if low > len(nodes) else "maxItems"
+            self._reading.refuse(f"{path}.{key}", f"cannot be honoured: {first} has {len(nodes)}")
         return {"type": "array", "prefixItems": nodes}
 
-    def _any_tuple(self, nodes: list[Json], more: Any, counts: Json, path: str) -> Json:
+    def _any_tuple(
+        self, nodes: list[Json], more: Any, low: int, high: int | None, path: str
+    ) -> Json:
         """A tuple that may end early or go on: a list of what may stand anywhere in it."""
-        most = min(counts.get("maxItems", MAX_COUNT), len(nodes) if more is False else MAX_COUNT)
-        if nodes and counts.get("minItems", 0) == most == len(nodes):
+        if more is False:
+            high = len(nodes) if high is None else min(high, len(nodes))
+        if nodes and low == high == len(nodes):
             return {"type": "array", "prefixItems": nodes}
         if more is not False:
             nodes = [*nodes, self._schema(more, path)]
-        elif nodes:
-            counts = counts | {"maxItems": most}
-        if counts.get("minItems", 0) > counts.get("maxItems", MAX_COUNT):
-            counts = {}
-        return {"type": "array", "items": any_of(nodes or [ANYTHING])} | counts
+        return _array_of(nodes or [ANYTHING], min(low, MAX_COUNT if high is None else high), high)
 
-    def _counts(self, said: Json, path: str) -> Json:
-        counts = {}
-        for key in (key for key in ("minItems", "maxItems") if key in said):
-            value = said[key]
-            if type(value) not in (int, float) or value != value // 1:
-                self._reading.drop(f"{path}.{key}", "is not a whole number")
-            elif not 0 <= value <= MAX_COUNT:
-                self._reading.drop(f"{path}.{key}", f"is not from 0 to {MAX_COUNT:,}")
-            else:
-                self._reading.take(f"{path}.{key}", repeated=int(value))
-                counts[key] = int(value)
-        if counts.get("minItems", 0) > counts.get("maxItems", MAX_COUNT):
-            self._reading.drop(f"{path}.minItems", "is greater than maxItems")
-            return {}
-        return counts
+
+def _array_of(nodes: list[Json], low: int, high: int | None) -> Json:
+    """An array of values that fit any of some schemas, `low` to `high` of them."""
+    counts = {"minItems": low or None, "maxItems": high}
+    node = {"type": "array", "items": any_of(nodes)}
+    return node | {key: n for key, n in counts.items() if n is not None}
 
 
 def _has_long_numbers(value: Any) -> bool:

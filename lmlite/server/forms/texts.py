@@ -65,13 +65,13 @@ _FORMATS = {
 }  # fmt: skip
 
 
-def text_node(said: Json, reading: Reading, path: str) -> Json:
+def text_node(schema: Json, reading: Reading, path: str) -> Json:
     """A schema of type string, rewritten. Raises Unheld."""
-    key = next((key for key in ("pattern", "format") if key in said), None)
+    key = next((key for key in ("pattern", "format") if key in schema), None)
     if key is None:
-        return _of_length(said, reading, path)
-    expression, n_ways = _expression(key, said[key], reading, f"{path}.{key}")
-    rest = {other: said[other] for other in said if other != key}
+        return _of_length(schema, reading, path)
+    expression, n_ways = _expression(key, schema[key], reading, f"{path}.{key}")
+    rest = {other: schema[other] for other in schema if other != key}
     if not expression:
         return text_node(rest, reading, path)
     node = _matching(expression, reading, f"{path}.{key}", n_ways)
@@ -107,26 +107,12 @@ def _expression(key: str, value: Any, reading: Reading, path: str) -> tuple[str,
     return "", 0
 
 
-def _of_length(said: Json, reading: Reading, path: str) -> Json:
-    low, high = (_length(said, key, reading, path) for key in ("minLength", "maxLength"))
-    if high is not None and high < (low or 0):
-        reading.drop(f"{path}.minLength", "is greater than maxLength")
-        low = high = None
+def _of_length(schema: Json, reading: Reading, path: str) -> Json:
+    low, high = reading.counts(schema, "Length", MAX_LENGTH, path)
     if not low and high is None:
         return {"type": "string"}
-    key = "minLength" if "minLength" in said else "maxLength"
-    return _matching(f"^{_any_text(low or 0, high)}$", reading, f"{path}.{key}", _LENGTH_WAYS)
-
-
-def _length(said: Json, key: str, reading: Reading, path: str) -> int | None:
-    value = said.get(key, 0)
-    if type(value) not in (int, float) or value != value // 1:
-        reading.drop(f"{path}.{key}", "is not a whole number")
-    elif not 0 <= value <= MAX_LENGTH:
-        reading.drop(f"{path}.{key}", f"is not from 0 to {MAX_LENGTH:,}")
-    elif key in said:
-        return int(value)
-    return None
+    key = "minLength" if "minLength" in schema else "maxLength"
+    return _matching(f"^{_any_text(low, high)}$", reading, f"{path}.{key}", _LENGTH_WAYS)
 
 
 def _matching(expression: str, reading: Reading, path: str, n_ways: int = 0) -> Json:
