@@ -93,7 +93,7 @@ def _prepared(given: argparse.Namespace, log: Log) -> "tuple[Server, ServedModel
     except BaseException as err:
         if prestarted is not None:
             prestarted.kill()
-            prestarted.bury()
+            prestarted.reap()
         if isinstance(err, ModelFileError | DoesNotFit):
             raise CommandError(str(err), 1) from None
         raise

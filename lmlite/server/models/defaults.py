@@ -1,4 +1,4 @@
-"""What holds for a model when a request says nothing, and where it comes from."""
+"""What holds for a model when a request says nothing, and where each value comes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ class Defaults:
     """What holds when a request says nothing, and what holds whatever it says."""
 
     params: SamplingParams
-    origins: Mapping[str, str]  # by name; not there: llama.cpp's
-    separate_reasoning: bool  # thoughts go to reasoning_content
-    allows_grammars: bool = False  # of clients, in GBNF
-    takes_images: bool = False  # the model sees
+    origins: Mapping[str, str]  # of values, by name; others are llama.cpp's
+    separate_reasoning: bool  # reasoning goes to reasoning_content
+    allows_grammars: bool = False  # GBNF of clients
+    takes_images: bool = False
     limits: Limits = DEFAULT_LIMITS
 
 

@@ -1,6 +1,6 @@
-"""From the options of a model to a model that can be served: its files checked, its memory planned.
+"""From the options of a model to a served model: its files checked, its memory planned.
 
-Nothing is loaded here: the supervisor that is made does that once it is started.
+Loads nothing: the supervisor does that once it is started.
 """
 
 import os
@@ -30,11 +30,8 @@ EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
 class ModelOptions:
     """What may be chosen for one model."""
 
-    # For the worker. `served_model` adds what only the model's files tell; mmproj_path None
-    # stands for the projector beside the model.
-    load: Load
-    # What requests leave out, from the sampling values of the file and whether the model sees.
-    defaults: Callable[[ModelFile, bool], Defaults]
+    load: Load  # `served_model` adds what only the model's files tell
+    defaults: Callable[[ModelFile, bool], Defaults]  # from the file, and whether it takes images
     aliases: Sequence[str] = ()  # names for clients; none: the file's name
     chat_template_path: str | None = None
     memory: int | None = None  # bytes that the worker may take; None: what the machine has left
@@ -44,10 +41,9 @@ class ModelOptions:
 def served_model(
     options: ModelOptions, log: Log, prestarted: WorkerProcess | None = None
 ) -> ServedModel:
-    """A model, checked, with a supervisor that is not started.
+    """A model, checked, with a supervisor that is not started and owns the prestarted worker.
 
-    The supervisor takes over the prestarted worker, unless this raises ModelFileError, or
-    DoesNotFit.
+    Raises ModelFileError and DoesNotFit; the worker then stays the caller's.
     """
     path = os.path.abspath(options.load.model_path)
     file = read_model_file(path)
@@ -80,7 +76,7 @@ def served_model(
 
 
 def projector_of(model_path: str, mmproj_path: str | None) -> Projector | None:
-    """The projector that is named, or found beside the model. Raises ModelFileError."""
+    """The projector that is named, else the one beside the model. Raises ModelFileError."""
     if mmproj_path is None and Path(model_path) == EMBEDDED_MODEL:
         mmproj_path = str(EMBEDDED_PROJECTOR)
     path = mmproj_path or projector_beside(model_path)
@@ -88,7 +84,7 @@ def projector_of(model_path: str, mmproj_path: str | None) -> Projector | None:
 
 
 def scaled(rope: RopeScaling, n_ctx: int | None, n_ctx_train: int) -> RopeScaling:
-    """Where a kind is named and no scale, the scale that is enough for n_ctx."""
+    """Adds the scale that is enough for n_ctx, where a kind is named and no scale."""
     if rope.freq_scale is not None or rope.kind not in ("linear", "yarn"):
         return rope
     n_orig = rope.yarn_orig_ctx or n_ctx_train
@@ -105,8 +101,8 @@ def _template(path: str | None) -> str | None:
 
 
 def _planned(load: Load, memory: int | None, file: ModelFile, projector: Projector | None) -> Plan:
-    """What of the Load there is memory for. Raises DoesNotFit."""
-    # Nobody knows here what a GPU's own memory holds.
+    """The part of the Load that memory allows. Raises DoesNotFit."""
+    # How much memory a GPU has is unknown here.
     bound = None if load.uses_gpu else least_bound(memory)
     n_allowed, because = (bound.n_bytes, bound.because) if bound else (None, "")
     return memory_estimate.plan(file, load, n_allowed, because, projector)

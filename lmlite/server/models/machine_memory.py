@@ -8,18 +8,18 @@ from typing import NamedTuple
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
 _HELD = "RssAnon", "RssFile"
-MAX_LIMIT = 1 << 60  # what version 1 says where there is no limit is about that
+MAX_LIMIT = 1 << 60  # version 1 writes a larger number where there is no limit
 
 
 class Bound(NamedTuple):
-    """Bytes that may be taken, and a beginning of a sentence that ends in them."""
+    """Bytes that may be taken, and the words that introduce them in a sentence."""
 
     because: str
     n_bytes: int
 
 
 def least_bound(n_asked: int | None) -> Bound | None:
-    """What holds: `n_asked` in place of what the machine has, but never more than the group's.
+    """The bound that holds: `n_asked` replaces what the machine has, not what its groups have.
 
     None where nothing is known.
     """
@@ -33,7 +33,7 @@ def least_bound(n_asked: int | None) -> Bound | None:
 
 
 def machine_bytes() -> int | None:
-    """What can be had without swapping: free memory, and caches that would make room."""
+    """What the machine can give without swapping: free memory, and caches that make room."""
     found = re.search(r"^MemAvailable: +(\d+) kB$", _text(PROC / "meminfo"), re.MULTILINE)
     return int(found[1]) << 10 if found else None
 
@@ -50,7 +50,7 @@ def group_bytes() -> Iterator[int]:
         else:
             continue
         folder = root / path.lstrip("/")
-        # In a container the path may be the host's, which is not to be seen from inside.
+        # In a container the path may be the host's, which does not exist inside.
         for group in (folder, *folder.parents) if folder.is_dir() else (root,):
             n_limit = _number(group / limit)
             if n_limit is not None and n_limit < MAX_LIMIT:
@@ -64,11 +64,11 @@ class Held(NamedTuple):
     """Bytes that a process holds in memory now."""
 
     own: int
-    of_files: int  # which the system takes back where it needs them, unless they are used
+    of_files: int  # pages of files, which the system may take back
 
 
 def held_by(pid: int) -> Held | None:
-    """None when it is gone."""
+    """None when the process is gone."""
     text = _text(PROC / str(pid) / "status")
     found = [re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE) for name in _HELD]
     own, of_files = (int(match[1]) << 10 if match else None for match in found)

@@ -1,4 +1,4 @@
-"""Known models: their names, and whose worker answers for a name."""
+"""The models of this server, and their names."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,9 +16,9 @@ from lmlite.server.models.supervisor import Supervisor
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model file, what clients call it, its worker, and what requests leave to it."""
+    """A model file with its names, its worker, and what holds when a request says nothing."""
 
-    name: str  # in answers, and in the log
+    name: str  # in replies and in the log
     file: ModelFile
     supervisor: Supervisor
     defaults: Defaults = NO_DEFAULTS
@@ -27,11 +27,11 @@ class ServedModel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All that it is called."""
+        """All its names for clients."""
         return (self.name, *self.aliases)
 
     def memory(self) -> dict[str, object]:
-        """Bytes that the worker was estimated to take, may take, and holds; None: not known."""
+        """Bytes that the worker was estimated to take, may take, and holds; None: unknown."""
         assert self.plan is not None
         estimate, pid = self.plan.estimate, self.supervisor.pid
         held = held_by(pid) if pid is not None else None
@@ -43,22 +43,22 @@ class ServedModel:
 
     @property
     def sees(self) -> bool:
-        """Whether it takes images."""
+        """Whether the model takes images."""
         return self.defaults.takes_images
 
 
 class Registry:
-    """The models that this server answers for."""
+    """The models of this server."""
 
     def __init__(self, models: list[ServedModel]) -> None:
         self._models = models
 
     def models(self) -> list[ServedModel]:
-        """All of them, in the order in which they are listed."""
+        """All of them, in the order of their listing."""
         return list(self._models)
 
     def find(self, name: str | None) -> ServedModel:
-        """The model of one of its names, or of its file's; the only one for None or an empty name.
+        """The model with this name or file name; without a name, the only one.
 
         Raises ModelNotFound.
         """

@@ -225,7 +225,7 @@ class Supervisor:
                 try:
                     self._read_events(process)
                 finally:
-                    self._bury(process)
+                    self._reap(process)
             if isinstance(self.state, Failed):
                 self._wait_for_another_file()
             else:
@@ -299,7 +299,7 @@ class Supervisor:
         else:
             self._give_up(message)
 
-    def _bury(self, process: WorkerProcess) -> None:
+    def _reap(self, process: WorkerProcess) -> None:
         """After the end of a worker: fail what it had, and decide about another one."""
         with self._changed:
             is_explained = isinstance(self.state, Failed) or self._lacks is not None
@@ -307,7 +307,7 @@ class Supervisor:
                 self._enter(Loading())
             self._process = None
         self._restarts.end()
-        why = process.bury()
+        why = process.reap()
         if is_explained or self._stopping.is_set():
             return
         # When a mapped file is cut short, the worker dies before it can say so.

@@ -382,11 +382,11 @@ def test_a_worker_that_cannot_be_started_is_given_up_too(
 @pytest.mark.parametrize(("code", "cause"), [(3, "ended with code 3"), (-9, "was ended by SIGKILL"),
                                              (-40, "was ended by signal 40")])  # fmt: skip
 def test_the_cause_of_a_death_is_named(code: int, cause: str) -> None:
-    assert worker_process.cause_of_death(code, ["all is well"]) == cause
+    assert worker_process.exit_cause(code, ["all is well"]) == cause
 
 
 @pytest.mark.parametrize(
-    ("last_words", "reason"),
+    ("stderr_lines", "reason"),
     [
         (["ggml.c:1: GGML_ASSERT(buffer) failed", "Fatal Python error: Aborted", "  File errors"],
          "ggml.c:1: GGML_ASSERT(buffer) failed"),
@@ -396,8 +396,8 @@ def test_the_cause_of_a_death_is_named(code: int, cause: str) -> None:
         (["terminate called", "  what():  std::bad_alloc", "std::bad_alloc"], "std::bad_alloc"),
     ],
 )  # fmt: skip
-def test_the_cause_of_a_death_quotes_the_last_error(last_words: list[str], reason: str) -> None:
-    cause = worker_process.cause_of_death(-6, last_words)
+def test_the_cause_of_a_death_quotes_the_last_error(stderr_lines: list[str], reason: str) -> None:
+    cause = worker_process.exit_cause(-6, stderr_lines)
     assert cause == f"was ended by SIGABRT: {reason}"
 
 
