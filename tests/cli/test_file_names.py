@@ -1,4 +1,4 @@
-"""Files whose names are no UTF-8: a model is served, named and missed like any other."""
+"""A model whose file names are not UTF-8 is served, named and reported missing like others."""
 
 import http.client
 import json
@@ -68,7 +68,7 @@ def test_a_viewer_is_shown_the_path(server: RunningServer) -> None:
     assert record["data"]["modelPath"].endswith(f"/{SHOWN}/{SHOWN}.gguf")
 
 
-def test_what_is_missing_is_named(server: RunningServer, folder: Path) -> None:
+def test_a_missing_file_is_named(server: RunningServer, folder: Path) -> None:
     away = (folder / f"{ODD}.gguf").rename(folder / "away")
     os.kill(server.worker_pid(), signal.SIGKILL)
     reason = f"{SHOWN}.gguf cannot be loaded: it does not exist"

@@ -92,7 +92,7 @@ class Viewer:
         )
 
     def __enter__(self) -> "Viewer":
-        """Attached: nothing that happens from now on is missed."""
+        """Returns once attached: the viewer misses nothing from now on."""
         assert self.process.stderr is not None
         assert self.process.stderr.readline().startswith("watching http://127.0.0.1:")
         return self
@@ -127,7 +127,7 @@ def test_the_exact_prompt_and_answer_are_shown_as_they_happen(server: RunningSer
 
 
 def test_without_a_server_it_says_so_and_ends_with_code_1() -> None:
-    with socket.socket() as taken:  # bound, so that nobody else listens there
+    with socket.socket() as taken:  # bound, so that no other process listens there
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         command = [sys.executable, "-m", "lmlite", "log", "stream", "--url", url]

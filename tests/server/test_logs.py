@@ -1,4 +1,4 @@
-"""The log: nobody who writes a line waits for who reads it, and what is missing is counted."""
+"""The log: a writer never waits for a reader, and missing lines are counted."""
 
 import fcntl
 import io
@@ -23,7 +23,7 @@ WAIT_S = 20.0
 
 
 class PausedStream(io.StringIO):
-    """A pager that takes nothing until it is told to go on."""
+    """A pager that reads nothing until `go_on` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_lines_come_in_their_order_and_those_below_the_level_do_not() -> None:
     assert written(log, stream) == ["INFO    one", "ERROR   three"]
 
 
-def test_a_stream_that_takes_nothing_holds_up_nobody_and_the_gap_is_told(
+def test_a_paused_stream_blocks_no_writer_and_the_gap_is_reported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logs, "MAX_LINES", 2)
@@ -116,10 +116,10 @@ def test_flushing_a_log_that_nobody_reads_ends_after_its_time() -> None:
     stream.go_on.set()
 
 
-def test_a_pipe_that_does_not_wait_takes_every_line_all_the_same(
+def test_a_non_blocking_pipe_gets_every_line(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As a program may leave it that shares this standard error."""
+    """Another program that shares this standard error may have made it non-blocking."""
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     size = fcntl.fcntl(write_end, fcntl.F_SETPIPE_SZ, 4096)
@@ -136,12 +136,12 @@ def test_a_pipe_that_does_not_wait_takes_every_line_all_the_same(
     assert data.decode() == text
 
 
-# ---- a server whose standard error nobody reads ----------------------------------------------
+# ---- a server with an unread standard error --------------------------------------------------
 
 
 @contextmanager
 def unread_server() -> Iterator[tuple[RunningServer, Any]]:
-    """A server that is ready, and its standard error, a small pipe that is full."""
+    """A server that is ready, and its standard error: a small pipe that is full."""
     server = RunningServer()
     server.process = subprocess.Popen(
         [sys.executable, "-m", "lmlite", "serve", "--port", "0"],
@@ -162,7 +162,7 @@ def unread_server() -> Iterator[tuple[RunningServer, Any]]:
         stderr.close()
 
 
-def test_a_server_whose_standard_error_nobody_reads_answers_and_stops() -> None:
+def test_a_server_with_an_unread_standard_error_answers_and_stops() -> None:
     with unread_server() as (server, stderr):
         n_requests = 100  # a line each, of which the pipe holds half
         for _ in range(n_requests):
@@ -172,7 +172,7 @@ def test_a_server_whose_standard_error_nobody_reads_answers_and_stops() -> None:
         assert 20 < len(stderr.read().splitlines()) < n_requests
 
 
-def test_what_waits_when_the_process_ends_is_written_if_somebody_reads_it() -> None:
+def test_waiting_lines_are_written_at_the_end_if_there_is_a_reader() -> None:
     with unread_server() as (server, stderr):
         n_requests = 100
         for _ in range(n_requests):
@@ -184,7 +184,7 @@ def test_what_waits_when_the_process_ends_is_written_if_somebody_reads_it() -> N
     assert lines[-1].endswith("INFO    stopped")
 
 
-def test_a_worker_that_writes_much_is_not_held_up_by_a_log_that_nobody_reads(
+def test_an_unread_log_does_not_block_a_worker_that_writes_much(
     open_house: Any,
 ) -> None:
     stream = PausedStream()
@@ -220,7 +220,7 @@ def test_a_viewer_that_is_far_behind_is_told_how_much_it_missed(
         ]  # fmt: skip
 
 
-def test_what_waits_for_a_viewer_is_bounded_by_its_length_but_one_record_always_fits(
+def test_records_waiting_for_a_viewer_are_bounded_in_length_but_one_always_fits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(logs, "MAX_CHARACTERS", 100)
@@ -234,7 +234,7 @@ def test_what_waits_for_a_viewer_is_bounded_by_its_length_but_one_record_always_
     assert log.n_dropped()["viewers"] == 1
 
 
-def test_a_viewer_that_stops_reading_holds_up_nobody(house: House) -> None:
+def test_a_viewer_that_stops_reading_blocks_nobody(house: House) -> None:
     with house.dial() as viewer:
         viewer.sendall(b"GET /log/stream?source=server HTTP/1.1\r\nHost: localhost\r\n\r\n")
         until(lambda: house.server.log.is_watched("server"))

@@ -1,4 +1,4 @@
-"""What a process of Linux holds: memory, descriptors, threads, children, and time that it took."""
+"""What a process of Linux uses: memory, descriptors, threads, children, processor time."""
 
 import contextlib
 import os
@@ -12,21 +12,21 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 def own_bytes(pid: int) -> int:
-    """Memory that no file backs: what leaks would make grow."""
+    """Memory that no file backs; a leak makes it grow."""
     held = held_by(pid)
     assert held is not None, f"process {pid} is gone"
     return held.own
 
 
 def all_bytes(pid: int) -> int:
-    """With the pages of files that it has mapped."""
+    """Memory, including mapped pages of files."""
     held = held_by(pid)
     assert held is not None, f"process {pid} is gone"
     return sum(held)
 
 
 def peak_bytes(pid: int) -> int:
-    """The most that it has held."""
+    """The peak of its memory."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     assert found is not None
@@ -34,13 +34,13 @@ def peak_bytes(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of all its threads, in user and system mode."""
+    """Time of all its threads, in user and system mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def handles(pid: int) -> Counter[str]:
-    """Open descriptors and threads; its children, and those that nobody has waited for."""
+    """Counts of open descriptors, threads, children, and zombies among them."""
     states = [_state(child) for child in children(pid)]
     return Counter(
         descriptors=len(os.listdir(f"/proc/{pid}/fd")),
@@ -51,7 +51,7 @@ def handles(pid: int) -> Counter[str]:
 
 
 def children(pid: int) -> list[int]:
-    """The processes that it has started and not waited for."""
+    """Processes that it has started and not waited for."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # that thread has ended
@@ -60,7 +60,7 @@ def children(pid: int) -> list[int]:
 
 
 def _state(pid: int) -> str:
-    """The letter of a process's state; none when it is gone by now."""
+    """The letter of a process's state; "" when it is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -68,10 +68,10 @@ def _state(pid: int) -> str:
 
 
 def grown(before: int, after: int) -> str:
-    """A difference in bytes, for people."""
+    """A difference in bytes, in words."""
     return f"{(after - before) / KIB:+,.0f} KiB"
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value below which this share of them lies."""
+    """The value below which this share of the values lies."""
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]

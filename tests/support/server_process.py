@@ -1,4 +1,4 @@
-"""A real `lmlite serve` in a process of its own, on a free port, for tests and checks."""
+"""A real `lmlite serve` in its own process, on a free port, for tests and checks."""
 
 import http.client
 import json
@@ -40,7 +40,7 @@ class Answer:
 
 
 class RunningServer:
-    """Started by `with`; stopped, by its process id, at the end."""
+    """Started by `with`, and stopped by process id at the end."""
 
     def __init__(self, *arguments: str, folder: Path = REPOSITORY, **environment: str) -> None:
         """The package is taken from that folder."""
@@ -66,7 +66,7 @@ class RunningServer:
         self.stop()
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """Ends the server by a signal; its exit code."""
+        """Ends the server by a signal; returns its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
@@ -92,7 +92,7 @@ class RunningServer:
         return pid
 
     def worker_pids(self) -> list[int]:
-        """Usually one; none, or two, while another one takes its place."""
+        """Usually one; none or two while a worker is replaced."""
         return children(self.process.pid)
 
     # ---- requests --------------------------------------------------------------------------
@@ -104,7 +104,7 @@ class RunningServer:
         body: Any = None,
         headers: dict[str, str] | None = None,
     ) -> Answer:
-        """One request on a connection of its own; `body` is bytes, or becomes JSON."""
+        """Sends a request on a new connection; a `body` that is not bytes is sent as JSON."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         sent = {"Content-Type": "application/json"} if body is not None else {}
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()

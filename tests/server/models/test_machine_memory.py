@@ -1,4 +1,4 @@
-"""How much memory is left: read from files as Linux writes them, and cautious where it does not."""
+"""How much memory is left, read from files as Linux writes them; a file may be missing."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ MEMINFO = "MemTotal:        8000000 kB\nMemFree:          100000 kB\nMemAvailabl
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with 2,000 MiB left, in which nothing is known of control groups."""
+    """A machine with 2,000 MiB left and no control groups."""
     monkeypatch.setattr(module, "PROC", tmp_path / "proc")
     monkeypatch.setattr(module, "CGROUPS", tmp_path / "cgroup")
     write(tmp_path / "proc/meminfo", MEMINFO)
@@ -38,12 +38,12 @@ def test_the_machine_has_what_it_can_give_without_swapping(root: Path) -> None:
     assert least_bound(None) == Bound("the machine has", 2000 * MIB)
 
 
-def test_what_is_asked_for_stands_in_place_of_what_the_machine_has(root: Path) -> None:
+def test_the_memory_flag_replaces_what_the_machine_has(root: Path) -> None:
     assert root.is_dir()
     assert least_bound(3000 * MIB) == Bound("--memory allows", 3000 * MIB)
 
 
-def test_a_control_group_has_what_it_does_not_use_or_could_drop(root: Path) -> None:
+def test_a_control_group_has_what_it_does_not_use_and_what_it_can_drop(root: Path) -> None:
     write(root / "proc/self/cgroup", "0::/\n")
     write_group(root / "cgroup", str(500 * MIB), used=200 * MIB, cached=50 * MIB)
     assert least_bound(None) == Bound("the control group has", 350 * MIB)
@@ -51,7 +51,7 @@ def test_a_control_group_has_what_it_does_not_use_or_could_drop(root: Path) -> N
     assert least_bound(300 * MIB) == Bound("--memory allows", 300 * MIB)
 
 
-def test_the_groups_around_a_group_hold_too(root: Path) -> None:
+def test_limits_of_outer_groups_hold_too(root: Path) -> None:
     write(root / "proc/self/cgroup", "0::/outer/inner\n")
     write_group(root / "cgroup/outer/inner", "max")
     write_group(root / "cgroup/outer", str(400 * MIB), used=100 * MIB)
@@ -65,13 +65,13 @@ def test_a_group_that_uses_more_than_its_limit_has_nothing(root: Path) -> None:
     assert list(module.group_bytes()) == [0]
 
 
-def test_a_group_without_a_limit_is_none(root: Path) -> None:
+def test_a_group_without_a_limit_gives_no_bound(root: Path) -> None:
     write(root / "proc/self/cgroup", "0::/\n")
     write_group(root / "cgroup", "max")
     assert list(module.group_bytes()) == []
 
 
-def test_groups_of_version_1_hold_as_well(root: Path) -> None:
+def test_limits_of_version_1_hold_too(root: Path) -> None:
     write(root / "proc/self/cgroup", "5:cpu,cpuacct:/a\n4:memory:/docker/abc\n1:name=systemd:/\n")
     folder = root / "cgroup/memory"  # from inside the container, the path is not there
     write(folder / "memory.limit_in_bytes", f"{600 * MIB}\n")
@@ -80,7 +80,7 @@ def test_groups_of_version_1_hold_as_well(root: Path) -> None:
     assert list(module.group_bytes()) == [520 * MIB]
 
 
-def test_the_limit_of_version_1_that_means_none_is_none(root: Path) -> None:
+def test_version_1_without_a_limit_gives_no_bound(root: Path) -> None:
     write(root / "proc/self/cgroup", "4:memory:/\n")
     write(root / "cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n")
     assert list(module.group_bytes()) == []

@@ -56,7 +56,7 @@ def touch(path: Path) -> None:
 
 
 def settled(supervisor: Supervisor) -> State:
-    """What comes of loading its model."""
+    """The state after an attempt to load the model."""
     supervisor.start()
     supervisor.wait_until_settled(WAIT_S)
     state = supervisor.state
@@ -86,12 +86,12 @@ def test_any_other_file_of_that_name_is_a_change(
     assert files.are_replaced() == (change is not Path.unlink)
 
 
-def test_what_stays_as_it_is_is_checked_again(path: Path, file: ModelFile) -> None:
+def test_a_file_is_checked_again_once_it_stays_unchanged(path: Path, file: ModelFile) -> None:
     rename_over(path)
     assert checked_again(file, read_model_file, no_wait) == read_model_file(path)
 
 
-def test_what_is_still_being_written_is_waited_for(path: Path, file: ModelFile) -> None:
+def test_a_file_that_is_still_being_written_is_waited_for(path: Path, file: ModelFile) -> None:
     whole = path.read_bytes()
     n_pieces = 5 * N_LOOKS
     sizes = [len(whole) * i // n_pieces for i in range(n_pieces, 0, -1)]
@@ -104,7 +104,7 @@ def test_what_is_still_being_written_is_waited_for(path: Path, file: ModelFile) 
     assert checked_again(file, read_model_file, write_on).n_bytes == len(whole)
 
 
-def test_a_fault_that_stays_is_believed(path: Path, file: ModelFile) -> None:
+def test_a_fault_that_persists_is_raised(path: Path, file: ModelFile) -> None:
     waits: list[float] = []
     path.write_bytes(b"GGUF")
     with pytest.raises(ModelFileError, match=r"^model.gguf cannot be loaded: it "):
@@ -112,7 +112,7 @@ def test_a_fault_that_stays_is_believed(path: Path, file: ModelFile) -> None:
     assert len(waits) == N_LOOKS
 
 
-def test_a_file_that_is_not_there_is_missing_and_not_at_fault(path: Path, file: ModelFile) -> None:
+def test_an_absent_file_is_missing_and_not_at_fault(path: Path, file: ModelFile) -> None:
     waits: list[float] = []
     path.unlink()
     with pytest.raises(ModelFileMissing, match=r"^model.gguf cannot be loaded: it does not exist$"):

@@ -1,4 +1,4 @@
-"""Requests that were let in: what a worker is told of them, and what the next one is not."""
+"""Open requests: what a worker gets of them, and what the next worker does not get."""
 
 from typing import Any
 
@@ -32,14 +32,14 @@ def told(requests: OpenRequests, process: Any) -> list[bytes]:
     return found
 
 
-def test_a_worker_is_told_of_each_once_and_in_order(requests: OpenRequests) -> None:
+def test_a_worker_gets_each_request_once_and_in_order(requests: OpenRequests) -> None:
     for number in (1, 2):
         let_in(requests, number)
     assert told(requests, FIRST) == [b"frame 1", b"frame 2"]
     assert len(requests) == 2
 
 
-def test_a_cancellation_comes_before_what_waits(requests: OpenRequests) -> None:
+def test_a_cancellation_comes_before_waiting_requests(requests: OpenRequests) -> None:
     first = let_in(requests, 1)
     told(requests, FIRST)
     let_in(requests, 2)
@@ -55,13 +55,15 @@ def test_a_cancellation_is_for_the_worker_that_had_the_request(requests: OpenReq
     assert told(requests, SECOND) == []
 
 
-def test_who_left_while_it_waited_is_told_to_nobody(requests: OpenRequests) -> None:
+def test_a_request_whose_client_left_while_it_waited_reaches_no_worker(
+    requests: OpenRequests,
+) -> None:
     let_in(requests, 1).close()
     assert told(requests, FIRST) == []
     assert len(requests) == 0
 
 
-def test_there_is_room_for_as_many_as_may_be_open(requests: OpenRequests) -> None:
+def test_requests_beyond_the_maximum_are_refused(requests: OpenRequests) -> None:
     first, _ = let_in(requests, 1), let_in(requests, 2)
     told(requests, FIRST)
     with pytest.raises(Unavailable, match=r"^2 requests are waiting already$"):
@@ -70,7 +72,7 @@ def test_there_is_room_for_as_many_as_may_be_open(requests: OpenRequests) -> Non
     requests.check_room()
 
 
-def test_a_worker_takes_along_what_it_had_and_nothing_else(requests: OpenRequests) -> None:
+def test_a_dead_worker_fails_the_requests_that_it_had_and_no_others(requests: OpenRequests) -> None:
     had = let_in(requests, 1)
     told(requests, FIRST)
     waiting = let_in(requests, 2)

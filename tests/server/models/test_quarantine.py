@@ -1,4 +1,4 @@
-"""A request over which two workers died is refused for ten minutes, and no other is."""
+"""A request over which two workers died is refused for ten minutes; others are not."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -82,7 +82,7 @@ def test_a_request_that_comes_to_its_end_is_cleared() -> None:
     assert not is_refused(quarantine, 5)
 
 
-def test_the_list_is_bounded_and_forgets_who_was_blamed_longest_ago() -> None:
+def test_the_list_is_bounded_and_forgets_the_oldest_entry() -> None:
     quarantine = Quarantine()
     for request in (1, 2):
         quarantine.blame([complete(request)])
@@ -106,7 +106,7 @@ def test_a_request_that_is_sent_again_is_the_same(request_: Any) -> None:
 
 
 @pytest.mark.parametrize("request_", [CHAT, COMPLETE])
-def test_a_viewer_and_a_seed_make_no_other_request(request_: Any) -> None:
+def test_tracing_and_seeds_do_not_make_another_request(request_: Any) -> None:
     watched = replace(request_, trace=True)
     assert fingerprint(watched) == fingerprint(request_)
     for seed in (8, None):

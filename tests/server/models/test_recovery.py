@@ -1,4 +1,4 @@
-"""What a worker needs may be away for a while: it is tried again, and nothing spins meanwhile."""
+"""When something that a worker needs is missing, its start is repeated, with pauses."""
 
 import io
 import os
@@ -66,7 +66,7 @@ def answer(supervisor: Supervisor, content: str) -> str:
 
 
 def end_worker(supervisor: Supervisor) -> None:
-    """Returns when the next one cannot be started, or is ready."""
+    """Kills the worker; returns when the next one is ready or cannot be started."""
     pid = supervisor.pid
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
@@ -80,7 +80,7 @@ def end_worker(supervisor: Supervisor) -> None:
 
 
 def wait_for_attempts(supervisor: Any, n: int) -> None:
-    """Returns after so many pauses more."""
+    """Returns after n more pauses."""
     n_before = len(supervisor._pause.counted)
     until(lambda: len(supervisor._pause.counted) >= n_before + n)
 
@@ -95,7 +95,7 @@ def is_refused_with(supervisor: Supervisor, kind: type[Unavailable], message: st
 # ---- processes -------------------------------------------------------------------------------
 
 
-def test_a_process_that_cannot_be_started_behind_an_answer_is_tried_ever_more_rarely(
+def test_a_process_that_cannot_be_restarted_is_tried_ever_more_rarely(
     supervise: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     supervisor = supervise(Load("model.gguf"))
@@ -118,7 +118,7 @@ def test_a_process_that_cannot_be_started_behind_an_answer_is_tried_ever_more_ra
     assert answer(supervisor, "echo after") == "after"
 
 
-def test_who_asks_while_no_process_can_be_started_is_told_why_and_to_come_back(
+def test_clients_are_told_why_no_process_can_be_started_and_to_come_back(
     supervise: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     supervisor = supervise(Load("model.gguf"))
@@ -139,7 +139,7 @@ def test_who_asks_while_no_process_can_be_started_is_told_why_and_to_come_back(
     supervisor.check_admission()
 
 
-def test_a_model_that_could_be_loaded_once_is_loaded_as_soon_as_it_can_be_again(
+def test_a_model_that_was_loaded_once_is_loaded_again_as_soon_as_possible(
     supervise: Any, tmp_path: Path
 ) -> None:
     marker = tmp_path / "model.gguf"
@@ -167,7 +167,7 @@ def path(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def supervisor(supervise: Any, path: Path) -> Supervisor:
-    """Of a worker that is ready."""
+    """A supervisor whose worker is ready."""
     made: Supervisor = supervise(Load(str(path)), file=read_model_file(path))
     assert made.ready
     return made

@@ -18,7 +18,7 @@ def restarts(now: SimpleNamespace) -> Restarts:
 
 
 def attempt(restarts: Restarts) -> float:
-    """One that comes to nothing: the pause after it."""
+    """An attempt that fails; returns the pause after it."""
     restarts.begin()
     restarts.end()
     return restarts.pause_s
@@ -28,7 +28,7 @@ def test_pauses_grow_with_every_attempt_and_are_bounded(restarts: Restarts) -> N
     assert [attempt(restarts) for _ in range(7)] == [0.0, 0.1, 0.5, 1.0, 5.0, 5.0, 5.0]
 
 
-def test_after_the_death_of_a_worker_that_had_answered_attempts_count_as_after_any(
+def test_attempts_after_the_death_of_a_proven_worker_count_like_others(
     restarts: Restarts,
 ) -> None:
     restarts.begin()
@@ -81,7 +81,7 @@ def test_attempts_that_were_no_deaths_make_nothing_hopeless(restarts: Restarts) 
     assert not restarts.are_hopeless
 
 
-def test_a_death_is_told_for_a_minute(restarts: Restarts, now: SimpleNamespace) -> None:
+def test_a_death_counts_as_recent_for_a_minute(restarts: Restarts, now: SimpleNamespace) -> None:
     assert not restarts.were_lately
     restarts.die()
     now.s += LATELY_S - 1

@@ -98,7 +98,7 @@ def test_a_request_comes_back_as_its_events(supervise: Any) -> None:
     ]  # fmt: skip
 
 
-def test_a_worker_that_was_started_ahead_is_the_first_and_dies_once(
+def test_a_prestarted_worker_is_the_first_and_is_used_once(
     log: KeptLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(restarts, "BACKOFF_S", (0.0,))
@@ -203,7 +203,7 @@ def test_half_a_frame_and_then_silence_is_the_end_of_the_worker(
     assert "gave no sign of life for 0.2 s" in log.text()
 
 
-def test_a_frame_that_claims_32_mib_takes_no_memory_of_ours(
+def test_a_frame_that_claims_32_mib_costs_the_server_no_memory(
     supervise: Any, figure: Callable[[str, str], None]
 ) -> None:
     supervisor = supervise(watchdog_s=0.2)
@@ -244,7 +244,7 @@ def test_a_worker_that_goes_silent_while_it_loads_is_given_up(supervise: Any) ->
     )
 
 
-def test_a_silent_worker_that_owes_nothing_is_left_alone(
+def test_a_silent_worker_without_requests_is_left_alone(
     supervise: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n_rests, rest = threading.Semaphore(0), Watchdog.rest
@@ -381,7 +381,7 @@ def test_a_worker_that_cannot_be_started_is_given_up_too(
 
 @pytest.mark.parametrize(("code", "cause"), [(3, "ended with code 3"), (-9, "was ended by SIGKILL"),
                                              (-40, "was ended by signal 40")])  # fmt: skip
-def test_the_cause_of_a_death_is_named(code: int, cause: str) -> None:
+def test_the_cause_of_an_exit_is_named(code: int, cause: str) -> None:
     assert worker_process.exit_cause(code, ["all is well"]) == cause
 
 
@@ -396,7 +396,7 @@ def test_the_cause_of_a_death_is_named(code: int, cause: str) -> None:
         (["terminate called", "  what():  std::bad_alloc", "std::bad_alloc"], "std::bad_alloc"),
     ],
 )  # fmt: skip
-def test_the_cause_of_a_death_quotes_the_last_error(stderr_lines: list[str], reason: str) -> None:
+def test_the_cause_of_an_exit_quotes_the_last_error(stderr_lines: list[str], reason: str) -> None:
     cause = worker_process.exit_cause(-6, stderr_lines)
     assert cause == f"was ended by SIGABRT: {reason}"
 
@@ -407,7 +407,7 @@ def test_a_model_that_cannot_be_loaded_is_not_tried_again(supervise: Any) -> Non
     assert supervisor.state == Failed("llama.cpp cannot load model.gguf")
 
 
-def test_letting_go_of_a_reply_cancels_it_in_the_worker(supervise: Any, log: KeptLog) -> None:
+def test_closing_an_open_request_cancels_it_in_the_worker(supervise: Any, log: KeptLog) -> None:
     supervisor = supervise()
     reply = supervisor.submit(chat("hang"))
     until(lambda: reply.process is not None)
@@ -418,7 +418,7 @@ def test_letting_go_of_a_reply_cancels_it_in_the_worker(supervise: Any, log: Kep
     assert log.text().count("cancelled 1") == 1
 
 
-def test_a_complete_reply_is_not_cancelled(supervise: Any, log: KeptLog) -> None:
+def test_a_complete_request_is_not_cancelled(supervise: Any, log: KeptLog) -> None:
     supervisor = supervise()
     reply = supervisor.submit(chat("echo x"))
     events(reply)

@@ -1,4 +1,4 @@
-"""As many requests may wait as `--queue` says, whatever the worker does; who leaves makes room."""
+"""As many requests may wait as `--queue` says; a client that leaves makes room."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def loading(open_house: Any, go_on: Path) -> House:
 
 @pytest.fixture
 def restarting(loading: House, go_on: Path) -> House:
-    """One whose first worker died, and whose second is half loaded."""
+    """A server whose first worker died, and whose second worker is half loaded."""
     go_on.write_text("")
     assert loading.ask("die SIGKILL")[0] == 503
     until(lambda: loading.supervisor.state == Loading(0.5))
@@ -49,7 +49,7 @@ def restarting(loading: House, go_on: Path) -> House:
 
 @pytest.fixture
 def pausing(open_house: Any, monkeypatch: pytest.MonkeyPatch) -> House:
-    """One that waits before it starts another worker."""
+    """A server that pauses before it starts another worker."""
     monkeypatch.setattr(restarts, "BACKOFF_S", (LONG_S,))
     house: House = open_house("crash", n_parallel=1, n_queue=1)
     until(lambda: house.supervisor.n_started == 1 and house.supervisor.pid is None)
@@ -64,13 +64,13 @@ def ready(open_house: Any) -> House:
 
 @pytest.fixture(params=["loading", "restarting", "pausing", "ready"])
 def house(request: pytest.FixtureRequest) -> House:
-    """A server that lets two requests in, in each state."""
+    """A server in each state; it lets two requests in."""
     found: House = request.getfixturevalue(request.param)
     return found
 
 
 def let_in(house: House, stack: ExitStack, n: int) -> None:
-    """So many clients that wait for an answer."""
+    """Makes n clients wait for an answer."""
     for _ in range(n):
         house.send(stack.enter_context(closing(house.connect())), "hang")
     until(lambda: house.supervisor.n_open() == n)
@@ -79,7 +79,7 @@ def let_in(house: House, stack: ExitStack, n: int) -> None:
 # ---- how many --------------------------------------------------------------------------------
 
 
-def test_of_twenty_clients_as_many_are_let_in_as_may_wait_and_who_leaves_makes_room(
+def test_only_as_many_clients_wait_as_may_and_one_that_leaves_makes_room(
     house: House,
 ) -> None:
     for _ in range(2):
@@ -123,10 +123,10 @@ def test_a_request_beyond_the_queue_is_refused_before_its_body_while_a_model_loa
         assert answer.startswith(b"HTTP/1.1 503 ")
 
 
-# ---- what becomes of them --------------------------------------------------------------------
+# ---- what happens to waiting requests --------------------------------------------------------
 
 
-def test_who_waited_for_the_model_is_answered(loading: House, go_on: Path) -> None:
+def test_clients_that_waited_for_the_model_are_answered(loading: House, go_on: Path) -> None:
     answers: list[tuple[int, bytes]] = []
     threads = [
         threading.Thread(target=lambda: answers.append(loading.ask("echo late"))) for _ in range(2)
@@ -140,7 +140,7 @@ def test_who_waited_for_the_model_is_answered(loading: House, go_on: Path) -> No
     assert [status for status, _ in answers] == [200, 200]
 
 
-def test_who_waits_for_the_model_does_so_for_as_long_as_for_a_turn(
+def test_a_wait_for_the_model_is_limited_like_a_wait_for_a_turn(
     open_house: Any, go_on: Path
 ) -> None:
     house = open_house("wait", str(go_on), limits=Limits(queue_seconds=0.2))
@@ -161,7 +161,7 @@ def test_a_stream_that_waits_for_the_model_shows_signs_of_life(
         assert reply.read().endswith(b"data: [DONE]\n\n")
 
 
-def test_a_worker_that_dies_while_it_loads_takes_nobody_with_it_who_waits(
+def test_the_death_of_a_loading_worker_fails_no_waiting_request(
     loading: House, go_on: Path
 ) -> None:
     answers: list[tuple[int, bytes]] = []
@@ -178,7 +178,7 @@ def test_a_worker_that_dies_while_it_loads_takes_nobody_with_it_who_waits(
     assert [status for status, _ in answers] == [200]
 
 
-def test_who_waits_for_a_model_that_cannot_be_loaded_is_told_not_to_come_back(
+def test_clients_of_a_model_that_cannot_be_loaded_are_told_not_to_come_back(
     loading: House,
 ) -> None:
     with closing(loading.connect()) as connection:
@@ -218,7 +218,7 @@ def test_requests_that_waited_reach_the_worker_in_the_order_in_which_they_came(
 
 @pytest.fixture
 def stopped(open_house: Any) -> Iterator[Supervisor]:
-    """Of a worker that takes nothing from its pipe."""
+    """A supervisor whose worker reads nothing from its pipe."""
     supervisor: Supervisor = open_house(n_queue=100).supervisor
     pid = supervisor.pid
     assert pid is not None
@@ -227,7 +227,7 @@ def stopped(open_house: Any) -> Iterator[Supervisor]:
     os.kill(pid, signal.SIGCONT)
 
 
-def test_a_worker_that_takes_nothing_holds_up_no_thread_and_who_leaves_makes_room(
+def test_a_worker_that_reads_nothing_blocks_no_thread_and_leaving_clients_make_room(
     stopped: Supervisor,
 ) -> None:
     replies = [stopped.submit(chat("echo " + "x" * 100_000)) for _ in range(20)]

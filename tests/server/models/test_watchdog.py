@@ -1,4 +1,4 @@
-"""A worker that owes an answer is given up when it neither speaks nor works, and not before."""
+"""A worker that owes an answer is given up once it neither sends events nor works."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""A worker that is killed, stopped or starved, or whose model is taken away from under it."""
+"""A worker that is killed, stopped or starved, or that loses its model file."""
 
 import http.client
 import io
@@ -63,7 +63,7 @@ def begin_chat(server: RunningServer, content: str, **body: Any) -> http.client.
 
 
 def rest_of(stream: http.client.HTTPResponse) -> list[Any]:
-    """The events that are still to come; a stream that fails has no other end than its error."""
+    """The remaining events; a stream that fails ends with its error."""
     lines = [line[6:] for line in stream.read().split(b"\n") if line.startswith(b"data: ")]
     if lines[-1] == b"[DONE]":
         del lines[-1]
@@ -71,7 +71,7 @@ def rest_of(stream: http.client.HTTPResponse) -> list[Any]:
 
 
 def cut_short(stream: http.client.HTTPResponse) -> list[Any]:
-    """The events of a stream that the death of its worker ends, up to the error."""
+    """The events, up to the error, of a stream that the death of its worker ends."""
     *events, last = rest_of(stream)
     assert last["error"]["type"] == "server_error"
     assert last["error"]["message"] == "the model's worker ended; the request may be sent again"
@@ -86,7 +86,7 @@ def end_idle(server: RunningServer, number: int, _endless: dict[str, Any]) -> fl
 
 
 def end_in_prefill(server: RunningServer, number: int, _endless: dict[str, Any]) -> float | None:
-    """A prompt of sixty steps is being read, and nothing of the answer is there."""
+    """A prompt of sixty steps is being read, and the answer has not begun."""
     while True:
         stream = begin_chat(server, f"{next(numbers)} " + "one two three. " * 110)
         os.kill(server.worker_pid(), number)
@@ -117,7 +117,7 @@ def end_in_decode(server: RunningServer, number: int, endless: dict[str, Any]) -
 
 
 def end_while_loading(server: RunningServer, number: int, _endless: dict[str, Any]) -> float | None:
-    """The worker before it has loaded the library, and nothing else."""
+    """The worker has loaded the library, and nothing else."""
     first_pid = server.worker_pid()
     os.kill(first_pid, signal.SIGKILL)
     until(lambda: set(server.worker_pids()) - {first_pid} != set())
@@ -276,7 +276,7 @@ MIB = 1 << 20
 
 
 def load_within(n_bytes: int) -> str:
-    """Loads the embedded model with so much address space: what came of it."""
+    """Loads the embedded model with this much address space; returns the outcome."""
     command = (sys.executable, "-c", LIMITED, str(n_bytes), *WORKER_COMMAND)
     file = gguf.read_model_file(DEFAULT_MODEL)
     load = Load(str(DEFAULT_MODEL), file.parts, n_threads=2)
@@ -297,7 +297,7 @@ def load_within(n_bytes: int) -> str:
         supervisor.stop()
 
 
-def test_too_little_memory_is_a_reason_and_never_the_end_of_the_server(
+def test_too_little_memory_is_reported_and_does_not_end_the_server(
     figure: Figure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lmlite.server.models.restarts.BACKOFF_S", (0.0,))
@@ -343,7 +343,7 @@ def text_of(answer: Any) -> str:
 
 
 def patient_chat(server: RunningServer, content: str) -> Any:
-    """Asks again as long as it is told to."""
+    """Repeats the request while the server says so."""
     while (answer := server.post(CHAT, messages=[{"role": "user", "content": content}],
                                  temperature=0, max_tokens=30)).status == 503:  # fmt: skip
         time.sleep(float(answer.headers["retry-after"]))
@@ -373,7 +373,7 @@ def overwrite(path: Path, data: bytes, flags: int) -> None:
 def test_a_model_file_that_is_overwritten_in_place_is_loaded_again(
     copy: Path, other: Path, endless: dict[str, Any], flags: int
 ) -> None:
-    """And no text comes from weights that are half of the one and half of the other."""
+    """No text comes from weights that are half old and half new."""
     with RunningServer(str(other)) as server:
         new_text = text_of(patient_chat(server, "Count from 1 to 10.").json)
     with RunningServer(str(copy), "--parallel", "2") as server:
@@ -434,7 +434,7 @@ def test_a_model_file_that_is_cut_short_is_a_failure_with_its_reason(
         assert text_of(server.chat("Say hello world")) == "hello world"
 
 
-def test_weights_that_are_no_numbers_are_an_error_and_no_text(tmp_path: Path) -> None:
+def test_weights_that_are_not_numbers_are_an_error(tmp_path: Path) -> None:
     path = tmp_path / "random.gguf"
     tiny_llama(path)
     with RunningServer(str(path)) as server:
