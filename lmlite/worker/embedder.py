@@ -1,9 +1,8 @@
 """Embeddings: inputs -> unit vectors, many inputs in one decode.
 
-A context of its own on the model's weights, made when the first input comes. An encoder
-(BERT and its kind) needs each input whole in one batch; a generating model reads a long
-input in pieces, and its vector is put together from theirs.
-Belongs to the engine thread, which calls `step` between its own steps.
+It has a context of its own on the model's weights, made when the first input comes. An encoder
+(BERT and its kind) needs each input whole in one batch. A generating model reads a long input in
+pieces, and the vector of the input is combined from theirs. Belongs to the engine thread.
 """
 
 import math
@@ -20,8 +19,8 @@ from lmlite.worker.llama import capi
 from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.context import INVALID_NUMBERS, Batch, Context
 
-# Tokens that a CPU takes together: with more, every token is weighed against more tokens of others
-# before those are left out, and who is being answered meanwhile waits longer.
+# Tokens that a CPU takes together. With more, attention cost grows with the batch, as all pairs of
+# tokens are weighed before those of different inputs are masked; and streams wait longer.
 CPU_TOGETHER = 256
 
 
@@ -46,10 +45,11 @@ class Embedder:
         self._context: Context | None = None
         self._batch = Batch(1)
         self._waiting: deque[Input] = deque()
+        self._n_suspects = 0  # first inputs, of which each goes alone: they failed together
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` would do something."""
+        """Whether an input waits."""
         return bool(self._waiting)
 
     def submit(self, item: Input) -> None:
@@ -67,19 +67,30 @@ class Embedder:
             self._context = None
 
     def step(self) -> list[ReplyEvent]:
-        """Embeds as many inputs as fit one batch; what fails together is tried one by one."""
+        """Embeds as many inputs as fit one batch; inputs that fail together are tried alone."""
         if not self._waiting:
             return []
         try:
             context = self._ready_context()
         except Exception as err:
-            return self._fail(list(self._waiting), err)
+            return self._fail({item.request_id for item in self._waiting}, err)
         items = self._next_inputs(context.n_batch)
+        self._n_suspects = max(0, self._n_suspects - 1)
         try:
-            return self._embed(context, items)
+            vectors = self._vectors(context, [item.tokens for item in items])
+            events: list[ReplyEvent] = [
+                Embedded(item.request_id, item.index, len(item.tokens), normalised(vector))
+                for item, vector in zip(items, vectors, strict=True)
+            ]
         except Exception as err:
-            context.clear_memory(data=True)  # what is left of it would be in the next one's way
-            return self._fail(items, err) if len(items) == 1 else self._embed_each(context, items)
+            context.clear_memory(data=True)  # invalid numbers would spread to the next inputs
+            if len(items) == 1:
+                return self._fail({items[0].request_id}, err)
+            self._n_suspects = len(items)
+            return []
+        for _ in items:
+            self._waiting.popleft()
+        return events
 
     def _ready_context(self) -> Context:
         if self._context is None:
@@ -87,82 +98,54 @@ class Embedder:
             self._batch = Batch(self._context.n_batch)
         return self._context
 
-    def _embed(self, context: Context, items: list[Input]) -> list[ReplyEvent]:
-        """All of them, or none: then they still wait. Raises LlamaError."""
-        if len(items[0].tokens) > context.n_batch:
-            vectors = [self._read_in_pieces(context, items[0].tokens)]
-        else:
-            vectors = self._read_together(context, items)
-        events: list[ReplyEvent] = [
-            Embedded(item.request_id, item.index, len(item.tokens), normalised(vector))
-            for item, vector in zip(items, vectors, strict=True)
-        ]
-        for _ in items:
-            self._waiting.popleft()
-        return events
-
-    def _embed_each(self, context: Context, items: list[Input]) -> list[ReplyEvent]:
-        events: list[ReplyEvent] = []
-        for item in items:
-            if item not in self._waiting:  # its request has failed
-                continue
-            try:
-                events += self._embed(context, [item])
-            except Exception as err:
-                context.clear_memory(data=True)
-                events += self._fail([item], err)
-        return events
-
-    def _fail(self, items: list[Input], error: Exception) -> list[ReplyEvent]:
-        """Ends their requests, with all of their inputs."""
-        request_ids = {item.request_id for item in items}
+    def _fail(self, request_ids: set[int], error: Exception) -> list[ReplyEvent]:
+        """Ends these requests, with all of their inputs."""
         for request_id in request_ids:
             self.cancel(request_id)
         return [failed(request_id, error) for request_id in request_ids]
 
     def _next_inputs(self, n_batch: int) -> list[Input]:
-        """The first inputs that fit together; one alone when it is longer than that."""
+        """The first inputs that fit together; one alone if it is longer than that."""
         n_most = min(n_batch, self._n_together or n_batch)
         items: list[Input] = []
         n_tokens = 0
         for item in self._waiting:
             n_tokens += len(item.tokens)
-            if items and (n_tokens > n_most or len(items) == EMBEDDING_LANES):
+            is_full = n_tokens > n_most or len(items) == EMBEDDING_LANES
+            if items and (is_full or self._n_suspects):
                 break
             items.append(item)
         return items
 
-    def _read_together(self, context: Context, items: list[Input]) -> "list[array[float]]":
-        self._batch.clear()
-        for seq_id, item in enumerate(items):
-            self._batch.extend(item.tokens, 0, seq_id, True, True)
-        self._decode(context)
-        vectors = [context.embedding(seq_id) for seq_id in range(len(items))]
+    def _vectors(self, context: Context, inputs: list[list[int]]) -> "list[array[float]]":
+        """Of inputs that fit a batch together; or of one that is longer, read in pieces."""
+        n_batch = context.n_batch
+        if len(inputs[0]) <= n_batch:
+            vectors = self._decoded(context, inputs, 0)
+        else:
+            parts = []
+            for begin in range(0, len(inputs[0]), n_batch):
+                piece = inputs[0][begin : begin + n_batch]
+                parts.append((len(piece), self._decoded(context, [piece], begin)[0]))
+            vectors = [combined(parts, context.pooling_type)]
         context.clear_memory()
         return vectors
 
-    def _read_in_pieces(self, context: Context, tokens: list[int]) -> "array[float]":
-        parts = []
-        for begin in range(0, len(tokens), context.n_batch):
-            piece = tokens[begin : begin + context.n_batch]
-            self._batch.clear()
-            self._batch.extend(piece, begin, 0, True, True)
-            self._decode(context)
-            parts.append((len(piece), context.embedding(0)))
-        context.clear_memory()
-        return combined(parts, context.pooling_type)
-
-    def _decode(self, context: Context) -> None:
+    def _decoded(
+        self, context: Context, inputs: list[list[int]], position: int
+    ) -> "list[array[float]]":
+        self._batch.clear()
+        for seq_id, tokens in enumerate(inputs):
+            self._batch.extend(tokens, position, seq_id, True, True)
         if not context.decode(self._batch):
-            context.clear_memory()
             raise LlamaError("the inputs do not fit the memory for embeddings")
+        return [context.embedding(seq_id) for seq_id in range(len(inputs))]
 
 
 def combined(parts: "list[tuple[int, array[float]]]", pooling_type: int) -> "array[float]":
-    """What a whole input's pooling gives, from (n_tokens, vector) of its pieces, up to its length.
+    """The pooled vector of an input, from (n_tokens, vector) of its pieces; its length may differ.
 
-    The last token's vector is that of the last piece, the first one's that of the first. Of means
-    it is their sum by weight: normalising makes it the mean.
+    Of means it is the weighted sum: normalising makes it the mean.
     """
     if pooling_type == capi.POOLING_TYPE_LAST:
         return parts[-1][1]

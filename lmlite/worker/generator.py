@@ -121,35 +121,23 @@ class Generator:
     def _admit(self) -> None:
         """Gives waiting sequences a lane each, oldest first, while places and memory last.
 
-        None during a trial: what a checkpoint brings back is not new memory.
+        A sequence goes on waiting if another one is reading the same beginning just now. None is
+        admitted during a trial: what a checkpoint brings back is not new memory.
         """
-        if self._suspects:
-            return
         for sequence in list(self.waiting):
-            if len(self.running) >= self._n_parallel:
+            if len(self.running) >= self._n_parallel or self._suspects:
                 return
             if sequence not in self.waiting:  # another choice of its request has failed
                 continue
             with self._blame(sequence):
-                if not self._admit_one(sequence):
+                place = self.memory.place(sequence.reusable)
+                n_pending = sum(running.n_pending for running in self.running)
+                if not (place and self.memory.has_room(place, sequence.tokens, n_pending)):
                     return
-
-    def _admit_one(self, sequence: Sequence) -> bool:
-        """False: there is no room for it, nor for any behind it.
-
-        It goes on waiting if another sequence is reading the same beginning just now.
-        """
-        place = self.memory.place(sequence.reusable)
-        n_pending = sum(running.n_pending for running in self.running)
-        if place is None:
-            return False
-        if self.running and not self.memory.has_room(place, sequence.tokens, n_pending):
-            return False
-        reading = [(s.tokens, s.checkpoints_at) for s in self.running if s.n_pending > 1]
-        if not self.memory.is_coming(sequence.reusable, place.n_tokens, reading):
-            self.waiting.remove(sequence)
-            self._start(sequence, place)
-        return True
+                reading = [(s.tokens, s.checkpoints_at) for s in self.running if s.n_pending > 1]
+                if not self.memory.is_coming(sequence.reusable, place.n_tokens, reading):
+                    self.waiting.remove(sequence)
+                    self._start(sequence, place)
 
     def _start(self, sequence: Sequence, place: Place) -> None:
         sequence.lane = place.lane

@@ -46,9 +46,9 @@ class Memory:
 
     def has_room(self, place: Place, tokens: list[int], n_pending: int) -> bool:
         """Whether a prompt fits there, beside the n_pending tokens that busy lanes are to read."""
-        if not self._takes_cells:
-            return True  # the lane is free, and so is its state
         busy = {lane for lane in self.lanes if lane.busy}
+        if not (busy and self._takes_cells):  # else an idle lane has a state of its own
+            return True
         n_shared = place.n_tokens
         if not place.source.busy:  # then its cells count as free, except those that others share
             n_shared = min(n_shared, policy.n_shared(place.source, busy))
