@@ -1,15 +1,14 @@
-"""Asks for answers in thousands of JSON schemas and grammars that nobody would write.
+"""Asks for answers in thousands of random JSON schemas and grammars.
 
     python -m tests.fuzz.schemas --count 5000 --seed 1       the run; its last line has the totals
     python -m tests.fuzz.schemas --seed 1 --only 42          one of them, to look at
     python -m tests.fuzz.schemas values --count 2000         whether values fit, and no others
 
-Every other one is a schema, of an answer or of a tool, the others are grammars: put together by
-chance, or one of the tests' with some things changed. Each is asked of a real server and has to be
-compiled, and a first token chosen by it, within a second, or be refused; a tool is never refused,
-but for its size. The exit code is 1 if one took longer, or a worker died. With `values`, grammars
-of such schemas are shown values instead: a widened one must take all that the schema takes, and a
-strict one no others.
+Half of them are schemas, of answers or tools, and half are grammars. They are random, or one of the
+tests' with random changes. A real server has to compile each and to choose a first token by it
+within a second, or to refuse it; it may refuse tools only for their size. The exit code is 1 if one
+took longer, or if a worker died. With `values`, grammars of such schemas are compared with values
+instead: a widened one must take all values of the schema, and a strict one no others.
 """
 
 import argparse
@@ -46,16 +45,16 @@ PATTERNS = ("^a$", "^(a|b)*c{2,5}$", "^(a+)+$", "^[^x]{0,200}$", "a", "^(?=a)$",
 PIECES = ('"a"', '"\\n"', "[a-z]", "[^\\x00-\\x1F]", ".", "root", "a", "b", "c", "d", '""', '"é"',
           "<0>", "[", '"', "nothing", "# x\n")  # fmt: skip
 
-# ---- by chance -----------------------------------------------------------------------------
+# ---- random forms --------------------------------------------------------------------------
 
 
-def schema_by_chance(rng: random.Random, depth: int = 0) -> Any:
-    """A schema of any of the kinds, with others inside."""
+def random_schema(rng: random.Random, depth: int = 0) -> Any:
+    """A schema of any kind, with others inside."""
     if depth > rng.randrange(2, 9) or rng.random() < 0.4:
         return _leaf(rng)
 
     def inner() -> Any:
-        return schema_by_chance(rng, depth + 1)
+        return random_schema(rng, depth + 1)
 
     def several(most: int) -> list[Any]:
         return [inner() for _ in range(rng.randrange(1, most))]
@@ -99,8 +98,8 @@ def _leaf(rng: random.Random) -> Any:
     ))  # fmt: skip
 
 
-def grammar_by_chance(rng: random.Random) -> str:
-    """Rules that use each other, some of which are none."""
+def random_grammar(rng: random.Random) -> str:
+    """Rules that use each other, and rules that are missing."""
 
     def expression(depth: int) -> str:
         parts = []
@@ -118,8 +117,8 @@ def _count(rng: random.Random) -> str:
     return f"{{{rng.choice(COUNTS)}{rng.choice(('', ',', f',{rng.choice(COUNTS)}'))}}}"
 
 
-def grammar_changed(rng: random.Random, text: str) -> str:
-    """Words left out, doubled, put elsewhere, counted or wrapped."""
+def changed_grammar(rng: random.Random, text: str) -> str:
+    """The grammar with words left out, repeated, replaced, counted or wrapped."""
     words = re.findall(r'"[^"]*"|\S+|\n', text) or [""]
     for _ in range(rng.choice((1, 1, 2, 4))):
         at = rng.randrange(len(words))
@@ -139,13 +138,13 @@ def grammar_changed(rng: random.Random, text: str) -> str:
 
 
 def mutant(seed: int, number: int) -> dict[str, Any]:
-    """What a request of this number asks for, always the same."""
+    """The form that the request of this number asks for, always the same."""
     rng = random.Random(f"{seed} {number}")
     if number % 2:
-        text = grammar_by_chance(rng)
-        text = grammar_changed(rng, rng.choice(GRAMMARS)) if rng.random() < 0.5 else text
+        text = random_grammar(rng)
+        text = changed_grammar(rng, rng.choice(GRAMMARS)) if rng.random() < 0.5 else text
         return {"grammar": text}
-    schema = schema_by_chance(rng)
+    schema = random_schema(rng)
     if rng.random() < 0.5:
         schema = changed(rng, json.loads(rng.choice(SCHEMAS)))
     if number % 4 == 2:
@@ -159,21 +158,21 @@ def mutant(seed: int, number: int) -> dict[str, Any]:
 
 
 def ask(server: RunningServer, number: int, asked: dict[str, Any]) -> Answer:
-    """For one token, in that form."""
+    """Asks for one token in that form."""
     messages = [{"role": "user", "content": f"Answer {number}"}]  # unlike any other
     body = {"messages": messages, "max_tokens": 1, **asked}
     return server.request("POST", CHAT, json.dumps(body).encode("utf-8", "surrogatepass"))
 
 
 def is_refused(asked: dict[str, Any], answer: Answer) -> bool:
-    """Whether what was asked for may be refused so: a tool for the size of its text alone."""
+    """Whether this refusal is allowed: tools may be refused only for the size of their text."""
     error = answer.error
     is_large = error["code"] == "context_length_exceeded" or "values" in error["message"]
     return "tools" not in asked or is_large
 
 
 def run(seed: int, numbers: Iterable[int]) -> tuple[Counter[str], float]:
-    """Asks for them one by one and prints each fault. Totals, and the longest time."""
+    """Asks for them one by one and prints each fault. Returns totals and the longest time."""
     totals: Counter[str] = Counter()
     longest_s = 0.0
     with RunningServer("--allow-grammar") as server:
@@ -199,7 +198,7 @@ def run(seed: int, numbers: Iterable[int]) -> tuple[Counter[str], float]:
 
 
 def run_values(seeds: range) -> tuple[Counter[str], int]:
-    """Shows grammars values and prints each fault. Totals, and how many faults there are."""
+    """Compares grammars with values and prints each fault. Returns totals and the faults."""
     totals: Counter[str] = Counter()
     lib = capi.load(str(library_folder(None)))
     lib.lml_log_level(capi.LOG_LEVELS["error"])
@@ -223,12 +222,12 @@ def run_values(seeds: range) -> tuple[Counter[str], int]:
 
 
 def main() -> int:
-    """The command; 1 when one of them was too much."""
-    parser = argparse.ArgumentParser(description="Schemas and grammars that nobody would write.")
+    """Runs the command; 1 if a form was too much."""
+    parser = argparse.ArgumentParser(description="Random schemas and grammars.")
     parser.add_argument("what", nargs="?", choices=("requests", "values"), default="requests")
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", type=int, help="the number of one, which is shown")
+    parser.add_argument("--only", type=int, help="the number of a single form, which is printed")
     options = parser.parse_args()
     numbers = range(options.count)
     if options.what == "values":

@@ -1,7 +1,7 @@
-"""A small exact validator of JSON schemas: the keywords of the tests' schemas, no others.
+"""A small exact validator of JSON schemas, for the keywords in the tests' schemas.
 
-It is written from the standard and not from the package, so that each can find the other's
-mistakes; a keyword that it does not know is an error. Patterns are searched as Python's, in ASCII.
+It follows the standard and shares no code with the package, so that each can find the other's
+mistakes. An unknown keyword is an error. Patterns are searched as Python's, in ASCII.
 """
 
 import datetime
@@ -22,7 +22,7 @@ SAYS_NOTHING = {
 
 
 def faults(value: Any, schema: Any, root: Any, path: str = "$") -> list[str]:
-    """What is wrong with a value; an empty list for nothing."""
+    """The faults of a value; an empty list if it is valid."""
     if schema is True:
         return []
     if schema is False:
@@ -58,7 +58,7 @@ Check = Callable[[Any, Any, Any, Any, str], list[str]]
 
 
 def simple(kind: type | tuple[type, ...], holds: Callable[[Any, Any], bool]) -> Check:
-    """A check of values of one type; others pass."""
+    """A check of values of one type; values of other types pass."""
 
     def check(value: Any, wanted: Any, _schema: Any, _root: Any, path: str) -> list[str]:
         applies = isinstance(value, kind) and not isinstance(value, bool)
@@ -130,7 +130,7 @@ def every(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> list[s
 
 
 def target_of(ref: str, root: Any) -> Any:
-    """What a reference leads to."""
+    """The schema that a reference points at."""
     target = root
     for step in unquote(ref).split("/")[1:]:
         key = step.replace("~1", "/").replace("~0", "~")
@@ -161,7 +161,7 @@ def negation(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> lis
 
 
 def is_multiple(value: float, wanted: float) -> bool:
-    """As decimal numbers, which is how both are written."""
+    """Whether it is a multiple, as decimal numbers, since both are written in decimal."""
     return Decimal(repr(value)) % Decimal(repr(wanted)) == 0
 
 
@@ -197,7 +197,7 @@ FORMATS: dict[str, Callable[[str], Any]] = {
 
 
 def has_format(value: str, wanted: str) -> bool:
-    # A date of the year 0 is one, save for Python.
+    # A date of the year 0 is valid, although Python refuses it.
     return wanted not in FORMATS or value.startswith("0000-") or bool(FORMATS[wanted](value))
 
 

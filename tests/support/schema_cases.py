@@ -1,6 +1,6 @@
 """JSON schemas from simple to nasty, and whether an answer can be held to each of them.
 
-`VALID` must give a valid answer, if the model ends it; `REFUSED` must be a 400 whose message names
+An answer in one of `VALID` is valid if the model ends it. `REFUSED` gives a 400 whose message names
 the part, before a token is generated.
 """
 
@@ -43,7 +43,7 @@ def nested(depth: int) -> Schema:
 
 
 def optional(schema: Schema, **more: Any) -> Schema:
-    """As pydantic writes it."""
+    """An optional value as pydantic writes it."""
     return {"anyOf": [schema, NULL], "default": None, **more}
 
 
@@ -108,7 +108,7 @@ VALID: dict[str, Schema] = {
     "a boolean": BOOLEAN,
     "null": NULL,
     "any value": {},
-    "any value, with words about it": {"title": "A", "description": "b", "default": 1,
+    "any value, with annotations": {"title": "A", "description": "b", "default": 1,
                                        "examples": [2], "$comment": "c"},
     "any object": {"type": "object"},
     "any array": {"type": "array"},
@@ -175,14 +175,14 @@ VALID: dict[str, Schema] = {
     "a pattern without anchors": pattern("abc"),
     "a pattern with one anchor": pattern(r"^\+\d{6}"),
     "alternatives with anchors of their own": pattern("^a$|^b$"),
-    "something that is no space": pattern(r"\S"),
-    "an address of a host": text(format="ipv4"),
-    "a longer address of a host": text(format="ipv6"),
-    "a name of a host": text(format="hostname"),
+    "a character that is not a space": pattern(r"\S"),
+    "an IPv4 address": text(format="ipv4"),
+    "an IPv6 address": text(format="ipv6"),
+    "a hostname": text(format="hostname"),
     "a link": text(format="uri"),
     "a duration": text(format="duration"),
     "a length of many thousands": text(maxLength=100_000),
-    "a length that is no integer's": text(minLength=1.0, maxLength=3.0),
+    "lengths with a decimal point": text(minLength=1.0, maxLength=3.0),
     # ---- numbers ----
     "a positive integer": {"type": "integer", "minimum": 1},
     "a negative integer": {"type": "integer", "exclusiveMaximum": 0},
@@ -256,7 +256,7 @@ VALID: dict[str, Schema] = {
     "a linked list": LIST,
     "a tree": {"type": "object", "properties": {"children": array({"$ref": "#"}, maxItems=2)},
                "required": ["children"], "additionalProperties": False},
-    "two that hold each other": {
+    "two that contain each other": {
         "$defs": {"a": obj(["n"], n=BOOLEAN, b={"$ref": "#/$defs/b"}),
                   "b": obj(["m"], m=BOOLEAN, a={"$ref": "#/$defs/a"})},
         "$ref": "#/$defs/a"},
@@ -265,7 +265,7 @@ VALID: dict[str, Schema] = {
     "zod's": ZOD,
 }  # fmt: skip
 
-# name -> (schema, what the message names)
+# name -> (schema, the part that the message names)
 REFUSED: dict[str, tuple[Schema, str]] = {
     # ---- keywords that no grammar holds ----
     "unique items": (array(STRING, uniqueItems=True), "uniqueItems"),
@@ -280,7 +280,7 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "more properties than are named": ({"type": "object", "minProperties": 2}, "minProperties"),
     "a part deep inside": (obj(a=array(obj(b={"not": {}}))),
                            "properties.a.items.properties.b.not"),
-    "one of two, of which one has no type": ({"oneOf": [{"minLength": 2}, INTEGER]}, "oneOf"),
+    "one of two, one without a type": ({"oneOf": [{"minLength": 2}, INTEGER]}, "oneOf"),
     "one of overlapping ones": ({"oneOf": [INTEGER, NUMBER]}, "oneOf"),
     "one of two that may have each other's property": (
         {"oneOf": [obj(more=NULL, a=NULL), obj(more=NULL, b=NULL)]}, "oneOf"),
@@ -311,18 +311,18 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "all of lists": ({"allOf": [{"enum": [1, 2, 3]}, {"enum": [2, 3, 4]}]}, "allOf"),
     "a reference with neighbours": ({"$defs": {"n": {"type": "integer", "minimum": 2}},
                                     "$ref": "#/$defs/n", "maximum": 4}, "maximum"),
-    # ---- what is no schema, or takes nothing ----
+    # ---- invalid schemas, and schemas that no value fits ----
     "an open group": (pattern("^(a$"), "pattern"),
     "an open class": (pattern("^[a$"), "pattern"),
     "nothing to repeat": (pattern("^*a$"), "pattern"),
-    "a type that is none": ({"type": "text"}, "type"),
+    "an unknown type": ({"type": "text"}, "type"),
     "a list of schemas": (array([1]), "items"),
     "a property that is a text": (obj(a="string"), "properties.a"),
     "an empty enum": ({"enum": []}, "enum"),
     "an enum without a value of its type": ({"type": "integer", "enum": ["a"]}, "its type"),
     "an empty anyOf": ({"anyOf": []}, "anyOf"),
     "parts that contradict": ({"allOf": [STRING, INTEGER]}, "allOf"),
-    "required, and not allowed": (obj(["b"], a=NULL), "required names 'b'"),
+    "a required name that is not allowed": (obj(["b"], a=NULL), "required names 'b'"),
     "no number": ({"type": "integer", "minimum": 5, "maximum": 4}, "minimum"),
     "a bound that is a text": ({"type": "integer", "minimum": "5"}, "minimum"),
     "a count below 0": (array(NULL, minItems=-1), "minItems"),

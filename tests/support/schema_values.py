@@ -1,7 +1,7 @@
-"""JSON schemas and values by chance, and whether a grammar takes a value: for the property test.
+"""Random JSON schemas and values, and whether a grammar takes a value: for the property test.
 
-A schema is one as agents send it, with odd keywords in it; its values are valid by what
-`json_schema.py` says, and their properties come in the order in which a grammar writes them.
+The schemas are like those of agents, with odd keywords. Values are valid if `json_schema.py` says
+so, and their properties come in the order in which a grammar writes them.
 """
 
 import ctypes
@@ -30,14 +30,14 @@ FORMATS = {"date": "2024-02-29", "time": "10:00:00Z", "date-time": "2024-01-31T1
            "hostname": "a-b.example.com", "uri": "https://example.com/a?b=c#d", "email": "a.b@c.de",
            "duration": "P1DT2H", "int32": "x"}  # fmt: skip
 _WITH_EXPONENT = re.compile(r"\b\d+(?:\.\d+)?e-\d+\b")
-NOTHING: Any = object()  # in place of a value, where none was found
+NOTHING: Any = object()  # in place of a value, if none was found
 
 
 # ---- schemas ---------------------------------------------------------------------------------
 
 
-def schema_by_chance(rng: random.Random, depth: int = 0) -> Any:
-    """One that some value fits, as far as can be said."""
+def random_schema(rng: random.Random, depth: int = 0) -> Any:
+    """A schema that some value is likely to fit."""
     kinds: list[Callable[[random.Random, int], Any]] = [_text, _number, _number, _listed, _simple]
     if depth < 3:
         kinds += [_object, _object, _array, _composed]
@@ -48,13 +48,13 @@ def schema_by_chance(rng: random.Random, depth: int = 0) -> Any:
     return schema
 
 
-def document_by_chance(rng: random.Random) -> Any:
-    """An object with definitions, some of which hold themselves."""
+def random_document(rng: random.Random) -> Any:
+    """An object with definitions, some of which contain themselves."""
     node = _object(rng, 1)
     node["$defs"] = {
-        "a": schema_by_chance(rng, 2),
+        "a": random_schema(rng, 2),
         "tree": {"type": "object", "properties": {
-            "value": schema_by_chance(rng, 3),
+            "value": random_schema(rng, 3),
             "next": {"anyOf": [{"$ref": "#/$defs/tree"}, {"type": "null"}]}},
             "required": ["value"]},
     }  # fmt: skip
@@ -100,7 +100,7 @@ def _simple(rng: random.Random, _depth: int) -> Any:
 
 def _object(rng: random.Random, depth: int) -> Any:
     names = rng.sample(NAMES, rng.randrange(5))
-    properties = {name: schema_by_chance(rng, depth + 1) for name in names}
+    properties = {name: random_schema(rng, depth + 1) for name in names}
     schema: Any = {"type": "object", "properties": properties,
               "required": rng.sample(names, rng.randrange(len(names) + 1))}  # fmt: skip
     extra = rng.choice((True, False, {}, {"type": "integer"}, None))
@@ -115,16 +115,16 @@ def _object(rng: random.Random, depth: int) -> Any:
 
 
 def _array(rng: random.Random, depth: int) -> Any:
-    schema: Any = {"type": "array", "items": schema_by_chance(rng, depth + 1)}
+    schema: Any = {"type": "array", "items": random_schema(rng, depth + 1)}
     if rng.random() < 0.3:
-        schema["prefixItems"] = [schema_by_chance(rng, depth + 1) for _ in range(2)]
+        schema["prefixItems"] = [random_schema(rng, depth + 1) for _ in range(2)]
         schema["items"] = rng.choice((True, False, {"type": "integer"}))
     return schema | rng.choice(({}, {"minItems": 1}, {"maxItems": 2}, {"uniqueItems": True},
                                 {"maxItems": 5000}, {"minItems": 2, "maxItems": 2}))  # fmt: skip
 
 
 def _composed(rng: random.Random, depth: int) -> Any:
-    several = [schema_by_chance(rng, depth + 1) for _ in range(rng.randrange(1, 4))]
+    several = [random_schema(rng, depth + 1) for _ in range(rng.randrange(1, 4))]
     bounds = {"allOf": [{"type": "integer"}, {"minimum": 3}, {"maximum": 50}]}
     return rng.choice(({"anyOf": several}, {"anyOf": several}, {"oneOf": several},
                        {"allOf": several[:1]}, bounds))  # fmt: skip
@@ -133,7 +133,7 @@ def _composed(rng: random.Random, depth: int) -> Any:
 # ---- values ----------------------------------------------------------------------------------
 
 
-def value_by_chance(rng: random.Random, schema: Any, root: Any) -> Any:
+def random_value(rng: random.Random, schema: Any, root: Any) -> Any:
     """A value that fits the schema, or NOTHING."""
     for _ in range(4):
         value = _guess(rng, schema, root, 0)
@@ -143,7 +143,7 @@ def value_by_chance(rng: random.Random, schema: Any, root: Any) -> Any:
 
 
 def _guess(rng: random.Random, schema: Any, root: Any, depth: int) -> Any:
-    """A value that is likely to fit; NOTHING where it cannot."""
+    """A value that is likely to fit, or NOTHING."""
     if type(schema) is not dict:
         return rng.choice((1, "x", None)) if schema is True else NOTHING
     if depth > 8:
@@ -210,14 +210,14 @@ def _guess_array(rng: random.Random, schema: Any, root: Any, depth: int) -> Any:
 
 
 class JsonGrammars:
-    """What a model's template and llama.cpp make of schemas that the server has read."""
+    """The grammars that a model's template and llama.cpp make of rewritten schemas."""
 
     def __init__(self, model: Model, template: ChatTemplate) -> None:
         self._model, self._template = model, template
         vocab = model.vocab
         tokens = range(vocab.n_tokens)
         pieces = {each: vocab.piece(each) for each in tokens}
-        # Bytes alone would make letters that are none.
+        # Single bytes could make invalid UTF-8.
         letters = [each for each, piece in pieces.items() if len(piece) == 1 and piece.isascii()]
         end = next(each for each in tokens if vocab.ends_generation(each))
         self._tokens = [*letters, end]
@@ -233,11 +233,11 @@ class JsonGrammar:
     """The grammar of one schema."""
 
     def __init__(self, model: Model, form: Form, tokens: list[int]) -> None:
-        """`tokens` are those that samples are made of; the last one ends them."""
+        """Samples are made of `tokens`, and end with the last of these."""
         self._model, self._form, self._tokens, self._end = model, form, tokens, tokens[-1]
 
     def takes(self, value: Any) -> bool:
-        """Whether it takes the value, with small numbers written out."""
+        """Whether the grammar takes the value, with small numbers written out."""
         plain = json.dumps(value, ensure_ascii=False)
         text = _WITH_EXPONENT.sub(lambda number: f"{Decimal(number[0]):f}", plain)
         grammar = Grammar(self._model, self._form.grammar, self._form.reply)
@@ -248,7 +248,7 @@ class JsonGrammar:
             grammar.close()
 
     def samples(self, rng: random.Random, n: int) -> list[str]:
-        """Texts that it takes, each token by chance; those that do not end soon are left out."""
+        """Random texts that the grammar takes, without those that do not end soon."""
         found = (self._sample(rng) for _ in range(n))
         return [text for text in found if text is not None]
 
@@ -292,10 +292,10 @@ N_VALUES = 4  # of each schema
 
 
 def wrongly_refused(grammars: JsonGrammars, seed: int, is_tool: bool) -> tuple[int, str]:
-    """(how many values fit a schema, those that its widened form refuses; "" for none)."""
+    """(how many values fit a schema, those that its widened form refuses, or "")."""
     rng = random.Random(seed)
-    schema = document_by_chance(rng)
-    values = [value_by_chance(rng, schema, schema) for _ in range(N_VALUES)]
+    schema = random_document(rng)
+    values = [random_value(rng, schema, schema) for _ in range(N_VALUES)]
     fitting = [value for value in values if value is not NOTHING]
     widened = ToolSchemas().widened(schema, "f") if is_tool else widened_schema(schema)
     grammar = grammars.of(widened.schema)
@@ -304,15 +304,15 @@ def wrongly_refused(grammars: JsonGrammars, seed: int, is_tool: bool) -> tuple[i
 
 
 def wrongly_taken(grammars: JsonGrammars, seed: int) -> tuple[int, str]:
-    """(how many values a strict schema takes, those that the client's refuses; "" for none)."""
+    """(how many values a strict schema takes, those that the client's refuses, or "")."""
     rng = random.Random(seed)
-    schema, other = document_by_chance(rng), document_by_chance(rng)
+    schema, other = random_document(rng), random_document(rng)
     try:
         grammar = grammars.of(honoured_schema(schema, "schema"))
     except BadRequest:
         return 0, ""
-    values = [value_by_chance(rng, schema, schema) for _ in range(N_VALUES)]
-    values.append(value_by_chance(rng, other, other))
+    values = [random_value(rng, schema, schema) for _ in range(N_VALUES)]
+    values.append(random_value(rng, other, other))
     taken = [value for value in values if value is not NOTHING and grammar.takes(value)]
     taken += map(json.loads, grammar.samples(rng, 3))
     wrong = [value for value in taken if faults(value, schema, schema)]

@@ -1,4 +1,4 @@
-"""Grammars of clients: what they hold, and how little of the server they can hold up."""
+"""Grammars of clients: bounds, and answers that are held to them."""
 
 import json
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def chat(server: RunningServer, grammar: Any, headers: Any = None, **more: Any) 
     return server.request("POST", "/v1/chat/completions", body, headers)
 
 
-# ---- what is checked -----------------------------------------------------------------------
+# ---- bounds --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", [
@@ -89,7 +89,7 @@ def test_a_grammar_beyond_bounds_is_refused(text: str) -> None:
     assert caught.value.param == "grammar"
 
 
-# ---- what is held --------------------------------------------------------------------------
+# ---- answers -------------------------------------------------------------------------------
 
 
 def test_a_chat_answers_in_its_grammar(server: RunningServer) -> None:
@@ -104,7 +104,7 @@ def test_a_completion_goes_on_in_its_grammar(server: RunningServer) -> None:
     assert len(answer.json["choices"]) == 4
 
 
-def test_choices_are_held_each_by_itself(server: RunningServer) -> None:
+def test_each_choice_is_held_by_itself(server: RunningServer) -> None:
     digits = 'root ::= [0-9]{4} "-" [0-9]{4}'
     answer = chat(server, digits, n=4, temperature=2, top_k=0, min_p=0, top_p=1, seed=3)
     texts = [choice["message"]["content"] for choice in answer.json["choices"]]
@@ -121,12 +121,12 @@ def test_a_stream_with_logprobs_is_held_too(server: RunningServer) -> None:
     assert "".join(entry["token"] for entry in entries) in ("yes", "no")
 
 
-def test_a_stop_string_ends_it_before_its_end(server: RunningServer) -> None:
+def test_a_stop_string_ends_an_answer_before_its_grammar_does(server: RunningServer) -> None:
     choice = chat(server, 'root ::= "one, two, three"', stop=", three").json["choices"][0]
     assert (choice["message"]["content"], choice["finish_reason"]) == ("one, two", "stop")
 
 
-def test_no_control_token_stands_for_its_name(server: RunningServer) -> None:
+def test_a_control_token_does_not_match_its_name(server: RunningServer) -> None:
     control = chat(server, None, {"X-Dry-Run": "1"}).json["prompts"][0]["tokens"][0]
     assert control["text"] == "<|im_start|>"
     likely = {str(control["id"]): 100}
@@ -140,11 +140,11 @@ def test_a_dry_run_shows_the_grammar(server: RunningServer) -> None:
     assert answer.json["ignored_params"] == []
 
 
-def test_a_null_asks_for_none(server: RunningServer) -> None:
+def test_null_means_no_grammar(server: RunningServer) -> None:
     assert chat(server, None).json["choices"][0]["message"]["content"] == "hello"
 
 
-# ---- what is refused -----------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------
 
 
 UNREADABLE = ["root ::= nothing", "root ::= )", 'root ::= "\\q"', "root ::= <no such token>",
@@ -152,7 +152,7 @@ UNREADABLE = ["root ::= nothing", "root ::= )", 'root ::= "\\q"', "root ::= <no 
 
 
 @pytest.mark.parametrize("text", UNREADABLE)
-def test_what_llama_cpp_cannot_read_is_refused(server: RunningServer, text: str) -> None:
+def test_a_grammar_that_llama_cpp_cannot_read_is_refused(server: RunningServer, text: str) -> None:
     pid = server.worker_pid()
     for answer in (
         chat(server, text, n=3),
@@ -171,7 +171,7 @@ def test_a_grammar_stands_alone(server: RunningServer, more: dict[str, Any]) -> 
     assert (answer.status, answer.error["param"]) == (400, "grammar")
 
 
-def test_grammars_are_for_few_choices(server: RunningServer) -> None:
+def test_few_choices_may_have_a_grammar(server: RunningServer) -> None:
     answer = server.post("/v1/completions", prompt=["A"] * 65, grammar=YES_NO)
     assert (answer.status, answer.error["param"]) == (400, "grammar")
 

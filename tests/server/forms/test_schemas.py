@@ -1,4 +1,4 @@
-"""JSON schemas of answers: each is honoured, or refused by its part; none holds the others."""
+"""JSON schemas of answers: honoured, or refused by the part at fault; other requests go on."""
 
 import cProfile
 import json
@@ -35,8 +35,8 @@ from tests.support.template_tree import FOLDER, NAMES, source_of
 PARAMETERS = "tools.[0].function.parameters"
 PATH = "response_format.json_schema.schema"
 MAX_TOKENS = 250
-MAX_UNENDED = len(VALID) // 6  # answers that a model of this size may fail to end
-HELD_S = 1.0  # for a request beside a hostile one
+MAX_UNENDED = len(VALID) // 6  # answers that a model of this size may cut at MAX_TOKENS
+HELD_S = 1.0  # the longest that a hostile request may hold up another
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def ask(server: RunningServer, schema: Any, **more: Any) -> Answer:
 
 
 def checked(server: RunningServer, name: str, **more: Any) -> str:
-    """What an answer ended with, if it is valid as far as that can be said; or what is wrong."""
+    """The finish reason of a valid answer; or what is wrong with it."""
     answer = ask(server, VALID[name], **more)
     if answer.status != 200:
         return f"{answer.status} {answer.body!r}"
@@ -82,11 +82,11 @@ def test_an_answer_that_ends_is_valid(server: RunningServer, how: dict[str, Any]
     assert sum(what == "length" for what in found.values()) <= MAX_UNENDED
 
 
-def test_there_are_enough_schemas_to_tell() -> None:
+def test_there_are_at_least_150_schemas() -> None:
     assert len(VALID) + len(REFUSED) >= 150
 
 
-def test_what_cannot_be_honoured_is_refused_by_its_part(server: RunningServer) -> None:
+def test_a_schema_that_cannot_be_honoured_is_refused_by_its_part(server: RunningServer) -> None:
     pid = server.worker_pid()
     found = {name: ask(server, schema) for name, (schema, _) in REFUSED.items()}
     assert {answer.status for answer in found.values()} == {400}
@@ -96,7 +96,7 @@ def test_what_cannot_be_honoured_is_refused_by_its_part(server: RunningServer) -
     assert server.worker_pid() == pid
 
 
-# Tools of which no grammar can be made, or none that is small.
+# Tools whose grammar would be too large, or impossible.
 HOSTILE: dict[str, Any] = {
     "a million items": obj(a={"type": "array", "minItems": 10**6}),
     "a bound of 400 digits": obj(a={"type": "number", "minimum": 10**400, "multipleOf": 10**400}),
@@ -105,7 +105,7 @@ HOSTILE: dict[str, Any] = {
     "many optional properties": obj([], **{f"p{i}": NULL for i in range(300)}),
     "many alternatives": obj(a={"anyOf": [{"const": i} for i in range(300)]}),
     "a pattern of products": obj(a=pattern("^(a{0,99}){0,99}$")),
-    "alternatives that hold each other": {
+    "alternatives that contain each other": {
         "type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"anyOf": [
             {"type": "array", "items": {"$ref": "#/$defs/a"}, "minItems": 1},
             {"type": "array", "items": {"$ref": "#/$defs/a"}, "maxItems": 1}]}}},
@@ -125,7 +125,7 @@ HOSTILE: dict[str, Any] = {
     "itself beside others": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}},
                              "$defs": {"a": {"$ref": "#/$defs/a", "type": "object", "properties": {
                                  "b": {"$ref": "#/$defs/a", "minProperties": 1, "required": []}}}}},
-    "many that hold themselves": {
+    "many that contain themselves": {
         **named(**{f"p{i}": {"$ref": f"#/$defs/d{i}"} for i in range(700)}),
         "$defs": {f"d{i}": {"anyOf": [array({"$ref": f"#/$defs/d{i}"}), array(NULL)]}
                   for i in range(700)}},
@@ -136,7 +136,7 @@ HOSTILE: dict[str, Any] = {
         "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(3000)}},
 }  # fmt: skip
 
-# The most that the bounds let through, of each kind.
+# The largest schemas that each bound lets through.
 LARGEST = {
     "optional properties": obj([], **{f"{i:09}": NULL for i in range(127)}),
     "overlapping alternatives": {"anyOf": [pattern(f"^a{{{i}}}$") for i in range(1, 128)]},
@@ -151,7 +151,7 @@ LARGEST = {
 
 
 @pytest.mark.parametrize("schema", LARGEST.values(), ids=LARGEST.keys())
-def test_the_largest_schemas_hold_nobody(server: RunningServer, schema: Any) -> None:
+def test_the_largest_schemas_hold_up_no_other_request(server: RunningServer, schema: Any) -> None:
     pid = server.worker_pid()
     with ThreadPoolExecutor(2) as threads:
         large = threads.submit(ask, server, schema, max_tokens=30)
@@ -172,7 +172,7 @@ def test_a_schema_is_read_at_once(schema: Any) -> None:
     assert time.process_time() - begin < HELD_S
 
 
-# ---- what is rewritten ---------------------------------------------------------------------
+# ---- rewriting -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("schema", "rewritten"), [
@@ -241,7 +241,7 @@ def call(server: RunningServer, parameters: Any) -> Answer:
     )
 
 
-def test_a_tool_may_say_what_no_grammar_holds(server: RunningServer) -> None:
+def test_a_tool_may_have_keywords_that_no_grammar_can_enforce(server: RunningServer) -> None:
     parameters = obj(a={"type": "array", "items": NULL, "uniqueItems": True},
                      b=pattern(r"^(?=x)(\w{1,5} ?){0,11}$"), c={"not": {"const": 1}},
                      d={"type": "number", "minimum": 1, "anything": [2]})  # fmt: skip
@@ -249,11 +249,13 @@ def test_a_tool_may_say_what_no_grammar_holds(server: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("parameters", HOSTILE.values(), ids=HOSTILE.keys())
-def test_a_hostile_tool_is_called_and_holds_nobody(server: RunningServer, parameters: Any) -> None:
+def test_a_hostile_tool_is_called_and_holds_up_no_other_request(
+    server: RunningServer, parameters: Any
+) -> None:
     pid = server.worker_pid()
     begin = time.monotonic()
     answer = call(server, parameters)
-    # The model has to read them all the same.
+    # The tools may be too long for the prompt all the same.
     refused = answer.error if answer.status == 400 else {"code": None, "param": None}
     is_too_much = refused["code"] == "context_length_exceeded" or refused["param"] == PARAMETERS
     assert answer.status == 200 or is_too_much
@@ -261,7 +263,9 @@ def test_a_hostile_tool_is_called_and_holds_nobody(server: RunningServer, parame
     assert server.worker_pid() == pid
 
 
-def test_what_calls_are_not_held_to_is_logged_once_by_the_tools_name(server: RunningServer) -> None:
+def test_a_part_that_calls_are_not_held_to_is_logged_once_with_the_tools_name(
+    server: RunningServer,
+) -> None:
     parameters = obj(tag={"type": "array", "uniqueItems": True})
     for _ in range(2):
         answer = call(server, parameters)
@@ -271,7 +275,7 @@ def test_what_calls_are_not_held_to_is_logged_once_by_the_tools_name(server: Run
     assert sum("properties.tag.uniqueItems" in each for each in server.log) == 1
 
 
-def test_without_strict_the_header_names_what_an_answer_is_not_held_to(
+def test_without_strict_a_header_names_the_parts_that_an_answer_is_not_held_to(
     server: RunningServer,
 ) -> None:
     schema = obj(n={"type": "integer", "multipleOf": 7}, tags=array(STRING, uniqueItems=True))
@@ -284,11 +288,11 @@ def test_without_strict_the_header_names_what_an_answer_is_not_held_to(
     assert "x-ignored-schema" not in ask(server, obj(n=INTEGER)).headers
 
 
-# ---- what reading a schema costs -----------------------------------------------------------
+# ---- the cost of reading a schema ----------------------------------------------------------
 
 
 def n_calls(read: Callable[[], object]) -> int:
-    """How many functions are called on the way: what it costs, on any machine."""
+    """How many functions are called: the cost, in a unit that is the same on all machines."""
     profile = cProfile.Profile()
     with suppress(BadRequest):
         profile.runcall(read)
@@ -308,7 +312,7 @@ def test_reading_a_schema_takes_steps_in_proportion_to_its_size(schema: Any) -> 
         assert n_calls(read) < 400_000 + 20 * size
 
 
-def test_a_letter_of_the_names_of_rules_may_repeat() -> None:
+def test_a_letter_in_the_names_of_rules_may_repeat() -> None:
     schema = obj(a={"$ref": "#/$defs/a"}) | {"$defs": {"a": NULL}, "description": "z" * 100_000}
     begin = time.process_time()
     widened = ToolSchemas().widened(schema, "f").schema

@@ -1,6 +1,6 @@
-"""A widened schema refuses no value that the client's takes; a strict one takes no other.
+"""A widened schema takes all values of the client's schema; a strict one takes no others.
 
-Shown with llama.cpp's own grammars, for schemas and values by chance.
+Checked with llama.cpp's own grammars, for random schemas and values.
 """
 
 import re
@@ -34,7 +34,7 @@ def test_a_widened_schema_refuses_no_value_of_the_original(
     grammars = JsonGrammars(default_model, template)
     found = [wrongly_refused(grammars, seed, is_tool) for seed in range(N_SCHEMAS)]
     assert [fault for _, fault in found if fault] == []
-    assert sum(n for n, _ in found) > N_SCHEMAS  # else the values are too hard to find
+    assert sum(n for n, _ in found) > N_SCHEMAS  # else too few values were found
 
 
 def test_a_strict_schema_takes_no_value_that_the_original_refuses(
@@ -46,7 +46,7 @@ def test_a_strict_schema_takes_no_value_that_the_original_refuses(
     assert sum(n for n, _ in found) > N_SCHEMAS / 2  # many schemas are refused
 
 
-# What agents send: (a schema, values that it takes, what of it calls are not held to).
+# As agents send them: (a schema, values that fit it, the parts that calls are not held to).
 ODD: dict[str, tuple[Any, list[Any], list[str]]] = {
     "true": ({"type": "object", "properties": {"a": True}}, [{"a": [1]}, {}], []),
     "nothing at all": (obj([], more=True, a={}), [{"a": None}], []),
@@ -118,7 +118,7 @@ ODD: dict[str, tuple[Any, list[Any], list[str]]] = {
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_tool_takes_what_its_odd_schema_takes(
+def test_a_tool_takes_all_values_of_its_odd_schema(
     default_model: Model, template: ChatTemplate, name: str
 ) -> None:
     schema, values, paths = ODD[name]
@@ -128,7 +128,9 @@ def test_a_tool_takes_what_its_odd_schema_takes(
     assert [part.path for part in widened.unheld] == paths
 
 
-def test_what_can_be_held_is_held(default_model: Model, template: ChatTemplate) -> None:
+def test_keywords_that_a_grammar_can_enforce_are_enforced(
+    default_model: Model, template: ChatTemplate
+) -> None:
     schema = obj(["city"], True, city=STRING, unit={"enum": ["c", "f"]}, n=INTEGER)
     widened = ToolSchemas().widened(schema, "f")
     grammar = JsonGrammars(default_model, template).of(widened.schema)
@@ -164,7 +166,7 @@ def test_definitions_of_two_tools_are_kept_apart(special_model: Model) -> None:
 
 
 @pytest.mark.usefixtures("llama_cpp")
-def test_the_model_reads_schemas_as_they_came(default_model: Model) -> None:
+def test_the_model_reads_schemas_as_the_client_sent_them(default_model: Model) -> None:
     schema = obj(a={"type": "string", "maxLength": 10**6, "description": "Long?"}, b=True)
     function = {"name": "f", "description": "", "parameters": schema}
     held = ToolSchemas().widened(schema, "f").schema

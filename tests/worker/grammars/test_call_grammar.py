@@ -39,7 +39,7 @@ TOOLS = tuple(
     ('">>>" ("all\\n" until-0 tools | tools)', '">>>" (tools)'),
     ('">>>" ("all\\n" until-0 (tool-a | tool-b) | tools)', '">>>" (tools)'),
 ])  # fmt: skip
-def test_there_is_no_place_for_talk_in_front_of_a_call(root: str, without: str) -> None:
+def test_no_text_may_come_before_a_call_that_must_be_made(root: str, without: str) -> None:
     rules = 'until-1 ::= "until-2 tool-call"\n'
     assert without_small_talk(f"{rules}root ::= {root}\n") == f"{rules}root ::= {without}\n"
 
@@ -57,7 +57,7 @@ def test_names_of_two_grammars_are_kept_apart() -> None:
 
 
 @pytest.mark.parametrize("form", ["", 'root ::= "```json" response-format "```"'])
-def test_a_form_that_a_parser_of_calls_would_not_find_is_not_joined(form: str) -> None:
+def test_a_form_in_a_fence_is_not_joined_with_calls(form: str) -> None:
     assert call_or_form(CALLS, form) is None
 
 
@@ -86,7 +86,7 @@ def run(default_model: Model) -> Iterator[Run]:
 
 
 def answer_of(run: Run, template: ChatTemplate, **options: Any) -> tuple[str, list[str], str]:
-    """(content, names of calls, why it ended) of the embedded model with another's template."""
+    """(content, names of calls, finish reason) of the embedded model with another template."""
     chat = Chat(1, (HELLO,), SamplingParams(temperature=0, max_tokens=40),
                 options=ChatOptions(tools=TOOLS, **options))  # fmt: skip
     preparer = Preparer(run.model, template, N_CTX, lambda _: None)
@@ -100,7 +100,7 @@ def answer_of(run: Run, template: ChatTemplate, **options: Any) -> tuple[str, li
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_model_that_would_rather_talk_calls_what_it_must(
+def test_a_model_that_would_write_text_makes_the_call_that_it_must(
     default_model: Model, run: Run, name: str
 ) -> None:
     template = ChatTemplate(default_model, source_of(name))
@@ -110,7 +110,7 @@ def test_a_model_that_would_rather_talk_calls_what_it_must(
     template.close()
     assert content.strip() == ""
     assert set(names) <= {"get_time"}
-    # It may still be thinking, or be lost in a form of calls that it has never seen.
+    # It may still be thinking, or not know how calls are written in this template.
     assert (reason == "tool_calls" and names) or reason == "length"
 
 
@@ -167,8 +167,8 @@ def is_allowed(model: Model, form: Form, said: str, more: str) -> bool:
     return bool(candidate[0].logit == 1.0)
 
 
-# Templates whose answers in a form stand behind marks of their own, or begin with thoughts: there
-# the form wins.
+# Templates that put their own marks around an answer in a form, or begin with thoughts: with
+# these, an answer is in the form and tools are not called.
 FORM_ALONE = {
     "GigaChat3-10B-A1.8B", "Kimi-K2-Instruct", "Kimi-K2-Thinking", "MiniMax-M3",
     "deepseek-ai-DeepSeek-V3.2", "deepseek-ai-DeepSeek-V4", "deepseek-ai-DeepSeek-V4-Flash-0731",

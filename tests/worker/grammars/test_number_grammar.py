@@ -1,4 +1,4 @@
-"""Grammars of numbers take the numbers between their bounds, and no others."""
+"""Grammars of numbers take exactly the numbers between their bounds."""
 
 import random
 import re
@@ -11,7 +11,7 @@ from lmlite.worker.grammars.number_grammar import number_rule
 
 
 def takes(node: dict[str, Any], text: str) -> bool:
-    """Whether the rule takes a text, read as a regular expression, which it is but for quotes."""
+    """Whether the rule takes a text. Without its quotes, the rule is a regular expression."""
     rule = re.sub(
         r'"([^"]*)"|\s+', lambda m: f"(?:{re.escape(m[1])})" if m[1] else "", number_rule(node)
     )
@@ -42,7 +42,7 @@ def node(**more: Any) -> dict[str, Any]:
     ({"type": "integer", "multipleOf": 5}, "0 5 10 95 -15", "1 12"),
     ({"type": "integer", "multipleOf": 4, "minimum": 0}, "0 4 8 96 100 104", "-4 2 102"),
 ])  # fmt: skip
-def test_a_rule_takes_what_is_between_the_bounds(
+def test_a_rule_takes_the_numbers_between_its_bounds(
     schema: dict[str, Any], taken: str, refused: str
 ) -> None:
     assert [text for text in taken.split() if not takes(schema, text)] == []
@@ -54,7 +54,7 @@ def bound(rng: random.Random) -> float:
     return float(round(rng.uniform(-1, 1) * scale, rng.randrange(1, 8)))
 
 
-def test_any_bounds_take_all_that_is_between_them_and_nothing_else() -> None:
+def test_random_bounds_take_exactly_the_numbers_between_them() -> None:
     rng = random.Random(1)
     for _ in range(1500):
         low, high = sorted((bound(rng), bound(rng)))

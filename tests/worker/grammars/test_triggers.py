@@ -1,4 +1,4 @@
-"""A grammar that waits is woken by the end of a text, however long, and wherever it is cut."""
+"""The end of a text starts a grammar that waits, whatever its length and wherever it is cut."""
 
 import random
 from typing import Any
@@ -13,7 +13,7 @@ def trigger(kind: int, value: str, token: int = -1) -> dict[str, Any]:
 
 
 def woken_at(triggers: Triggers, text: str, rng: random.Random) -> tuple[int, str]:
-    """How many characters were heard then, and what is told of them; token ids are places."""
+    """(how many characters were heard at the trigger, those that are returned); ids are offsets."""
     at = 0
     while at < len(text):
         piece = text[at : at + rng.randrange(1, 9)]
@@ -24,7 +24,7 @@ def woken_at(triggers: Triggers, text: str, rng: random.Random) -> tuple[int, st
     return -1, ""
 
 
-def test_a_word_wakes_wherever_it_is_cut_behind_any_text() -> None:
+def test_a_word_is_found_behind_any_text_and_wherever_it_is_cut() -> None:
     rng = random.Random(1)
     for _ in range(200):
         before = "".join(rng.choices("abc <tool_", k=rng.choice((0, 5, 600, 5000))))
@@ -36,12 +36,12 @@ def test_a_word_wakes_wherever_it_is_cut_behind_any_text() -> None:
         assert len(told) <= MAX_BYTES + 16
 
 
-def test_a_word_that_is_only_begun_wakes_nothing() -> None:
+def test_the_beginning_of_a_word_is_no_trigger() -> None:
     triggers = Triggers([trigger(WORD, "<tool_call>")])
     assert woken_at(triggers, "<tool_calls> <tool-call> " * 100, random.Random(1)) == (-1, "")
 
 
-def test_patterns_are_searched_and_whole_ones_have_to_match_all_that_was_heard() -> None:
+def test_patterns_are_searched_and_full_ones_have_to_match_the_whole_text() -> None:
     rng = random.Random(1)
     long = "word " * 500
     for kind, value, text, wakes in (
@@ -56,6 +56,6 @@ def test_patterns_are_searched_and_whole_ones_have_to_match_all_that_was_heard()
         assert (woken_at(Triggers([trigger(kind, value)]), text, rng)[0] > 0) == wakes, value
 
 
-def test_a_token_wakes_whatever_its_text_is() -> None:
+def test_a_token_is_a_trigger_whatever_its_text() -> None:
     triggers = Triggers([trigger(TOKEN, "", 7)])
     assert [triggers.hear(token, b"x") for token in (1, 2, 7)] == [[], [], [1, 2, 7]]

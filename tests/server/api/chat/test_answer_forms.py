@@ -1,4 +1,4 @@
-"""What vLLM's clients ask of an answer's form means here what it means there."""
+"""vLLM's fields for the form of an answer mean here the same as there."""
 
 import json
 from collections.abc import Iterator
@@ -88,14 +88,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_held_is_refused_by_name(name: str) -> None:
+def test_a_form_that_cannot_be_held_is_refused_by_name(name: str) -> None:
     body, param, words = REFUSED[name]
     found, message = refused(body)
     assert found == param
     assert words in message
 
 
-def test_completions_take_the_same() -> None:
+def test_completions_take_the_same_fields() -> None:
     call = parse_completion({"prompt": "Hi", "guided_json": NUMBER})
     assert isinstance(call.request, Complete)
     assert (call.request.grammar, call.ignored) == (None, ())
