@@ -216,17 +216,17 @@ class Handler(StrictRequestHandler):
         if source not in ("model", "server"):
             raise BadRequest("source is model or server", param="source")
         with (
-            self.server.log.subscription("model" if source == "model" else "server") as records,
+            self.server.log.subscription("model" if source == "model" else "server") as viewer,
             contextlib.suppress(ConnectionError),  # the usual end
         ):
             self.begin_pieces(STREAM_HEADERS, PING)
-            self._send_events(self._log_events(records))
+            self._send_events(self._log_events(viewer))
             self.end_pieces()
 
-    def _log_events(self, records: Subscriber) -> Iterator[tuple[bytes, bytes]]:
+    def _log_events(self, viewer: Subscriber) -> Iterator[tuple[bytes, bytes]]:
         while self.command != "HEAD" and not (self.server.is_draining or self.is_client_gone()):
-            record = records.get(POLL_S)
-            yield wire.sse_event(wire.to_json(record)) if record else b"", PING
+            for record in viewer.records(POLL_S) or [{}]:
+                yield wire.sse_event(wire.to_json(record)) if record else b"", PING
 
     # ---- events to bytes -------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ only, and is not kept. Any thread may call anything here, and none waits: a paus
 stopped viewer misses lines, and is told later how many.
 """
 
-import collections
+import math
 import os
 import select
 import sys
@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, TextIO
+from typing import Any, Generic, Literal, TextIO, TypeVar
 
 LEVELS = ("debug", "info", "warning", "error")
 Level = Literal["debug", "info", "warning", "error"]
 Source = Literal["model", "server"]
 Record = dict[str, Any]
+T = TypeVar("T")
 
 MAX_LINES = 10_000  # waiting for standard error
 MAX_SAID = 1000  # lines that `line_once` remembers
@@ -60,7 +61,7 @@ class Log:
         record = _record(data)
         with self._lock:
             for subscriber in self._subscribers:
-                if subscriber.source == source and not subscriber.offer(record):
+                if subscriber.source == source and not subscriber.put(record):
                     self._n_records_dropped += 1
 
     def is_watched(self, source: Source) -> bool:
@@ -89,98 +90,84 @@ class Log:
         self._lines.flush(timeout_s)
 
 
-class _Lines:
+class Backlog(Generic[T]):
+    """Items that wait for one slow reader. A writer never waits: what does not fit is dropped."""
+
+    def __init__(self, n_most: int, size_most: float, size_of: Callable[[T], int]) -> None:
+        self.n_dropped = self.n_accepted = 0  # since the beginning
+        self._n_most, self._size_most, self._size_of = n_most, size_most, size_of
+        self._items: list[T] = []
+        self._size = 0  # of the waiting items
+        self._n_missed = 0  # items that were dropped behind the waiting ones
+        self._changed = threading.Condition()  # guards all of the above
+
+    def put(self, item: T) -> bool:
+        """Whether the item was accepted. A single item always is, however long."""
+        with self._changed:
+            size = self._size + self._size_of(item)
+            is_full = len(self._items) >= self._n_most or size > self._size_most
+            if self._items and (is_full or self._n_missed):
+                self._n_missed += 1
+                self.n_dropped += 1
+                return False
+            self._items.append(item)
+            self._size = size
+            self.n_accepted += 1
+            self._changed.notify_all()
+            return True
+
+    def take(self, timeout_s: float | None = None) -> tuple[list[T], int]:
+        """All waiting items, once there are some or timeout_s is over; and how many are missing."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._items, timeout_s)
+            taken = self._items, self._n_missed
+            self._items, self._size, self._n_missed = [], 0, 0
+            return taken
+
+
+class _Lines(Backlog[str]):
     """Lines that wait for a file, and the only thread that waits for it."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
         """`write` takes the text of several lines; they are lost if it raises."""
-        self.n_dropped = 0
+        super().__init__(MAX_LINES, math.inf, len)
         self._write = write
-        self._waiting: list[str] = []
-        self._n_missed = 0  # lines that found no place behind the waiting ones
-        self._is_writing = False
-        self._changed = threading.Condition()  # guards all of the above
+        self._n_done = 0  # accepted lines that were written or lost
         threading.Thread(target=self._run, name="log", daemon=True).start()
-
-    def put(self, line: str) -> None:
-        """Never waits; drops the line when too many wait already."""
-        with self._changed:
-            if len(self._waiting) < MAX_LINES:
-                self._waiting.append(line)
-                self._changed.notify_all()
-            else:
-                self._n_missed += 1
-                self.n_dropped += 1
 
     def flush(self, timeout_s: float) -> None:
         with self._changed:
-            self._changed.wait_for(lambda: not (self._waiting or self._is_writing), timeout_s)
+            self._changed.wait_for(lambda: self._n_done == self.n_accepted, timeout_s)
 
     def _run(self) -> None:
         n_failed = 0  # lines before the waiting ones that could not be written
         while True:
-            lines, n_missed = self._take()
+            lines, n_missed = self.take()
             try:
                 self._write("".join([*_gap(n_failed), *lines, *_gap(n_missed)]))
-                n_failed = 0
+                n_failed = n_lost = 0
             except Exception:  # the file is closed, its disk or memory is full
-                n_failed += len(lines) + n_missed
-                with self._changed:
-                    self.n_dropped += len(lines)
-
-    def _take(self) -> tuple[list[str], int]:
-        """All waiting lines, once there are some, and how many are missing after them."""
-        with self._changed:
-            self._is_writing = False
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: self._waiting)
-            taken = self._waiting, self._n_missed
-            self._waiting, self._n_missed = [], 0
-            self._is_writing = True
-            return taken
+                n_lost = len(lines)
+                n_failed += n_lost + n_missed
+            with self._changed:
+                self.n_dropped += n_lost
+                self._n_done += len(lines)
+                self._changed.notify_all()
 
 
-class Subscriber:
+class Subscriber(Backlog[Record]):
     """The records of one source for one viewer, as long as it takes them in time."""
 
     def __init__(self, source: Source) -> None:
+        super().__init__(MAX_RECORDS, MAX_CHARACTERS, _n_characters)
         self.source = source
-        self._records: collections.deque[Record] = collections.deque()
-        self._n_characters = 0  # of the waiting records
-        self._n_missed = 0  # records since the last one that was accepted
-        self._changed = threading.Condition()
 
-    def offer(self, record: Record) -> bool:
-        """Never waits. False when the viewer is too far behind, and misses this record."""
-        with self._changed:
-            if self._is_full(_n_characters(record)):
-                self._n_missed += 1
-                return False
-            if self._n_missed:
-                self._append(_record(_server_line("warning", _missing(self._n_missed, "record"))))
-                self._n_missed = 0
-            self._append(record)
-            return True
-
-    def get(self, timeout_s: float) -> Record | None:
-        """The next record, or None after timeout_s without one."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self._records, timeout_s):
-                return None
-            record = self._records.popleft()
-            self._n_characters -= _n_characters(record)
-            return record
-
-    def _is_full(self, n_more: int) -> bool:
-        """A single record always fits, however long it is."""
-        n_waiting = len(self._records)
-        n_characters = self._n_characters + n_more
-        return n_waiting >= MAX_RECORDS or (n_waiting > 0 and n_characters > MAX_CHARACTERS)
-
-    def _append(self, record: Record) -> None:
-        self._records.append(record)
-        self._n_characters += _n_characters(record)
-        self._changed.notify()
+    def records(self, timeout_s: float) -> list[Record]:
+        """The next records; [] after timeout_s without one. A record tells of missing ones."""
+        records, n_missed = self.take(timeout_s)
+        if n_missed:
+            records.append(_record(_server_line("warning", _missing(n_missed, "record"))))
+        return records
 
 
 def _record(data: dict[str, Any]) -> Record:

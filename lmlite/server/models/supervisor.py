@@ -312,8 +312,8 @@ class Supervisor:
             return
         # When a mapped file is cut short, the worker dies before it can say so.
         if self._is_outdated or self._files.are_replaced():
-            self._log.line("warning", "the model's file was changed; it is loaded again")
             message = "the model's file was changed; it is being loaded again"
+            self._log.line("warning", message)
             self._fail(Unavailable, message, process)
             return
         self._log.line("error", f"worker {process.pid} {why}")
