@@ -13,8 +13,10 @@ Whatever could be an end after that gets a marker. Markers that are not needed d
 import json
 import re
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import accumulate, chain, groupby, pairwise
+from operator import itemgetter
 from typing import Any
 
 Json = dict[str, Any]
@@ -50,12 +52,12 @@ class ControlTokens:
         """`texts` are the spellings of the tokens, `source` is that of the template."""
         # A token of one character cannot be cut; no known model has one that is printable.
         exact = [text for text in texts if len(text) > 1]
-        lower = sorted({_lower(text) for text in exact})
+        lower = {_lower(text) for text in exact}
         self._exact, self._lower = _by_first_letter(exact), _by_first_letter(lower)
         self._beginnings = {text[:n] for text in lower for n in range(1, len(text))}
         self._endings = {text[n:] for text in lower for n in range(1, len(text))}
         self._longest = max(map(len, lower), default=0)
-        self._completed = tuple(_completed_by(source, lower, self._beginnings))
+        self._completed = _completed_by(source, lower, self._beginnings)
         cuts = sorted(_cut_words(source), key=len, reverse=True)
         self._cuts = re.compile("|".join(map(re.escape, cuts))) if cuts else None
 
@@ -99,10 +101,7 @@ class ControlTokens:
         pieces = prompt.split(marker)
         if len(pieces) == 1:
             return pieces
-        whole = "".join(pieces)
-        ends: list[int] = []
-        for piece in pieces[:-1]:
-            ends.append(len(piece) + (ends[-1] if ends else 0))
+        whole, ends = "".join(pieces), list(accumulate(map(len, pieces[:-1])))
         needed = {0, len(whole)}
         for begin, end in _found(whole, self._exact):
             needed.update(ends[bisect_right(ends, begin) : bisect_right(ends, end - 1)])
@@ -126,8 +125,10 @@ class ControlTokens:
             }  # fmt: skip
         if not isinstance(value, str) or value in _API_WORDS.get(key, ()):
             return value
-        if key == "arguments" and names is None and _is_json(value):
-            return self.marked_json(value, marker)
+        if key == "arguments" and names is None:
+            with suppress(ValueError, RecursionError):
+                json.loads(value)
+                return self.marked_json(value, marker)
         return self.marked(value, marker)
 
     def _places_in_strings(self, text: str) -> set[int]:
@@ -185,14 +186,6 @@ def _names_below(key: str, names: frozenset[str] | None) -> frozenset[str] | Non
     return _NO_NAMES if names is _SCHEMA_NAMES and key in ("properties", "$defs") else _SCHEMA_NAMES
 
 
-def _is_json(text: str) -> bool:
-    try:
-        json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return True
-
-
 def _inserted(text: str, places: set[int], marker: str) -> str:
     borders = [0, *sorted(places), len(text)]
     return marker.join(text[begin:end] for begin, end in pairwise(borders))
@@ -202,11 +195,8 @@ def _lower(text: str) -> str:
     return text.translate(_LOWER)
 
 
-def _by_first_letter(tokens: Sequence[str]) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for token in tokens:
-        groups.setdefault(token[0], []).append(token)
-    return groups
+def _by_first_letter(tokens: Iterable[str]) -> dict[str, list[str]]:
+    return {first: list(group) for first, group in groupby(sorted(tokens), itemgetter(0))}
 
 
 def _found(text: str, tokens: dict[str, list[str]]) -> Iterator[tuple[int, int]]:
@@ -237,7 +227,7 @@ def _cut_words(source: str) -> set[str]:
     return {_lower(word).replace("\\n", "\n") for word in words} - {""}
 
 
-def _completed_by(source: str, tokens: Sequence[str], beginnings: set[str]) -> Iterator[str]:
+def _completed_by(source: str, tokens: Iterable[str], beginnings: set[str]) -> set[str]:
     """The rests of tokens whose beginnings the template writes in front of something else.
 
     A template that writes '<' + name + '>' makes the token <think> of the name think.
@@ -247,7 +237,7 @@ def _completed_by(source: str, tokens: Sequence[str], beginnings: set[str]) -> I
     for end in _ENDS_WRITTEN.finditer(_lower(source)):
         before = end.string[max(0, end.start() - longest) : end.start()]
         written |= {before[n:] for n in range(len(before))} & beginnings
-    for token in tokens:
-        for n in range(1, len(token)):
-            if token[:n] in written:
-                yield token[n:]
+    rests = {
+        token[len(begun) :] for begun in written for token in tokens if token.startswith(begun)
+    }
+    return rests - {""}
