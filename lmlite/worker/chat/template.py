@@ -49,7 +49,7 @@ _PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt, and what is known of the answer to it."""
+    """A prompt, and how the answer to it is read."""
 
     prompt: "Tokens"
     stops: tuple[str, ...]  # strings at which this template's answers end
@@ -110,20 +110,20 @@ class ChatTemplate:
         options: ChatOptions | None = None,
         pictures: Sequence[Picture] = (),
     ) -> Rendered:
-        """The prompt for these messages; `pictures` are their images, read.
+        """The prompt for these messages; `pictures` are their decoded images.
 
-        Raises BadRequest with the template's own words when it refuses them however they are
-        arranged, and for a tool or a schema of which llama.cpp can make no grammar.
+        Raises BadRequest with the template's own words when it refuses every arrangement of the
+        messages, and for a tool or a schema of which llama.cpp can make no grammar.
         """
         request = request_of(messages, options or ChatOptions())
         markers = self._markers(request)
         request = with_pictures(request, messages, markers.picture)
-        told, prompt, reply = self.accepted(self.told(request), markers, pictures)
-        request = request | {key: told[key] for key in ("messages", "tools") if key in told}
-        plain = reply or self._own.reply(told)
+        adapted, prompt, reply = self.accepted(self.adapted(request), markers, pictures)
+        request = request | {key: adapted[key] for key in ("messages", "tools") if key in adapted}
+        plain = reply or self._own.reply(adapted)
         found = plain
         if "tools" in request and request["tool_choice"] != "none":
-            found = self._calling(narrowed(request, options), told, plain)
+            found = self._calling(narrowed(request, options), adapted, plain)
         if "json_schema" in request and not found["grammar"]:
             found = self._bare_reply(found, request["json_schema"])
         one_call = request.get("parallel_tool_calls") is False
@@ -136,8 +136,8 @@ class ChatTemplate:
 
     # ---- what the template takes -----------------------------------------------------------
 
-    def told(self, request: Json) -> Json:
-        """The same request, with tools in words where the template knows none."""
+    def adapted(self, request: Json) -> Json:
+        """The request with tools in words, if the template knows none."""
         return in_words(request) if has_tools(request) and not self._knows_tools else request
 
     @cached_property
@@ -170,7 +170,7 @@ class ChatTemplate:
         raise refusal
 
     def _variants(self, request: Json) -> Iterator[Json]:
-        """The request; then with its tools said plainly, and in words, should it be refused."""
+        """The request; if it is refused, with plain schemas of tools, then with tools in words."""
         if "tools" not in request:
             yield request
             return
@@ -231,18 +231,18 @@ class ChatTemplate:
 
     # ---- the form of the answer ------------------------------------------------------------
 
-    def _calling(self, request: Json, told: Json, plain: Json) -> Json:
+    def _calling(self, request: Json, adapted: Json, plain: Json) -> Json:
         """The library's reply for an answer that may call tools, or must.
 
-        `told` is the request as the template gets it, and `plain` the reply to that.
+        `adapted` is the request as the template gets it, and `plain` the reply to that.
         """
         formless = {key: request[key] for key in request if key != "json_schema"}
 
         def ask(tool_choice: str) -> Json:
             asked = formless | {"tool_choice": tool_choice}
-            if "tools" not in told:
-                return self._reply_in_words(told, plain, asked)
-            return plain if asked == told else self._own.reply(asked)
+            if "tools" not in adapted:
+                return self._reply_in_words(adapted, plain, asked)
+            return plain if asked == adapted else self._own.reply(asked)
 
         reply = ask(request["tool_choice"])
         if request["tool_choice"] == "required":
@@ -254,18 +254,19 @@ class ChatTemplate:
         if not has_form:
             names = [tool["function"]["name"] for tool in request["tools"]]
             return reply | woken_by_name(forced, names)
-        form = self._own.reply({key: told[key] for key in told if key not in ("tools", "schemas")})
+        without_tools = {key: adapted[key] for key in adapted if key not in ("tools", "schemas")}
+        form = self._own.reply(without_tools)
         grammar = call_or_form(forced, form["grammar"])
         if grammar is None:
             return form
         return reply | {"grammar": grammar, "grammar_lazy": False, "triggers": []}
 
-    def _reply_in_words(self, told: Json, plain: Json, request: Json) -> Json:
+    def _reply_in_words(self, adapted: Json, plain: Json, request: Json) -> Json:
         """The reply for calls in words, behind the opening that the template gives an answer."""
-        *others, last = told["messages"]
+        *others, last = adapted["messages"]
         messages = [EMPTY]
         if last["role"] == "assistant":  # it is continued, and part of the opening
-            plain = self._own.reply(told | {"messages": others or [EMPTY]})
+            plain = self._own.reply(adapted | {"messages": others or [EMPTY]})
             messages.append(last)
         opening = plain["generation_prompt"], plain["thinking_start"], plain["thinking_ends"]
         with closing(Renderer(self._model, form_template(*opening))) as form:

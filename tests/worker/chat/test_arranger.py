@@ -82,7 +82,7 @@ def lost(
     template: ChatTemplate, messages: Sequence[ChatMessage], tools: Sequence[Json]
 ) -> list[str]:
     """The roles of the messages whose texts are not in the prompt."""
-    request = template.told(request_of(messages, ChatOptions(tools=tuple(tools))))
+    request = template.adapted(request_of(messages, ChatOptions(tools=tuple(tools))))
     arranged, _, _ = template.accepted(request)
     prompt = template._own.reply(arranged)["prompt"]
     return [message.role for message in messages if message.content not in prompt]
@@ -142,7 +142,7 @@ NEEDED = {
 def test_only_the_needed_steps_are_taken(special_model: Model, title: str) -> None:
     name, steps = NEEDED[title]
     template, messages = ChatTemplate(special_model, source_of(name)), shapes()[title]
-    request = template.told(request_of(messages, ChatOptions()))
+    request = template.adapted(request_of(messages, ChatOptions()))
     assert [step.__name__ for step in template._arranger._steps(request)] == steps
     template.close()
 

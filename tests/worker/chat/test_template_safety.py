@@ -150,7 +150,7 @@ def controls(special_model: Model) -> dict[int, str]:
 
 def written(template: ChatTemplate, chat: Chat, controls: dict[int, str]) -> list[str]:
     """The control tokens of the prompt."""
-    _, prompt, _ = template.accepted(template.told(request_of(*chat)))
+    _, prompt, _ = template.accepted(template.adapted(request_of(*chat)))
     return [controls[token] for token in prompt.ids if token in controls]
 
 

@@ -76,7 +76,7 @@ def test_these_templates_know_no_tools(special_model: Model) -> None:
     for name in NAMES:
         template = ChatTemplate(special_model, source_of(name))
         request = request_of([ASK], ChatOptions(tools=tuple(TOOLS)))
-        found |= {name} if template.told(request) != request else set()
+        found |= {name} if template.adapted(request) != request else set()
         template.close()
     assert found == set(TEMPLATES)
 
