@@ -165,10 +165,11 @@ def ask(server: RunningServer, number: int, asked: dict[str, Any]) -> Answer:
 
 
 def is_refused(asked: dict[str, Any], answer: Answer) -> bool:
-    """Whether this refusal is allowed: tools may be refused only for the size of their text."""
+    """Whether this refusal is allowed: of tools, only for their size or for a number in Python."""
     error = answer.error
     is_large = error["code"] == "context_length_exceeded" or "values" in error["message"]
-    return "tools" not in asked or is_large
+    has_infinity = error["message"].endswith("is not a JSON number")
+    return "tools" not in asked or is_large or has_infinity
 
 
 def run(seed: int, numbers: Iterable[int]) -> tuple[Counter[str], float]:

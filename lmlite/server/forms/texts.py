@@ -67,18 +67,18 @@ _FORMATS = {
 
 def text_node(schema: Json, reading: Reading, path: str) -> Json:
     """A schema of type string, rewritten. Raises Unheld."""
-    key = next((key for key in ("pattern", "format") if key in schema), None)
-    if key is None:
-        return _of_length(schema, reading, path)
-    expression, n_ways = _expression(key, schema[key], reading, f"{path}.{key}")
-    rest = {other: schema[other] for other in schema if other != key}
-    if not expression:
-        return text_node(rest, reading, path)
-    node = _matching(expression, reading, f"{path}.{key}", n_ways)
-    for other in ("format", "minLength", "maxLength"):
-        if other in rest:
-            reading.drop(f"{path}.{other}", f"cannot be honoured beside {key}")
-    return node
+    for key in (key for key in ("pattern", "format") if key in schema):
+        expression, n_ways = _expression(key, schema[key], reading, f"{path}.{key}")
+        if expression:
+            node = _matching(expression, reading, f"{path}.{key}", n_ways)
+            for other in sorted({"format", "minLength", "maxLength"} & schema.keys() - {key}):
+                reading.drop(f"{path}.{other}", f"cannot be honoured beside {key}")
+            return node
+    low, high = reading.counts(schema, "Length", MAX_LENGTH, path)
+    if not low and high is None:
+        return {"type": "string"}
+    key = "minLength" if "minLength" in schema else "maxLength"
+    return _matching(f"^{_any_text(low, high)}$", reading, f"{path}.{key}", _LENGTH_WAYS)
 
 
 def listed_texts(texts: list[str], reading: Reading, path: str) -> Json:
@@ -105,14 +105,6 @@ def _expression(key: str, value: Any, reading: Reading, path: str) -> tuple[str,
     else:
         return value, 0
     return "", 0
-
-
-def _of_length(schema: Json, reading: Reading, path: str) -> Json:
-    low, high = reading.counts(schema, "Length", MAX_LENGTH, path)
-    if not low and high is None:
-        return {"type": "string"}
-    key = "minLength" if "minLength" in schema else "maxLength"
-    return _matching(f"^{_any_text(low, high)}$", reading, f"{path}.{key}", _LENGTH_WAYS)
 
 
 def _matching(expression: str, reading: Reading, path: str, n_ways: int = 0) -> Json:
