@@ -1,9 +1,8 @@
 """What a GGUF file says about itself and whether it may be loaded, without the library.
 
-llama.cpp checks a file's form and trusts its meaning: two equal tokens, a model without layers
-or a negative epsilon end the process that loads it. So whatever would end it is looked for here
-first; `read_model_file` alone decides. Knows no library, no server and no worker, and reads the
-header alone, never the weights. Any thread may call it.
+llama.cpp checks a file's form and trusts its meaning: two equal tokens, a model without layers or
+a negative epsilon end the process that loads it. `read_model_file` looks for all such faults first.
+It reads only the header, never the weights. Any thread may call it.
 """
 
 import os
@@ -25,7 +24,7 @@ from lmlite.gguf.header import (
     read_header,
     refusal,
 )
-from lmlite.gguf.shape import Shape, shape_of
+from lmlite.gguf.shape import WITHOUT_ATTENTION, Shape, shape_of
 from lmlite.messages import ModelPart
 
 MAX_PARTS = 1000
@@ -52,19 +51,18 @@ _POOLINGS = ("none", "mean", "cls", "last", "rank")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 _ENCODERS = {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v3", "llama-embed",
              "modern-bert", "neo-bert", "nomic-bert", "nomic-bert-moe"}  # fmt: skip
-_DRAFT = "is a draft of what another model says, and says nothing alone"
+_DRAFT = "is a draft model, which only helps another model and cannot run alone"
 _NOT_SERVED = {
-    "clip": "is a projector for images (mmproj), which goes with a model but is none",
+    "clip": "is a projector for images (mmproj), which belongs to a model but is not one",
     "t5": "has an encoder before its decoder (T5), and such models are not served",
     "t5encoder": "is an encoder of T5's kind, and of encoders only those of BERT's are served",
     "eagle3": _DRAFT,
     "dflash": _DRAFT,
 }
-_RECURRENT = ("mamba", "rwkv", "arwkv")  # beginnings of architectures that have no attention
 
 _BYTE_TOKEN = 6  # LLAMA_TOKEN_TYPE_BYTE
-# Tokenizers that need a token for each byte, and how they spell it: without one, the first ends
-# the process at an unknown character, and the second never ends.
+# Tokenizers that need a token for each byte, and how they spell it. If one is missing, "llama" ends
+# the process at an unknown character, and "rwkv" loops for ever.
 _BYTE_SPELLINGS: dict[str, Callable[[int], str]] = {
     "llama": "<0x{:02X}>".format,
     "rwkv": lambda byte: repr(bytes([byte]))[2:-1],
@@ -73,14 +71,14 @@ _TOKEN_IDS = ("bos", "eos", "eot", "eom", "unknown")
 
 
 class _Tokenizer(NamedTuple):
-    """llama.cpp's defaults for one kind: the first and last token, and whether to add them."""
+    """llama.cpp's defaults for one kind: the first and last token, and whether they are added."""
 
     first: int | None
     adds_first: bool
     last: int | None
     adds_last: bool
     last_key: str = "eos"
-    asks_the_file: bool = True  # whether the file may decide otherwise
+    asks_the_file: bool = True  # whether the file's add_..._token keys override them
 
 
 _BPE = _Tokenizer(11, True, 11, False)
@@ -108,9 +106,9 @@ class ModelFile:
     n_ctx_train: int
     n_vocab: int
     chat_template: str | None
-    sampling: dict[str, float]  # what its maker advises, by OpenAI's names; unchecked
+    sampling: dict[str, float]  # its maker's advice, by OpenAI's names; unchecked
     pooling: str  # one of _POOLINGS, or "unspecified"
-    embeds_only: bool  # an encoder: it generates nothing
+    embeds_only: bool  # an encoder, which generates no text
     n_tensor_bytes: int
     n_parameters: int
     n_bytes: int  # of all parts
@@ -143,7 +141,7 @@ _PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def _part_paths(first: Header) -> list[str]:
-    """The files of a split model, beginning with this one; only it when it is whole."""
+    """All files of the model, in order: one, unless it is split."""
     n_parts = first.metadata.whole("split.count", 0, MAX_PARTS) or 1
     if n_parts == 1:
         return [first.path]
@@ -163,9 +161,9 @@ def _read_later_part(paths: list[str], number: int) -> Header:
     part = read_header(paths[number])
     for key, expected in (("split.no", number), ("split.count", len(paths))):
         value = part.metadata.get(key)
-        # Elsewhere the library refuses a wrong type; here it asserts the right one.
+        # A wrong type of other keys is an error for llama.cpp; here it ends the process.
         if value is None or (value.kind, value.n) != (UINT16, None):
-            raise refusal(part.path, f"is no part of a model: it has no {key} of 16 bits")
+            raise refusal(part.path, f"is not a part of a model: it has no {key} of 16 bits")
         if value.numbers() != (expected,):
             raise refusal(part.path, f"says {key} {value.numbers()[0]} instead of {expected}")
     return part
@@ -175,28 +173,29 @@ def _read_later_part(paths: list[str], number: int) -> Header:
 
 
 def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
-    """Checks the meaning. Only the first part has metadata that count."""
+    """Checks the meaning. Only the metadata of the first part counts."""
     first, metadata = parts[0], parts[0].metadata
     architecture = metadata.text("general.architecture") or ""
     if not re.fullmatch(r"[a-z0-9_.-]{1,64}", architecture):
         raise Fault("names no architecture")
     if architecture in _NOT_SERVED:
         raise Fault(_NOT_SERVED[architecture])
+    metadata.architecture = architecture
     tensors = [tensor for part in parts for tensor in part.tensors]
     if tensors or not vocab_only:
         _check_tensors(tensors, metadata, len(parts))
         widths = {tensor.name: tensor.dims[-1] for tensor in tensors}
-        _check_layers(metadata, architecture, widths)
+        _check_layers(metadata, widths)
     _check_vocabulary(metadata, first.tokens)
-    is_causal = metadata.get(f"{architecture}.attention.causal")
-    pooling = metadata.whole(f"{architecture}.pooling_type", 0, len(_POOLINGS) - 1)
+    is_causal = metadata.find(".attention.causal")
+    pooling = metadata.whole(".pooling_type", 0, len(_POOLINGS) - 1)
     stem = os.path.basename(first.path).removesuffix(".gguf")
     return ModelFile(
         path=first.path,
         architecture=architecture,
         name=metadata.text("general.name") or stem,
         quantisation=_quantisation(metadata, tensors),
-        n_ctx_train=metadata.whole(f"{architecture}.context_length", 1, 1 << 26) or 0,
+        n_ctx_train=metadata.whole(".context_length", 1, 1 << 26) or 0,
         n_vocab=len(first.tokens),
         chat_template=metadata.text("tokenizer.chat_template"),
         sampling=_sampling(metadata),
@@ -208,21 +207,21 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         n_bytes=sum(part.status.st_size for part in parts),
         mtime=int(first.status.st_mtime),
         parts=tuple(ModelPart(part.path, *identity(part.status)) for part in parts),
-        shape=shape_of(architecture, metadata, tensors),
+        shape=shape_of(metadata, tensors),
     )
 
 
 def _sampling(metadata: Metadata) -> dict[str, float]:
     values = {name: metadata.get(f"general.sampling.{key}") for key, name in _SAMPLING_KEYS.items()}
     return {
-        name: round(value.numbers()[0], 6)  # 0.7 comes as 0.699999988
+        name: round(value.numbers()[0], 6)  # 0.7 is stored as 0.699999988
         for name, value in values.items()
         if value is not None and value.n is None and value.kind not in (BOOL, STRING)
     }
 
 
 def _quantisation(metadata: Metadata, tensors: list[Tensor]) -> str:
-    """What the file says of itself, else the type of most of its weights."""
+    """The type that the file claims, else the type of most of its weights."""
     file_type = metadata.whole("general.file_type", 0, (1 << 32) - 1)
     if file_type in _FILE_TYPES:
         return _FILE_TYPES[file_type]
@@ -238,7 +237,7 @@ def _check_tensors(tensors: list[Tensor], metadata: Metadata, n_parts: int) -> N
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise Fault("has two tensors of one name")
     for tensor in tensors:
-        # ggml adds and multiplies element by element in 32 bits alone.
+        # ggml adds and multiplies element by element only in 32 bits.
         is_vector = len(tensor.dims) == 1 or tensor.name.endswith(("_norm.weight", ".bias"))
         if is_vector and tensor.type_name != "F32":
             raise Fault(f"has the vector {tensor.name!r} in {tensor.type_name} instead of F32")
@@ -246,74 +245,69 @@ def _check_tensors(tensors: list[Tensor], metadata: Metadata, n_parts: int) -> N
         raise Fault(f"has parts of other models: {len(tensors):,} tensors were found")
 
 
-def _check_layers(metadata: Metadata, arch: str, widths: dict[str, int]) -> None:
-    n_layer = metadata.need(f"{arch}.block_count", 1, MAX_LAYERS)
-    n_embd = _embedding_length(metadata, arch)
+def _check_layers(metadata: Metadata, widths: dict[str, int]) -> None:
+    n_layer = metadata.need(".block_count", 1, MAX_LAYERS)
+    n_embd = metadata.need(".embedding_length", 1, MAX_EMBEDDING)
     # Only a dense layer behind the pooling makes vectors longer than the model's own.
     has_dense = any(name.startswith("dense_") for name in widths)
-    n_embd_out = MAX_EMBEDDING if has_dense else n_embd
-    metadata.whole(f"{arch}.embedding_length_out", 1, n_embd_out)
-    metadata.need(f"{arch}.context_length", 1, 1 << 26)
-    metadata.whole(f"{arch}.nextn_predict_layers", 0, n_layer)
-    metadata.per_layer(f"{arch}.feed_forward_length", n_layer, 0, 1 << 24)
-    n_heads = metadata.per_layer(f"{arch}.attention.head_count", n_layer, 0, 4096)
-    n_kv_heads = metadata.per_layer(f"{arch}.attention.head_count_kv", n_layer, 0, 4096)
-    if not any(n_heads) and not arch.startswith(_RECURRENT):
-        raise Fault(f"has no {arch}.attention.head_count")
+    metadata.whole(".embedding_length_out", 1, MAX_EMBEDDING if has_dense else n_embd)
+    metadata.need(".context_length", 1, 1 << 26)
+    metadata.whole(".nextn_predict_layers", 0, n_layer)
+    metadata.per_layer(".feed_forward_length", n_layer, 0, 1 << 24)
+    n_heads = metadata.per_layer(".attention.head_count", n_layer, 0, 4096)
+    n_kv_heads = metadata.per_layer(".attention.head_count_kv", n_layer, 0, 4096)
+    head_count = metadata.full(".attention.head_count")
+    if not any(n_heads) and not metadata.architecture.startswith(WITHOUT_ATTENTION):
+        raise Fault(f"has no {head_count}")
     if any(n_kv and n % n_kv for n, n_kv in zip(n_heads, n_kv_heads, strict=True)):
-        raise Fault(f"has an {arch}.attention.head_count that head_count_kv does not divide")
-    if metadata.is_list(f"{arch}.attention.head_count_kv"):
-        _check_key_sizes(metadata, arch, max(n_heads), n_kv_heads, widths)
-    _check_rotation(metadata, arch, n_heads[0])
-    _check_experts(metadata, arch, n_layer)
-    scaling = metadata.text(f"{arch}.rope.scaling.type")
+        raise Fault(f"has an {head_count} that head_count_kv does not divide")
+    if metadata.is_list(".attention.head_count_kv"):
+        _check_key_sizes(metadata, n_embd // max(1, *n_heads), n_kv_heads, widths)
+    if n_heads[0]:
+        _check_rotation(metadata, n_embd // n_heads[0])
+    _check_experts(metadata, n_layer)
+    scaling = metadata.text(".rope.scaling.type")
     if scaling is not None and scaling not in _ROPE_SCALINGS:
-        raise Fault(f"has the unknown {arch}.rope.scaling.type {scaling[:64]!r}")
+        raise Fault(f"has the unknown {metadata.full('.rope.scaling.type')} {scaling[:64]!r}")
     for key, value in metadata.items():
         if key.endswith("_epsilon") and not all(0 <= eps <= 1 for eps in value.numbers()):
             raise Fault(f"has a {key} that is not from 0 to 1")
 
 
 def _check_key_sizes(
-    metadata: Metadata, arch: str, n_head: int, n_kv_heads: list[int], widths: dict[str, int]
+    metadata: Metadata, head_size: int, n_kv_heads: list[int], widths: dict[str, int]
 ) -> None:
-    """Where the heads differ by layer, the library compares the keys with the first one's only."""
-    sizes = {_embedding_length(metadata, arch) // max(1, n_head)}
-    for key in ("attention.key_length", "attention.key_length_swa"):
-        sizes |= {*metadata.wholes(f"{arch}.{key}", 0, MAX_EMBEDDING)}
+    """Where heads differ by layer: the library compares key sizes with those of the first only."""
+    sizes = {head_size}
+    for key in (".attention.key_length", ".attention.key_length_swa"):
+        sizes |= {*metadata.wholes(key, 0, MAX_EMBEDDING)}
     for layer, n_kv in enumerate(n_kv_heads):
         width = widths.get(f"blk.{layer}.attn_k.weight")
         if width is not None and width not in {n_kv * size for size in sizes}:
             raise Fault(f"has keys of {width} numbers in layer {layer} for {n_kv} heads")
 
 
-def _embedding_length(metadata: Metadata, arch: str) -> int:
-    return metadata.need(f"{arch}.embedding_length", 1, MAX_EMBEDDING)
-
-
-def _check_rotation(metadata: Metadata, arch: str, n_head: int) -> None:
-    """Positions turn pairs of numbers, so each head has an even one of them."""
-    if n_head == 0:
-        return
-    n_rot = _embedding_length(metadata, arch) // n_head
-    for key in ("attention.key_length", "rope.dimension_count"):
-        given = metadata.whole(f"{arch}.{key}", 0, MAX_EMBEDDING)
+def _check_rotation(metadata: Metadata, head_size: int) -> None:
+    """Positions rotate pairs of numbers, so a head must have an even number of them."""
+    n_rot = head_size
+    for key in (".attention.key_length", ".rope.dimension_count"):
+        given = metadata.whole(key, 0, MAX_EMBEDDING)
         n_rot = n_rot if given is None else given
     if n_rot % 2:
         raise Fault(f"has heads of {n_rot} numbers to rotate, which is odd")
 
 
-def _check_experts(metadata: Metadata, arch: str, n_layer: int) -> None:
-    """llama.cpp's assertions about a mixture of experts."""
-    n_experts = metadata.whole(f"{arch}.expert_count", 0, MAX_EXPERTS) or 0
-    if arch.startswith("hunyuan") and n_experts <= 1:
-        return  # it forgets about the experts there
-    n_used = max(metadata.per_layer(f"{arch}.expert_used_count", n_layer, 0, n_experts))
+def _check_experts(metadata: Metadata, n_layer: int) -> None:
+    """What llama.cpp asserts about a mixture of experts."""
+    n_experts = metadata.whole(".expert_count", 0, MAX_EXPERTS) or 0
+    if metadata.architecture.startswith("hunyuan") and n_experts <= 1:
+        return  # llama.cpp ignores the experts there
+    n_used = max(metadata.per_layer(".expert_used_count", n_layer, 0, n_experts))
     if n_experts and not n_used:
         raise Fault(f"has {n_experts} experts, of which none is used")
-    n_groups = metadata.whole(f"{arch}.expert_group_count", 0, max(0, n_experts - 1)) or 0
+    n_groups = metadata.whole(".expert_group_count", 0, max(0, n_experts - 1)) or 0
     if n_groups > 1:
-        metadata.need(f"{arch}.expert_group_used_count", 1, n_groups - 1)
+        metadata.need(".expert_group_used_count", 1, n_groups - 1)
         if n_experts % n_groups:
             raise Fault(f"has {n_experts} experts in {n_groups} groups")
 
@@ -334,7 +328,7 @@ def _check_vocabulary(metadata: Metadata, tokens: list[bytes]) -> None:
     n_byte_tokens = token_types.numbers().count(_BYTE_TOKEN) if token_types else 0
     if kind == "bert" and n_byte_tokens:
         raise Fault("has byte tokens, which a bert tokenizer cannot have")
-    # This one's table takes the cube of a token's length to make.
+    # The time to build its table grows with the cube of a token's length.
     if kind == "plamo2" and max(map(len, tokens)) > MAX_PLAMO_TOKEN:
         raise Fault(f"has a plamo2 token of more than {MAX_PLAMO_TOKEN} bytes")
     for byte in range(256) if kind in _BYTE_SPELLINGS else ():
@@ -343,7 +337,7 @@ def _check_vocabulary(metadata: Metadata, tokens: list[bytes]) -> None:
 
 
 def _unique(tokens: list[bytes]) -> set[bytes]:
-    """The tokens as llama.cpp sees them: up to a zero byte, and the empty ones numbered."""
+    """The tokens as llama.cpp sees them: cut at a zero byte, empty ones numbered. Raises Fault."""
     texts = [text.split(b"\0", 1)[0] if b"\0" in text else text for text in tokens]
     unique = {text or b"[EMPTY_%d]" % i for i, text in enumerate(texts)}
     if len(unique) < len(tokens):

@@ -1,8 +1,8 @@
 """A GGUF file's header, read without trust: keys, values, and where each tensor's weights lie.
 
-The file is read from front to back, never mapped (a mapped file that someone cuts short kills
-its reader), and no length is believed before it is compared with what is left. Knows the form
-alone: what the values mean, and whether llama.cpp survives them, is `gguf.py`.
+The file is read from front to back, never mapped: truncating a mapped file kills its reader. Each
+length is compared with the bytes that are left before anything is read. This module knows only
+the form; `file.py` knows what the values mean and whether llama.cpp survives them.
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -17,19 +17,20 @@ from typing import BinaryIO, NamedTuple
 from lmlite.errors import ModelFileError
 
 MAX_COUNT = 65_536  # of keys, and of tensors
-MAX_HEADER_BYTES = 128 << 20  # all that stands before the weights; the largest known has 16 MiB
+MAX_HEADER_BYTES = 128 << 20  # everything before the weights; the largest known has 16 MiB
 MAX_KEY_BYTES = 1024
 MAX_NAME_BYTES = 63  # GGML_MAX_NAME and its zero
+MAX_SIZE = 1 << 26  # of a number that sizes are computed from
 MAX_STRINGS = 1 << 21  # in all arrays together, to bound the time; the largest known has 0.8 M
-ALIGNMENT = 32  # ggml's default, and the least that it takes for weights in a mapped file
+ALIGNMENT = 32  # ggml's default, and its minimum for weights in a mapped file
 
 # enum gguf_type
 UINT16, BOOL, STRING, ARRAY = 2, 7, 8, 9
 _LETTERS = {0: "B", 1: "b", UINT16: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q",
             11: "q", 12: "d"}  # fmt: skip
 
-# enum ggml_type -> name, weights per block, bytes per block. Only types that weights may have:
-# the integers, F64, and Q8_1 and Q8_K, which exist while computing, make the library jump to 0.
+# enum ggml_type -> name, weights per block, bytes per block. Only types that weights may have: with
+# integers, F64, Q8_1 or Q8_K the library calls a null pointer.
 TENSOR_TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
@@ -44,7 +45,7 @@ TENSOR_TYPES = {
 _EXPERT_TABLE = re.compile(r"blk\.\d+\.ffn_gate_tid2eid\.weight")  # token -> experts: 32-bit ids
 _INT32_TENSOR = ("I32", 1, 4)
 
-# What people offer instead of a model, by its first bytes.
+# First bytes of files that are often mistaken for a model.
 _NOT_MODELS = {
     b"<": "is a web page, not a GGUF file",
     b"version https://git-lfs": "is a Git LFS pointer, not the model that it stands for",
@@ -53,24 +54,24 @@ _NOT_MODELS = {
 
 
 class Fault(Exception):
-    """What is wrong, as the end of a sentence that begins with the file's name."""
+    """A fault of a file, worded to follow "it": "is empty"."""
 
 
 def refusal(path: str, fault: object) -> ModelFileError:
-    """The fault with the name of the file that has it."""
+    """The error for a client: the fault behind the file's name."""
     name = os.fsencode(os.path.basename(path)).decode(errors="backslashreplace")
     return ModelFileError(f"{name or path} cannot be loaded: it {fault}")
 
 
 class Value(NamedTuple):
-    """A metadata value as it stands in the file."""
+    """A metadata value as it is in the file."""
 
     kind: int  # enum gguf_type; of the elements, in an array
     n: int | None  # elements of an array, None for a single value
-    data: bytes  # nothing in an array of strings, which is walked but not kept
+    data: bytes  # empty for an array of strings, which is checked but not kept
 
     def numbers(self) -> tuple[float, ...]:
-        """The elements, or the single one; none of strings."""
+        """The elements, or the single one; empty for strings."""
         if self.kind == STRING:
             return ()
         n = 1 if self.n is None else self.n
@@ -78,54 +79,78 @@ class Value(NamedTuple):
 
 
 class Metadata(dict[str, Value]):
-    """The keys, with answers that are of the right type and in range, or a Fault."""
+    """The keys of a header. Its methods answer with the right type and in range, or raise Fault.
+
+    Where a method takes a key that begins with a dot, the architecture stands before it.
+    """
+
+    architecture = ""
+
+    def full(self, key: str) -> str:
+        """The key as it is in the file."""
+        return self.architecture + key if key.startswith(".") else key
+
+    def find(self, key: str) -> Value | None:
+        """The value as it is; None when the key is absent."""
+        return self.get(self.full(key))
 
     def text(self, key: str) -> str | None:
         """A string; None when the key is absent."""
-        value = self.get(key)
+        value = self.find(key)
         if value is None:
             return None
         if value.kind != STRING or value.n is not None:
-            raise Fault(f"has a {key} that is no string")
+            raise Fault(f"has a {self.full(key)} that is no string")
         # C sees a string up to its first zero byte, and so must every rule.
         return value.data.split(b"\0", 1)[0].decode(errors="replace")
 
     def wholes(self, key: str, low: int, high: int) -> list[int]:
         """The whole numbers of a list, or the single one; none when the key is absent."""
-        value = self.get(key)
+        value = self.find(key)
         if value is None:
             return []
         n = 1 if value.n is None else value.n
         numbers = value.numbers() if n <= MAX_COUNT else ()
         wholes = [int(number) for number in numbers if isinstance(number, int)]
         if len(wholes) < n or any(not low <= number <= high for number in wholes):
-            raise Fault(f"has a {key} that is no whole number from {low:,} to {high:,}")
+            raise Fault(f"has a {self.full(key)} that is no whole number from {low:,} to {high:,}")
         return wholes
 
     def whole(self, key: str, low: int, high: int) -> int | None:
         """A single whole number; None when the key is absent."""
         if self.is_list(key):
-            raise Fault(f"has a list for {key}, which is one number")
+            raise Fault(f"has a list for {self.full(key)}, which is one number")
         return next(iter(self.wholes(key, low, high)), None)
 
     def is_list(self, key: str) -> bool:
         """Whether the key is there and has an array."""
-        return key in self and self[key].n is not None
+        value = self.find(key)
+        return value is not None and value.n is not None
 
     def need(self, key: str, low: int, high: int) -> int:
         """A single whole number that must be there."""
         number = self.whole(key, low, high)
         if number is None:
-            raise Fault(f"has no {key}")
+            raise Fault(f"has no {self.full(key)}")
         return number
 
-    def per_layer(self, key: str, n_layer: int, low: int, high: int) -> list[int]:
-        """One number for each layer: a single one holds for all, and 0 when there is none."""
-        numbers = self.wholes(key, low, high) or [0]
+    def has(self, *keys: str) -> bool:
+        """Whether one of the keys is there."""
+        return any(self.full(key) in self for key in keys)
+
+    def largest(self, key: str, default: int = 0) -> int:
+        """A size, or the largest of a list of sizes."""
+        return max(self.wholes(key, 0, MAX_SIZE), default=default)
+
+    def per_layer(
+        self, key: str, n_layer: int, low: int = 0, high: int = MAX_SIZE, default: int = 0
+    ) -> list[int]:
+        """One number for each layer: a list, or a single number that holds for all layers."""
+        numbers = self.wholes(key, low, high) or [default]
         if not self.is_list(key):
-            return numbers * n_layer
+            return numbers[:1] * n_layer
         if len(numbers) != n_layer:
-            raise Fault(f"has {len(numbers):,} values of {key} for {n_layer} layers")
+            raise Fault(f"has {len(numbers):,} values of {self.full(key)} for {n_layer} layers")
         return numbers
 
 
@@ -142,20 +167,20 @@ class Tensor(NamedTuple):
 
 @dataclass
 class Header:
-    """What stands before the weights of one file."""
+    """Everything before the weights of one file."""
 
     path: str
     status: os.stat_result
     metadata: Metadata
-    tokens: list[bytes]  # of the vocabulary, the one long list that is kept
+    tokens: list[bytes]  # the vocabulary; no other array of strings is kept
     tensors: list[Tensor]
 
 
 def read_header(path: str) -> Header:
     """One file's header, well-formed. Raises ModelFileError."""
     try:
-        # A pipe would make us wait and a device never end: look before opening, and again
-        # after, because the name may stand for something else by then.
+        # Opening a pipe blocks, and reading a device may never end. So the type is checked before
+        # opening, and again afterwards: the name may point to another file by then.
         _require_regular(os.stat(path))
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb", buffering=1 << 18) as file:
@@ -174,7 +199,7 @@ def read_header(path: str) -> Header:
 
 
 class _Reader:
-    """The header from front to back; every length is compared with what is left before a read."""
+    """Reads a header from front to back, and never more than is left of it."""
 
     def __init__(self, file: BinaryIO, n_bytes: int) -> None:
         self._file = file
@@ -220,7 +245,7 @@ class _Reader:
         return self.take(n)
 
     def walk_strings(self, n: int, kept: list[bytes] | None) -> None:
-        """Passes over n strings, the one loop that runs a million times."""
+        """Reads n strings: the only loop that runs a million times, so its calls are inlined."""
         self._n_strings_left -= n
         self.require(8 * n)
         if self._n_strings_left < 0:
@@ -237,7 +262,7 @@ class _Reader:
         self._n_left = n_left
 
     def value(self, key: str) -> Value:
-        """A key's value. An array of arrays has a type that is none."""
+        """A key's value. An array of arrays is refused as an unknown type."""
         kind = self.number("I")
         n = None
         if kind == ARRAY:
@@ -263,7 +288,7 @@ def _require_regular(status: os.stat_result) -> None:
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    """What changes when a file does: (dev, ino, size, mtime_ns)."""
+    """(dev, ino, size, mtime_ns): differs after any change to the file."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -275,7 +300,7 @@ def _parse(path: str, file: BinaryIO, status: os.stat_result) -> Header:
     metadata = Metadata()
     for _ in range(n_keys):
         key = reader.string(n_max=MAX_KEY_BYTES).decode(errors="replace")
-        if not key or "\0" in key:  # C would look the key up by what stands before the zero
+        if not key or "\0" in key:  # C would see only what is before the zero
             raise Fault(f"has a key without a proper name: {key!r}")
         if key in metadata:
             raise Fault(f"has the key {key} twice")
@@ -321,7 +346,7 @@ def _parse_tensor(reader: _Reader) -> Tensor:
 
 
 def _check_places(tensors: list[Tensor], metadata: Metadata, header_end: int, n_bytes: int) -> None:
-    """The weights lie one behind the other, aligned, inside the file."""
+    """Checks that the weights lie one behind the other, aligned, inside the file."""
     alignment = metadata.whole("general.alignment", ALIGNMENT, 1 << 20) or ALIGNMENT
     if alignment & (alignment - 1):
         raise Fault(f"has the alignment {alignment}, which is no power of two")

@@ -69,7 +69,7 @@ def test_every_field_of_a_small_llama(tmp_path: Path) -> None:
     assert file.parts == (ModelPart(str(path), *identity),)
 
 
-def test_a_file_without_a_name_has_that_of_the_file(tmp_path: Path) -> None:
+def test_a_model_without_a_name_is_named_after_its_file(tmp_path: Path) -> None:
     metadata, tensors = small_llama()
     del metadata["general.name"]
     writer.write_gguf(tmp_path / "Some-Model-Q8_0.gguf", metadata, tensors)
@@ -77,13 +77,13 @@ def test_a_file_without_a_name_has_that_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("file_type", "name"), [(0, "F32"), (7, "Q8_0"), (15, "Q4_K_M")])
-def test_the_quantisation_is_what_the_file_says(tmp_path: Path, file_type: int, name: str) -> None:
+def test_the_quantisation_is_read_from_the_file(tmp_path: Path, file_type: int, name: str) -> None:
     metadata, tensors = small_llama()
     writer.write_gguf(tmp_path / "a.gguf", metadata | {"general.file_type": file_type}, tensors)
     assert read_model_file(tmp_path / "a.gguf").quantisation == name
 
 
-def test_else_the_quantisation_is_the_type_of_most_weights(tmp_path: Path) -> None:
+def test_without_a_file_type_the_quantisation_is_the_type_of_most_weights(tmp_path: Path) -> None:
     metadata, tensors = writer.tiny_llama_parts(shape=SMALL, kind=writer.TENSOR_F16)
     del metadata["general.file_type"]
     writer.write_gguf(tmp_path / "a.gguf", metadata, tensors)
@@ -98,7 +98,7 @@ def test_the_pooling_has_a_name(tmp_path: Path, number: int, pooling: str) -> No
     assert (file.pooling, file.embeds_only) == (pooling, False)
 
 
-def test_a_model_that_looks_ahead_only_embeds(tmp_path: Path) -> None:
+def test_a_model_without_causal_attention_only_embeds(tmp_path: Path) -> None:
     metadata, tensors = small_llama()
     writer.write_gguf(tmp_path / "a.gguf", metadata | {"llama.attention.causal": False}, tensors)
     assert read_model_file(tmp_path / "a.gguf").embeds_only
@@ -144,7 +144,7 @@ def test_experts_in_even_groups_are_accepted(tmp_path: Path) -> None:
     assert read_model_file(tmp_path / "a.gguf").architecture == "llama"
 
 
-def test_a_single_expert_of_hunyuan_is_none(tmp_path: Path) -> None:
+def test_a_single_expert_of_hunyuan_is_ignored(tmp_path: Path) -> None:
     metadata, tensors = small_llama()
     named = {key.replace("llama.", "hunyuan-dense."): value for key, value in metadata.items()}
     named |= {"general.architecture": "hunyuan-dense", "hunyuan-dense.expert_count": 1}
@@ -241,7 +241,9 @@ def test_a_chat_model_is_accepted() -> None:
         (b"GGUF\3\0\0\0" + bytes(16), "names no architecture"),
     ],
 )
-def test_what_is_no_gguf_file_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+def test_other_kinds_of_files_are_named_in_the_refusal(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
     assert refusal(path) == message
@@ -251,7 +253,7 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "a.gguf") == "does not exist"
 
 
-def test_a_path_that_cannot_be_one_is_refused() -> None:
+def test_an_impossible_path_is_refused() -> None:
     with pytest.raises(ModelFileError, match="cannot be read"):
         read_model_file("a\0b.gguf")
 
@@ -322,7 +324,7 @@ def lies() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("what", lies())
-def test_a_lie_about_a_count_costs_neither_memory_nor_time(tmp_path: Path, what: str) -> None:
+def test_a_false_count_costs_neither_memory_nor_time(tmp_path: Path, what: str) -> None:
     path = tmp_path / "a.gguf"
     path.write_bytes(lies()[what].ljust(1024, b"\xff"))
     tracemalloc.start()
@@ -362,8 +364,8 @@ VALUE_FAULTS: list[tuple[Metadata, str]] = [
     ({"general.architecture": "clip"}, "is a projector for images (mmproj)"),
     ({"general.architecture": "t5"}, "has an encoder before its decoder (T5)"),
     ({"general.architecture": "t5encoder"}, "is an encoder of T5's kind"),
-    ({"general.architecture": "eagle3"}, "is a draft of what another model says"),
-    ({"general.architecture": "dflash"}, "is a draft of what another model says"),
+    ({"general.architecture": "eagle3"}, "is a draft model, which only helps another"),
+    ({"general.architecture": "dflash"}, "is a draft model, which only helps another"),
     ({"general.architecture": "qwen2"}, "has no qwen2.block_count"),
     ({"general.alignment": 48}, "has the alignment 48, which is no power of two"),
     ({"general.alignment": 8}, "has a general.alignment that is no whole number from 32 to"),
@@ -448,7 +450,7 @@ def test_a_missing_size_is_refused(tmp_path: Path, key: str) -> None:
     assert refusal(tmp_path / "a.gguf") == f"has no {key}"
 
 
-def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
+def test_a_key_that_occurs_twice_is_refused(tmp_path: Path) -> None:
     data = writer.encode_gguf({"llama.aaaa": 1, "llama.bbbb": 2})
     (tmp_path / "a.gguf").write_bytes(data.replace(b"bbbb", b"aaaa"))
     assert refusal(tmp_path / "a.gguf") == "has the key llama.aaaa twice"
@@ -510,7 +512,7 @@ ESCAPED = [repr(bytes([byte]))[2:-1] for byte in range(256)]
         vocabulary("gpt2", ["a", "b"], add_bos_token=False),
     ],
 )
-def test_a_vocabulary_that_lacks_nothing_is_accepted(tmp_path: Path, keys: Metadata) -> None:
+def test_a_complete_vocabulary_is_accepted(tmp_path: Path, keys: Metadata) -> None:
     path = tmp_path / "vocab.gguf"
     writer.write_gguf(path, keys)
     n_vocab = read_model_file(path, vocab_only=True).n_vocab
@@ -596,14 +598,16 @@ def test_a_vector_of_another_type_than_f32_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_the_table_of_experts_may_hold_whole_numbers(tmp_path: Path) -> None:
+def test_the_table_of_experts_may_have_integers(tmp_path: Path) -> None:
     metadata, tensors = small_llama()
     table = Tensor("blk.0.ffn_gate_tid2eid.weight", (2, 4), bytes(32), kind=26)
     writer.write_gguf(tmp_path / "a.gguf", metadata, [*tensors, table])
     assert read_model_file(tmp_path / "a.gguf").n_parameters == 24_360
 
 
-def test_a_file_without_weights_is_refused_unless_it_may(tmp_path: Path) -> None:
+def test_a_file_without_weights_is_refused_unless_only_its_vocabulary_is_wanted(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "a.gguf"
     writer.write_gguf(path, small_llama()[0])
     assert refusal(path) == "has no weights"
@@ -704,8 +708,8 @@ def test_a_part_that_is_the_first_one_again_is_refused(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"no": Typed(writer.U16, 2)}, "it says split.no 2 instead of 1"),
-        ({"no": 1}, "it is no part of a model: it has no split.no of 16 bits"),
-        ({"no": [1]}, "it is no part of a model: it has no split.no of 16 bits"),
+        ({"no": 1}, "it is not a part of a model: it has no split.no of 16 bits"),
+        ({"no": [1]}, "it is not a part of a model: it has no split.no of 16 bits"),
         ({"count": Typed(writer.U16, 4)}, "it says split.count 4 instead of 3"),
         ({}, "it has parts of other models: 8 tensors were found"),
     ],

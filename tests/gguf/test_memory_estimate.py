@@ -376,7 +376,7 @@ def test_the_estimate_of_the_embedded_model(tiny: ModelFile) -> None:
     )
 
 
-def test_without_flash_attention_every_head_has_a_number_for_every_cell(tiny: ModelFile) -> None:
+def test_without_flash_attention_each_head_has_a_weight_for_each_cell(tiny: ModelFile) -> None:
     n_heads, n_embd, n_ubatch, n_ctx = 6, 192, 128, 4096
     found = estimate(tiny, replace(TINY, flash_attn="off"))
     n_weights = n_heads * n_ctx + 6 * n_embd  # of a token
@@ -399,7 +399,7 @@ def test_a_cpu_without_flash_attention_computes_128_tokens_at_once(
     assert contexts.n_ubatch(load, load.n_batch, 16) == n_tokens
 
 
-def test_every_sequence_has_a_token_in_what_is_computed_at_once() -> None:
+def test_at_least_one_token_of_each_sequence_is_computed_at_once() -> None:
     assert contexts.n_ubatch(Load("", flash_attn="off"), 512, 256) == 256
     assert contexts.n_ubatch(Load("", n_batch=64), 64, 16) == 64
 
@@ -419,7 +419,9 @@ def test_the_estimate_of_the_embedded_eye(tiny: ModelFile, eye: Projector) -> No
     assert seeing == replace(blind, projector=seeing.projector, images=64 * MIB)
 
 
-def test_no_picture_has_more_tokens_than_the_context(tiny: ModelFile, eye: Projector) -> None:
+def test_a_picture_counts_with_at_most_the_tokens_of_the_context(
+    tiny: ModelFile, eye: Projector
+) -> None:
     boundless = replace(eye, n_patches=1 << 20, n_token_patches=4)
     found = estimate(tiny, replace(TINY, n_ctx=1024), boundless)
     assert found.projector == eye.n_tensor_bytes + 4 * (4 * 1024) * eye.n_wide
@@ -454,7 +456,7 @@ def test_without_a_bound_nothing_is_cut(tiny: ModelFile) -> None:
     assert (found.load.n_ctx, found.n_allowed, found.notes) == (4096, None, ())
 
 
-def test_checkpoints_give_way_first(tiny: ModelFile) -> None:
+def test_checkpoints_shrink_first(tiny: ModelFile) -> None:
     found = plan(tiny, TINY, 100 * MIB, "--memory allows")
     assert found.load.n_ctx == 4096
     assert found.load.checkpoint_memory < 128 * MIB
@@ -464,7 +466,7 @@ def test_checkpoints_give_way_first(tiny: ModelFile) -> None:
     )  # fmt: skip
 
 
-def test_images_give_way_before_checkpoints(tiny: ModelFile, eye: Projector) -> None:
+def test_images_shrink_before_checkpoints(tiny: ModelFile, eye: Projector) -> None:
     n_checkpoints = 128 * MIB
     bare = replace(TINY, n_ctx=4096, image_memory=0)
     n_bare = estimate(tiny, bare, eye).total + memory_estimate.embedding_bytes(tiny, bare)
@@ -496,7 +498,7 @@ def test_the_context_is_the_largest_that_fits(tiny: ModelFile, n_mib: int) -> No
     assert estimate(tiny, larger).total > n_mib * MIB
 
 
-def test_what_cannot_fit_is_refused_with_the_numbers(tiny: ModelFile) -> None:
+def test_a_model_that_cannot_fit_is_refused_with_the_figures(tiny: ModelFile) -> None:
     with pytest.raises(DoesNotFit) as caught:
         plan(tiny, TINY, 40 * MIB, "the machine has")
     assert str(caught.value) == (
@@ -568,7 +570,7 @@ def test_a_worker_takes_what_was_estimated(name: str, figure: Callable[[str, str
         assert 0.75 <= ratio <= 1.1
 
 
-def test_weights_that_are_copied_into_another_order_are_held_once(tmp_path: Path) -> None:
+def test_repacked_weights_are_held_in_memory_once(tmp_path: Path) -> None:
     """The kernels of many processors want Q4_0 in rows that are woven together."""
     path, sizes = tmp_path / "q4_0.gguf", attention(1024, 16, 4, 64) | feed_forward(1024, 4096)
     keys: Keys = {
@@ -585,7 +587,7 @@ def test_weights_that_are_copied_into_another_order_are_held_once(tmp_path: Path
         assert 0.75 <= ratio <= 1.1
 
 
-def test_a_context_that_does_not_fit_is_cut_and_said_so() -> None:
+def test_a_context_that_does_not_fit_is_cut_and_logged() -> None:
     with RunningServer("--memory", "50M") as server:
         said = [line for line in server.log if "WARNING" in line]
         assert "the context is 1,792 tokens instead of 4,096" in said[0]

@@ -97,6 +97,6 @@ def test_how_much_of_a_picture_is_encoded_at_once(
     assert (found.n_patches, found.n_token_patches) == patches
 
 
-def test_a_language_model_is_no_projector(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_language_model_is_not_a_projector(capfd: pytest.CaptureFixture[str]) -> None:
     assert command.main(["serve", "--port", "0", "--mmproj", str(EMBEDDED_MODEL)]) == 1
     assert "is not a projector, which is what --mmproj takes" in capfd.readouterr().err

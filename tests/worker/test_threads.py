@@ -61,14 +61,14 @@ class Machine:
 
 
 @pytest.mark.parametrize("n_cores", [2, 4, 8])
-def test_a_quiet_machine_uses_every_core_and_loses_nothing_worth_mentioning(n_cores: int) -> None:
+def test_a_quiet_machine_uses_every_core_and_loses_under_one_percent(n_cores: int) -> None:
     machine = Machine(n_cores)
     assert machine.share_of_best(600) > 0.99
     assert machine.changes == []
 
 
 @pytest.mark.parametrize("n_cores", [2, 4, 8])
-def test_a_thread_less_runs_soon_after_another_process_takes_a_core(n_cores: int) -> None:
+def test_one_thread_less_runs_soon_after_another_process_takes_a_core(n_cores: int) -> None:
     machine = Machine(n_cores)
     machine.generate(60)
     machine.n_busy = 1
@@ -87,14 +87,14 @@ def test_every_core_is_used_again_soon_after_the_other_process_is_gone() -> None
     assert machine.governor.n_threads == 2
 
 
-def test_a_load_from_the_start_is_found_too() -> None:
+def test_a_load_that_was_there_before_the_first_step_is_found() -> None:
     machine = Machine(2)
     machine.n_busy = 1
     machine.generate(20)
     assert machine.changes == [(2, 1)]
 
 
-def test_many_busy_processes_take_many_threads() -> None:
+def test_many_busy_processes_take_as_many_threads() -> None:
     machine = Machine(8)
     machine.generate(30)
     machine.n_busy = 4
@@ -108,7 +108,7 @@ def test_noise_changes_nothing() -> None:
     assert machine.changes == []
 
 
-def test_a_load_that_comes_and_goes_all_the_time_does_not_make_it_flap() -> None:
+def test_an_intermittent_load_causes_few_changes() -> None:
     machine = Machine(2)
     for _ in range(300):
         machine.n_busy = 1 - machine.n_busy
@@ -116,7 +116,7 @@ def test_a_load_that_comes_and_goes_all_the_time_does_not_make_it_flap() -> None
     assert len(machine.changes) <= 6
 
 
-def test_slower_steps_of_a_growing_context_are_no_load() -> None:
+def test_steps_that_slow_down_with_the_context_change_nothing() -> None:
     machine = Machine(2)
     for grown in range(200):
         machine._scale = 1 + grown / 50
@@ -124,14 +124,14 @@ def test_slower_steps_of_a_growing_context_are_no_load() -> None:
     assert machine.changes == []
 
 
-def test_steps_of_half_a_millisecond_count_together() -> None:
+def test_steps_of_half_a_millisecond_are_joined() -> None:
     machine = Machine(2, scale=0.02, noise=0.2)
     machine.n_busy = 1
     machine.generate(20)
     assert machine.changes == [(2, 1)]
 
 
-def test_steps_with_more_sequences_are_not_taken_for_a_load() -> None:
+def test_steps_with_more_sequences_change_nothing() -> None:
     machine = Machine(2)
     rng = random.Random(2)
 
@@ -155,7 +155,7 @@ def test_after_a_pause_all_threads_are_tried_again_soon() -> None:
     assert machine.governor.n_threads == 2
 
 
-def test_short_steps_that_read_count_whatever_they_read() -> None:
+def test_short_steps_that_read_count_whatever_their_length() -> None:
     machine = Machine(2, scale=0.1, noise=0.2)
     rng = random.Random(3)
     machine.read(60, lambda: rng.randint(12, 80))
@@ -165,7 +165,7 @@ def test_short_steps_that_read_count_whatever_they_read() -> None:
     assert machine.changes == [(2, 1)]
 
 
-def test_a_long_step_that_reads_has_every_thread_and_is_no_reason_to_change() -> None:
+def test_a_long_step_that_reads_has_every_thread_and_changes_nothing() -> None:
     machine = Machine(2)
     machine.n_busy = 1
     machine.read(600, lambda: 512)

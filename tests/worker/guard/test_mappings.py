@@ -46,7 +46,7 @@ def test_other_files_keep_their_pages(tmp_path: Path) -> None:
         assert (pages_of(path), pages_of(other)) == (0, 4 * MIB)
 
 
-def test_what_somebody_may_have_written_is_left_alone(tmp_path: Path) -> None:
+def test_a_writable_mapping_is_left_alone(tmp_path: Path) -> None:
     """The pages of a private mapping may be no longer the file's: they would be lost."""
     path = tmp_path / "weights"
     with mapped(path, mmap.ACCESS_COPY) as memory:
@@ -55,7 +55,7 @@ def test_what_somebody_may_have_written_is_left_alone(tmp_path: Path) -> None:
         assert memory[:4] == b"mine"
 
 
-def test_own_memory_is_that_of_no_file(tmp_path: Path) -> None:
+def test_own_memory_excludes_mapped_files(tmp_path: Path) -> None:
     before = mappings.own_bytes()
     with mapped(tmp_path / "weights", mmap.ACCESS_READ):
         own = b"x" * (64 * MIB)
@@ -64,7 +64,7 @@ def test_own_memory_is_that_of_no_file(tmp_path: Path) -> None:
     assert len(own) == 64 * MIB
 
 
-def test_without_proc_nothing_is_known_and_nothing_done(
+def test_without_proc_pages_stay_and_own_memory_is_0(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mappings, "STATUS", tmp_path / "status")

@@ -68,7 +68,7 @@ def landlock() -> None:
 
 @pytest.mark.usefixtures("landlock")
 @pytest.mark.parametrize("has_folder", [True, False])
-def test_landlock_allows_writes_in_the_folder_alone(tmp_path: Path, has_folder: bool) -> None:
+def test_landlock_allows_writes_only_in_the_folder(tmp_path: Path, has_folder: bool) -> None:
     said, outside = probe(tmp_path, has_folder=has_folder)
     expected = FORBIDDEN | dict.fromkeys(WRITES, "EACCES") | dict.fromkeys(NEEDED, "done")
     expected |= dict.fromkeys(IN_THE_FOLDER if has_folder else (), "done")
@@ -83,7 +83,7 @@ def test_without_landlock_no_writes_are_allowed_at_all(tmp_path: Path) -> None:
     assert untouched(outside)
 
 
-def test_without_landlock_a_folder_leaves_writes_open_and_that_is_said(tmp_path: Path) -> None:
+def test_without_landlock_a_folder_leaves_writes_open_and_says_so(tmp_path: Path) -> None:
     said, _ = probe(tmp_path, "without landlock", has_folder=True)
     assert said["missing"] == ["this kernel has no Landlock: writes are allowed"]
     outcomes = said["outcomes"]
@@ -91,7 +91,9 @@ def test_without_landlock_a_folder_leaves_writes_open_and_that_is_said(tmp_path:
     assert {outcomes[name] for name in (*NEEDED, *IN_THE_FOLDER)} == {"done"}
 
 
-def test_another_processor_or_kernel_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_processor_or_kernel_is_reported_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(platform, "machine", lambda: "riscv64")
     assert sandbox.enter(None) == ["there is no sandbox for Linux on riscv64"]
     assert "Seccomp:\t0\n" in Path("/proc/self/status").read_text()
@@ -225,6 +227,6 @@ def test_a_worker_that_crashes_in_the_sandbox_ends_and_is_replaced() -> None:
 
 
 @pytest.mark.parametrize(("flag", "filters"), [("auto", {"2"}), ("off", {"0"})])
-def test_the_sandbox_is_there_unless_it_is_turned_off(flag: str, filters: set[str]) -> None:
+def test_the_sandbox_is_on_unless_turned_off(flag: str, filters: set[str]) -> None:
     with RunningServer("--sandbox", flag) as server:
         assert status_of_threads(server.worker_pid(), "Seccomp") == filters

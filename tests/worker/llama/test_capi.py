@@ -52,7 +52,7 @@ def test_a_wrong_handle_is_an_error_of_ctypes_and_not_a_crash(lib: Any) -> None:
         (lambda _: [], "0 lines, expected"),
     ],
 )
-def test_any_other_layout_is_told_apart(change: Any, difference: str) -> None:
+def test_any_other_layout_is_found_out(change: Any, difference: str) -> None:
     layout = "\n".join(change(capi.expected_layout()))
     assert difference in (capi.layout_difference(layout) or "")
     assert capi.layout_difference("\n".join(capi.expected_layout())) is None
@@ -100,7 +100,7 @@ def test_a_missing_library_is_named_with_what_to_do(tmp_path: Path) -> None:
         capi.load(str(tmp_path))
 
 
-def test_the_library_is_looked_for_where_the_flag_then_the_variable_says(
+def test_the_flag_and_then_the_variable_name_the_folder_of_the_library(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LMLITE_LIB", "/from/variable")

@@ -47,7 +47,7 @@ def test_logprobs_are_those_of_a_softmax_over_the_vocabulary(
 
 
 @pytest.mark.parametrize("n_vocab", [1, 7, 8, 100])
-def test_one_logit_that_is_no_number_is_seen_wherever_it_stands(lib: Any, n_vocab: int) -> None:
+def test_a_single_nan_is_found_at_any_place_of_a_row(lib: Any, n_vocab: int) -> None:
     for place in range(n_vocab):
         logits = (ctypes.c_float * n_vocab)(*range(n_vocab))
         logits[place] = -math.inf  # of a token that cannot come

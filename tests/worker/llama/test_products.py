@@ -32,7 +32,7 @@ X86 = pytest.mark.skipif(
 @pytest.mark.parametrize(
     ("ftype", "tolerance"), [(FTYPE_Q4_0, 0.01), (FTYPE_Q8_0, 0.0), (FTYPE_Q4_K_S, 0.01)]
 )
-def test_a_token_comes_out_the_same_however_many_are_beside_it(
+def test_the_result_for_a_token_does_not_depend_on_the_size_of_its_batch(
     lib: Any, tmp_path: Path, ftype: int, tolerance: float, n_threads: int
 ) -> None:
     tiny_llama(tmp_path / "f32.gguf", shape=SHAPE)
@@ -55,7 +55,7 @@ def test_a_token_comes_out_the_same_however_many_are_beside_it(
 
 @X86
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 4, 8])  # three groups of heads share keys
-def test_a_sequence_goes_on_the_same_among_others(default_model: Model, n_threads: int) -> None:
+def test_a_sequence_continues_the_same_beside_others(default_model: Model, n_threads: int) -> None:
     context = Context(
         default_model, n_ctx=256, n_batch=256, n_seq_max=4, n_threads=n_threads, flash_attn="on"
     )

@@ -57,7 +57,7 @@ PAIRS = [
 ]
 
 
-def test_each_pair_is_taken_or_refused_by_the_name_of_the_wrong_one() -> None:
+def test_each_pair_is_accepted_or_its_wrong_parameter_is_named() -> None:
     assert len(PAIRS) == 66 * 49
     for pair in PAIRS:
         wrong = [field for field, _, is_taken in pair if not is_taken]
@@ -74,7 +74,7 @@ def test_each_pair_is_taken_or_refused_by_the_name_of_the_wrong_one() -> None:
             assert not wrong, pair
 
 
-def test_pairs_that_are_taken_are_answered_with_words(default_model: Model) -> None:
+def test_accepted_pairs_give_a_text(default_model: Model) -> None:
     """A sampler that was given NaN says the last token of the vocabulary, and never ends."""
     vocab = default_model.vocab
     last = vocab.piece(vocab.n_tokens - 1, special=True).decode()

@@ -43,18 +43,18 @@ def test_temperature_divides_logits(chain: Any) -> None:
     assert close(chain(temperature=0.5).apply(LOGITS)) == halves
 
 
-def test_top_k_leaves_the_k_likeliest(chain: Any) -> None:
+def test_top_k_keeps_the_k_likeliest(chain: Any) -> None:
     assert set(chain(temperature=1.0, top_k=2).apply(LOGITS)) == {0, 1}
 
 
-def test_top_p_leaves_the_likeliest_that_reach_p(chain: Any) -> None:
+def test_top_p_keeps_the_likeliest_that_add_up_to_p(chain: Any) -> None:
     # Softmax of LOGITS: 0.597, 0.220, 0.133, 0.030, 0.011 (and rounding).
     assert set(chain(temperature=1.0, top_p=0.5).apply(LOGITS)) == {0}
     assert set(chain(temperature=1.0, top_p=0.7).apply(LOGITS)) == {0, 1}
     assert set(chain(temperature=1.0, top_p=0.9).apply(LOGITS)) == {0, 1, 2}
 
 
-def test_min_p_leaves_what_is_likely_beside_the_likeliest(chain: Any) -> None:
+def test_min_p_keeps_tokens_that_are_likely_beside_the_likeliest(chain: Any) -> None:
     # p/p_max = exp(logit - 2): 1, 0.37, 0.22, 0.05, 0.02.
     assert set(chain(temperature=1.0, min_p=0.3).apply(LOGITS)) == {0, 1}
     assert set(chain(temperature=1.0, min_p=0.04).apply(LOGITS)) == {0, 1, 2, 3}
@@ -65,14 +65,14 @@ def test_logit_bias_is_added(chain: Any) -> None:
     assert close(biased) == {0: 2.0, 1: 3.5, 2: 0.5, 3: -101.0, 4: -2.0}
 
 
-def test_presence_penalty_is_taken_once_from_each_sampled_token(chain: Any) -> None:
+def test_presence_penalty_is_subtracted_once_from_each_sampled_token(chain: Any) -> None:
     made = chain(temperature=1.0, presence_penalty=0.75)
     for token in (0, 0, 3):
         made.accept(token)
     assert close(made.apply(LOGITS)) == {0: 1.25, 1: 1.0, 2: 0.5, 3: -1.75, 4: -2.0}
 
 
-def test_frequency_penalty_is_taken_once_per_time_sampled(chain: Any) -> None:
+def test_frequency_penalty_is_subtracted_for_each_time_a_token_was_sampled(chain: Any) -> None:
     made = chain(temperature=1.0, frequency_penalty=0.5)
     for token in (0, 0, 3):
         made.accept(token)
@@ -84,7 +84,7 @@ def test_presence_and_frequency_penalties_do_not_count_the_prompt(chain: Any) ->
     assert close(made.apply(LOGITS)) == dict(enumerate(LOGITS))
 
 
-def test_repeat_penalty_divides_what_is_positive_and_multiplies_what_is_negative(
+def test_repeat_penalty_divides_positive_logits_and_multiplies_negative_ones(
     chain: Any,
 ) -> None:
     made = chain(temperature=1.0, repeat_penalty=2.0)
@@ -118,7 +118,7 @@ def test_repeat_penalty_counts_the_last_64_tokens_of_the_prompt(chain: Any) -> N
         ({"temperature": 0, "logit_bias": ((3, 1.0),)}, 0),
     ],
 )
-def test_a_chain_begins_with_the_likeliest_where_it_would_cut_to_them(
+def test_a_chain_that_cuts_first_starts_with_the_likeliest_tokens(
     params: dict[str, Any], n_best: int
 ) -> None:
     assert samplers.n_best(SamplingParams(**params)) == n_best
@@ -138,7 +138,7 @@ WRITTEN = f"root ::= {' '.join(['letter'] * 24)}\nletter ::= [a-z ]\n"
         {"temperature": 1.5, "top_k": 128},
     ],
 )
-def test_from_the_likeliest_the_same_is_chosen_as_from_all(
+def test_starting_with_the_likeliest_tokens_changes_no_choice(
     default_model: Model,
     chain: Any,
     params: dict[str, Any],
