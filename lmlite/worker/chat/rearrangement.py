@@ -79,7 +79,7 @@ def move_later_systems(messages: Messages) -> Messages:
 
 
 def move_all_systems(messages: Messages) -> Messages:
-    """System messages go into the user message that follows; without one, they are its role's."""
+    """System messages go into the next user message, or become one if none follows."""
     n_asked = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=-1)
     moved: Messages = []
     held: Messages = []
@@ -217,7 +217,7 @@ def join_neighbours(messages: Messages) -> Messages:
 def alternate(messages: Messages) -> Messages:
     """User and assistant take turns, the user first; empty messages fill the gaps.
 
-    A call is no turn of the assistant's: it follows a user message.
+    A message with calls does not count as a turn of the assistant.
     """
     turns: Messages = []
     last = "assistant"

@@ -84,8 +84,8 @@ To use a tool, write a call in this form, with the tool's name and its arguments
 </tool_call>
 Then stop: the result follows in <tool_response>. Without need for a tool, answer as usual."""
 
-# The form of an answer, from which llama.cpp derives a grammar and a parser. It looks at what
-# changes with a call or a thought, so all else is as short as can be.
+# llama.cpp derives a grammar and a parser from it, by comparing what it writes with and without a
+# call or a thought. The rest is as short as possible.
 _FORM = """\
 {%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
 {%- for message in messages %}

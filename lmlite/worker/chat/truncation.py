@@ -1,7 +1,7 @@
-"""A conversation without its oldest turns, for one that is longer than the context.
+"""Drops the oldest turns of a conversation that is longer than the context. Pure.
 
-Texts of the system stay, and so do the last words of the user and all that has to be answered now.
-A call goes together with its results. Pure.
+System messages stay, and so do the last user message and the last turn. A call is dropped together
+with its results.
 """
 
 from collections.abc import Sequence
@@ -28,8 +28,7 @@ def without_oldest(messages: Sequence[ChatMessage], n: int) -> tuple[ChatMessage
 def _turns(messages: Sequence[ChatMessage]) -> list[int]:
     """The number of each message's turn, the oldest's 1; 0 for what has to stay.
 
-    A turn begins with what the user says and, behind the last of that, with what the assistant
-    says.
+    A turn begins with a user message and, behind the last of those, with one of the assistant.
     """
     n_asked = max((i for i, each in enumerate(messages) if each.role == "user"), default=-1)
     turns: list[int] = []
