@@ -45,9 +45,9 @@ class Flag:
 
     name: str
     values: str  # the placeholder, or the choices with "|" between them, or "" for a switch
-    default: str | int | float | None
     help: str
     parse: Callable[[str], Any] = str
+    default: str | int | float | None = None
     dest: str | None = None  # the field that it sets; None: the flag's own name
     repeats: bool = False  # its values are a list
 
@@ -109,88 +109,85 @@ _kinds = _value(lambda text: tuple(text.split(",")), {"input", "output"}.issuper
                 "must be input, output or input,output")  # fmt: skip
 
 SERVE_FLAGS = (
-    Flag("--mmproj", "FILE", None, "the model's image projector (default: the only mmproj*.gguf "
-         "beside the model)", dest="mmproj_path"),
-    Flag("--host", "ADDRESS", "localhost", "address to listen on; an address that other machines "
-         "can reach requires an API key"),
-    Flag("--port", "N", 1234, "port to listen on; 0 picks a free one", _port),
-    Flag("--api-key-file", "FILE", None, "accepted API keys, one per line; $LMLITE_API_KEY adds "
-         "more"),
-    Flag("--allow-host", "NAME", None, "accept requests for this host name, too; may be repeated",
-         _host, repeats=True),
-    Flag("--cors-origin", "URL", None, "accept requests from web pages of this origin; "
+    Flag("--mmproj", "FILE", "the model's image projector (default: the only mmproj*.gguf beside "
+         "the model)", dest="mmproj_path"),
+    Flag("--host", "ADDRESS", "address to listen on; an address that other machines can reach "
+         "requires an API key", default="localhost"),
+    Flag("--port", "N", "port to listen on; 0 picks a free one", _port, default=1234),
+    Flag("--api-key-file", "FILE", "accepted API keys, one per line; $LMLITE_API_KEY adds more"),
+    Flag("--allow-host", "NAME", "accept requests for this host name, too; may be repeated", _host,
+         repeats=True),
+    Flag("--cors-origin", "URL", "accept requests from web pages of this origin; "
          "chrome-extension://* stands for a browser's extensions, * for all pages, which requires "
          "an API key; may be repeated", _origin, repeats=True),
-    Flag("--alias", "NAME", None, "the model's name for clients; may be repeated, and replies "
-         "show the first (default: the file's name)", _name, repeats=True, dest="aliases"),
-    Flag("--ctx", "N", None, "context size in tokens, shared by all sequences; one sequence gets "
-         "at most what the model was trained for (default: that, but at most 4096)",
-         _count, dest="n_ctx"),
-    Flag("--rope-scaling", "none|linear|yarn", None, "stretch the model over more tokens than it "
-         "was trained for; the next eight flags mean what they mean to llama.cpp", dest="kind"),
-    Flag("--rope-scale", "N", None, "stretch by this factor (default: enough for --ctx)",
-         _inverse, dest="freq_scale"),
-    Flag("--rope-freq-base", "N", None, "RoPE base frequency (default: the model's)",
-         _factor, dest="freq_base"),
-    Flag("--rope-freq-scale", "N", None, "RoPE frequency scale: 1/N of --rope-scale",
-         _factor, dest="freq_scale"),
-    Flag("--yarn-orig-ctx", "N", None, "context size of the training (default: the model's)",
-         _count),
-    Flag("--yarn-ext-factor", "N", None, "YaRN extrapolation mix (default: the model's)", _number),
-    Flag("--yarn-attn-factor", "N", None, "YaRN attention scale (default: the model's)", _number),
-    Flag("--yarn-beta-slow", "N", None, "YaRN high correction (default: the model's)", _number),
-    Flag("--yarn-beta-fast", "N", None, "YaRN low correction (default: the model's)", _number),
-    Flag("--parallel", "N", 4, "sequences that generate at the same time",
-         _count, dest="n_parallel"),
-    Flag("--queue", "N", 64, "requests that may wait; further ones get a 503",
-         _count, dest="n_queue"),
-    Flag("--threads", "N", None, "threads of the worker (default: one per core, fewer while other "
+    Flag("--alias", "NAME", "the model's name for clients; may be repeated, and replies show the "
+         "first (default: the file's name)", _name, dest="aliases", repeats=True),
+    Flag("--ctx", "N", "context size in tokens, shared by all sequences; one sequence gets at most "
+         "what the model was trained for (default: that, but at most 4096)", _count, dest="n_ctx"),
+    Flag("--rope-scaling", "none|linear|yarn", "stretch the model over more tokens than it was "
+         "trained for; the next eight flags mean what they mean to llama.cpp", dest="kind"),
+    Flag("--rope-scale", "N", "stretch by this factor (default: enough for --ctx)", _inverse,
+         dest="freq_scale"),
+    Flag("--rope-freq-base", "N", "RoPE base frequency (default: the model's)", _factor,
+         dest="freq_base"),
+    Flag("--rope-freq-scale", "N", "RoPE frequency scale: 1/N of --rope-scale", _factor,
+         dest="freq_scale"),
+    Flag("--yarn-orig-ctx", "N", "context size of the training (default: the model's)", _count),
+    Flag("--yarn-ext-factor", "N", "YaRN extrapolation mix (default: the model's)", _number),
+    Flag("--yarn-attn-factor", "N", "YaRN attention scale (default: the model's)", _number),
+    Flag("--yarn-beta-slow", "N", "YaRN high correction (default: the model's)", _number),
+    Flag("--yarn-beta-fast", "N", "YaRN low correction (default: the model's)", _number),
+    Flag("--parallel", "N", "sequences that generate at the same time", _count, default=4,
+         dest="n_parallel"),
+    Flag("--queue", "N", "requests that may wait; further ones get a 503", _count, default=64,
+         dest="n_queue"),
+    Flag("--threads", "N", "threads of the worker (default: one per core, fewer while other "
          "processes keep the machine busy)", _count, dest="n_threads"),
-    Flag("--batch", "N", 512, "most tokens in one step", _count, dest="n_batch"),
-    Flag("--prefill-budget", "SECONDS", 0.25, "longest step that reads a prompt while other "
-         "requests are being answered", _seconds, dest="prefill_budget_s"),
-    Flag("--gpu-layers", "N", -1, "layers to put on the GPU; -1 for all",
-         _layers, dest="n_gpu_layers"),
-    Flag("--cache-type-k", CACHE_TYPES, "f16", "data type of cached keys"),
-    Flag("--cache-type-v", CACHE_TYPES, "f16", "data type of cached values; quantized types need "
-         "flash attention"),
-    Flag("--cache-dir", "DIR", None, "folder that keeps long prompts, so that they need not be "
-         "read again after a restart (default: none)", _folder),
-    Flag("--cache-size", "SIZE", "512M", "most that --cache-dir may hold", _size),
-    Flag("--checkpoint-memory", "SIZE", "128M", "memory for idle conversations, outside the "
-         "context", _size),
-    Flag("--image-memory", "SIZE", "64M", "memory for encoded images, so that an image is encoded "
-         "once", _size),
-    Flag("--memory", "SIZE", None, "most memory that the worker may take; caches, then the "
-         "context, shrink to fit (default: what the machine has left)", _size),
-    Flag("--sandbox", "auto|on|off", "auto", "deny the worker network, programs and file writes "
-         "once its model is loaded; auto: on, unless the library drives a GPU"),
-    Flag("--watchdog", "SECONDS", 30, "restart a worker that is silent this long while requests "
-         "wait", _seconds, dest="watchdog_s"),
-    Flag("--flash-attn", "auto|on|off", "auto", "flash attention; auto: on where the model and "
-         "the device support it"),
-    Flag("--chat-template", "FILE", None, "Jinja file to use in place of the model's own template",
+    Flag("--batch", "N", "most tokens in one step", _count, default=512, dest="n_batch"),
+    Flag("--prefill-budget", "SECONDS", "longest step that reads a prompt while other requests are "
+         "being answered", _seconds, default=0.25, dest="prefill_budget_s"),
+    Flag("--gpu-layers", "N", "layers to put on the GPU; -1 for all", _layers, default=-1,
+         dest="n_gpu_layers"),
+    Flag("--cache-type-k", CACHE_TYPES, "data type of cached keys", default="f16"),
+    Flag("--cache-type-v", CACHE_TYPES, "data type of cached values; quantized types need flash "
+         "attention", default="f16"),
+    Flag("--cache-dir", "DIR", "folder that keeps long prompts, so that they need not be read "
+         "again after a restart (default: none)", _folder),
+    Flag("--cache-size", "SIZE", "most that --cache-dir may hold", _size, default="512M"),
+    Flag("--checkpoint-memory", "SIZE", "memory for idle conversations, outside the context",
+         _size, default="128M"),
+    Flag("--image-memory", "SIZE", "memory for encoded images, so that an image is encoded once",
+         _size, default="64M"),
+    Flag("--memory", "SIZE", "most memory that the worker may take; caches, then the context, "
+         "shrink to fit (default: what the machine has left)", _size),
+    Flag("--sandbox", "auto|on|off", "deny the worker network, programs and file writes once its "
+         "model is loaded; auto: on, unless the library drives a GPU", default="auto"),
+    Flag("--watchdog", "SECONDS", "restart a worker that is silent this long while requests wait",
+         _seconds, default=30, dest="watchdog_s"),
+    Flag("--flash-attn", "auto|on|off", "flash attention; auto: on where the model and the device "
+         "support it", default="auto"),
+    Flag("--chat-template", "FILE", "Jinja file to use in place of the model's own template",
          dest="chat_template_path"),
-    Flag("--reasoning-format", "auto|none", "auto", "where the model's reasoning goes: auto puts "
-         "it in reasoning_content, none leaves it in the content"),
-    Flag("--sampling", "NAME=VALUE,...", None, "sampling values for requests that give none "
-         "(default: the model file's, else llama.cpp's)", _value(sampling.parse_defaults)),
-    Flag("--allow-grammar", "", None, "accept GBNF grammars from clients; trust those clients: a "
-         "costly grammar slows everybody down"),
-    Flag("--strict", "", None, "refuse requests that have unknown fields"),
-    Flag("--lib", "PATH", None, "folder of the native libraries (default: $LMLITE_LIB, else the "
+    Flag("--reasoning-format", "auto|none", "where the model's reasoning goes: auto puts it in "
+         "reasoning_content, none leaves it in the content", default="auto"),
+    Flag("--sampling", "NAME=VALUE,...", "sampling values for requests that give none (default: "
+         "the model file's, else llama.cpp's)", _value(sampling.parse_defaults)),
+    Flag("--allow-grammar", "", "accept GBNF grammars from clients; trust those clients: a costly "
+         "grammar slows everybody down"),
+    Flag("--strict", "", "refuse requests that have unknown fields"),
+    Flag("--lib", "PATH", "folder of the native libraries (default: $LMLITE_LIB, else the "
          "package's own)"),
-    Flag("--log-level", "|".join(LEVELS), "info", "lowest level that standard error shows"),
+    Flag("--log-level", "|".join(LEVELS), "lowest level that standard error shows", default="info"),
 )  # fmt: skip
 LOG_STREAM_FLAGS = (
-    Flag("--source", "model|server", "model", "what to watch: the model's inputs and outputs, or "
-         "the server's log"),
-    Flag("--filter", "KINDS", "input,output", "what to show of the model: input, output or both",
-         _kinds),
-    Flag("--json", "", None, "print one JSON object per line"),
-    Flag("--stats", "", None, "add token counts, speed and stop reason to each output"),
-    Flag("--url", "URL", "http://127.0.0.1:1234", "address of the server"),
-    Flag("--api-key-file", "FILE", None, "send the first key of this file (default: that of "
+    Flag("--source", "model|server", "what to watch: the model's inputs and outputs, or the "
+         "server's log", default="model"),
+    Flag("--filter", "KINDS", "what to show of the model: input, output or both", _kinds,
+         default="input,output"),
+    Flag("--json", "", "print one JSON object per line"),
+    Flag("--stats", "", "add token counts, speed and stop reason to each output"),
+    Flag("--url", "URL", "address of the server", default="http://127.0.0.1:1234"),
+    Flag("--api-key-file", "FILE", "send the first key of this file (default: that of "
          "$LMLITE_API_KEY)"),
 )  # fmt: skip
 
@@ -202,5 +199,5 @@ def limit_flags() -> list[Flag]:
         bound, name = field.metadata["bound"], f"--{field.name.replace('_', '-')}"
         text = f"{bound.help} (default: {bound.show(field.default)})"
         # No default here: `limits_of` has to know which limits were given.
-        flags.append(Flag(name, bound.unit, None, text, _value(bound.parse)))
+        flags.append(Flag(name, bound.unit, text, _value(bound.parse)))
     return flags
