@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
-_HELD = "RssAnon", "RssFile"
 MAX_LIMIT = 1 << 60  # version 1 writes a larger number where there is no limit
 
 
@@ -34,8 +33,7 @@ def least_bound(n_asked: int | None) -> Bound | None:
 
 def machine_bytes() -> int | None:
     """What the machine can give without swapping: free memory, and caches that make room."""
-    found = re.search(r"^MemAvailable: +(\d+) kB$", _text(PROC / "meminfo"), re.MULTILINE)
-    return int(found[1]) << 10 if found else None
+    return _bytes(PROC / "meminfo", "MemAvailable")
 
 
 def group_bytes() -> Iterator[int]:
@@ -52,10 +50,10 @@ def group_bytes() -> Iterator[int]:
         folder = root / path.lstrip("/")
         # In a container the path may be the host's, which does not exist inside.
         for group in (folder, *folder.parents) if folder.is_dir() else (root,):
-            n_limit = _number(group / limit)
+            n_limit = _number(group / limit)  # None also for the word "max"
             if n_limit is not None and n_limit < MAX_LIMIT:
-                n_used = (_number(group / usage) or 0) - _statistic(group / "memory.stat", cache)
-                yield max(0, n_limit - n_used)
+                n_cached = _number(group / "memory.stat", rf"^{cache} (\d+)$") or 0
+                yield max(0, n_limit - (_number(group / usage) or 0) + n_cached)
             if group == root:
                 break
 
@@ -69,20 +67,19 @@ class Held(NamedTuple):
 
 def held_by(pid: int) -> Held | None:
     """None when the process is gone."""
-    text = _text(PROC / str(pid) / "status")
-    found = [re.search(rf"^{name}:\s+(\d+) kB$", text, re.MULTILINE) for name in _HELD]
-    own, of_files = (int(match[1]) << 10 if match else None for match in found)
+    status = PROC / str(pid) / "status"
+    own, of_files = _bytes(status, "RssAnon"), _bytes(status, "RssFile")
     return None if own is None or of_files is None else Held(own, of_files)
 
 
-def _number(path: Path) -> int | None:
-    text = _text(path).strip()
-    return int(text) if text.isdecimal() else None  # "max": no limit
+def _bytes(path: Path, name: str) -> int | None:
+    n_kib = _number(path, rf"^{name}:\s+(\d+) kB$")
+    return None if n_kib is None else n_kib << 10
 
 
-def _statistic(path: Path, name: str) -> int:
-    found = re.search(rf"^{name} (\d+)$", _text(path), re.MULTILINE)
-    return int(found[1]) if found else 0
+def _number(path: Path, pattern: str = r"^(\d+)$") -> int | None:
+    found = re.search(pattern, _text(path), re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def _text(path: Path) -> str:

@@ -47,8 +47,8 @@ class CheckedFiles:
         return any(has_changed(file) and None not in identities(file) for file in self._all)
 
     def identities(self) -> list[Identity | None]:
-        """See `identities`."""
-        return identities(*self._all)
+        """For each part of each file, what changes when the part does."""
+        return [found for file in self._all for found in identities(file)]
 
 
 def has_changed(file: ModelFile | Projector) -> bool:
@@ -79,9 +79,9 @@ def checked_again(file: File, read: Callable[[str], File], wait: Wait) -> File:
                 raise
 
 
-def identities(*files: ModelFile | Projector) -> list[Identity | None]:
+def identities(file: ModelFile | Projector) -> list[Identity | None]:
     """For each part, what changes when the part does; None for one that cannot be found."""
-    return [_identity(part.path) for file in files for part in file.parts]
+    return [_identity(part.path) for part in file.parts]
 
 
 def _identity(path: str) -> Identity | None:
