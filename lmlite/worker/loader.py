@@ -118,7 +118,7 @@ class LoadedModel:
         )
         n_file = sum(part.n_bytes for part in load.parts)
         if model.n_gpu_layers or mappings.own_bytes() - n_own > mappings.WORTH * n_file:
-            mappings.give_back([part.ino for part in load.parts])
+            mappings.drop_pages([part.ino for part in load.parts])
         return model
 
     def _make_encoder(self) -> MediaEncoder:

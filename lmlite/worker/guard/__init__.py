@@ -1,1 +1,1 @@
-"""What keeps a worker from harm, and others from it."""
+"""Protects a worker from changed files, and the machine from a worker."""

@@ -1,7 +1,7 @@
-"""What this process has mapped of files, and how to give back what it has read for the last time.
+"""Drops the pages of mapped weights after llama.cpp has copied them.
 
-llama.cpp maps a model's file and copies the weights that its kernels want in another order, or
-that go to a GPU. The pages that it copied from would stay in memory beside their copies.
+llama.cpp maps a model's file. It copies weights that go to a GPU, or that its kernels want repacked
+in another order. The mapped pages would stay in memory beside their copies.
 """
 
 import ctypes
@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 MAPS, STATUS = Path("/proc/self/maps"), Path("/proc/self/status")
-WORTH = 0.25  # of a file: to fetch again what was not copied takes some 0.1 s for a gigabyte
+WORTH = 0.25  # of a file; the weights that were not copied are read again, at 0.1 s per gigabyte
 
 
 def own_bytes() -> int:
-    """Memory of this process that is no file's; 0 where the system does not tell."""
+    """Memory of this process that is not mapped from files; 0 without /proc."""
     try:
         found = re.search(r"^RssAnon:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     except OSError:
@@ -23,20 +23,20 @@ def own_bytes() -> int:
     return int(found[1]) << 10 if found else 0
 
 
-def give_back(inodes: Collection[int]) -> None:
-    """Drops the pages of these files from this process; what it still needs comes back on its own.
+def drop_pages(inodes: Collection[int]) -> None:
+    """Drops this process's pages of these files; the kernel reads them again when they are used.
 
-    Only of mappings that nobody writes through, whose pages are those of the file.
+    Only read-only shared mappings are dropped, as their pages are those of the file.
     """
-    drop = ctypes.CDLL(None).madvise
-    drop.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    advise = ctypes.CDLL(None).madvise
+    advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
     for begin, end in _ranges(inodes):
-        drop(begin, end - begin, mmap.MADV_DONTNEED)
+        advise(begin, end - begin, mmap.MADV_DONTNEED)
 
 
 def _ranges(inodes: Collection[int]) -> Iterator[tuple[int, int]]:
     try:
-        lines = MAPS.read_bytes().splitlines()  # with names of files, which may be no text
+        lines = MAPS.read_bytes().splitlines()  # bytes: names of files need not be UTF-8
     except OSError:
         return
     for line in lines:

@@ -1,7 +1,7 @@
-"""The files that a model was loaded from: whether they still hold what was loaded.
+"""Whether the files of a loaded model still have the content that was checked.
 
-The weights are mapped and not copied. A file that is deleted, or has another one renamed over
-it, lives on under its mapping; one that is written to in place changes what the model computes.
+The weights are mapped, not copied. A file that is deleted or replaced lives on under its mapping.
+One that is written to in place changes what the model computes.
 """
 
 import os
@@ -12,14 +12,14 @@ from lmlite.messages import ModelPart
 
 
 class FilesChanged(Exception):
-    """A file of the model is not what was checked any more."""
+    """A file of the model differs from the one that was checked."""
 
 
 class ModelFiles:
-    """The files themselves, whatever their names stand for meanwhile. Used by any thread."""
+    """Open files, which stay the same if their names are moved. Any thread may use them."""
 
     def __init__(self, parts: Sequence[ModelPart]) -> None:
-        """Opens them. Raises FilesChanged."""
+        """Opens the files. Raises FilesChanged."""
         self._known = [(part.dev, part.ino, part.n_bytes, part.mtime_ns) for part in parts]
         self._paths = [part.path for part in parts]
         self._fds: list[int] = []
@@ -31,11 +31,11 @@ class ModelFiles:
             raise FilesChanged(str(err)) from None
 
     def have_changed(self) -> bool:
-        """Whether one of them was written to."""
+        """Whether a file was written to."""
         return [identity(os.fstat(fd)) for fd in self._fds] != self._known
 
     def check_names(self) -> None:
-        """Once they are loaded, by their names: these are the files. Raises FilesChanged."""
+        """Checks, after loading, that the names still mean these files. Raises FilesChanged."""
         try:
             named = [identity(os.stat(path)) for path in self._paths]
         except OSError as err:
@@ -44,7 +44,7 @@ class ModelFiles:
             raise FilesChanged("written to while it was loaded")
 
     def close(self) -> None:
-        """Closes them."""
+        """Closes the files."""
         for fd in self._fds:
             os.close(fd)
         self._fds.clear()

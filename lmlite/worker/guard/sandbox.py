@@ -1,17 +1,17 @@
-"""What a worker may still do once its model is loaded: compute, read files, use its pipes.
+"""A worker's sandbox: once its model is loaded, it may compute, read files and use its pipes.
 
-A model and its template come from strangers, and what reads them is a million lines of C++. So
-whatever goes wrong in there shall reach no network, start no program, touch no other process and
-write nowhere but to the cache folder. Linux has two means for that which need no privileges. A
-seccomp filter refuses system calls by their number: network, programs, processes. Landlock
-refuses writes by path. Both hold for the threads that are started later, and cannot be undone.
+A model and its template come from strangers, and a million lines of C++ read them. Whatever goes
+wrong there must reach no network, start no program, touch no other process and write only to the
+cache folder. Linux has two means that need no privileges: a seccomp filter refuses system calls by
+number (network, programs, processes), and Landlock refuses writes by path. Both also hold for
+threads that start later, and cannot be undone.
 """
 
 import ctypes
 import os
 import platform
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 EPERM, ENOSYS = 1, 38
@@ -22,15 +22,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Machine(NamedTuple):
-    """A processor, as seccomp knows it."""
+    """A processor."""
 
-    audit_arch: int
+    audit_arch: int  # AUDIT_ARCH_... in linux/audit.h
     column: int  # in the tables below
 
 
 _MACHINES = {"x86_64": _Machine(0xC000003E, 0), "aarch64": _Machine(0xC00000B7, 1)}
 
-# System calls by their numbers on x86_64 and aarch64; None where there is none.
+# System calls and their numbers on x86_64 and aarch64; None where a processor lacks the call.
 _Calls = dict[str, tuple[int | None, int | None]]
 _SECCOMP: _Calls = {"seccomp": (317, 277)}
 _LANDLOCK: _Calls = {
@@ -48,38 +48,38 @@ _NEVER: _Calls = {
     "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    # ways around a filter: calls that are made elsewhere, and other views of the files
+    # ways around a filter: calls made by the kernel instead, and other views of the files
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "open_by_handle_at": (304, 265), "mount": (165, 40), "umount2": (166, 39),
     "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268),
-    # parts of the kernel that nobody here needs
+    # parts of the kernel that a worker does not need
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
     "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
-    # who may read what is written
+    # permissions of files
     "chmod": (90, None), "fchmodat": (268, 53), "chown": (92, None), "lchown": (94, None),
     "fchownat": (260, 54),
 }  # fmt: skip
-# Where Landlock is missing, and there is no folder to write to.
+# Refused in addition where Landlock is missing and there is no folder to write to.
 _WRITES: _Calls = {
     "creat": (85, None), "truncate": (76, 45), "unlink": (87, None), "unlinkat": (263, 35),
     "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, None),
     "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36), "mkdir": (83, None),
     "mkdirat": (258, 34), "rmdir": (84, None), "mknod": (133, None), "mknodat": (259, 33),
 }  # fmt: skip
-_OPENS: dict[str, tuple[tuple[int | None, int | None], int]] = {  # and the argument with the flags
+_OPENS: dict[str, tuple[tuple[int | None, int | None], int]] = {  # numbers; argument of flags
     "open": ((2, None), 1),
     "openat": ((257, 56), 2),
 }
-_OPENAT2 = (437, 437)  # its flags are out of a filter's sight
+_OPENAT2 = (437, 437)  # its flags lie in memory, which a filter cannot read
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-_OWN_SIGNALS: _Calls = {"kill": (62, 129), "tgkill": (234, 131)}  # to itself: abort() does that
-_X32 = 0x40000000  # numbers from here on are those of another ABI of x86_64
+_OWN_SIGNALS: _Calls = {"kill": (62, 129), "tgkill": (234, 131)}  # allowed to itself, for abort()
+_X32 = 0x40000000  # numbers from here on belong to another ABI of x86_64
 
 
 def enter(folder: str | None, *, use_landlock: bool = True) -> list[str]:
-    """Shuts the door behind this process; writes stay allowed in `folder`, which must exist.
+    """Puts this process into the sandbox; writes stay allowed in `folder`, which must exist.
 
-    What this kernel cannot do is returned, a sentence each. Raises OSError for the folder.
+    Returns a sentence for each protection that this kernel lacks. Raises OSError for the folder.
     """
     machine = _MACHINES.get(platform.machine())
     if machine is None or platform.system() != "Linux":
@@ -101,10 +101,10 @@ def enter(folder: str | None, *, use_landlock: bool = True) -> list[str]:
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SET_MODE_FILTER, _FOR_ALL_THREADS = 1, 1
-# Of classic BPF: load a word, jump if equal, if not less, if any bit is set; return.
+# Classic BPF: load a word; jump if equal, if not less, if any bit is set; return.
 _LOAD, _EQUAL, _NOT_LESS, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16  # in struct seccomp_data
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # the latter with an errno in its lower half
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # SECCOMP_RET_...; an errno is added to the second
 
 
 class _Instruction(ctypes.Structure):
@@ -120,57 +120,49 @@ class _Program(ctypes.Structure):
     _fields_ = [("len", ctypes.c_uint16), ("filter", ctypes.POINTER(_Instruction))]
 
 
-@dataclass(frozen=True)
-class _Rule:
-    """A call that is refused; with a test, only if the test of an argument says so."""
+_Rule = list[_Instruction]  # decides about one call, and passes over all others
 
-    number: int
-    errno: int = EPERM
-    argument: int = 0
-    test: int | None = None  # _EQUAL or _ANY_BIT
-    operand: int = 0
-    refuses_if: bool = True  # what the test has to say
 
-    def code(self) -> list[_Instruction]:
-        """Decides about its own call, and passes over all others."""
-        refuse = _Instruction(_RETURN, 0, 0, _REFUSE | self.errno)
-        if self.test is None:
-            return [_Instruction(_EQUAL, 0, 1, self.number), refuse]
-        allow = _Instruction(_RETURN, 0, 0, _ALLOW)
-        return [
-            _Instruction(_EQUAL, 0, 4, self.number),
-            _Instruction(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * self.argument),
-            _Instruction(self.test, 0, 1, self.operand),
-            *((refuse, allow) if self.refuses_if else (allow, refuse)),
-        ]
+def _refused(number: int, errno: int = EPERM) -> _Rule:
+    return [_Instruction(_EQUAL, 0, 1, number), _Instruction(_RETURN, 0, 0, _REFUSE | errno)]
+
+
+def _tested(number: int, argument: int, test: int, operand: int, *, refuse_if: bool) -> _Rule:
+    """Refuses a call if a test of its argument, _EQUAL or _ANY_BIT, has that result."""
+    verdicts = (_REFUSE | EPERM, _ALLOW) if refuse_if else (_ALLOW, _REFUSE | EPERM)
+    return [
+        _Instruction(_EQUAL, 0, 4, number),
+        _Instruction(_LOAD, 0, 0, _ARGUMENTS_AT + 8 * argument),
+        _Instruction(test, 0, 1, operand),
+        *(_Instruction(_RETURN, 0, 0, verdict) for verdict in verdicts),
+    ]
 
 
 def _program(machine: _Machine, refuse_writes: bool) -> list[_Instruction]:
-    code = [
+    return [
         _Instruction(_LOAD, 0, 0, _ARCH_AT),
         _Instruction(_EQUAL, 1, 0, machine.audit_arch),
         _Instruction(_RETURN, 0, 0, _REFUSE | EPERM),
         _Instruction(_LOAD, 0, 0, _NUMBER_AT),
         _Instruction(_NOT_LESS, 0, 1, _X32),
         _Instruction(_RETURN, 0, 0, _REFUSE | EPERM),
+        *chain.from_iterable(_rules(machine.column, refuse_writes)),
+        _Instruction(_RETURN, 0, 0, _ALLOW),
     ]
-    for rule in _rules(machine.column, refuse_writes):
-        code += rule.code()
-    return [*code, _Instruction(_RETURN, 0, 0, _ALLOW)]
 
 
 def _rules(column: int, refuse_writes: bool) -> Iterator[_Rule]:
-    yield from map(_Rule, _numbers(_NEVER, column))
-    yield _Rule(_CLONE[column], test=_ANY_BIT, operand=CLONE_THREAD, refuses_if=False)
-    yield _Rule(_CLONE3[column], errno=ENOSYS)  # the C library goes back to clone
+    yield from map(_refused, _numbers(_NEVER, column))
+    yield _tested(_CLONE[column], 0, _ANY_BIT, CLONE_THREAD, refuse_if=False)
+    yield _refused(_CLONE3[column], ENOSYS)  # the C library falls back to clone
     for number in _numbers(_OWN_SIGNALS, column):
-        yield _Rule(number, test=_EQUAL, operand=os.getpid(), refuses_if=False)
+        yield _tested(number, 0, _EQUAL, os.getpid(), refuse_if=False)
     if refuse_writes:
-        yield from map(_Rule, _numbers(_WRITES, column))
+        yield from map(_refused, _numbers(_WRITES, column))
         for numbers, argument in _OPENS.values():
             if (opening := numbers[column]) is not None:
-                yield _Rule(opening, argument=argument, test=_ANY_BIT, operand=O_FOR_WRITING)
-        yield _Rule(_OPENAT2[column], errno=ENOSYS)
+                yield _tested(opening, argument, _ANY_BIT, O_FOR_WRITING, refuse_if=True)
+        yield _refused(_OPENAT2[column], ENOSYS)
 
 
 def _numbers(calls: _Calls, column: int) -> Iterable[int]:
@@ -187,12 +179,12 @@ def _install(code: list[_Instruction], machine: _Machine) -> bool:
 
 # ---- Landlock: which files -----------------------------------------------------------------
 
-_VERSION = 1  # asks for that of the interface
+_VERSION = 1  # a flag: asks for the version of the interface
 _PATH_BENEATH = 1
-# Rights, by the version that knows them first.
+# Rights, by the version that introduced them.
 _EXECUTE, _WRITE_FILE, _REMOVE_FILE, _MAKE_REGULAR, _TRUNCATE = 1, 1 << 1, 1 << 5, 1 << 8, 1 << 14
 _RIGHTS = {
-    1: _EXECUTE | _WRITE_FILE | 0x1FF0,  # and to remove and make entries of every kind
+    1: _EXECUTE | _WRITE_FILE | 0x1FF0,  # and to remove and create entries of every kind
     2: 1 << 13,  # to move files to another folder
     3: _TRUNCATE,
 }
@@ -208,7 +200,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def _allow_writes_in(folder: str | None, machine: _Machine) -> bool:
-    """Refuses all others, of this thread and those that it starts. False: not on this kernel."""
+    """Refuses all other writes of this thread and its children. False: the kernel cannot."""
     create, add, restrict = (numbers[machine.column] for numbers in _LANDLOCK.values())
     version = _call(create, None, ctypes.c_size_t(0), _VERSION)
     if version < 1:
@@ -233,5 +225,5 @@ def _allow_writes_in(folder: str | None, machine: _Machine) -> bool:
 
 
 def _call(number: int | None, *arguments: Any) -> int:
-    """A system call that the C library has no function for."""
+    """A system call for which the C library has no function."""
     return int(_libc.syscall(ctypes.c_long(number or -1), *arguments))

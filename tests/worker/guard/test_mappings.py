@@ -34,7 +34,7 @@ def test_pages_are_given_back_and_read_again(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     with mapped(path, mmap.ACCESS_READ) as memory:
         assert pages_of(path) == 4 * MIB
-        mappings.give_back([path.stat().st_ino])
+        mappings.drop_pages([path.stat().st_ino])
         assert pages_of(path) == 0
         assert memory[:] == CONTENT
 
@@ -42,7 +42,7 @@ def test_pages_are_given_back_and_read_again(tmp_path: Path) -> None:
 def test_other_files_keep_their_pages(tmp_path: Path) -> None:
     path, other = tmp_path / "weights", tmp_path / "other"
     with mapped(path, mmap.ACCESS_READ), mapped(other, mmap.ACCESS_READ):
-        mappings.give_back([path.stat().st_ino])
+        mappings.drop_pages([path.stat().st_ino])
         assert (pages_of(path), pages_of(other)) == (0, 4 * MIB)
 
 
@@ -51,7 +51,7 @@ def test_a_writable_mapping_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     with mapped(path, mmap.ACCESS_COPY) as memory:
         memory[:4] = b"mine"
-        mappings.give_back([path.stat().st_ino])
+        mappings.drop_pages([path.stat().st_ino])
         assert memory[:4] == b"mine"
 
 
@@ -71,5 +71,5 @@ def test_without_proc_pages_stay_and_own_memory_is_0(
     monkeypatch.setattr(mappings, "MAPS", tmp_path / "maps")
     path = tmp_path / "weights"
     with mapped(path, mmap.ACCESS_READ):
-        mappings.give_back([path.stat().st_ino])
+        mappings.drop_pages([path.stat().st_ino])
         assert (mappings.own_bytes(), pages_of(path)) == (0, 4 * MIB)
