@@ -71,8 +71,9 @@ def text_node(schema: Json, reading: Reading, path: str) -> Json:
         expression, n_ways = _expression(key, schema[key], reading, f"{path}.{key}")
         if expression:
             node = _matching(expression, reading, f"{path}.{key}", n_ways)
-            for other in sorted({"format", "minLength", "maxLength"} & schema.keys() - {key}):
-                reading.drop(f"{path}.{other}", f"cannot be honoured beside {key}")
+            for other in ("format", "minLength", "maxLength"):
+                if other in schema and other != key:
+                    reading.drop(f"{path}.{other}", f"cannot be honoured beside {key}")
             return node
     low, high = reading.counts(schema, "Length", MAX_LENGTH, path)
     if not low and high is None:
