@@ -1,6 +1,6 @@
-"""API keys: where they come from, and whether what a client offers is one of them.
+"""API keys: where they come from, and whether a client offers one of them.
 
-They are bytes here: `hmac.compare_digest` takes no text beyond ASCII, which a client may send.
+Keys are bytes: `hmac.compare_digest` refuses text beyond ASCII, which a client may send.
 """
 
 import hmac
@@ -11,13 +11,13 @@ from pathlib import Path
 
 VARIABLE = "LMLITE_API_KEY"
 
-_KEY = re.compile("[!-~]{16,}")  # long enough not to be guessed, and fit for a header
+_KEY = re.compile("[!-~]{16,}")  # too long to guess, and fit for a header
 
 
 def read_keys(path: str | None) -> tuple[bytes, ...]:
-    """Those of the file and those of the environment, from which they are taken away.
+    """The keys of a file and of the environment, where they are deleted.
 
-    Raises ValueError, with a sentence that says what is wrong, and never with a key.
+    Raises ValueError with a sentence that never shows a key.
     """
     texts = {}
     if path is not None:
@@ -40,8 +40,5 @@ def _keys_in(text: str, name: str) -> list[str]:
 
 
 def is_known(offered: bytes, keys: Iterable[bytes]) -> bool:
-    """Whether it is one of the keys, in a time that does not tell which, or how nearly."""
-    found = False
-    for key in keys:
-        found |= hmac.compare_digest(offered, key)
-    return found
+    """Whether a key is among these, in a time that does not depend on which, or how nearly."""
+    return any([hmac.compare_digest(offered, key) for key in keys])  # noqa: C419 - compares all

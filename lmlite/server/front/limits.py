@@ -1,7 +1,7 @@
 """What a client may cost, at most. Every limit can be raised, and none removed.
 
-Each field is a flag of `lmlite serve`: `max_body` is `--max-body`, with the default, the range and
-the words that stand here, which `--help` and the manual show. Knows nothing of what is limited.
+Each field is a flag of `lmlite serve`: `max_body` is `--max-body`. Its default, range and words are
+those that `--help` and the manual show.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ class Bound:
     help: str
 
     def parse(self, text: str) -> float:
-        """The value that a flag gives. Raises ValueError, whose message says what would do."""
+        """The value of a flag. Raises ValueError with a sentence that says what is allowed."""
         value = float(parse_size(text) if self.unit == "SIZE" else text)
         if self.unit == "N" and not value.is_integer():
             raise ValueError("must be a whole number")
@@ -31,7 +31,7 @@ class Bound:
         return value if self.unit == "SECONDS" else int(value)
 
     def show(self, value: float) -> str:
-        """The value as a flag takes it.
+        """The value as a flag spells it.
 
         >>> Bound("SIZE", 1, 2, "").show(4 << 20)
         '4M'
@@ -71,14 +71,14 @@ _K, _M = 1 << 10, 1 << 20
 class Limits:
     """All of them, in the order in which a request meets them."""
 
-    # A connection costs 24 KiB and a thread. 256 hold 128 streams and the idle ones that clients
-    # keep for later; a quarter of them is what one other machine may take.
+    # A connection costs 24 KiB and a thread. 256 are enough for 128 streams and as many idle ones,
+    # which clients keep for later. Another machine gets a quarter of them.
     max_connections: int = _count(256, 10_000, "open connections; further ones get a 503")
     max_connections_per_address: int = _count(64, 10_000, "open connections of one other machine")
     # A backlog of 5 turns a burst of connects into time-outs.
     backlog: int = _count(1024, 65_535, "connections that may wait in the kernel")
-    # Python 3.13 takes 2.5 MiB to see that a body nests too deeply, and dies of less. Only what
-    # is touched is memory.
+    # Python 3.13 needs 2.5 MiB to find that a body nests too deeply, and dies with less. Untouched
+    # parts of a stack take no memory.
     thread_stack: int = _size(4 * _M, 4 * _M, 64 * _M, "stack of a connection's thread")
     # The kernel would keep megabytes for a client that does not read.
     send_buffer: int = _size(
@@ -97,7 +97,7 @@ class Limits:
         10, 3600, "wait for a whole body, and a second more per --body-rate"
     )
     body_rate: int = _size(256 * _K, 1, 1 << 30, "part of a body that gives it another second")
-    # Each may become an object: of a megabyte of brackets, twenty megabytes.
+    # Each may become an object: a megabyte of brackets becomes twenty megabytes.
     max_values: int = _count(500_000, 5_000_000, "brackets and commas in a body")
     max_n: int = _count(8, 64, "choices per request")
     max_stops: int = _count(16, 256, "stop strings per request")
@@ -108,10 +108,10 @@ class Limits:
     max_images: int = _count(32, 1000, "images per request")
     max_image_bytes: int = _size(10 * _M, _K, 64 * _M, "size of an image file")
     max_image_side: int = _count(8192, 65_500, "pixels of an image's longer side")
-    # Three bytes each, for a moment, and as many again while they are unpacked.
+    # Each takes three bytes for a moment, and as many again while it is unpacked.
     max_image_pixels: int = _count(16 * _M, 256 * _M, "pixels of an image; a request may have four "
                                    "times as many")  # fmt: skip
-    # OpenAI's clients wait that long for a byte. One that has to ask again loses its place.
+    # OpenAI's clients wait that long for a byte. A client that asks again loses its place.
     queue_seconds: float = _seconds(600, 86_400, "wait of a request for its turn, before a 503")
     max_seconds: float = _seconds(600, 86_400, "time of a reply from its first token to its last")
     ping_seconds: float = _seconds(15, 600, "silence on a stream before a sign of life is sent")

@@ -1,7 +1,7 @@
-"""What systemd and a service agree on: sockets that it has opened, and how the service fares.
+"""systemd's side of a service: sockets that it has opened, and reports of the service's state.
 
-Both are a few environment variables, which are taken away, as they are meant for this process
-alone: see sd_listen_fds(3) and sd_notify(3). Without systemd nothing here does anything.
+See sd_listen_fds(3) and sd_notify(3). Their environment variables are deleted, as they are meant
+for this process alone. Without systemd nothing here does anything.
 """
 
 import contextlib
@@ -12,34 +12,34 @@ FIRST_FD = 3
 
 
 def take_sockets() -> list[socket.socket]:
-    """The sockets that were opened for this process. Raises ValueError when one is of no use."""
+    """The sockets opened for this process. Raises ValueError for one that cannot be used."""
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
-        return []  # they are another process's
+        return []  # meant for another process
     return [_taken(fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
 
 
 def _taken(fd: int) -> socket.socket:
-    with contextlib.suppress(OSError):  # not open, or no socket
+    with contextlib.suppress(OSError):  # not open, or not a socket
         sock = socket.socket(fileno=fd)
         sock.set_inheritable(False)
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         if listens and sock.family in (socket.AF_INET, socket.AF_INET6):
             return sock
-        sock.detach()  # it is not ours to close
+        sock.detach()  # the descriptor is not ours to close
     raise ValueError(f"descriptor {fd} that systemd passed on is no socket that listens at an "
                      "address (ListenStream=127.0.0.1:1234 makes one)")  # fmt: skip
 
 
 class Notifier:
-    """Tells systemd how the service fares."""
+    """Reports to systemd."""
 
     def __init__(self) -> None:
-        self._address = os.environ.pop("NOTIFY_SOCKET", "")  # a path; @ stands for a NUL
+        self._address = os.environ.pop("NOTIFY_SOCKET", "")  # a path, or @ and an abstract name
 
     def tell(self, state: str) -> None:
-        """Says one thing, such as READY=1. Never raises: the service goes on without."""
+        """Reports a state, such as READY=1. Never raises: the service can go on without."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address

@@ -1,8 +1,7 @@
-"""Bytes of HTTP heads and chunks, of SSE events and of JSON; pure functions, no sockets.
+"""Bytes of request heads, HTTP chunks, SSE events and JSON; pure functions, no sockets.
 
-Reading is strict, after RFC 9112: what another parser might read differently is refused, so
-that no two parties along the way disagree about where a request ends. Every refusal is an
-ApiError with the right status. Writing is one `bytes` per message, for one write.
+Reading is strict, after RFC 9112. What another parser might read differently is refused, so that
+client, proxies and this server agree where a request ends. Every refusal is an ApiError.
 """
 
 import json
@@ -26,10 +25,11 @@ from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([^ ]*) HTTP/([0-9])\.([0-9])")
 _ABSOLUTE = re.compile(r"http://(?P<host>[^/?@]+)(?P<path>[^?]*)(?P<query>.*)", re.IGNORECASE)
 _CONTENT_TYPE = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 _to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-# Headers that may come once only, since readers differ on which of two counts.
+# Headers that may come once only, as readers differ on which of two counts.
 _SINGLE = {"host", "content-length", "content-type", "transfer-encoding", "authorization"}
 
 
@@ -54,13 +54,11 @@ class Head:
     def keep_alive(self) -> bool:
         """Whether the client means to send another request on this connection."""
         options = {word.strip() for word in self.headers.get("connection", "").lower().split(",")}
-        if self.version >= (1, 1):
-            return "close" not in options
-        return "keep-alive" in options
+        return "close" not in options if self.version >= (1, 1) else "keep-alive" in options
 
     @property
     def expects_continue(self) -> bool:
-        """Whether the body may wait until the client is told to go on; HTTP/1.0 cannot be told."""
+        """Whether the client waits with the body for a 100, which HTTP/1.0 does not have."""
         return "expect" in self.headers and self.version >= (1, 1)
 
 
@@ -79,7 +77,7 @@ def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
 
 
 def split_lines(data: bytes) -> list[str]:
-    """Lines of a head. Raises BadRequest for what some would take for the end of another line."""
+    """Lines of a head. Raises BadRequest for what some parsers take for the end of a line."""
     lines = data.decode("latin-1").split("\r\n")
     if any(map(_CONTROL.search, lines)):
         raise BadRequest("the request has a control character or a bare line break")
@@ -89,26 +87,24 @@ def split_lines(data: bytes) -> list[str]:
 def _parse_request_line(line: str, max_bytes: int) -> tuple[str, str, tuple[int, int]]:
     if len(line) > max_bytes:
         raise HeadTooLarge(f"the request line is over {max_bytes:,} bytes")
-    parts = line.split(" ")
-    if len(parts) != 3 or not _TOKEN.fullmatch(parts[0]):
+    match = _REQUEST_LINE.fullmatch(line)
+    if match is None:
         raise BadRequest("the request line is not: METHOD TARGET HTTP/1.1")
-    method, target, version = parts
-    if not re.fullmatch(r"HTTP/[0-9]\.[0-9]", version):
-        raise BadRequest("the request line is not: METHOD TARGET HTTP/1.1")
-    if version not in ("HTTP/1.0", "HTTP/1.1"):
+    method, target, version = match[1], match[2], (int(match[3]), int(match[4]))
+    if version not in ((1, 0), (1, 1)):
         raise VersionNotSupported("this server speaks HTTP/1.0 and HTTP/1.1")
     is_path = target.startswith("/") or _ABSOLUTE.fullmatch(target)
     if not (is_path or (target == "*" and method == "OPTIONS")):
         raise BadRequest("the request's target is not a path")
     if not target.isascii() or "\t" in target or "#" in target:
         raise BadRequest("the request's target has a character that must be percent-encoded")
-    return method, target, (int(version[5]), int(version[7]))
+    return method, target, version
 
 
 def _origin_form(method: str, target: str, headers: dict[str, str]) -> str:
-    """The target without the host that it may name, which then has to be the Host header's too.
+    """The target without a host; clients add it when they take this server for a proxy.
 
-    Clients name it there that take this server for a proxy. Raises BadRequest.
+    Raises BadRequest when the Host header names another one.
     """
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
@@ -121,13 +117,13 @@ def _origin_form(method: str, target: str, headers: dict[str, str]) -> str:
 
 
 def parse_headers(lines: list[str], most: int) -> dict[str, str]:
-    """Values by names in lower case. Raises an ApiError for a malformed or a repeated one."""
+    """Values by names in lower case. Raises an ApiError for malformed and repeated ones."""
     if len(lines) > most:
         raise HeadTooLarge(f"the request has over {most} headers")
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        # Also refuses a space before the colon, and a line that continues the one before it.
+        # A space before the colon is refused, and a line that continues the last one.
         if not colon or not _TOKEN.fullmatch(name):
             raise BadRequest("a header is not: Name: value")
         name, value = name.lower(), value.strip(" \t")
@@ -139,13 +135,13 @@ def parse_headers(lines: list[str], most: int) -> dict[str, str]:
     return headers
 
 
-# ---- what a head says of its body ----------------------------------------------------------
+# ---- bodies --------------------------------------------------------------------------------
 
 
 def body_length(head: Head, max_bytes: int) -> int | None:
-    """Bytes of body that follow the head, 0 for none; None when it comes in chunks.
+    """Bytes of body that follow the head, 0 without a body; None for a body in chunks.
 
-    Raises an ApiError for what is refused. A web page can send any type but JSON to any server
+    Raises an ApiError. Other types than JSON are refused, as web pages can send them to any server
     without asking first.
     """
     n_bytes = None if "transfer-encoding" in head.headers else _content_length(head)
@@ -177,7 +173,7 @@ def _content_length(head: Head) -> int:
 
 
 def _check_transfer_encoding(head: Head) -> None:
-    """Every other way to say where the body ends is refused: two readers might not agree."""
+    """Refuses every way but one to say where the body ends: parsers might disagree."""
     if "content-length" in head.headers:
         raise BadRequest("the request has both a Content-Length and a Transfer-Encoding")
     if head.version < (1, 1):
@@ -192,8 +188,8 @@ def _check_transfer_encoding(head: Head) -> None:
 def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict[str, Any]:
     """The JSON object in a request's body, with finite numbers and whole characters.
 
-    Raises BadRequest. Bounded by the body's size and by its structure: a megabyte of brackets
-    would otherwise cost twenty megabytes and hold up every other thread.
+    Raises BadRequest. The number of values is bounded: a megabyte of brackets would take twenty
+    megabytes, and hold up every other thread.
     """
     if sum(map(body.count, (b"[", b"{", b","))) > max_values:
         raise BadRequest(f"the body has more than {max_values:,} values")
@@ -213,7 +209,7 @@ def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict
     except json.JSONDecodeError as err:
         where = f"line {err.lineno}, column {err.colno}"
         raise BadRequest(f"the body is not valid JSON, at {where}") from None
-    except ValueError:  # Python's bound on the digits of an integer
+    except ValueError:  # Python bounds the digits of an integer
         raise BadRequest("the body has a number of too many digits") from None
     if type(value) is not dict:
         raise BadRequest("the body is not a JSON object")
@@ -239,10 +235,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _in_whole_characters(value: dict[str, Any]) -> dict[str, Any]:
-    """JavaScript counts an emoji as two characters: clients that shorten texts cut some in half."""
+    """Mends halves of emojis: to JavaScript an emoji is two characters, so clients cut some."""
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # a depth that reading just survived
+    except RecursionError:  # a depth that reading could just take
         raise BadRequest("the body is nested too deeply") from None
     whole = whole_characters(text)
     found: dict[str, Any] = value if whole == text else json.loads(whole)
@@ -250,7 +246,7 @@ def _in_whole_characters(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, which UTF-8 cannot carry."""
+    """The text with U+FFFD for each half of a surrogate pair, as UTF-8 has none."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -270,12 +266,12 @@ def sse_event(payload: bytes) -> bytes:
 
 
 def sse_comment(text: str) -> bytes:
-    """A line that clients skip; it shows proxies and time-outs that somebody is there."""
+    """A line that clients skip. It keeps proxies and clients from giving up."""
     assert "\n" not in text, "a line break would end the comment"
     return f": {text}\n\n".encode()
 
 
-# ---- writing replies -----------------------------------------------------------------------
+# ---- replies -------------------------------------------------------------------------------
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # may come before a reply, also more than once
 LAST_HTTP_CHUNK = b"0\r\n\r\n"
