@@ -5,6 +5,7 @@ and the message over the pipe, and `KINDS` turns the name back into the class.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 
 class ModelFileError(Exception):
@@ -198,3 +199,14 @@ def _family(kind: type[ApiError]) -> Iterator[type[ApiError]]:
 
 
 KINDS: dict[str, type[ApiError]] = {kind.__name__: kind for kind in _family(ApiError)}
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """What an API calls the parts of a chat that a worker may find wrong."""
+
+    messages: str
+    form: str  # of the reply
+
+
+CHAT_NAMES = FieldNames("messages", "response_format")  # as the worker calls them

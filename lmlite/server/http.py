@@ -244,7 +244,7 @@ class Handler(StrictRequestHandler):
                 lambda: ready.loaded.n_gpu_layers if (ready := supervisor.ready) else 0,
             )  # fmt: skip
             reply = make_reply(call, reply_id, model, int(time.time()))
-            events = supervisor.submit(traced(call.request, count.is_traced))
+            events = supervisor.submit(traced(call.request, count.is_traced), call.field_names)
             try:
                 if call.stream and isinstance(reply, GeneratedReply):
                     self._stream(events, count, reply)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
+from lmlite.errors import CHAT_NAMES, FieldNames
 from lmlite.messages import Json, Work
 from lmlite.server.forms.schemas import UnheldPart
 
@@ -21,6 +22,7 @@ class Call:
     encoding_format: str = "float"  # of embeddings: float or base64
     ignored: tuple[str, ...] = ()  # names of fields and parts that nobody here knows
     custom_tools: frozenset[str] = frozenset()  # the names of those whose calls are a text
+    field_names: FieldNames = CHAT_NAMES  # in errors of the worker
     unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that answers are not held to
 
 

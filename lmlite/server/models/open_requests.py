@@ -9,7 +9,7 @@ import queue
 from collections.abc import Callable
 
 from lmlite import frames
-from lmlite.errors import KINDS, ApiError, PromptTooLong, Unavailable
+from lmlite.errors import CHAT_NAMES, KINDS, ApiError, FieldNames, PromptTooLong, Unavailable
 from lmlite.messages import (
     Cancel,
     Chat,
@@ -32,8 +32,11 @@ END_EVENTS = (Finished, Embedded, Planned)  # each ends one choice or one input
 class OpenRequest:
     """One request, and its events for the one thread that waits for them."""
 
-    def __init__(self, request: Work, forget: Callable[["OpenRequest"], None]) -> None:
-        self.request = request
+    def __init__(
+        self, request: Work, forget: Callable[["OpenRequest"], None], names: FieldNames = CHAT_NAMES
+    ) -> None:
+        """`names` are those of the client's API."""
+        self.request, self._names = request, names
         self.process: object | None = None  # the worker process that has it; None: it waits for one
         self._n_unfinished = n_results(request)  # choices or inputs whose end has not come
         self._n_untaken = self._n_unfinished  # and those whose end `next` has not returned
@@ -69,7 +72,7 @@ class OpenRequest:
             return None
         if isinstance(event, Failed):
             self._n_untaken = 0
-            raise _error_of(event)
+            raise error_of(event, self._names)
         self._n_untaken -= isinstance(event, END_EVENTS)
         return event
 
@@ -159,8 +162,16 @@ def n_results(request: Work) -> int:
             return 1
 
 
-def _error_of(event: Failed) -> ApiError:
+def error_of(event: Failed, names: FieldNames) -> ApiError:
+    """The error of a request, with the names of its client's API."""
+    param, message = event.param, event.message
+    if param == CHAT_NAMES.messages:
+        param = names.messages
+    elif param == CHAT_NAMES.form:
+        param = names.form
     if event.kind == PromptTooLong.__name__:
         assert event.tokens is not None
-        return PromptTooLong(event.message, param=event.param or "", tokens=event.tokens)
-    return KINDS.get(event.kind, ApiError)(event.message, param=event.param)
+        return PromptTooLong(message, param=param or "", tokens=event.tokens)
+    return KINDS.get(event.kind, ApiError)(
+        message.replace(CHAT_NAMES.form, names.form), param=param
+    )

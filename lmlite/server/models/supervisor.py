@@ -16,7 +16,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from lmlite import frames, messages
-from lmlite.errors import BodyTooLarge, ModelFailed, ModelFileError, ModelFileMissing, Unavailable
+from lmlite.errors import (
+    CHAT_NAMES,
+    BodyTooLarge,
+    FieldNames,
+    ModelFailed,
+    ModelFileError,
+    ModelFileMissing,
+    Unavailable,
+)
 from lmlite.gguf.file import ModelFile
 from lmlite.gguf.projector import Projector
 from lmlite.messages import EngineState, Event, Load, LoadFailed, Note, Outdated, Work
@@ -115,14 +123,14 @@ class Supervisor:
             case Unloading() | Unloaded():
                 raise Unavailable(STOPPING)
 
-    def submit(self, request: Work) -> OpenRequest:
+    def submit(self, request: Work, names: FieldNames = CHAT_NAMES) -> OpenRequest:
         """Lets a request in, for the worker that is ready or the next one that will be.
 
         Raises Unavailable when there will be none, and when too many requests are open;
         HarmfulRequest for a request that workers die of, BodyTooLarge for one that fits no frame.
         """
         request = replace(request, id=next(self._ids))
-        opened = OpenRequest(request, self._forget)
+        opened = OpenRequest(request, self._forget, names)
         try:
             frame = frames.encode(request)
         except frames.FrameError as err:

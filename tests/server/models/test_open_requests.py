@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from lmlite import frames
-from lmlite.errors import Unavailable
-from lmlite.messages import Cancel, Chat, ChatMessage, Complete, Embed, SamplingParams
-from lmlite.server.models.open_requests import OpenRequest, OpenRequests, n_results
+from lmlite.errors import CHAT_NAMES, FieldNames, Unavailable
+from lmlite.messages import Cancel, Chat, ChatMessage, Complete, Embed, Failed, SamplingParams
+from lmlite.server.models.open_requests import OpenRequest, OpenRequests, error_of, n_results
 
 FIRST, SECOND = "a worker's process", "the next one"
 
@@ -97,3 +97,34 @@ def test_a_dead_worker_fails_the_requests_that_it_had_and_no_others(requests: Op
 )
 def test_a_request_has_an_end_for_each_choice_and_input(request_: Any, n: int) -> None:
     assert n_results(request_) == n
+
+
+RESPONSE_NAMES = FieldNames(messages="input", form="text.format")
+
+
+@pytest.mark.parametrize(
+    ("param", "message", "renamed"),
+    [
+        ("messages", "the messages are too long", ("input", "the messages are too long")),
+        ("messages", "this is not what response_format allows",
+         ("input", "this is not what text.format allows")),
+        ("response_format", "no grammar can be made of response_format: x",
+         ("text.format", "no grammar can be made of text.format: x")),
+        ("tools", "no grammar can be made of tools: x",
+         ("tools", "no grammar can be made of tools: x")),
+        (None, "the server is stopping", (None, "the server is stopping")),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_worker_names_the_fields_of_the_clients_api(
+    param: str | None, message: str, renamed: tuple[str | None, str]
+) -> None:
+    event = Failed(1, "BadRequest", message, param)
+    error = error_of(event, RESPONSE_NAMES)
+    assert (error.param, error.message) == renamed
+    same = error_of(event, CHAT_NAMES)
+    assert (same.param, same.message) == (param, message)
+
+
+def test_a_prompt_that_is_too_long_is_that_of_the_clients_field() -> None:
+    error = error_of(Failed(1, "PromptTooLong", "Shorten it.", "messages", (9, 5)), RESPONSE_NAMES)
+    assert "your input resulted in 9 tokens. Shorten it." in error.message

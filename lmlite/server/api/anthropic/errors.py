@@ -1,7 +1,5 @@
 """Errors in the format of Anthropic's API."""
 
-import re
-
 from lmlite.errors import ApiError, PromptTooLong
 from lmlite.messages import Json
 
@@ -23,6 +21,4 @@ def message_error(error: ApiError) -> Json:
         message = f"prompt is too long: {n_prompt} tokens > {n_ctx} maximum. {error.advice}"
     elif error.param is not None and error.param not in message:
         message = f"{error.param}: {message}"
-    # The worker and the schema reader use the names of a chat.
-    message = re.sub(r"response_format(\.json_schema)?", "output_config.format", message)
     return {"type": "error", "error": {"type": kind, "message": message}}

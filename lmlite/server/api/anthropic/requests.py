@@ -3,6 +3,7 @@
 Pure. The formats are those of the types in Anthropic's Python package. Errors are BadRequest.
 """
 
+from lmlite.errors import FieldNames
 from lmlite.messages import Chat, ChatMessage, Json, ToolCall
 from lmlite.server.api.anthropic.blocks import (
     BLOCKS_OF,
@@ -70,6 +71,7 @@ def _parse(body: Json, defaults: Defaults) -> Call:
         asked["model"].string(),
         stream=asked["stream"].boolean(),
         ignored=ignored_fields(body, MESSAGE_FIELDS, contents.ignored | tools.ignored),
+        field_names=FieldNames("messages", "output_config.format"),
         unheld=(*unheld, *tools.unheld),
     )
 

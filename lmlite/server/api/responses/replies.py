@@ -14,7 +14,7 @@ from lmlite.server.api.chat.custom_tools import as_arguments
 from lmlite.server.api.chat.messages import says_something
 from lmlite.server.api.openai.replies import logprob_object
 from lmlite.server.api.reply import GeneratedReply, typed_event
-from lmlite.server.api.responses.requests import ResponseCall, rename
+from lmlite.server.api.responses.requests import ResponseCall
 from lmlite.server.api.responses.tools import SEARCH
 from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
@@ -83,7 +83,6 @@ class ResponseReply(GeneratedReply):
 
     def failure(self, error: ApiError) -> bytes:
         """The response as far as it came, or only the error if it never began."""
-        rename(error)
         if not self.turns:
             about = {"code": error.code, "message": error.message, "param": error.param}
             return self._event("error", about)

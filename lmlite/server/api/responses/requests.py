@@ -3,10 +3,9 @@
 Pure, but for the conversations that earlier responses have left.
 """
 
-import re
 from dataclasses import dataclass, field, replace
 
-from lmlite.errors import ApiError
+from lmlite.errors import FieldNames
 from lmlite.messages import Chat, ChatMessage, Json
 from lmlite.server.api.call import Call, ignored_fields
 from lmlite.server.api.chat.content_parts import ContentReader
@@ -29,7 +28,7 @@ _OWN = {"input", "instructions", "previous_response_id", "max_output_tokens", "t
 RESPONSE_FIELDS = CHAT_FIELDS - _OF_CHATS | _OWN
 
 
-_OF_WORKER = {"messages": "input", "response_format": "text.format"}
+_NAMES = FieldNames(messages="input", form="text.format")
 
 
 @dataclass(frozen=True)
@@ -70,23 +69,19 @@ def parse_response(
     truncates = asked["truncation"].value == "auto"
     request = replace(call.request, messages=system + turns, truncates=truncates)
     ignored = contents.ignored | tools.offered.ignored | items.ignored
-    own = {"request": request, "ignored": ignored_fields(body, RESPONSE_FIELDS, ignored)}
+    call = replace(
+        call,
+        request=request,
+        ignored=ignored_fields(body, RESPONSE_FIELDS, ignored),
+        field_names=_NAMES,
+    )
     return ResponseCall(
-        **vars(call) | own,
+        **vars(call),
         conversation=turns,
         stored=stored if asked["store"].value is None or asked["store"].boolean() else None,
         settings=_settings(asked, request) | {"tools": tools.as_sent},
         tools=tools.known_as,
     )
-
-
-def rename(error: ApiError) -> None:
-    """Puts this API's field in place of a chat's, by which the worker calls it."""
-    if error.param in _OF_WORKER:
-        name = _OF_WORKER[error.param]
-        # Not where it is a word and no name: "the messages" are that here, too.
-        error.message = re.sub(rf"(?<!the ){error.param}", name, error.message, count=1)
-        error.param = name
 
 
 def _refuse_unsupported(body: Field) -> None:

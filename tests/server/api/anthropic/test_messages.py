@@ -15,10 +15,11 @@ from lmlite.errors import (
     NotFound,
     Unavailable,
 )
-from lmlite.messages import Chat, ToolCall
+from lmlite.messages import Chat, Failed, ToolCall
 from lmlite.server.api.anthropic.errors import message_error
 from lmlite.server.api.anthropic.requests import parse_count, parse_message
 from lmlite.server.api.openai.requests import parse_chat
+from lmlite.server.models.open_requests import error_of
 from tests.support.server_process import Answer, RunningServer
 from tests.support.streams import folded_message, typed_events
 
@@ -357,10 +358,8 @@ def test_an_error_names_the_field(body: dict[str, Any], param: str, message: str
          "a.type: type is json_schema"),
         (BadRequest("max_tokens is missing", param="max_tokens"), "invalid_request_error",
          "max_tokens is missing"),
-        (BadRequest("no grammar can be made of response_format: x", param="response_format"),
-         "invalid_request_error", "no grammar can be made of output_config.format: x"),
-        (BadRequest("response_format.json_schema.schema.not cannot be honoured",
-                    param="response_format.json_schema.schema"), "invalid_request_error",
+        (BadRequest("output_config.format.schema.not cannot be honoured",
+                    param="output_config.format.schema"), "invalid_request_error",
          "output_config.format.schema.not cannot be honoured"),
         (Forbidden("not called so"), "permission_error", "not called so"),
         (NotFound("there is nothing"), "not_found_error", "there is nothing"),
@@ -371,6 +370,12 @@ def test_an_error_names_the_field(body: dict[str, Any], param: str, message: str
 )  # fmt: skip
 def test_an_error_has_anthropics_form(error: ApiError, kind: str, message: str) -> None:
     assert message_error(error) == {"type": "error", "error": {"type": kind, "message": message}}
+
+
+def test_an_error_of_the_worker_names_the_field_of_this_api() -> None:
+    failed = Failed(1, "BadRequest", "no grammar can be made of response_format: x")
+    error = error_of(failed, parse_message({"messages": HI, "max_tokens": 9}).field_names)
+    assert error.message == "no grammar can be made of output_config.format: x"
 
 
 def test_a_call_that_was_cut_is_taken_back_and_one_without_a_name_is_none() -> None:

@@ -40,7 +40,7 @@ BEGUN = Started(0, 0, n_prompt=9, n_cached=4)
 
 
 def test_an_error_before_the_response_is_an_event_of_its_own() -> None:
-    error = PromptTooLong("Shorten it.", param="messages", tokens=(70, 64))
+    error = PromptTooLong("Shorten it.", param="input", tokens=(70, 64))
     assert reply_to().failure(error) == (
         b'event: error\ndata: {"type":"error","code":"context_length_exceeded",'
         b'"message":"This model\'s maximum context length is 64 tokens. However, your input '

@@ -10,7 +10,6 @@ from lmlite.server.api.responses.requests import (
     RESPONSE_FIELDS,
     ResponseCall,
     parse_response,
-    rename,
 )
 from lmlite.server.api.responses.stored import StoredResponses
 from lmlite.server.forms.schemas import honoured_schema
@@ -516,22 +515,3 @@ def test_an_error_names_the_field_of_this_api(
     error = caught.value
     assert error.status == 400
     assert (error.param, error.code, error.message) == (param, code, message)
-
-
-@pytest.mark.parametrize(
-    ("param", "message", "renamed"),
-    [
-        ("messages", "the messages are too long", ("input", "the messages are too long")),
-        ("response_format", "no grammar can be made of response_format: x",
-         ("text.format", "no grammar can be made of text.format: x")),
-        ("tools", "no grammar can be made of tools: x",
-         ("tools", "no grammar can be made of tools: x")),
-        (None, "the server is stopping", (None, "the server is stopping")),
-    ],
-)  # fmt: skip
-def test_an_error_of_the_worker_does_too(
-    param: str | None, message: str, renamed: tuple[str | None, str]
-) -> None:
-    error = ApiError(message, param=param)
-    rename(error)
-    assert (error.param, error.message) == renamed
