@@ -124,9 +124,9 @@ class Handler(StrictRequestHandler):
         self._routes, self._name, self._path_label = ROUTES.find(head.path)
         with server.counted_request():
             server.gate.check(head)
-            if head.method != "OPTIONS":  # which browsers send before a page may show its key
+            if head.method != "OPTIONS":  # browsers send it before a page may show its key
                 server.gate.check_key(head)
-            if not self._routes and head.path != "*":  # the server, which OPTIONS may ask about
+            if not self._routes and head.path != "*":  # OPTIONS may ask about the server itself
                 raise NotFound(f"there is nothing at {head.path}")
             check_method(head, allowed_by(self._routes), head.path)
             self.rfile = io.BytesIO(self._read_body(head))
@@ -154,7 +154,7 @@ class Handler(StrictRequestHandler):
             case OwnRoute() as route:
                 route.answer(self)
 
-    do_HEAD = do_GET  # what is sent of the body is dropped
+    do_HEAD = do_GET  # `send_head` leaves the body out
 
     def do_OPTIONS(self) -> None:
         """Says which methods a path has, and to browsers what a page may send."""

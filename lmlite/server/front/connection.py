@@ -23,7 +23,7 @@ LINGER_S, LINGER_BYTES = 2.0, 32 << 20  # for what a refused client is still sen
 
 
 class Connection(io.BufferedIOBase):
-    """Reads and writes of one accepted socket; a file, as a request handler writes to one."""
+    """One accepted socket, as a file that a request handler can write to."""
 
     def __init__(self, sock: socket.socket, limits: Limits) -> None:
         self._socket = sock
@@ -34,10 +34,10 @@ class Connection(io.BufferedIOBase):
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
 
     def read_head(self) -> bytes | None:
-        """Bytes to the end of the next head, or more than a head may have without an end.
+        """The next head with its end, or more bytes than a head may have.
 
-        None when the client closes, or stays silent, before a first byte. Raises TimeoutError
-        when a head has begun and does not end in time, ConnectionError when it is cut short.
+        None when the client closes or stays silent before a first byte. Raises TimeoutError when a
+        head does not end in time, ConnectionError when it is cut short.
         """
         if not self._wait_for_head():
             return None
@@ -51,16 +51,16 @@ class Connection(io.BufferedIOBase):
         return self._take(end + len(HEAD_END))
 
     def read_body(self, n_bytes: int) -> bytes:
-        """Exactly n_bytes. Raises TimeoutError or ConnectionError."""
+        """A body of this length. Raises TimeoutError or ConnectionError."""
         deadline_s = time.monotonic() + self._body_seconds(n_bytes)
         while len(self._buffer) < n_bytes:
             self._receive(deadline_s)
         return self._take(n_bytes)
 
     def read_chunks(self, max_bytes: int) -> bytes:
-        """A body in chunks, to its end. Raises TimeoutError, ConnectionError or an ApiError.
+        """A body in chunks. Raises TimeoutError, ConnectionError or an ApiError.
 
-        Its deadline moves with what the chunks say of their sizes, and not with what is beside.
+        Its deadline moves with the data that the chunks announce, and with nothing else.
         """
         began_s = time.monotonic()
 
@@ -76,11 +76,11 @@ class Connection(io.BufferedIOBase):
         return len(data)
 
     def is_gone(self, question: bytes = b"") -> bool:
-        """Whether the client takes no more. What it may have sent ahead stays readable.
+        """Whether the client reads no more. What it may have sent ahead stays readable.
 
-        A client that closed its connection looks like one that only ended its side, and waits for
-        the answer. They differ once something is sent to them: a closed connection is reset. So the
-        client is sent the question. Without one it counts as gone.
+        A client that closed its connection looks like one that only ended its side and waits for
+        the reply. Sending the question tells them apart: it resets a closed connection. Without a
+        question both count as gone.
         """
         if not self._hang_up():
             return False
@@ -94,15 +94,15 @@ class Connection(io.BufferedIOBase):
         return not question or bool(self._hang_up() & (select.POLLHUP | select.POLLERR))
 
     def _hang_up(self) -> int:
-        """POLLRDHUP: the client sends no more. POLLHUP or POLLERR: it takes no more. 0: neither."""
+        """POLLRDHUP: the client sends no more. POLLHUP or POLLERR: it reads no more. Or 0."""
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return sum(events for _, events in poll.poll(0))
 
     def linger(self) -> None:
-        """After a refusal: says that no more follows, and lets the client read it.
+        """After a refusal: ends this side, and waits for the client to end its own.
 
-        Closing while the client still sends would reset the connection, and with it the reply.
+        Closing while the client still sends would reset the connection, and the reply be lost.
         """
         deadline_s, n_read = time.monotonic() + LINGER_S, 0
         try:
@@ -114,12 +114,12 @@ class Connection(io.BufferedIOBase):
                     return
                 n_read += len(data)
         except OSError:
-            pass  # gone, which is what we wait for
+            pass  # the client is gone
 
     def _wait_for_head(self) -> bool:
-        """Until its first byte is there; False when none came.
+        """Waits for the first byte of a head; False when none comes.
 
-        An empty line is no beginning: some clients end a body with one (RFC 9112, 2.2).
+        Empty lines are skipped: some clients send one after a body (RFC 9112, 2.2).
         """
         deadline_s = time.monotonic() + self._limits.idle_seconds
         n_left = MAX_EMPTY_LINES

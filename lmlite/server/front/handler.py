@@ -1,8 +1,8 @@
 """`http.server`'s request handler, with what is too lenient for an open port replaced.
 
-The base class keeps what it does well: the loop over a connection's requests, `do_GET` and its
-like, status lines, dates, headers, and whether the connection goes on (`close_connection`).
-Belongs to the connection's thread; whatever writes may raise TimeoutError or ConnectionError.
+The base class does the rest: the loop over a connection's requests, status lines, dates, headers,
+and whether the connection goes on (`close_connection`). Belongs to the connection's thread; all
+that writes may raise TimeoutError or ConnectionError.
 """
 
 import time
@@ -63,7 +63,7 @@ class StrictRequestHandler(BaseHTTPRequestHandler):
     # ---- replies -----------------------------------------------------------------------------
 
     def version_string(self) -> str:
-        """The base class names Python's version, which helps attackers alone."""
+        """The base class names Python's version, which only helps attackers."""
         return "lmlite"
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002
@@ -76,11 +76,11 @@ class StrictRequestHandler(BaseHTTPRequestHandler):
         self.flush_headers()
 
     def send_head(self, status: int, headers: Headers, data: bytes = b"") -> None:
-        """A head, and the first bytes of the body. Raises ValueError for a control character."""
+        """Sends a head and the first bytes of the body."""
         self.send_response(status)
         connection = ("Connection", "close" if self.close_connection else "keep-alive")
         for name, value in (*headers, *self.reply_headers, connection):
-            if not value.isprintable():  # which the base class sends
+            if not value.isprintable():  # the base class would send it
                 raise ValueError(f"header {name} has a control character")
             self.send_header(name, value)
         self.end_headers(data if self.command != "HEAD" else b"")
@@ -94,7 +94,7 @@ class StrictRequestHandler(BaseHTTPRequestHandler):
         self.send_body(status, wire.to_json(body), [JSON_TYPE, *headers])
 
     def begin_pieces(self, headers: Headers, filler: bytes) -> None:
-        """The head of a reply in pieces, once. The filler is a piece that means nothing."""
+        """Sends the head of a reply in pieces, once. The filler is a piece that means nothing."""
         if self.status:
             return
         self._filler = filler
