@@ -4,6 +4,7 @@ Attempts count, not only deaths: starting a process can fail, too. They count un
 proves itself, by an answer or by being ready for a minute. Belongs to the supervisor's thread.
 """
 
+import time
 from collections.abc import Callable
 
 MAX_DEATHS = 5  # in a row, of workers that had not proved themselves
@@ -15,7 +16,7 @@ LATELY_S = 60.0
 class Restarts:
     """The attempts to have one model's worker."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         """The clock is monotonic, in seconds."""
         self._clock = clock
         self._ready_s: float | None = None  # since when the worker that runs is ready

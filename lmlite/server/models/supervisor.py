@@ -11,7 +11,6 @@ killed it. Knows no HTTP.
 
 import itertools
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -54,7 +53,6 @@ class Supervisor:
         file: ModelFile | None = None,
         projector: Projector | None = None,
         prestarted: WorkerProcess | None = None,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """The files are what was checked; None for a command that loads none.
 
@@ -74,7 +72,7 @@ class Supervisor:
         self._n_events = 0  # of all workers
         self._is_outdated = False  # a file that the worker has loaded was written to
         self._loaded: Load | None = None  # the last that a worker could carry out
-        self._restarts = Restarts(clock)
+        self._restarts = Restarts()
         self._changed = threading.Condition()  # guards all of the above
         self._writing = threading.Lock()  # a frame goes down a pipe as a whole
         self._stopping = threading.Event()
