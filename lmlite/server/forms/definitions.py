@@ -27,6 +27,11 @@ MAX_STEPS = 20_000  # of comparing the parts of a schema
 _Key = tuple[str, ...]  # a type; or a type and a value
 
 _DEFS = "#/$defs/"
+_ONLY_ITSELF = "it only refers to itself"
+_AMBIGUOUS = (
+    "in a schema that contains itself, the schemas of anyOf have to begin with different "
+    "properties, or different values of one"
+)
 _MARK = re.compile(r"(?=(z\d{0,8}z))")  # finds overlapping ones, all in one pass
 
 
@@ -59,22 +64,13 @@ class Definitions:
     def finish(self, reading: Reading) -> None:
         """Drops definitions that are only references in a circle, and ambiguous ones."""
         at_once = {ref: _refs_in(alternatives(node)) for ref, node in self.nodes.items()}
-        self._drop(
-            itertools.chain(*_circles(at_once)),
-            "cannot be honoured: it only refers to itself",
-            reading,
-        )
+        self._drop(itertools.chain(*_circles(at_once)), _ONLY_ITSELF, reading)
         while refs := self._ambiguous():
-            self._drop(
-                refs,
-                "cannot be honoured: in a schema that contains itself, the schemas of anyOf have "
-                "to begin with different properties, or different values of one",
-                reading,
-            )
+            self._drop(refs, _AMBIGUOUS, reading)
 
     def _drop(self, refs: Iterable[str], why: str, reading: Reading) -> None:
         for ref in refs:
-            reading.drop(self._paths[ref], why)
+            reading.drop(self._paths[ref], f"cannot be honoured: {why}")
             self.nodes[ref] = ANYTHING
 
     def _ambiguous(self) -> list[str]:
@@ -89,8 +85,8 @@ class Definitions:
             if len(several) > 1 and not self._part_at_once(several, circle)
         ]
 
-    def _part_at_once(self, several: list[Json], circle: set[str]) -> bool:
-        alone = [each for each in several if _refs_in(below(each)) & circle]
+    def _part_at_once(self, several: list[Json], circle: list[str]) -> bool:
+        alone = [each for each in several if not _refs_in(below(each)).isdisjoint(circle)]
         others = [each for each in several if each not in alone]
         return not alone or self.comparer.part_at_once(alone, others)
 
@@ -99,9 +95,9 @@ def _refs_in(nodes: Iterable[Json]) -> set[str]:
     return {node["$ref"] for node in nodes if "$ref" in node}
 
 
-def _circles(targets: dict[str, set[str]]) -> list[set[str]]:
+def _circles(targets: dict[str, set[str]]) -> list[list[str]]:
     """The names that lead to each other, in groups (Tarjan); names in no circle are left out."""
-    found: list[set[str]] = []
+    found: list[list[str]] = []
     numbers: dict[str, int] = {}  # of the earliest name on the path that each leads back to
     path: list[str] = []
 
@@ -114,7 +110,7 @@ def _circles(targets: dict[str, set[str]]) -> list[set[str]]:
                 visit(other)
             numbers[name] = min(numbers[name], numbers[other])
         if numbers[name] == number:  # nothing behind it leads further back
-            group = set(path[begin:])
+            group = path[begin:]
             del path[begin:]
             numbers.update(dict.fromkeys(group, len(targets)))  # later than all on the path
             if len(group) > 1 or name in targets[name]:
@@ -187,10 +183,7 @@ class Comparer:
 
 
 def _never_fit(a: Json, b: Json) -> bool:
-    """Whether two objects exclude each other.
-
-    Each requires a property that the other never has, or they require one with other values.
-    """
+    """Whether each object requires a property that the other never has, or other values of one."""
     if _requires_more(a, b) and _requires_more(b, a):
         return True
     shared = set(_required(a)) & set(_required(b))

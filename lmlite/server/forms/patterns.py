@@ -27,6 +27,7 @@ _SETS = {"d": [(0x30, 0x39)], "w": _WORD, "s": _SPACES}
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 _HEX = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]{1,6})\}")
 _COUNT = re.compile(r"(?:([*+?])|\{([0-9]{1,9})(,?)([0-9]{0,9})\})\??")  # a lazy one is the same
+_SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _GROUP = re.compile(r"\((?:\?:|\?<[A-Za-z_]\w*>|(?!\?))", re.ASCII)
 
 
@@ -151,8 +152,10 @@ class _Reader:
             return part
         self._at = found.end()
         sign, low, comma, high = found.groups()
-        least = int(low or sign == "+")
-        most = 1 if sign == "?" else int(high) if high else None if sign or comma else least
+        if sign:
+            least, most = _SIGNS[sign]
+        else:
+            least, most = int(low), int(high or low) if high or not comma else None
         if max(least, most or 0) > MAX_COUNT or (most is not None and least > most):
             raise ValueError(f"its counts have to be from 0 to {MAX_COUNT:,}, the smaller first")
         if (least, most) == (1, 1):
