@@ -267,49 +267,47 @@ class Outdated:
 
 
 @dataclass(frozen=True, slots=True)
-class Prompted:
+class ChoiceEvent:
+    """An event of one choice of a request, or of one input."""
+
+    id: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prompted(ChoiceEvent):
     """The exact text that the model gets, for the log stream."""
 
-    id: int
-    index: int
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(ChoiceEvent):
     """The exact text that the model generated, for the log stream."""
 
-    id: int
-    index: int
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Queued:
+class Queued(ChoiceEvent):
     """A choice waits for a free sequence."""
 
-    id: int
-    index: int
     n_ahead: int  # choices that are before it
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Started(ChoiceEvent):
     """The prompt is accepted: no error of the client's can follow."""
 
-    id: int
-    index: int
     n_prompt: int
     n_cached: int  # prompt tokens that were in memory already
     cache: str = ""  # how many and why not more, for the log stream
 
 
 @dataclass(frozen=True, slots=True)
-class Planned:
+class Planned(ChoiceEvent):
     """The prompt and the grammar of a choice: the end of a dry run, or of a Tokenize."""
 
-    id: int
-    index: int
     tokens: tuple[int, ...]
     pieces: tuple[bytes, ...]  # of each token
     n_cached: int  # prompt tokens that are in memory now
@@ -317,11 +315,9 @@ class Planned:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
+class Reading(ChoiceEvent):
     """How much of a long prompt is in memory; sent until all of it is."""
 
-    id: int
-    index: int
     n_read: int
     n_prompt: int
 
@@ -346,11 +342,9 @@ class CallDelta:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(ChoiceEvent):
     """More of a choice: whole characters, without any part of a stop string."""
 
-    id: int
-    index: int
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     reasoning: str = ""
@@ -358,11 +352,9 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(ChoiceEvent):
     """A choice is complete."""
 
-    id: int
-    index: int
     reason: Literal["stop", "length", "tool_calls"]
     n_completion: int  # sampled tokens, the end token included
     cause: Cause = "end_token"
@@ -371,11 +363,9 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
-class Embedded:
+class Embedded(ChoiceEvent):
     """The vector of one input."""
 
-    id: int
-    index: int
     n_prompt: int
     vector: bytes  # float32, little endian; its length is 1
 

@@ -1,4 +1,4 @@
-"""One request as the server sees it: what the worker does, and how the reply is sent."""
+"""A request as the server sees it: the work, how the reply is sent, what is not honoured."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -13,23 +13,23 @@ MAX_NAMED = 20  # of the fields that are ignored
 
 @dataclass(frozen=True)
 class Call:
-    """One request as the server sees it: what the worker does, and how the answer is sent."""
+    """What a request asks of the worker, and how the reply is sent."""
 
-    request: Work  # its id is set when it is sent
-    model: str | None  # None: the one that is served
+    request: Work  # gets its id when it is sent
+    model: str | None  # None: the model that is served
     stream: bool = False
     include_usage: bool = False
     encoding_format: str = "float"  # of embeddings: float or base64
-    ignored: tuple[str, ...] = ()  # names of fields and parts that nobody here knows
-    custom_tools: frozenset[str] = frozenset()  # the names of those whose calls are a text
+    ignored: tuple[str, ...] = ()  # names of unknown fields and parts
+    custom_tools: frozenset[str] = frozenset()  # names of tools whose calls are a text
     field_names: FieldNames = CHAT_NAMES  # in errors of the worker
-    unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that answers are not held to
+    unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that no grammar enforces
 
 
 def ignored_fields(
     body: Json, known: Collection[str], others: Iterable[str] = ()
 ) -> tuple[str, ...]:
-    """The names of a body's fields that are not known, and others, in order, fit for a header.
+    """The names of unknown fields of a body, and other names, sorted and fit for a header.
 
     >>> ignored_fields({"n": 1, "top_a": 0.1, "Ü x": 1, "ttl": None}, {"n"})
     ('??x', 'top_a')
@@ -40,7 +40,7 @@ def ignored_fields(
 
 
 def headers_of(call: Call) -> list[tuple[str, str]]:
-    """What a reply says of fields that are ignored, and of what its form is not held to."""
+    """The headers that name ignored fields, and parts of the form that are not enforced."""
     paths = [each.path.removeprefix(".") or "schema" for each in call.unheld if each.tool is None]
     named = {"X-Ignored-Params": call.ignored,
              "X-Ignored-Schema": [*map(_for_header, paths[:MAX_NAMED])]}  # fmt: skip
@@ -48,7 +48,7 @@ def headers_of(call: Call) -> list[tuple[str, str]]:
 
 
 def lines_of(unheld: Iterable[UnheldPart]) -> list[str]:
-    """A line of the log for each part of a tool's schema that its arguments are not held to."""
+    """A line of the log for each part of a tool's schema that is not enforced."""
     return [
         f"tool {each.tool}: parameters{each.path:.200} {each.why:.200}: calls are not held to it"
         for each in unheld
@@ -57,5 +57,5 @@ def lines_of(unheld: Iterable[UnheldPart]) -> list[str]:
 
 
 def _for_header(name: str) -> str:
-    """What a client may spell freely must end no header and no list."""
+    """A client chooses the name, so it may not end a header or a list."""
     return re.sub(r"[^\w.$-]", "?", name[:64], flags=re.ASCII)

@@ -1,7 +1,4 @@
-"""What a request would do, in place of doing it: the answer to one with `X-Dry-Run: 1`.
-
-Pure: the worker's `Planned` events, and what the server knows of the request, as JSON.
-"""
+"""The reply to a request with `X-Dry-Run: 1`: its prompts and values, no completion. Pure."""
 
 import codecs
 from collections.abc import Mapping
@@ -14,14 +11,14 @@ from lmlite.server.api.reply import ComputedReply
 from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.registry import ServedModel
 
-# Where a request says what has another name here.
+# Sampling parameters that have other names in requests.
 _FIELDS = {"n_logprobs": ("logprobs", "top_logprobs"),
            "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
            "stop": ("stop", "stop_sequences")}  # fmt: skip
 
 
 def planned(call: Call) -> Call:
-    """The same call, as one that generates nothing and is answered in one piece."""
+    """The same call, but nothing is generated or streamed."""
     assert isinstance(call.request, Chat | Complete)
     return replace(call, request=replace(call.request, n=1, dry_run=True), stream=False)
 
@@ -66,7 +63,7 @@ class DryRun(ComputedReply):
 
 
 def _spelled(event: Planned) -> list[Json]:
-    """Each token and its text: a character of several tokens stands at the last of them."""
+    """Each token and its text; a character of several tokens belongs to the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return [
         {"id": token, "text": decoder.decode(piece)}
@@ -75,7 +72,7 @@ def _spelled(event: Planned) -> list[Json]:
 
 
 def _sampling(params: SamplingParams, body: Mapping[str, Any], defaults: Defaults) -> Json:
-    """Each value that is used, and its origin."""
+    """Each value that would be used, and its origin."""
     found = {}
     for name in (field.name for field in fields(params)):
         value = getattr(params, name)

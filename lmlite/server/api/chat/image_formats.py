@@ -1,8 +1,8 @@
-"""What image files say of themselves, and whether they are whole and within bounds. Pure.
+"""Checks image files: each must be whole, and as large as its head says, within bounds. Pure.
 
-What decodes them in the worker believes every number in a file's head: 64 bytes can ask for
-gigabytes. So the head is read here first, packed data of a PNG or GIF is measured to see that it is
-neither more nor less than its head says, and any file must have its end. The formats:
+The decoder in the worker believes each number in a file's head: 64 bytes can ask for gigabytes. So
+the head is checked here first. The packed data of a PNG or GIF must have exactly as many pixels as
+the head says, and each file must have its end. The formats:
 https://www.w3.org/TR/png-3/, ITU-T T.81 (JPEG), RFC 9649 (WebP), RFC 6386 (VP8),
 https://www.w3.org/Graphics/GIF/spec-gif89a.txt, BITMAPINFOHEADER (BMP).
 """
@@ -17,8 +17,8 @@ from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
 MAX_RATIO = 200  # of the longer side to the shorter one
 MAX_SCANS = 32  # of a progressive JPEG, each of which passes over all pixels
-MAX_PARTS = 50_000  # chunks, segments or blocks: those of an honest file are not so small
-MAX_GIF_BYTES = 2 << 20  # of a frame's data, which is measured here at 2 MB a second
+MAX_PARTS = 50_000  # chunks, segments or blocks
+MAX_GIF_BYTES = 2 << 20  # of a frame's data, of which 2 MB a second are measured
 
 _PACKED_BYTES, _UNPACKED_BYTES = 16 << 10, 64 << 10  # of a PNG's data, at a time
 
@@ -26,13 +26,13 @@ Size = tuple[int, int]  # width and height in pixels
 
 
 class ImageFault(Exception):
-    """What is wrong with a file, as the end of a sentence that begins with "the image"."""
+    """A fault of a file, as the end of a sentence that begins with "the image"."""
 
 
 def checked_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Size:
-    """The size of an image file that is whole and within bounds. Raises ImageFault.
+    """The size of an image file. Raises ImageFault unless it is whole and within bounds.
 
-    A GIF that moves counts as its first frame. A WebP that moves is refused.
+    Only the first frame of an animated GIF is checked. An animated WebP is refused.
     """
     for beginning, check in _CHECKS:
         if beginning.match(data):
@@ -52,7 +52,7 @@ def _check_size(width: int, height: int, limits: Limits) -> Size:
 
 
 def _unpack(layout: str, data: bytes, place: int) -> tuple[Any, ...]:
-    """Numbers of a file. Raises ImageFault where it ends before they do."""
+    """Numbers of a file. Raises ImageFault if it ends before them."""
     try:
         return struct.unpack_from(layout, data, place)
     except struct.error:
@@ -97,7 +97,7 @@ def _check_png(data: bytes, limits: Limits) -> Size:
 
 
 def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and body of each chunk. Raises ImageFault unless they are whole, up to the last."""
+    """Kind and body of each chunk. Raises ImageFault unless all are whole."""
     place = len(_PNG_BEGIN)
     for _ in range(MAX_PARTS):
         n_bytes, kind = _unpack(">I4s", data, place)
@@ -113,10 +113,10 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _check_unpacked(packed: list[bytes], n_expected: int) -> None:
-    """Raises ImageFault unless the data unpacks to exactly so many bytes; none of them are kept."""
+    """Raises ImageFault unless the data unpacks to this many bytes. None are kept."""
     unpacker = zlib.decompressobj()
     n_bytes = 0
-    # What is left of a piece is copied at each turn, so pieces are small.
+    # The rest of a piece is copied in each turn, so pieces are small.
     pieces = (each[i : i + _PACKED_BYTES] for each in packed
               for i in range(0, len(each), _PACKED_BYTES))  # fmt: skip
     try:
@@ -162,7 +162,7 @@ def _check_jpeg(data: bytes, limits: Limits) -> Size:
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Each marker between begin and end, and its segment. Raises ImageFault without an end.
 
-    What follows a scan's segment is its data, which has markers of no meaning to us.
+    The data behind a scan's segment is skipped, with the markers in it.
     """
     found = _JPEG_MARKER.match(data, 2)
     for _ in range(MAX_PARTS):
@@ -186,7 +186,7 @@ _MOVES = 0x02  # among the flags of an extended file
 
 
 def _check_webp(data: bytes, limits: Limits) -> Size:
-    """The size of the one frame, which is that of the canvas, if the file has one."""
+    """The size of the only frame, which must be that of the canvas, if there is one."""
     canvas: Size | None = None
     for kind, body in _webp_chunks(data):
         if kind in (b"VP8 ", b"VP8L"):
@@ -203,7 +203,7 @@ def _check_webp(data: bytes, limits: Limits) -> Size:
 
 
 def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Kind and body of each chunk of a file that is whole. Raises ImageFault."""
+    """Kind and body of each chunk. Raises ImageFault unless all are whole."""
     end = 8 + _unpack("<I", data, 4)[0]
     if end > len(data):
         raise ImageFault("is cut short")
@@ -219,7 +219,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _vp8_size(body: bytes) -> Size:
-    """That of a lossy picture: a key frame's tag, its start code, and 14 bits for each side."""
+    """The size in a lossy picture: a key frame's tag, a start code, 14 bits for each side."""
     tag, high, start, width, height = _unpack("<BH3sHH", body, 0)
     if tag & 1 or start != b"\x9d\x01\x2a" or (tag | high << 8) >> 5 > len(body):
         raise ImageFault("is a WebP with a wrong head")
@@ -227,7 +227,7 @@ def _vp8_size(body: bytes) -> Size:
 
 
 def _vp8l_size(body: bytes) -> Size:
-    """That of a lossless picture: a signature, 14 bits for each side, alpha, and version 0."""
+    """The size in a lossless picture: a signature, 14 bits for each side, alpha, version 0."""
     signature, bits = _unpack("<BI", body, 0)
     if signature != 0x2F or bits >> 29:
         raise ImageFault("is a WebP with a wrong head")
@@ -236,12 +236,11 @@ def _vp8l_size(body: bytes) -> Size:
 
 # ---- GIF -----------------------------------------------------------------------------------
 
-
 _MAX_LZW_BITS = 12
 
 
 def _check_gif(data: bytes, limits: Limits) -> Size:
-    """The size of the canvas; of the frames only the first one is looked at."""
+    """The size of the canvas; only the first frame is checked."""
     width, height, flags = _unpack("<HHB", data, 6)
     size = _check_size(width, height, limits)
     place = _behind_extensions(data, 13 + _palette_bytes(flags))
@@ -261,7 +260,7 @@ def _check_gif(data: bytes, limits: Limits) -> Size:
 
 
 def _behind_extensions(data: bytes, place: int) -> int:
-    """Where the first frame begins. Raises ImageFault when there is none."""
+    """The place where the first frame begins. Raises ImageFault if there is none."""
     for _ in range(MAX_PARTS):
         (sign,) = _unpack("<c", data, place)
         if sign == b",":
@@ -273,12 +272,12 @@ def _behind_extensions(data: bytes, place: int) -> int:
 
 
 def _palette_bytes(flags: int) -> int:
-    """Those of the palette that follows a GIF's head, or a frame's."""
+    """The length of the palette behind a GIF's head, or a frame's."""
     return 3 << 1 + (flags & 7) if flags & 0x80 else 0
 
 
 def _gif_blocks(data: bytes, place: int) -> tuple[int, bytes]:
-    """Blocks up to an empty one: where they end, and what they hold. Raises ImageFault."""
+    """Blocks up to an empty one: where they end, and their data. Raises ImageFault."""
     held = []
     for _ in range(MAX_PARTS):
         (n_bytes,) = _unpack("<B", data, place)
@@ -290,13 +289,13 @@ def _gif_blocks(data: bytes, place: int) -> tuple[int, bytes]:
 
 
 def _lzw_length(packed: bytes, n_bits: int, most: int) -> int:
-    """How many pixels a frame's data unpacks to; any number above `most` for more of them.
+    """How many pixels a frame's data unpacks to; any number above `most` if they are more.
 
-    What decodes it does not stop when the picture is full: a megabyte would take it seconds.
-    Raises ImageFault for what cannot be unpacked.
+    The decoder does not stop when the picture is full: a megabyte would take it seconds.
+    Raises ImageFault for data that cannot be unpacked.
     """
     clear = 1 << n_bits
-    lengths = [1] * clear + [0, 0]  # the pixels that each code stands for; the last two are signs
+    lengths = [1] * clear + [0, 0]  # pixels of each code; the last two are clear and end
     width, last = n_bits + 1, 0
     n_pixels = bits = n_held = 0
     for byte in packed:
@@ -326,10 +325,10 @@ def _lzw_length(packed: bytes, n_bits: int, most: int) -> int:
 # ---- BMP -----------------------------------------------------------------------------------
 
 _BMP_HEADS = (40, 56, 108, 124)
-# Bits of a pixel, and how pixels are packed: 0 is plain, 3 has masks. The others are run lengths,
-# or whole files within the file, for printers.
+# Bits of a pixel, and how pixels are packed: 0 is plain, 3 has masks. Others are run lengths, or
+# whole files within the file, for printers.
 _BMP_KINDS = {(1, 0), (4, 0), (8, 0), (16, 0), (24, 0), (32, 0), (16, 3), (32, 3)}
-# Bits of a pixel -> the highest number of the palette that each byte of data has.
+# Bits of a pixel -> the highest number of a colour in each byte of data.
 _BMP_NUMBERS = {
     1: bytes(i > 0 for i in range(256)),
     4: bytes(max(i >> 4, i & 15) for i in range(256)),

@@ -12,11 +12,11 @@ from lmlite.server.api.chat.image_formats import ImageFault, checked_size
 from lmlite.server.api.fields import Field
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
-PIXELS_FACTOR = 4  # of all images of a request, to those of one
+PIXELS_FACTOR = 4  # times as many pixels in all images of a request as in one
 DETAILS = ("auto", "low", "high")
 
 _URL = re.compile(r"\s*([a-z][a-z0-9+.\-]{0,31}):", re.IGNORECASE)
-_PLAIN = bytes.maketrans(b"-_", b"+/")  # base64 may be in the alphabet that is made for URLs
+_PLAIN = bytes.maketrans(b"-_", b"+/")  # base64 may have the alphabet for URLs
 _SPACES = b" \t\r\n"
 _NO_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 
@@ -25,8 +25,7 @@ class ImageReader:
     """Reads the images of one request."""
 
     def __init__(self, takes_images: bool, limits: Limits = DEFAULT_LIMITS) -> None:
-        """`takes_images` says whether the model sees."""
-        self.takes_images, self._limits = takes_images, limits
+        self._takes_images, self._limits = takes_images, limits
         self._n_images = self._n_pixels = 0
 
     def read(self, part: Field, url: str | None = None) -> bytes:
@@ -34,7 +33,7 @@ class ImageReader:
 
         Raises BadRequest.
         """
-        if not self.takes_images:
+        if not self._takes_images:
             part["image_url"].unsupported(
                 "this model sees no images: serve it with its projector, --mmproj FILE"
             )
@@ -71,7 +70,7 @@ def _url_of(part: Field) -> str:
 
 
 def _decoded(url: str, part: Field, most_bytes: int) -> bytes:
-    """The bytes in a data URL, or in bare base64, however it is broken into lines."""
+    """The bytes in a data URL, or in bare base64; line breaks in it are skipped."""
     scheme, payload = _URL.match(url), url
     if scheme is not None:
         if scheme[1].lower() != "data":
@@ -85,15 +84,15 @@ def _decoded(url: str, part: Field, most_bytes: int) -> bytes:
         if len(symbols) * 3 // 4 > most_bytes:
             part.refuse(f"the image is over {most_bytes:,} bytes")
         return base64.b64decode(symbols + b"=" * (-len(symbols) % 4), validate=True)
-    except ValueError:  # and so are binascii.Error and UnicodeEncodeError
+    except ValueError:  # binascii.Error and UnicodeEncodeError are such, too
         part.refuse("the image is not valid base64")
 
 
 def _unescaped(payload: bytes) -> bytes:
-    """The payload without the escapes of a URL; never longer than with them. Raises ValueError.
+    """The payload without the escapes of a URL. Raises ValueError.
 
-    Quoted-printable text has =41 for %41, and is read in one pass that makes no other objects:
-    `urllib.parse.unquote` makes 1.3 GiB of them, of 15 MiB.
+    It is decoded as quoted-printable text, which has =41 for %41: in one pass and without other
+    objects, while `urllib.parse.unquote` takes 1.3 GiB for 15 MiB.
     """
     if b"%" not in payload:
         return payload
