@@ -105,7 +105,7 @@ class MediaEncoder:
         bitmap = self._from_webp(data) if data.startswith(b"RIFF") else self._from_others(data)
         if not bitmap:
             raise UnreadableImage("the file is damaged")
-        part = ctypes.pointer(mtmd.mtmd_input_part(None, bitmap))
+        part = ctypes.pointer(capi.mtmd_input_part(None, bitmap))
         chunks = self._lib.mtmd_input_chunks_init()
         code = self._lib.mtmd_tokenize_from_parts(
             self._pointer, chunks, ctypes.pointer(part), 1, False

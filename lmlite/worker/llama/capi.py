@@ -1,9 +1,9 @@
 """llama.h, mtmd.h and bridge.h as seen from ctypes: prototypes, structs, and the check of both.
 
-The prototypes are the headers' own lines. Python derives `argtypes` and `restype` from
-them, and `make abi` hands the same text to a C compiler behind the real headers, so neither
-can drift. A library of another build is caught at load, where the layout that the bridge
-reports is compared with the structs below. Nothing is loaded at import.
+Both are the headers' own lines, and Python derives its types from them. `make abi` lets a C
+compiler compare them with the real headers, so neither can drift. The bridge reports how its build
+lays structs out, and `load` refuses a library that does so in another way. Nothing is loaded at
+import.
 """
 
 import ctypes
@@ -120,128 +120,41 @@ char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32
 
 # ---- structs: C names, C order -------------------------------------------------------------
 
-
-class llama_batch(ctypes.Structure):
-    """Passed by value; it does not own its arrays."""
-
-    _fields_ = [
-        ("n_tokens", c_int32),
-        ("token", POINTER(c_int32)),
-        ("embd", POINTER(c_float)),
-        ("pos", POINTER(c_int32)),
-        ("n_seq_id", POINTER(c_int32)),
-        ("seq_id", POINTER(POINTER(c_int32))),
-        ("logits", POINTER(c_int8)),
-    ]
-
-
-class llama_model_params(ctypes.Structure):
-    """How to load a model file."""
-
-    _fields_ = [
-        ("devices", c_void_p),
-        ("tensor_buft_overrides", c_void_p),
-        ("n_gpu_layers", c_int32),
-        ("split_mode", c_int32),
-        ("load_mode", c_int32),
-        ("lazy_mode", c_int32),
-        ("main_gpu", c_int32),
-        ("tensor_split", c_void_p),
-        ("progress_callback", c_void_p),
-        ("progress_callback_user_data", c_void_p),
-        ("kv_overrides", c_void_p),
-        ("vocab_only", c_bool),
-        ("check_tensors", c_bool),
-        ("use_extra_bufts", c_bool),
-        ("no_host", c_bool),
-        ("no_alloc", c_bool),
-        ("load_mtp", c_bool),
-    ]
-
-
-class llama_context_params(ctypes.Structure):
-    """How to run a model: sizes, threads, memory types."""
-
-    _fields_ = [
-        ("n_ctx", c_uint32),
-        ("n_batch", c_uint32),
-        ("n_ubatch", c_uint32),
-        ("n_seq_max", c_uint32),
-        ("n_rs_seq", c_uint32),
-        ("n_outputs_max", c_uint32),
-        ("n_outputs_max_per_seq", c_uint32),
-        ("n_threads", c_int32),
-        ("n_threads_batch", c_int32),
-        ("ctx_type", c_int32),
-        ("rope_scaling_type", c_int32),
-        ("pooling_type", c_int32),
-        ("attention_type", c_int32),
-        ("flash_attn_type", c_int32),
-        ("rope_freq_base", c_float),
-        ("rope_freq_scale", c_float),
-        ("yarn_ext_factor", c_float),
-        ("yarn_attn_factor", c_float),
-        ("yarn_beta_fast", c_float),
-        ("yarn_beta_slow", c_float),
-        ("yarn_orig_ctx", c_uint32),
-        ("defrag_thold", c_float),
-        ("cb_eval", c_void_p),
-        ("cb_eval_user_data", c_void_p),
-        ("type_k", c_int32),
-        ("type_v", c_int32),
-        ("abort_callback", c_void_p),
-        ("abort_callback_data", c_void_p),
-        ("embeddings", c_bool),
-        ("offload_kqv", c_bool),
-        ("no_perf", c_bool),
-        ("op_offload", c_bool),
-        ("swa_full", c_bool),
-        ("kv_unified", c_bool),
-        ("samplers", c_void_p),
-        ("n_samplers", c_size_t),
-        ("ctx_other", c_void_p),
-    ]
-
-
-class llama_sampler_chain_params(ctypes.Structure):
-    """Options of a sampler chain."""
-
-    _fields_ = [("no_perf", c_bool)]
-
-
-class llama_logit_bias(ctypes.Structure):
-    """A bias for one token's logit."""
-
-    _fields_ = [("token", c_int32), ("bias", c_float)]
-
-
-class llama_token_data(ctypes.Structure):
-    """A candidate token, as samplers see it."""
-
-    _fields_ = [("id", c_int32), ("logit", c_float), ("p", c_float)]
-
-
-class llama_token_data_array(ctypes.Structure):
-    """The candidates; a sampler may reorder them and move `data`."""
-
-    _fields_ = [
-        ("data", POINTER(llama_token_data)),
-        ("size", c_size_t),
-        ("selected", c_int64),
-        ("sorted", c_bool),
-    ]
-
-
-STRUCTS: tuple[Any, ...] = (
-    llama_batch,
-    llama_model_params,
-    llama_context_params,
-    llama_sampler_chain_params,
-    llama_logit_bias,
-    llama_token_data,
-    llama_token_data_array,
-    *mtmd.STRUCTS,
-)
+STRUCTS_TEXT = """
+struct llama_batch {
+    int32_t n_tokens; llama_token * token; float * embd; llama_pos * pos; int32_t * n_seq_id;
+    llama_seq_id ** seq_id; int8_t * logits;
+};
+struct llama_model_params {
+    ggml_backend_dev_t * devices;
+    const struct llama_model_tensor_buft_override * tensor_buft_overrides; int32_t n_gpu_layers;
+    enum llama_split_mode split_mode; enum llama_load_mode load_mode;
+    enum llama_lazy_mode lazy_mode; int32_t main_gpu; const float * tensor_split;
+    llama_progress_callback progress_callback; void * progress_callback_user_data;
+    const struct llama_model_kv_override * kv_overrides; bool vocab_only; bool check_tensors;
+    bool use_extra_bufts; bool no_host; bool no_alloc; bool load_mtp;
+};
+struct llama_context_params {
+    uint32_t n_ctx; uint32_t n_batch; uint32_t n_ubatch; uint32_t n_seq_max; uint32_t n_rs_seq;
+    uint32_t n_outputs_max; uint32_t n_outputs_max_per_seq; int32_t n_threads;
+    int32_t n_threads_batch; enum llama_context_type ctx_type;
+    enum llama_rope_scaling_type rope_scaling_type; enum llama_pooling_type pooling_type;
+    enum llama_attention_type attention_type; enum llama_flash_attn_type flash_attn_type;
+    float rope_freq_base; float rope_freq_scale; float yarn_ext_factor; float yarn_attn_factor;
+    float yarn_beta_fast; float yarn_beta_slow; uint32_t yarn_orig_ctx; float defrag_thold;
+    ggml_backend_sched_eval_callback cb_eval; void * cb_eval_user_data; enum ggml_type type_k;
+    enum ggml_type type_v; ggml_abort_callback abort_callback; void * abort_callback_data;
+    bool embeddings; bool offload_kqv; bool no_perf; bool op_offload; bool swa_full;
+    bool kv_unified; struct llama_sampler_seq_config * samplers; size_t n_samplers;
+    struct llama_context * ctx_other;
+};
+struct llama_sampler_chain_params { bool no_perf; };
+struct llama_logit_bias { llama_token token; float bias; };
+struct llama_token_data { llama_token id; float logit; float p; };
+struct llama_token_data_array {
+    llama_token_data * data; size_t size; int64_t selected; bool sorted;
+};
+"""
 
 # ---- enum values that Python names ---------------------------------------------------------
 
@@ -281,24 +194,34 @@ CONSTANTS = {
 
 progress_callback = ctypes.CFUNCTYPE(c_bool, c_float, c_void_p)
 
-# ---- prototypes -> argtypes and restype ----------------------------------------------------
+# ---- C -> ctypes ---------------------------------------------------------------------------
 
 _SCALARS: dict[str, Any] = {
     "void": None,
     "bool": c_bool,
     "float": c_float,
+    "int": c_int32,
+    "int8_t": c_int8,
     "int32_t": c_int32,
+    "int64_t": c_int64,
     "uint32_t": c_uint32,
     "uint64_t": c_uint64,
     "size_t": c_size_t,
     "llama_token": c_int32,
     "llama_pos": c_int32,
     "llama_seq_id": c_int32,
+    "ggml_backend_dev_t": c_void_p,
     "ggml_log_callback": c_void_p,
+    "ggml_abort_callback": c_void_p,
+    "ggml_backend_sched_eval_callback": c_void_p,
+    "llama_progress_callback": c_void_p,
+    "mtmd_progress_callback": c_void_p,
     "mtmd_helper_post_decode_callback": c_void_p,
 }
-_STRUCTS_BY_NAME = {struct.__name__: struct for struct in STRUCTS}
+_STRUCT = re.compile(r"struct (?P<name>\w+) \{(?P<fields>.*?)\};", re.DOTALL)
 _PROTOTYPE = re.compile(r"(?P<result>.+?)(?P<name>\w+)\((?P<arguments>.*)\);")
+
+STRUCTS: dict[str, Any] = {}  # by C name, in C order
 
 
 def _ctype(declaration: str) -> Any:
@@ -310,14 +233,14 @@ def _ctype(declaration: str) -> Any:
     if base == "llama_memory_t":
         return _handle(base)
     if n_stars == 0:
-        return _STRUCTS_BY_NAME[base] if base in _STRUCTS_BY_NAME else _SCALARS[base]
+        return STRUCTS[base] if base in STRUCTS else _SCALARS[base]
     if base == "char" and "unsigned" not in declaration:
         # A string to be freed must stay a pointer; ctypes turns c_char_p into bytes.
         text = c_char_p if "const" in declaration else c_void_p
         return text if n_stars == 1 else POINTER(c_void_p)
     if base == "void":
         return c_void_p
-    pointee = _SCALARS.get(base) or _STRUCTS_BY_NAME.get(base)
+    pointee = _SCALARS.get(base) or STRUCTS.get(base)
     if pointee and n_stars == 2:
         pointee = POINTER(pointee)
     return POINTER(pointee) if pointee else _handle(base)
@@ -327,6 +250,28 @@ def _ctype(declaration: str) -> Any:
 def _handle(name: str) -> Any:
     """A pointer type of its own for each opaque struct: a wrong handle is an ArgumentError."""
     return type(name, (c_void_p,), {})
+
+
+def _declare_structs() -> None:
+    for match in _STRUCT.finditer(STRUCTS_TEXT + mtmd.STRUCTS_TEXT):
+        fields = []
+        for field in filter(None, map(str.strip, match["fields"].split(";"))):
+            declaration, name = field.rsplit(maxsplit=1)
+            ctype = _ctype(declaration)
+            # ctypes reads a field of an opaque type as a view into the struct, not as a value.
+            is_opaque = ctype.__base__ is c_void_p
+            fields.append((name, c_void_p if is_opaque else ctype))
+        STRUCTS[match["name"]] = type(match["name"], (ctypes.Structure,), {"_fields_": fields})
+
+
+_declare_structs()
+llama_batch = STRUCTS["llama_batch"]  # does not own its arrays
+llama_logit_bias = STRUCTS["llama_logit_bias"]
+llama_token_data, llama_token_data_array = (
+    STRUCTS["llama_token_data"],
+    STRUCTS["llama_token_data_array"],
+)
+mtmd_input_part = STRUCTS["mtmd_input_part"]
 
 
 def signatures(prototypes: str = PROTOTYPES) -> Iterator[tuple[str, Any, list[Any]]]:
@@ -345,7 +290,7 @@ def c_check() -> Iterator[str]:
     yield '#include "bridge.h"'
     yield '#include "mtmd-helper.h"'
     yield from (PROTOTYPES + mtmd.PROTOTYPES).strip().splitlines()
-    for struct in STRUCTS:
+    for struct in STRUCTS.values():
         c_name = struct.__name__ if struct.__name__ in _TYPEDEFS else f"struct {struct.__name__}"
         yield f'_Static_assert(sizeof({c_name}) == {ctypes.sizeof(struct)}, "{c_name}");'
         for name, *_ in struct._fields_:
@@ -357,7 +302,7 @@ def c_check() -> Iterator[str]:
 
 def layout_lines() -> Iterator[str]:
     """Lines of C++ with which lml_layout tells of each struct and field above (`make native`)."""
-    for struct in STRUCTS:
+    for struct in STRUCTS.values():
         yield f"SIZE({struct.__name__})"
         yield from (f"FIELD({struct.__name__}, {name})" for name, *_ in struct._fields_)
 
@@ -419,7 +364,7 @@ def _declared(path: Path, prototypes: str) -> Any:
 def expected_layout() -> list[str]:
     """What `lml_layout()` prints for a library that matches the structs above."""
     lines = []
-    for struct in STRUCTS:
+    for struct in STRUCTS.values():
         lines.append(f"{struct.__name__} sizeof {ctypes.sizeof(struct)}")
         for name, *_ in struct._fields_:
             field = getattr(struct, name)

@@ -3,10 +3,6 @@
 The library of both, libmtmd, is loaded for models that see, and for no others.
 """
 
-import ctypes
-from ctypes import POINTER, c_bool, c_char_p, c_float, c_int32, c_int64, c_void_p
-from typing import Any
-
 PROTOTYPES = """
 struct mtmd_context_params mtmd_context_params_default(void);
 mtmd_context * mtmd_init_from_file(const char * mmproj_fname, const struct llama_model * text_model, const struct mtmd_context_params ctx_params);
@@ -37,68 +33,25 @@ float * mtmd_get_output_embd(mtmd_context * ctx);
 int32_t mtmd_helper_decode_image_chunk(mtmd_context * ctx, struct llama_context * lctx, const mtmd_input_chunk * chunk, float * encoded_embd, llama_pos n_past, llama_seq_id seq_id, int32_t n_batch, llama_pos * new_n_past, mtmd_helper_post_decode_callback callback, void * user_data);
 """  # noqa: E501
 
-
-class mtmd_context_params(ctypes.Structure):
-    """How to load a projector."""
-
-    _fields_ = [
-        ("use_gpu", c_bool),
-        ("device", c_void_p),
-        ("print_timings", c_bool),
-        ("n_threads", c_int32),
-        ("image_marker", c_char_p),
-        ("media_marker", c_char_p),
-        ("flash_attn_type", c_int32),
-        ("warmup", c_bool),
-        ("image_min_tokens", c_int32),
-        ("image_max_tokens", c_int32),
-        ("cb_eval", c_void_p),
-        ("cb_eval_user_data", c_void_p),
-        ("batch_max_tokens", c_int32),
-        ("progress_callback", c_void_p),
-        ("progress_callback_user_data", c_void_p),
-    ]
-
-
-class mtmd_input_part(ctypes.Structure):
-    """A text or a picture of a prompt."""
-
-    _fields_ = [("text", c_void_p), ("bitmap", c_void_p)]
-
-
-class mtmd_helper_video_init_params(ctypes.Structure):
-    """For videos, of which this build knows nothing; a part of the options for pictures."""
-
-    _fields_ = [
-        ("fps_target", c_float),
-        ("ffmpeg_bin_dir", c_char_p),
-        ("timestamp_interval_ms", c_int64),
-    ]
-
-
-class mtmd_helper_init_opt(ctypes.Structure):
-    """How to decode a file. Passed by value."""
-
-    _fields_ = [("video_params", mtmd_helper_video_init_params)]
-
-
-class mtmd_helper_bitmap_wrapper(ctypes.Structure):
-    """A decoded file. Returned by value."""
-
-    _fields_ = [("bitmap", c_void_p), ("video_ctx", c_void_p)]
-
-
-STRUCTS: tuple[Any, ...] = (
-    mtmd_context_params,
-    mtmd_input_part,
-    mtmd_helper_video_init_params,
-    mtmd_helper_init_opt,
-    mtmd_helper_bitmap_wrapper,
-)
+STRUCTS_TEXT = """
+struct mtmd_context_params {
+    bool use_gpu; ggml_backend_dev_t device; bool print_timings; int n_threads;
+    const char * image_marker; const char * media_marker;
+    enum llama_flash_attn_type flash_attn_type; bool warmup; int image_min_tokens;
+    int image_max_tokens; ggml_backend_sched_eval_callback cb_eval; void * cb_eval_user_data;
+    int32_t batch_max_tokens; mtmd_progress_callback progress_callback;
+    void * progress_callback_user_data;
+};
+struct mtmd_input_part { const struct mtmd_input_text * text; const struct mtmd_bitmap * bitmap; };
+struct mtmd_helper_video_init_params {
+    float fps_target; const char * ffmpeg_bin_dir; int64_t timestamp_interval_ms;
+};
+struct mtmd_helper_init_opt { struct mtmd_helper_video_init_params video_params; };
+struct mtmd_helper_bitmap_wrapper { mtmd_bitmap * bitmap; mtmd_helper_video * video_ctx; };
+"""
 
 INPUT_CHUNK_TYPE_TEXT, INPUT_CHUNK_TYPE_IMAGE = 0, 1
 CONSTANTS = {
     "MTMD_INPUT_CHUNK_TYPE_TEXT": INPUT_CHUNK_TYPE_TEXT,
     "MTMD_INPUT_CHUNK_TYPE_IMAGE": INPUT_CHUNK_TYPE_IMAGE,
 }
-PartList = POINTER(POINTER(mtmd_input_part))
