@@ -28,7 +28,7 @@ from lmlite.worker.llama.samplers import Grammar, SamplerChain
 from lmlite.worker.llama.vocab import Vocab
 from lmlite.worker.media import InputChunk
 from lmlite.worker.memory.lanes import Lane, n_common
-from lmlite.worker.text import LogprobQueue, TextStream
+from lmlite.worker.text import TextStream
 
 MAX_ENTRIES = 4096  # log-probabilities of one event: 8 MB in a frame, with 20 alternatives each
 
@@ -66,8 +66,6 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
         self._text = TextStream(self.params.stop, self.ends)
-        self._logprobs = LogprobQueue()
-        self._entries: tuple[TokenLogprob, ...] = ()  # released, but in no event yet
         self._said: list[str] = []  # all of its text, while someone watches
 
     # ---- what is pending -------------------------------------------------------------------
@@ -217,7 +215,6 @@ class Sequence:
         answer = self.answer
         thinks = answer is not None and answer.is_thinking
         self.n_reasoning += thinks
-        begin = self._text.n_decoded
         is_early = 0 < self.n_completion <= self.params.min_tokens  # this token is counted already
         # The arguments of a call stay complete: no stop string ends them.
         may_stop = (self.stops_thoughts or not thinks) and not (answer and answer.has_calls)
@@ -225,26 +222,20 @@ class Sequence:
         is_between = answer is not None and answer.has_thought and not (thinks or answer.has_begun)
         text = self._text.push(
             piece,
+            logprob,
             may_stop=may_stop and not is_early,
             may_end=not (is_early or self.params.ignore_eos),
             skips_space=is_between,
         )
-        if logprob is not None:
-            self._logprobs.push(begin, self._text.n_decoded, logprob)
-        self._entries += self._logprobs.released(self._text.n_released)
-        return self._deltas(text)
+        return self._deltas(self._part(text))
 
     def finished(self, cause: Cause) -> list[ReplyEvent]:
         """At its end: what was held back, and why it ended."""
-        text = self._text.finish()
-        self._entries += self._logprobs.rest(self._text)
         is_stop = cause in ("end_token", "stop_string")
         reason: Literal["stop", "length", "tool_calls"] = "stop" if is_stop else "length"
-        events = self._deltas(text)
+        events = self._deltas(self._part(self._text.finish()))
         if self.answer is not None:
-            part = self.answer.finish(is_whole=is_stop)
-            if part is not None or self._entries:
-                events.append(self._delta(part or Part()))
+            events += self._deltas(self.answer.finish(is_whole=is_stop) or Part())
             if is_stop and self.answer.has_calls:
                 reason = "tool_calls"
         ids = self.request_id, self.index
@@ -254,19 +245,23 @@ class Sequence:
         events.append(Finished(*ids, reason, self.n_completion, cause, self.n_reasoning, stop))
         return events
 
-    def _deltas(self, text: str) -> list[ReplyEvent]:
-        """The event for more text, if there is anything to tell."""
+    def _part(self, text: str) -> Part | None:
+        """What more text adds to the message; None for nothing yet."""
         if self.trace:
             self._said.append(text)
         if self.answer is None:
-            return [self._delta(Part(text))] if text or self._entries else []
-        part = self.answer.push(text) if text else None
-        return [] if part is None else [self._delta(part)]
+            return Part(text)
+        return self.answer.push(text) if text else None
 
-    def _delta(self, part: Part) -> Delta:
-        entries, self._entries = self._entries, ()
+    def _deltas(self, part: Part | None) -> list[ReplyEvent]:
+        """The event for a part of the message and its log-probabilities, if there is any."""
+        if part is None:
+            return []
+        entries = self._text.take_logprobs()
+        if not (part.content or part.reasoning or part.calls or entries):
+            return []
         ids = self.request_id, self.index
-        return Delta(*ids, part.content, entries, part.reasoning, part.calls)
+        return [Delta(*ids, part.content, entries, part.reasoning, part.calls)]
 
 
 def cache_note(

@@ -1,9 +1,9 @@
 """Piece bytes -> printable text: UTF-8 boundaries and stop strings.
 
 A token's piece may be half a character, and a stop string may begin in one token and end in
-another. A TextStream takes pieces and gives back text that is safe to send: whole characters,
-and nothing that could still turn out to be the beginning of a stop string. Pure; no tokens,
-no threads.
+another. A TextStream takes pieces and gives back text that is safe to send: complete characters,
+and nothing that may be the beginning of a stop string. The log-probabilities of a token wait until
+its text is released. Pure: no tokens, no threads.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from lmlite.messages import TokenLogprob
 class TextStream:
     """The text of one completion, released piece by piece.
 
-    `stops` are the client's, `ends` those of the template; both end it where the caller lets them.
+    `stops` are the client's, `ends` those of the template. The caller says when they apply.
 
     >>> stream = TextStream(stops=("END",))
     >>> [stream.push(b"abcE"), stream.push(b"NDx"), stream.stopped]
@@ -28,10 +28,14 @@ class TextStream:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""  # decoded, not released: may begin a stop string
         self._n_released = 0  # characters
+        self._is_finished = False
+        # Where the text of a token begins and ends, in characters, and its log-probabilities.
+        self._logprobs: deque[tuple[int, int, TokenLogprob]] = deque()
 
     def push(
         self,
         piece: bytes,
+        logprob: TokenLogprob | None = None,
         *,
         may_stop: bool = True,
         may_end: bool = True,
@@ -39,9 +43,12 @@ class TextStream:
     ) -> str:
         """The text that this piece makes safe to send; "" while all of it must wait.
 
-        `skips_space`: both kinds hold from the first character that is no space.
+        `skips_space`: stop strings are looked for behind leading white space.
         """
+        begin = self._n_decoded if logprob is not None else 0
         self._held += self._decoder.decode(piece)
+        if logprob is not None:
+            self._logprobs.append((begin, self._n_decoded, logprob))
         stops = (self._stops if may_stop else ()) + (self._ends if may_end else ())
         n_spaces = len(self._held) - len(self._held.lstrip()) if skips_space else 0
         found = self._first(stops, n_spaces)
@@ -52,6 +59,7 @@ class TextStream:
 
     def finish(self) -> str:
         """What was held back, now that nothing follows. Half a character at the end is dropped."""
+        self._is_finished = True
         return "" if self.stopped else self._release(len(self._held))
 
     @property
@@ -59,13 +67,23 @@ class TextStream:
         """Whether a stop string is complete."""
         return self.stop_string is not None
 
-    @property
-    def n_released(self) -> int:
-        """Characters sent so far."""
-        return self._n_released
+    def take_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """Those of tokens whose whole text is released, each once.
+
+        At the end: those of all other tokens, except tokens behind a stop string.
+        """
+        taken = []
+        while self._logprobs:
+            begin, end, logprob = self._logprobs[0]
+            is_cut = self.stopped and begin >= self._n_released
+            if end > self._n_released and (is_cut or not self._is_finished):
+                break
+            taken.append(logprob)
+            self._logprobs.popleft()
+        return tuple(taken)
 
     @property
-    def n_decoded(self) -> int:
+    def _n_decoded(self) -> int:
         """Characters seen so far; a character that is still incomplete counts as one."""
         pending, _ = self._decoder.getstate()
         return self._n_released + len(self._held) + bool(pending)
@@ -76,47 +94,15 @@ class TextStream:
         return text
 
     def _first(self, stops: tuple[str, ...], begin: int) -> tuple[int, str] | None:
-        """(where it begins, the stop string); of two at one place the shorter."""
+        """(place, the first stop string in the held text); of two at one place the shorter."""
         found = [(at, stop) for stop in stops if (at := self._held.find(stop, begin)) >= 0]
         return min(found, default=None)
 
     def _n_begun(self, stops: tuple[str, ...], n_most: int) -> int:
-        """Length of the longest end of the held text, of n_most, that begins a stop string."""
+        """Length of the longest end of the held text that begins a stop string; at most n_most."""
         longest = max(map(len, stops), default=0)
         for n in range(min(longest - 1, n_most), 0, -1):
             tail = self._held[-n:]
             if any(stop.startswith(tail) for stop in stops):
                 return n
         return 0
-
-
-class LogprobQueue:
-    """Log-probabilities that wait until the text of their token is released.
-
-    Each entry remembers where its token begins and ends in the completion's text, in
-    characters, so that a chunk carries the entries of the text that it carries.
-    """
-
-    def __init__(self) -> None:
-        self._waiting: deque[tuple[int, int, TokenLogprob]] = deque()
-
-    def push(self, begin: int, end: int, entry: TokenLogprob) -> None:
-        """A token whose text lies at [begin, end)."""
-        self._waiting.append((begin, end, entry))
-
-    def released(self, n_released: int) -> tuple[TokenLogprob, ...]:
-        """The entries whose whole text is among the first n_released characters."""
-        entries = []
-        while self._waiting and self._waiting[0][1] <= n_released:
-            entries.append(self._waiting.popleft()[2])
-        return tuple(entries)
-
-    def rest(self, text: TextStream) -> tuple[TokenLogprob, ...]:
-        """At the end: what still waits, less the tokens that a stop string cut off whole."""
-        entries = [
-            entry
-            for begin, _, entry in self._waiting
-            if not text.stopped or begin < text.n_released
-        ]
-        self._waiting.clear()
-        return tuple(entries)

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lmlite.messages import TokenLogprob
-from lmlite.worker.text import LogprobQueue, TextStream
+from lmlite.worker.text import TextStream
 
 SAMPLES = [
     "plain",
@@ -147,17 +147,26 @@ def entry(name: str) -> TokenLogprob:
 
 
 def test_logprobs_leave_with_the_text_of_their_token() -> None:
-    waiting = LogprobQueue()
-    waiting.push(0, 2, entry("ab"))
-    waiting.push(2, 4, entry("cd"))
-    assert waiting.released(3) == (entry("ab"),)
-    assert waiting.released(4) == (entry("cd"),)
+    stream = TextStream(stops=("dX",))
+    stream.push(b"ab", entry("ab"))
+    assert stream.take_logprobs() == (entry("ab"),)
+    assert stream.push(b"cd", entry("cd")) == "c"
+    assert stream.take_logprobs() == ()
+    stream.push(b"e", entry("e"))
+    assert stream.take_logprobs() == (entry("cd"), entry("e"))
+
+
+def test_logprobs_of_half_a_character_leave_with_the_other_half() -> None:
+    stream = TextStream()
+    stream.push(b"a\xc3", entry("first"))
+    assert stream.take_logprobs() == ()
+    assert stream.push(b"\xa9", entry("second")) == "é"
+    assert stream.take_logprobs() == (entry("first"), entry("second"))
 
 
 def test_logprobs_of_tokens_behind_a_stop_string_are_dropped() -> None:
-    stream, waiting = TextStream(stops=("E",)), LogprobQueue()
+    stream = TextStream(stops=("E",))
     for piece in (b"ab", b"cE", b"z"):
-        begin = stream.n_decoded
-        stream.push(piece)
-        waiting.push(begin, stream.n_decoded, entry(piece.decode()))
-    assert [e.piece for e in waiting.rest(stream)] == [b"ab", b"cE"]
+        stream.push(piece, entry(piece.decode()))
+    stream.finish()
+    assert [e.piece for e in stream.take_logprobs()] == [b"ab", b"cE"]
