@@ -4,9 +4,9 @@ import functools
 import math
 import os
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal
 
 from lmlite.contexts import (
     EMBEDDING_BATCH,
@@ -37,13 +37,6 @@ from lmlite.worker.threads import ThreadGovernor
 LOAD_FAULTS = (capi.LibraryError, LlamaError, TemplateError)
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-_Owned = TypeVar("_Owned", bound=_Closable)
-
-
 class LoadedModel:
     """A model, and what works with it."""
 
@@ -53,32 +46,34 @@ class LoadedModel:
         lib = capi.load(load.lib_path)
         lib.lml_log_level(capi.LOG_LEVELS[load.log_level])
         lib.llama_backend_init()
-        with ExitStack() as self._owned:  # closes in reverse order, also if a later step fails
-            self.files = self._own(ModelFiles(load.parts))
-            self._model = self._own(self._load_model(lib))
+        with ExitStack() as self._stack:  # closes in reverse order, also if a later step fails
+            own = self._stack.enter_context
+            self.files = own(closing(ModelFiles(load.parts)))
+            self._model = model = own(closing(self._load_model(lib)))
             self.files.check_names()
-            if self._model.has_encoder:
+            if model.has_encoder:
                 raise LlamaError("models with an encoder are not served, except BERT and its kind")
             self._n_threads = load.n_threads or default_n_threads()
-            self._n_ctx_max = n_ctx_max(load, self._model.n_ctx_train)
-            self._n_ctx = context_size(load, self._model.n_ctx_train)
-            context = template = None
+            self._n_ctx = context_size(load, model.n_ctx_train)
+            self._n_ctx_max = n_ctx_max(load, model.n_ctx_train)
+            context = template = encoder = None
             if load.generates:
-                context = self._own(self._make_context())
+                context = own(closing(self._make_context()))
+                template = own(closing(ChatTemplate(model, load.chat_template)))
                 self._n_ctx = context.n_ctx  # padded
-                template = self._own(ChatTemplate(self._model, load.chat_template))
+            if load.mmproj_path is not None:
+                encoder = own(closing(self._make_encoder(load.mmproj_path)))
             self._n_ctx_seq = min(self._n_ctx, self._n_ctx_max)
-            self._encoder = self._own(self._make_encoder()) if load.mmproj_path else None
             n_batch = context.n_batch if context else 0
             self.preparer = Preparer(
-                self._model, template, self._n_ctx_seq, send, self._encoder, n_batch, self._advice()
+                model, template, self._n_ctx_seq, send, encoder, n_batch, self._advice()
             )
             if load.sandbox:  # it does not apply to threads that run already
                 self._enter_sandbox()
             n_together = None if load.uses_gpu else CPU_TOGETHER
-            self.embedder = self._own(Embedder(self._make_embedding_context, n_together))
-            self.generator = self._make_generator(context) if context else None
-            self.close = self._owned.pop_all().close
+            self.embedder = own(closing(Embedder(self._make_embedding_context, n_together)))
+            self.generator = self._make_generator(context, encoder) if context else None
+            self.close = self._stack.pop_all().close
 
     def ready(self) -> Ready:
         """What the server needs to know of the model."""
@@ -91,18 +86,14 @@ class LoadedModel:
             n_threads=self._n_threads,
             n_gpu_layers=self._model.n_gpu_layers,
             generates=self._load.generates,
-            sees=self._encoder is not None,
+            sees=self._load.mmproj_path is not None,
             bos_token=vocab.spelling("bos"),
             eos_token=vocab.spelling("eos"),
             pad_token=vocab.spelling("pad"),
             adds_bos=vocab.adds_bos,
         )
 
-    def _own(self, owned: _Owned) -> _Owned:
-        self._owned.callback(owned.close)
-        return owned
-
-    def _note(self, level: Any, text: str) -> None:
+    def _note(self, level: Literal["info", "warning"], text: str) -> None:
         self._send([Note(level, text)])
 
     # ---- the model -------------------------------------------------------------------------
@@ -121,10 +112,10 @@ class LoadedModel:
             mappings.drop_pages([part.ino for part in load.parts])
         return model
 
-    def _make_encoder(self) -> MediaEncoder:
+    def _make_encoder(self, path: str) -> MediaEncoder:
         return MediaEncoder(
             self._model,
-            self._load.mmproj_path or "",
+            path,
             n_threads=self._n_threads,
             max_bytes=self._load.image_memory,
             lib_path=self._load.lib_path,
@@ -147,18 +138,23 @@ class LoadedModel:
         # llama.cpp ends a process whose batch, or context, has fewer tokens than sequences.
         n_ctx = max(self._n_ctx, n_seq_max)
         n_batch = max(min(load.n_batch, n_ctx), n_seq_max)
-        return Context(
-            self._model,
+        return self._context(
             n_ctx=n_ctx,
             n_batch=n_batch,
             n_ubatch=n_ubatch(load, n_batch, n_seq_max),
             n_seq_max=n_seq_max,
-            n_threads=self._n_threads,
             cache_type_k=load.cache_type_k,
             cache_type_v=load.cache_type_v,
-            flash_attn=load.flash_attn,
-            rope=load.rope,
+        )
+
+    def _context(self, **options: Any) -> Context:
+        return Context(
+            self._model,
+            n_threads=self._n_threads,
+            flash_attn=self._load.flash_attn,
+            rope=self._load.rope,
             n_ctx_max=self._n_ctx_max,
+            **options,
         )
 
     def _make_embedding_context(self) -> Context:
@@ -168,16 +164,9 @@ class LoadedModel:
             n_batch = min(EMBEDDING_BATCH, n_batch)
         # llama.cpp plans its buffers for a batch that all sequences share evenly.
         n_batch = math.ceil(n_batch / EMBEDDING_LANES) * EMBEDDING_LANES
+        n_ctx = max(self._n_ctx_seq, n_batch)
         make = functools.partial(
-            Context,
-            self._model,
-            n_ctx=max(self._n_ctx_seq, n_batch),
-            n_batch=n_batch,
-            n_seq_max=EMBEDDING_LANES,
-            n_threads=self._n_threads,
-            flash_attn=self._load.flash_attn,
-            rope=self._load.rope,
-            n_ctx_max=self._n_ctx_max,
+            self._context, n_ctx=n_ctx, n_batch=n_batch, n_seq_max=EMBEDDING_LANES
         )
         context = make(pooling_type=capi.POOLING_TYPE_UNSPECIFIED)
         if context.pooling_type == capi.POOLING_TYPE_NONE:
@@ -189,7 +178,7 @@ class LoadedModel:
 
     # ---- the generator ---------------------------------------------------------------------
 
-    def _make_generator(self, context: Context) -> Generator:
+    def _make_generator(self, context: Context, encoder: MediaEncoder | None) -> Generator:
         load = self._load
         parks = load.checkpoint_memory and self._model.can_cut_memory
         return Generator(
@@ -201,7 +190,7 @@ class LoadedModel:
             checkpoints=tuple(self._make_checkpoints()),
             parked=ParkedLanes(load.checkpoint_memory) if parks else None,
             governor=self._make_governor(),
-            encoder=self._encoder,
+            encoder=encoder,
         )
 
     def _make_governor(self) -> ThreadGovernor | None:
@@ -230,7 +219,7 @@ class LoadedModel:
                 files = CheckpointFiles(Path(load.cache_dir), load.cache_size, identity, warn)
             except OSError as err:
                 raise LlamaError(f"{load.cache_dir} cannot keep checkpoints: {err}") from None
-            yield self._own(files)
+            yield self._stack.enter_context(closing(files))
 
     def _enter_sandbox(self) -> None:
         folder = self._load.cache_dir

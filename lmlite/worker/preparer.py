@@ -212,21 +212,14 @@ class Preparer:
         if seed is None:
             seed = random.SystemRandom().getrandbits(32)
         return [
-            # Each choice has a seed of its own; the first has the one that was asked for.
             Sequence(
-                request.id,
-                first_index + i,
-                prompt.ids,
-                request.params,
-                (seed + i) % DEFAULT_SEED,
-                ends,
-                echo,
-                request.trace,
-                request.dry_run,
-                prompt.chunks,
+                request.id, first_index + i, prompt.ids, request.params,
+                seed=(seed + i) % DEFAULT_SEED,  # the first one has the seed that was asked for
+                ends=ends, echo=echo, trace=request.trace, dry_run=request.dry_run,
+                chunks=prompt.chunks,
             )
             for i in range(request.n)
-        ]
+        ]  # fmt: skip
 
     def _give_form(self, choices: list[Sequence], form: Form, options: ChatOptions) -> None:
         """Gives each choice its own parser and, if the form has one, its own grammar."""
@@ -298,20 +291,18 @@ class Preparer:
         n_vocab = self._model.vocab.n_tokens
         for token in tokens:
             if not 0 <= token < n_vocab:
-                raise BadRequest(
-                    f"{token} is not a token of this model, which has {n_vocab:,}", param=param
-                )
+                words = f"{token} is not a token of this model, which has {n_vocab:,}"
+                raise BadRequest(words, param=param)
 
     def _check_pictures(self, prompt: Tokens) -> None:
         if prompt.ids[-1] < 0:
-            raise BadRequest(
-                "the chat template ends with the image: add text behind it", param="messages"
-            )
+            words = "the chat template ends with the image: add text behind it"
+            raise BadRequest(words, param="messages")
         for chunk in prompt.chunks.values():
             assert self._encoder is not None
-            if chunk.n_tokens > self._n_batch and self._encoder.is_read_at_once(chunk):
-                raise BadRequest(
-                    f"an image of {chunk.n_tokens:,} tokens has to be read at once; serve with "
-                    "a larger --batch",
-                    param="messages",
+            n = chunk.n_tokens
+            if n > self._n_batch and self._encoder.is_read_at_once(chunk):
+                words = (
+                    f"an image of {n:,} tokens has to be read at once; serve with a larger --batch"
                 )
+                raise BadRequest(words, param="messages")

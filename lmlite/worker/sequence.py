@@ -161,14 +161,10 @@ class Sequence:
 
     def planned(self, n_cached: int, vocab: Vocab) -> Planned:
         """The answer to a dry run."""
-        return Planned(
-            self.request_id,
-            self.index,
-            tuple(max(token, -1) for token in self.prompt),  # -1: a part of a picture
-            tuple(self.pieces(vocab)),
-            self.n_cells(n_cached),
-            self.grammar.text if self.grammar else None,
-        )
+        tokens = tuple(max(token, -1) for token in self.prompt)  # -1: a part of a picture
+        pieces, n_cells = tuple(self.pieces(vocab)), self.n_cells(n_cached)
+        grammar = self.grammar.text if self.grammar else None
+        return Planned(self.request_id, self.index, tokens, pieces, n_cells, grammar)
 
     def queued(self, n_ahead: int) -> list[ReplyEvent]:
         """While it waits: how many are in front, if that has changed."""
@@ -197,16 +193,9 @@ class Sequence:
         if self.echo is None:
             return []
         text, self.echo = self.echo, None
-        entries = tuple(self.prompt_logprobs)
-        return [
-            Delta(
-                self.request_id,
-                self.index,
-                "" if begin else text,
-                entries[begin : begin + MAX_ENTRIES],
-            )
-            for begin in range(0, len(entries), MAX_ENTRIES) or (0,)
-        ]
+        ids, entries, n = (self.request_id, self.index), tuple(self.prompt_logprobs), MAX_ENTRIES
+        rest = [Delta(*ids, "", entries[i : i + n]) for i in range(n, len(entries), n)]
+        return [Delta(*ids, text, entries[:n]), *rest]
 
     # ---- events of the completion ----------------------------------------------------------
 

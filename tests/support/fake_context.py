@@ -95,7 +95,7 @@ class Cell:
 
     def __init__(self, token: int) -> None:
         self.token = token
-        self.n_lanes = 1  # that hold it; nobody's cell is free
+        self.n_lanes = 1  # that hold it; with 0 it is free
 
 
 class FakeContext:
@@ -236,7 +236,7 @@ class FakeChain:
 
     def sample(self, context: FakeContext, index: int, grammar: Any, banned: Sequence[int]) -> int:
         require(self._is_open and grammar is None, "a chain is used until it is closed")
-        require(not banned, "nobody here goes on for longer than the model wants")
+        require(not banned, "no test here asks for more than the model wants")
         if self._n_sampled == self.fails_at:
             raise NO_TOKEN
         token = next_token(context.before(index), self._salt, self._n_sampled)

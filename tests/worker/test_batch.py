@@ -14,7 +14,7 @@ PLENTY = 1e6  # tokens in time
 
 
 def sequence(n_prompt: int, n_held: int = 0, *, echo: bool = False) -> Sequence:
-    """A running one, of whose prompt memory holds a part."""
+    """A running sequence; memory holds the first n_held tokens of its prompt."""
     params = SamplingParams(n_logprobs=0 if echo else None)
     made = Sequence(1, 0, list(range(n_prompt)), params, 0, (), "echo" if echo else None)
     made.lane = Lane(0, made.prompt[:n_held], busy=True)

@@ -362,7 +362,7 @@ def test_a_context_that_fills_at_any_token_ends_with_length_and_leaves_its_lane_
     figure("F16", f"{len(n_prompts)} of 256 places")
 
 
-def test_who_waits_is_told_how_many_are_in_front(run: Run) -> None:
+def test_a_waiting_request_is_told_how_many_are_in_front(run: Run) -> None:
     slow = SamplingParams(temperature=0, logit_bias=((2, -100.0), (0, -100.0)), max_tokens=30)
     quick = replace(slow, max_tokens=10)
     first = run.sequence(0, PROMPTS[0], quick)
@@ -474,7 +474,9 @@ def test_a_decode_that_fails_for_one_sequence_fails_its_request_and_no_other(
     assert {i: joined(by_request[i]) for i in (0, 1, 3)} == {i: alone[i] for i in (0, 1, 3)}
 
 
-def test_a_decode_that_fails_once_fails_nobody(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decode_that_fails_only_once_fails_no_request(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = run.text(PROMPTS[0])
 
     def broken(_pointer: Any, _batch: Any) -> int:

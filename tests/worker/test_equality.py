@@ -151,7 +151,7 @@ class Answer:
 
 
 class Examinee:
-    """A generator that is driven step by step, and says whom it puts back."""
+    """A generator that is driven step by step, and notes which requests it puts back."""
 
     def __init__(self, exam: Exam, n_ctx: int = 2048) -> None:
         vocab = exam.model.vocab
@@ -252,9 +252,9 @@ def test_answers_that_begin_from_what_memory_holds_are_those_of_fresh_ones(exam:
     check(exam, fresh(exam, prompts), found)
 
 
-def test_answers_of_those_who_were_put_back_are_those_of_the_uninterrupted(exam: Exam) -> None:
+def test_answers_of_sequences_that_were_put_back_equal_uninterrupted_ones(exam: Exam) -> None:
     if not exam.is_ever_full:
-        pytest.skip("nobody is put back")
+        pytest.skip("no sequence is put back")
     prompts = exam.prompts(50, 100)
     with Examinee(exam, n_ctx=256) as examinee:
         found = examinee.answers(*prompts)

@@ -16,7 +16,7 @@ N_VOCAB = 100
 
 def preparer() -> Preparer:
     def send(_events: Iterable[Event]) -> None:
-        raise AssertionError("nobody asked for a trace")
+        raise AssertionError("no trace was asked for")
 
     model: Any = SimpleNamespace(vocab=SimpleNamespace(n_tokens=N_VOCAB), n_embd=8)
     template: Any = object()

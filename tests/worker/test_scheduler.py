@@ -1,11 +1,11 @@
-"""The engine's schedule against chance: nobody starves, no cell leaks, each request ends once.
+"""The engine's schedule against chance: no request starves, no cell leaks, each request ends once.
 
     python -m tests.worker.test_scheduler --count 5000 --seed 7     more of it, by hand
 
 The real engine runs step by step over the memory of `fake_context.py`. What it is asked is drawn
 from a seed: prompts that begin alike, of one token up to the whole context, answers of every
-length, clients that leave, requests with a fault, decodes that fail for nobody's fault, and memory
-for a few of them at a time. Before every step memory is compared with what the engine believes of
+length, clients that leave, requests with a fault, decodes that fail for no reason, and memory for a
+few of them at a time. Before every step memory is compared with what the engine believes of
 it; at its end every answer with the one that follows from its prompt alone.
 """
 
@@ -166,7 +166,7 @@ class Choice:
 
 
 class Stage:
-    """An engine over fake memory, its inbox, and at every step whether what must hold does."""
+    """An engine over fake memory, and checks of it at every step."""
 
     def __init__(
         self,
@@ -195,14 +195,14 @@ class Stage:
         self._leaving: set[int] = set()  # requests that were cancelled since then
         self._n_heard = 0  # of both
         self._put_back: set[Sequence] = set()  # that wait for a place again
-        self._n_gone = 0  # times that somebody gave up a place, or a wish for one
+        self._n_gone = 0  # times that a sequence gave up its place, or stopped waiting for one
         self._at_fault: set[int] = set()  # requests that must fail now
-        self._poisoned: set[int] = set()  # lanes with numbers that are none
+        self._poisoned: set[int] = set()  # lanes with invalid numbers
         self._n_lost = 0  # times that memory was cleared
         self._watch()
 
     def run(self) -> None:
-        """Steps of the engine, until nobody comes any more."""
+        """Steps of the engine, until no more requests come."""
         FakeChain.n_open = 0
         with pytest.MonkeyPatch.context() as patched:
             patched.setattr(generator_module, "SamplerChain", FakeChain)
@@ -219,10 +219,10 @@ class Stage:
         assert (self.state.n_running, self.state.n_waiting, self.state.n_cells_used) == (0, 0, 0)
         assert FakeChain.n_open == 0
 
-    # ---- who comes and goes ----------------------------------------------------------------
+    # ---- requests and cancellations ------------------------------------------------------
 
     def _hear(self) -> bool:
-        """What comes before the next step; whether there is a next step."""
+        """Lets requests and cancellations come; whether there is a next step."""
         if not self.engine.has_work:
             self.when_idle()
             if not self.engine.has_work:
@@ -235,10 +235,10 @@ class Stage:
         return True
 
     def before_step(self) -> None:
-        """What comes while there is work, if anything."""
+        """Requests and cancellations that come while there is work."""
 
     def when_idle(self) -> None:
-        """What comes when there is none; nothing: the engine stops."""
+        """Those that come when there is none; without any the run ends."""
 
     def submit(self, sequence: Sequence, fault: Fault | None = None) -> Choice:
         due = alone(sequence, self.context.n_ctx_seq)
@@ -257,7 +257,7 @@ class Stage:
         self.engine.cancel(request_id)
 
     def _drop(self, request_id: int, how: str) -> None:
-        """From now on nothing is to be heard of it."""
+        """From now on no event of it may come."""
         self._at_fault.discard(request_id)
         for key in [key for key in self.choices if key[0] == request_id]:
             del self.choices[key]
@@ -267,7 +267,7 @@ class Stage:
     # ---- what must hold --------------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Counts what is read for each sequence, and sees to it that it has to be."""
+        """Counts what is read for each sequence."""
         self._watch_memory()
         self._watch_starts()
         decode = self.context.decode
@@ -285,7 +285,7 @@ class Stage:
         self.context.decode = watched_decode  # type: ignore[method-assign]
 
     def _watch_memory(self) -> None:
-        """What is no number spreads until it is cleared."""
+        """Invalid numbers spread until memory is cleared."""
         memory, check_numbers = self.generator.memory, self.context.check_numbers
         forget_all = memory.forget_all
 
@@ -329,14 +329,14 @@ class Stage:
         self.generator._start = watched_start  # type: ignore[method-assign]
 
     def _misbehave(self, counts: Counter[int], keys: dict[int, Key]) -> None:
-        """What the faulty ones of a batch do to it."""
-        alone = self.generator._on_trial is not None
+        """What sequences with a fault do to a batch."""
+        alone = any(sequence.suspect for sequence in self.generator.running)
         if alone:
-            require(len(counts) == 1 and self._poisoned <= {*counts}, "who is on trial is alone")
+            require(len(counts) == 1 and self._poisoned <= {*counts}, "a trial has one sequence")
             require(self.context.n_cells([*counts]) == self.context.n_used, "memory is new")
         for seq_id, n_tokens in counts.items():
             request_id, fault = keys[seq_id][0], self.choices[keys[seq_id]].fault
-            is_broken = alone and self.context.breaks  # for nobody's fault, but who should know
+            is_broken = alone and self.context.breaks  # for no reason, but the engine cannot know
             if fault is None or len(self.context.held(seq_id)) + n_tokens <= fault.after:
                 fault = None
             if is_broken or (alone and fault and fault.kind in ("decode", "numbers")):
@@ -347,7 +347,7 @@ class Stage:
                 self._poisoned.add(seq_id)
 
     def look(self) -> None:
-        """Before each step: what the engine believes is true."""
+        """Before each step: memory and the requests are as the engine believes."""
         running, waiting = self.generator.running, self.generator.waiting
         for lane in self.lanes:
             assert lane.tokens == self.context.held(lane.seq_id)
@@ -360,10 +360,10 @@ class Stage:
         self._look_who_was_put_back()
 
     def _look_who_was_put_back(self) -> None:
-        """Who lost a place gets one again when there is room, not only to lose it again.
+        """A sequence that lost its place gets one again only when it can keep it.
 
-        Room is made by who goes. Once it may also be found in the beginning that two hold: they
-        read it side by side, if it was short, and share it from then on.
+        Sequences that go make room. Once, room may also come from a beginning that two hold: if it
+        was short, they read it side by side, and share it from then on.
         """
         waiting = {s for s in self.generator.waiting if s.chain is not None}
         new = [self.choices[key_of(s)] for s in waiting - self._put_back]
@@ -414,7 +414,7 @@ class Stage:
                     self.choices[event.id, event.index].events.append(event)
 
     def _check_failure(self, event: Failed) -> None:
-        """Who fails has a fault, or was alone in a decode that failed for nobody's."""
+        """A request that fails has a fault, or was alone in a decode that failed for no reason."""
         choices = [self.choices[key] for key in self.choices if key[0] == event.id]
         assert choices
         faults = [FAULTS[c.fault.kind] for c in choices if c.fault is not None]
@@ -423,7 +423,7 @@ class Stage:
         assert event.message in {failed(event.id, fault).message for fault in faults}
 
     def _check_state(self, state: EngineState) -> None:
-        """What it reports is what is so, to the cell."""
+        """What it reports is exact, to the cell."""
         self.state = state
         generator, context = self.generator, self.context
         busy = [lane.seq_id for lane in self.lanes if lane.busy]
@@ -456,7 +456,7 @@ class Stage:
         return len(sequence.prompt) + max(end.n_completion - 1, 0) if is_read else 0
 
     def _check_effort(self, choice: Choice, end: Finished) -> None:
-        """Each token is read once, and nobody waits for longer than those in front may take."""
+        """Each token is read once, and no request waits longer than those in front may take."""
         # The last token is sampled, not decoded.
         n_due = choice.started.n_prompt - choice.started.n_cached + max(end.n_completion - 1, 0)
         if choice.n_put_back or choice.n_lost:
@@ -464,9 +464,9 @@ class Stage:
             assert choice.n_read <= n_due
         elif choice.n_read or choice.sequence.params.max_tokens != 0:
             assert choice.n_read == n_due
-        # Whoever runs for longest is never put back and gets a token further at each step, up to
-        # the context at most. Then it is the next one's turn.
-        # Memory that is lost is read again by one after the other.
+        # The oldest running sequence is never put back and gets a token further at each step, up to
+        # the context at most. Then it is the next one's turn. If memory is lost, they read theirs
+        # again one after the other.
         n_losses = self._n_lost - choice.n_lost_before
         n_steps_due = choice.n_ahead + 1 + n_losses * self.n_parallel
         n_steps_due *= self.context.n_ctx_seq
@@ -502,7 +502,7 @@ KINDS = {
 
 
 class World(Stage):
-    """Who comes and who goes, and how much memory there is for them, drawn from a seed."""
+    """Requests, cancellations, and how much memory there is for them, drawn from a seed."""
 
     def __init__(self, seed: int, kind: str, n_events: int = N_EVENTS) -> None:
         self.rng = rng = random.Random(f"{seed} {kind}")
@@ -584,7 +584,7 @@ class World(Stage):
 
 
 def world(seed: int, kind: str) -> World:
-    """A world that has come to its end; its seed is printed where it does not."""
+    """A world after its end; its seed is printed if it does not reach it."""
     made = World(seed, kind)
     try:
         made.run()
@@ -595,7 +595,7 @@ def world(seed: int, kind: str) -> World:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_whoever_comes_ends_once_with_the_answer_that_it_gets_alone(kind: str) -> None:
+def test_every_request_ends_once_with_the_answer_that_it_gets_alone(kind: str) -> None:
     ended: Counter[str] = Counter()
     for seed in range(N_WORLDS):
         ended += world(seed, kind).ended
@@ -607,7 +607,7 @@ def test_whoever_comes_ends_once_with_the_answer_that_it_gets_alone(kind: str) -
 
 
 class Script(Stage):
-    """Memory for so many tokens, three places, and who comes at which step."""
+    """Memory for n_ctx tokens, three places, and requests at chosen steps."""
 
     def __init__(
         self, n_ctx: int, *, n_batch: int = 64, stores: tuple[Checkpoints, ...] = ()
@@ -626,7 +626,7 @@ class Script(Stage):
         self, prompt: list[int], n_out: int, *, after: int = 0, echo: bool = False,
         fault: Fault | None = None,
     ) -> Key:  # fmt: skip
-        """A request, so many steps from now, whose answer is exactly so long."""
+        """A request, `after` steps from now, whose answer has exactly n_out tokens."""
         params = SamplingParams(temperature=1.0, max_tokens=n_out, n_logprobs=0 if echo else None)
         self._n_asked += 1
         for seed in range(1000):
@@ -673,7 +673,7 @@ def test_a_prompt_that_fills_the_context_gets_its_turn_in_a_stream_of_small_ones
     assert stream.finished[stream.large].n_steps <= 7 * 10 + 2
 
 
-def test_cells_count_for_those_who_stay_when_the_one_they_began_from_has_ended() -> None:
+def test_shared_cells_stay_counted_after_the_sequence_that_read_them_has_ended() -> None:
     script = Script(100)
     begin = fresh(40)
     script.ask(begin, 5)
@@ -685,7 +685,7 @@ def test_cells_count_for_those_who_stay_when_the_one_they_began_from_has_ended()
     assert script.finished[comes].n_read == 60 + 1
 
 
-def test_who_reads_all_of_a_prompt_for_its_logprobs_needs_room_for_all_of_it() -> None:
+def test_a_prompt_that_is_read_for_its_logprobs_needs_room_for_all_of_it() -> None:
     script = Script(100)
     script.ask(fresh(60), 30)
     scores = script.ask(fresh(60), 2, after=2, echo=True)
@@ -705,7 +705,7 @@ def test_a_checkpoint_that_finds_no_room_leaves_what_a_lane_holds_in_its_place()
     assert script.finished[comes].started.n_cached == 20
 
 
-def test_who_is_read_again_is_told_of_all_its_tokens() -> None:
+def test_a_sequence_that_is_read_again_reports_all_of_its_tokens() -> None:
     script = Script(100, n_batch=16)
     script.ask(fresh(30), 60)
     again = script.ask(fresh(30, 1), 60)
@@ -717,7 +717,7 @@ def test_who_is_read_again_is_told_of_all_its_tokens() -> None:
 
 
 class Leaving(Script):
-    """One who goes away as soon as its request is where it is told to wait for."""
+    """A client that cancels as soon as its request reaches a phase."""
 
     def __init__(self, phase: str) -> None:
         super().__init__(100, n_batch=16)
@@ -734,18 +734,18 @@ class Leaving(Script):
 
 
 @pytest.mark.parametrize("phase", ["queued", "reading", "generating"])
-def test_who_goes_away_is_gone_before_the_next_step(phase: str) -> None:
+def test_a_cancelled_request_is_gone_before_the_next_step(phase: str) -> None:
     leaving = Leaving(phase)
     for kind in range(3 if phase == "queued" else 1):
         leaving.ask(fresh(5, kind), 20)
     leaving.leaver = leaving.ask(fresh(40, 4), 30)
     last = leaving.ask(fresh(5, 5), 10)
-    leaving.run()  # which looks before every step who is there
+    leaving.run()  # which compares before every step which requests are there
     assert leaving.ended["cancelled"] == 1
     assert leaving.leaver not in leaving.finished and last in leaving.finished
 
 
-def test_the_going_of_the_last_one_is_reported() -> None:
+def test_the_state_is_reported_after_the_last_request_is_cancelled() -> None:
     leaving = Leaving("generating")
     leaving.leaver = leaving.ask(fresh(10), 30)
     leaving.run()
@@ -755,7 +755,7 @@ def test_the_going_of_the_last_one_is_reported() -> None:
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_whoever_has_a_fault_fails_and_the_others_get_their_answers(kind: str) -> None:
+def test_a_request_with_a_fault_fails_and_the_others_get_their_answers(kind: str) -> None:
     script = Script(100)
     others = [script.ask(fresh(10), 20), script.ask(fresh(15, 1), 20)]
     script.ask(fresh(8, 2), 20, fault=Fault(kind, 12))
@@ -767,7 +767,7 @@ def test_whoever_has_a_fault_fails_and_the_others_get_their_answers(kind: str) -
     assert [script.finished[key].n_lost > 0 for key in others] == [is_everybodys] * 2
 
 
-def test_who_cannot_be_closed_is_gone_and_the_others_go_on(
+def test_a_sequence_that_cannot_be_closed_is_gone_and_the_others_go_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(_chain: FakeChain) -> None:

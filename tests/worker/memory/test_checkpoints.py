@@ -54,7 +54,7 @@ def test_the_longest_beginning_is_found_and_one_token_is_left_to_read() -> None:
     assert store.holds([1, 2]) and not store.holds([1])
 
 
-def test_the_one_that_nobody_used_for_longest_makes_room() -> None:
+def test_the_least_recently_used_checkpoint_makes_room() -> None:
     store = Checkpoints(10)
     store.add([1, 1], b"12345")
     store.add([2, 2], b"12345")
@@ -142,7 +142,7 @@ def test_a_file_that_was_spoilt_is_ignored_with_one_line(
     again.close()
 
 
-def test_files_that_nobody_used_for_longest_are_removed(tmp_path: Path) -> None:
+def test_the_least_recently_used_files_are_removed(tmp_path: Path) -> None:
     store = in_files(tmp_path)
     for token in (1, 2):
         store.add([token] * 4, bytes(1000))
@@ -352,7 +352,7 @@ def test_in_a_memory_that_is_always_full_every_branch_answers_as_a_fresh_one(
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
-def test_a_checkpoint_serves_who_asks_again_and_who_begins_alike(
+def test_a_checkpoint_serves_the_same_prompt_and_one_that_begins_alike(
     lib: Any, tmp_path: Path, kind: Any
 ) -> None:
     path = tmp_path / "model.gguf"
@@ -460,7 +460,7 @@ OTHER = "Something else altogether, which shares no beginning. " * 3
 
 
 def n_idle(bench: Bench) -> int:
-    """Cells that nobody uses."""
+    """Cells of idle lanes."""
     return bench.generator.memory.n_cells()[1]
 
 
@@ -476,7 +476,7 @@ def test_an_idle_lane_leaves_its_cells_and_comes_back(lib: Any) -> None:
     assert text == alone(lib, TINY, history)
 
 
-def test_a_lane_stays_whose_cells_are_mostly_anothers_too(lib: Any) -> None:
+def test_a_lane_that_shares_most_of_its_cells_is_not_parked(lib: Any) -> None:
     prompts = [HISTORY + end for end in (" Say a", " Say b", " Say c")]
     parked = ParkedLanes(8 << 20)
     with Bench(lib, TINY, 4, parked=parked) as bench:

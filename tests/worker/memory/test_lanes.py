@@ -60,7 +60,7 @@ def test_a_running_sequence_is_begun_from_too() -> None:
 def test_memory_that_cannot_be_cut_begins_from_the_whole_of_an_idle_lane() -> None:
     lanes = [lane(0, [1, 2, 3], busy=True), lane(1, [1, 2]), lane(2, [1, 2, 3, 7], last_used=-1)]
     assert place(lanes, [1, 2, 3, 4], False) == Place(lanes[1], lanes[1], 2)
-    # Nothing fits: the lane that nobody used for longest is written over.
+    # Nothing fits: the least recently used lane is written over.
     assert place(lanes, [1, 8, 8], False) == Place(lanes[2], lanes[2], 0)
 
 
@@ -116,7 +116,7 @@ def test_the_same_tokens_read_twice_take_cells_twice() -> None:
     assert n_cells([lane(0, [1, 2, 3]), lane(1, [1, 2, 3])]) == 6
 
 
-def test_cells_are_counted_right_whoever_shares_with_whom() -> None:
+def test_cells_are_counted_right_however_lanes_share_them() -> None:
     rng = random.Random(1)
     lanes = [lane(i, []) for i in range(5)]
     cells: list[list[object]] = [[] for _ in lanes]
