@@ -35,7 +35,7 @@ from tests.support.image_files import RED, png
 
 RAW_STATUSES = {200, 204, 400, 403, 404, 405, 408, 411, 413, 415, 417, 431, 499, 503, 505}
 BODY_STATUSES = {400, 413, 415, 422}
-PATIENCE_S = 5.0  # for the reading of one body
+PATIENCE_S = 5.0  # to read one body
 
 # ---- raw bytes -----------------------------------------------------------------------------
 
@@ -51,7 +51,7 @@ SNIPPETS = (
 
 
 def raw_mutant(seed: int, number: int) -> bytes:
-    """A row of the table, or two requests that are right, with one to five things changed."""
+    """One row of the table, or two valid requests, with one to five changes."""
     rng = random.Random(f"{seed} raw {number}")
     row, parted = rng.choice(raw_requests.ROWS)[1], in_chunks(rng) + raw_requests.get()
     data = rng.choice((row, parted, raw_requests.GOOD + raw_requests.get()))
@@ -61,7 +61,7 @@ def raw_mutant(seed: int, number: int) -> bytes:
 
 
 def in_chunks(rng: random.Random) -> bytes:
-    """A request whose body is in one to eight chunks of any sizes."""
+    """A request whose body comes in one to eight chunks of any sizes."""
     sizes = [rng.randrange(1, 20) for _ in range(rng.randrange(8))]
     return raw_requests.chunked(body=raw_requests.chunks(*sizes))
 
@@ -95,7 +95,7 @@ def _spliced(rng: random.Random, data: bytes) -> bytes:
 
 
 def check_raw(seed: int, numbers: Iterable[int]) -> Counter[str]:
-    """Reads them without a socket. Totals by the first status; 0 is none at all."""
+    """Reads mutants without a socket. Counts by the first status; 0: no reply."""
     totals: Counter[str] = Counter()
     for number in numbers:
         data = raw_mutant(seed, number)
@@ -108,7 +108,7 @@ def check_raw(seed: int, numbers: Iterable[int]) -> Counter[str]:
 
 
 def check_sockets(seed: int, numbers: Iterable[int]) -> Counter[str]:
-    """Sends them to a server, and looks what is left of it."""
+    """Sends mutants to a server, and checks that it is unchanged."""
     totals: Counter[str] = Counter()
     with opened() as house:
         n_threads = threading.active_count()
@@ -203,7 +203,7 @@ BASES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BASES["count"] = BASES["message"]
-# What agents send beside that, and what they bring from other servers.
+# What agents send as well, some of it from other servers.
 NOTE = "data:text/plain;base64,SGk="
 CUSTOM = {"name": "c", "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}}
 FLAT = {"type": "function", "name": "f", "parameters": SCHEMA}
@@ -307,7 +307,7 @@ NAMES = sorted({name for base in BASES.values() for name in base} | {
 
 
 def body_mutant(seed: int, number: int, kind: str) -> bytes:
-    """The bytes of a request for an endpoint, with one to four things changed."""
+    """The body of a request of this kind, with one to four changes."""
     rng = random.Random(f"{seed} {kind} {number}")
     body = changed(rng, json.loads(TEXTS[kind]))
     text = json.dumps(body, ensure_ascii=rng.random() < 0.9)
@@ -316,7 +316,7 @@ def body_mutant(seed: int, number: int, kind: str) -> bytes:
 
 
 def changed(rng: random.Random, tree: Any) -> Any:
-    """A tree of JSON with one to four things changed, of which it may be one itself."""
+    """A JSON value with one to four changes; the value itself may be replaced."""
     holder = {"": tree}
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
         if places := _places(holder):
@@ -325,7 +325,7 @@ def changed(rng: random.Random, tree: Any) -> Any:
 
 
 def _places(holder: Any) -> list[tuple[Any, Any]]:
-    """Every place in a tree of JSON: what holds it, and its key there."""
+    """Every place in a JSON value: its container, and its key there."""
     keys = list(holder) if isinstance(holder, dict) else range(len(holder))
     found: list[tuple[Any, Any]] = []
     for key in keys:
@@ -336,7 +336,7 @@ def _places(holder: Any) -> list[tuple[Any, Any]]:
 
 
 def _change(rng: random.Random, holder: Any, key: Any) -> None:
-    """Another value, none, or the same in another place or shape."""
+    """Replaces a value, deletes it, or puts it into another place or shape."""
     value = holder[key]
     match rng.randrange(8):
         case 0:
@@ -356,7 +356,7 @@ def _change(rng: random.Random, holder: Any, key: Any) -> None:
 
 
 def parsers() -> dict[str, Callable[[Any], Call]]:
-    """What reads the body of each kind, as the route at its path does."""
+    """The parser of each kind of body, taken from its route."""
     defaults = replace(NO_DEFAULTS, allows_grammars=True, takes_images=True)
 
     def parser(path: str) -> Callable[[Any], Call]:
@@ -368,7 +368,7 @@ def parsers() -> dict[str, Callable[[Any], Call]]:
 
 
 def check_bodies(seed: int, numbers: Iterable[int]) -> Counter[str]:
-    """Reads one for each endpoint and number; what is taken crosses the pipe unchanged."""
+    """Parses a mutant of each kind and number; accepted ones must cross the pipe unchanged."""
     totals: Counter[str] = Counter()
     reading = parsers()
     for number in numbers:
@@ -399,7 +399,7 @@ def _status_of(parse: Callable[[Any], Call], data: bytes) -> int:
 
 # ---- the run -------------------------------------------------------------------------------
 
-# What checks mutants of a kind, and how many of them there are for each that is asked for.
+# The check of each kind of mutants, and its share of --count.
 KINDS: dict[str, tuple[Callable[[int, Iterable[int]], Counter[str]], float]] = {
     "raw": (check_raw, 1.0),
     "sockets": (check_sockets, 0.1),
@@ -408,7 +408,7 @@ KINDS: dict[str, tuple[Callable[[int, Iterable[int]], Counter[str]], float]] = {
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(description="Damaged requests against the server's front.")
     parser.add_argument("kind", nargs="?", choices=list(KINDS), help="all of them, if none")
     parser.add_argument("--count", type=int, default=20000)

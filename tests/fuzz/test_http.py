@@ -1,11 +1,11 @@
-"""Damaged requests get answers, and nothing else comes of them."""
+"""Damaged requests get replies, and do no harm."""
 
 import pytest
 
 from tests.fuzz import http as fuzz_http
 
 
-def test_five_thousand_damaged_requests_are_read_alike_in_any_two_parts() -> None:
+def test_five_thousand_damaged_requests_are_read_the_same_in_any_two_parts() -> None:
     totals = fuzz_http.check_raw(1, range(5000))
     assert totals.total() == 5000
     # They reach all of it: the head, the gate, what is said of the body, the body.
@@ -21,7 +21,7 @@ def test_damaged_bodies_are_requests_or_errors_of_the_client_at_every_endpoint()
     assert set(totals) == {f"{kind} {status}" for kind in fuzz_http.BASES for status in (200, 400)}
 
 
-def test_a_mutant_depends_on_its_numbers_alone_and_the_bases_are_right() -> None:
+def test_a_mutant_depends_only_on_its_numbers_and_every_base_is_valid() -> None:
     assert fuzz_http.raw_mutant(1, 2) == fuzz_http.raw_mutant(1, 2) != fuzz_http.raw_mutant(1, 3)
     first = fuzz_http.body_mutant(1, 2, "chat")
     assert first == fuzz_http.body_mutant(1, 2, "chat") != fuzz_http.body_mutant(2, 2, "chat")
@@ -29,7 +29,7 @@ def test_a_mutant_depends_on_its_numbers_alone_and_the_bases_are_right() -> None
         parse(fuzz_http.BASES[kind])
 
 
-def test_a_reader_that_fails_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fuzzer_finds_a_parser_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(_: object) -> None:
         raise TypeError("unhashable type: 'list'")
 

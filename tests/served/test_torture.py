@@ -1,4 +1,4 @@
-"""Every call of one chat that may fail, fails once: sockets, pipes, JSON, threads, the library."""
+"""Each call that can fail fails once: sockets, pipes, JSON, threads, the library."""
 
 import ctypes
 import gc
@@ -47,7 +47,7 @@ from tests.conftest import DEFAULT_MODEL, TIMES
 from tests.support.house import House, opened, until
 from tests.support.saboteur import Saboteur, chosen
 
-N_MOST = None if TIMES > 1 else 60  # calls of the library that fail in `make test`
+N_MOST = None if TIMES > 1 else 60  # library calls to fail in `make test`
 WAIT_S = 30.0
 
 
@@ -80,7 +80,7 @@ class FailingPipe:
 
 @pytest.fixture
 def saboteur(monkeypatch: pytest.MonkeyPatch) -> Saboteur:
-    """In every seam of the server."""
+    """A saboteur of all calls of the server that can fail."""
     made = Saboteur()
 
     class FailingConnection(Connection):
@@ -144,7 +144,7 @@ def outcome(house: House, stream: bool) -> str:
 
 
 def held(house: House) -> Counter[str]:
-    """What a server at rest has open."""
+    """Counts of what a server has open."""
     gc.collect()
     kinds = (OpenRequest, Connection)
     objects = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
@@ -158,7 +158,7 @@ def held(house: House) -> Counter[str]:
 
 
 def until_at_rest(house: House, before: Counter[str], what: str = "") -> None:
-    """With as much open as before; the last look says what is too much."""
+    """Waits until as much is open as before; a failure shows what is too much."""
     try:
         until(lambda: house.supervisor.ready is not None and held(house) == before)
     except AssertionError:
@@ -166,7 +166,7 @@ def until_at_rest(house: House, before: Counter[str], what: str = "") -> None:
 
 
 def every(names: Iterable[str], n_failed: Counter[str]) -> Iterator[tuple[str, int]]:
-    """Each call of each name, until there was none to fail."""
+    """The number of each call of each name, until no such call is left to fail."""
     for name in names:
         k = 1
         yield name, k
@@ -239,7 +239,7 @@ def test_any_failing_call_while_a_worker_is_replaced_still_brings_a_worker(
 
 # ---- the worker ------------------------------------------------------------------------------
 
-# What each function of the library returns when it fails.
+# What each library function returns when it fails.
 FAILURES: dict[str, tuple[Any, ...]] = {
     "lml_chat_render": (None, b'{"error": "no"}'),
     "lml_grammar_init": (None,),
@@ -266,7 +266,7 @@ LOAD_FAILURES: dict[str, tuple[Any, ...]] = {
     "llama_init_from_model": (None,),
     "lml_chat_init": (None,),
 }
-# What makes something, and what takes it back.
+# Functions that allocate, and those that free.
 OWNED = {
     "llama_model_load_from_file": "llama_model_free",
     "llama_init_from_model": "llama_free",
@@ -284,11 +284,11 @@ OWNED = {
 
 
 class FailingLibrary:
-    """The library, whose calls may fail, and what it has made that nobody gave back."""
+    """The library, whose calls may fail; it counts what was allocated and not freed."""
 
     def __init__(self, lib: Any, saboteur: Saboteur, failures: dict[str, tuple[Any, ...]]) -> None:
         self._lib, self._saboteur, self._failures = lib, saboteur, failures
-        self._texts: dict[int, Any] = {}  # those that are ours
+        self._texts: dict[int, Any] = {}  # allocated here
         self.open: Counter[str] = Counter()
         self._kinds: dict[int, str] = {}
 
@@ -305,7 +305,7 @@ class FailingLibrary:
                 return None
             results = self._failures.get(name)
             if name == "lml_answer_finish" and not arguments[1]:
-                results = None  # a text that is cut off may be in any form
+                results = None  # text that is cut off may have any form
             if results is None or not self._saboteur.strikes(name):
                 result = function(*arguments)
             else:
@@ -367,7 +367,7 @@ class Desk:
 
 
 def asks() -> list[Chat | Complete | Embed]:
-    """A form, penalties, biases and probabilities; what parks, and what comes back."""
+    """A schema, penalties, biases and probabilities; the third prompt was parked by the second."""
     story = "one two three four five. " * 12
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     params = SamplingParams(

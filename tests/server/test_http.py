@@ -1,4 +1,4 @@
-"""The real server in front of a worker without a model: exact bytes, and who waits for what."""
+"""The real server in front of a worker without a model: exact bytes, waiting, and leaving."""
 
 import http.client
 import json
@@ -91,7 +91,7 @@ def test_usage_comes_in_a_chunk_of_its_own_when_asked_for(house: House) -> None:
     assert (last["choices"], last["usage"]["total_tokens"]) == ([], 5)
 
 
-def test_choices_of_a_stream_each_have_their_role_and_their_end(house: House) -> None:
+def test_each_choice_of_a_stream_has_a_role_and_an_end(house: House) -> None:
     _, body = house.ask("echo x", stream=True, n=2)
     choices = [json.loads(event[6:])["choices"][0] for event in events_of(body)[:-1]]
     for index in (0, 1):
@@ -101,7 +101,7 @@ def test_choices_of_a_stream_each_have_their_role_and_their_end(house: House) ->
         assert [choice["finish_reason"] for choice in mine] == [None, None, "stop"]
 
 
-def test_the_headers_of_a_stream_tell_proxies_to_pass_it_on(house: House) -> None:
+def test_the_headers_of_a_stream_tell_proxies_not_to_buffer(house: House) -> None:
     with closing(house.connect()) as connection:
         headers = dict(house.begin(connection, "echo x", stream=True).getheaders())
     assert re.fullmatch(r"req-[0-9a-f]{24}", headers.pop("X-Request-Id"))
@@ -116,20 +116,20 @@ def test_the_headers_of_a_stream_tell_proxies_to_pass_it_on(house: House) -> Non
     }
 
 
-def test_a_refusal_before_the_first_byte_is_a_plain_error_also_of_a_stream(house: House) -> None:
+def test_a_refusal_before_the_first_byte_is_a_plain_error_even_for_a_stream(house: House) -> None:
     for stream in (False, True):
         status, body = house.ask("refuse", stream=stream)
         assert (status, json.loads(body)["error"]["message"]) == (400, "refused")
 
 
-def test_a_failure_after_the_first_byte_is_an_event_without_done(house: House) -> None:
+def test_a_failure_after_the_first_byte_is_an_event_and_no_done_follows(house: House) -> None:
     status, body = house.ask("die SIGKILL", stream=True)
     *_, last = events_of(body)
     assert status == 200
     assert json.loads(last.removeprefix(b"data: "))["error"]["type"] == "server_error"
 
 
-def test_a_response_that_fails_after_the_first_byte_says_so_itself(house: House) -> None:
+def test_a_response_that_fails_after_the_first_byte_has_the_status_failed(house: House) -> None:
     with closing(house.connect()) as connection:
         data = json.dumps({"input": "die SIGKILL", "stream": True}).encode()
         connection.request("POST", "/v1/responses", data, {"Content-Type": "application/json"})
@@ -184,7 +184,9 @@ def test_a_model_is_shown_with_its_facts(house: House) -> None:
 
 
 @pytest.mark.parametrize("lines", [[LENGTH], [CHUNKED]])
-def test_a_client_that_waits_with_its_body_is_told_to_go_on(house: House, lines: list[str]) -> None:
+def test_a_client_that_waits_with_its_body_gets_100_continue(
+    house: House, lines: list[str]
+) -> None:
     body = BODY if lines == [LENGTH] else chunks(7)
     with house.dial() as sock:
         sock.sendall(post(*lines, JSON, "Expect: 100-continue", "Connection: close", body=b""))
@@ -193,7 +195,7 @@ def test_a_client_that_waits_with_its_body_is_told_to_go_on(house: House, lines:
         assert rest_of(sock).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
-def test_a_client_of_http_1_0_is_told_nothing_before_its_answer(house: House) -> None:
+def test_a_client_of_http_1_0_gets_no_100_continue(house: House) -> None:
     data = post(LENGTH, JSON, "Expect: 100-continue", first=f"POST {CHAT} HTTP/1.0")
     assert house.exchange(data).startswith(b"HTTP/1.1 200 OK\r\n")
 
@@ -244,7 +246,7 @@ def test_a_model_that_cannot_be_loaded_is_a_503_without_retry(open_house: Any) -
         assert reply.getheader("X-Should-Retry") == "false"
 
 
-def test_an_answer_that_outlasts_the_drain_ends_with_an_error(house: House, go_on: Path) -> None:
+def test_a_reply_that_outlasts_the_drain_ends_with_an_error(house: House, go_on: Path) -> None:
     with closing(house.connect()) as connection:
         house.send(connection, f"wait {go_on}")
         until(lambda: house.supervisor.n_open() == 1)
@@ -256,7 +258,7 @@ def test_an_answer_that_outlasts_the_drain_ends_with_an_error(house: House, go_o
     house.server.drain(WAIT_S)
 
 
-def test_a_server_that_drains_takes_no_more_requests(house: House) -> None:
+def test_a_draining_server_refuses_requests(house: House) -> None:
     with closing(house.connect()) as connection:
         assert house.ask_on(connection, "echo x")[0] == 200
         house.server.drain(WAIT_S)
@@ -267,7 +269,7 @@ def test_a_server_that_drains_takes_no_more_requests(house: House) -> None:
 # ---- signs of life ---------------------------------------------------------------------------
 
 
-def test_a_stream_that_has_to_wait_says_for_what(open_house: Any, go_on: Path) -> None:
+def test_a_waiting_stream_says_why(open_house: Any, go_on: Path) -> None:
     house = open_house(limits=Limits(ping_seconds=0.05))
     with closing(house.connect()) as connection:
         reply = house.begin(connection, f"wait {go_on}", stream=True)
@@ -278,7 +280,7 @@ def test_a_stream_that_has_to_wait_says_for_what(open_house: Any, go_on: Path) -
         assert reply.read().endswith(b"data: [DONE]\n\n")
 
 
-def test_an_answer_in_one_piece_that_takes_long_begins_with_spaces(
+def test_a_slow_reply_in_one_piece_begins_with_spaces(
     house: House, monkeypatch: pytest.MonkeyPatch, go_on: Path
 ) -> None:
     monkeypatch.setattr(http_module, "SPACE_S", 0.05)
@@ -290,7 +292,7 @@ def test_an_answer_in_one_piece_that_takes_long_begins_with_spaces(
         assert house.ask_on(connection, "echo again")[0] == 200
 
 
-def test_a_failure_behind_the_first_space_is_an_error_object(
+def test_a_failure_after_the_first_space_is_an_error_object(
     house: House, monkeypatch: pytest.MonkeyPatch, go_on: Path
 ) -> None:
     monkeypatch.setattr(http_module, "SPACE_S", 0.05)
@@ -301,7 +303,7 @@ def test_a_failure_behind_the_first_space_is_an_error_object(
         assert json.loads(reply.read())["error"]["message"] == "failed late"
 
 
-def test_a_request_beyond_the_queue_is_told_to_come_back(open_house: Any) -> None:
+def test_a_request_beyond_the_queue_gets_a_503(open_house: Any) -> None:
     house = open_house(n_parallel=1, n_queue=1)
     waiting = []
     for _ in range(2):
@@ -310,7 +312,7 @@ def test_a_request_beyond_the_queue_is_told_to_come_back(open_house: Any) -> Non
     until(lambda: house.supervisor.n_open() == 2)
     status, body = house.ask("echo x")
     assert (status, json.loads(body)["error"]["message"]) == (503, "2 requests are waiting already")
-    # It is told so before it has sent anything but its head.
+    # A client that has sent only its head is refused, too.
     head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     head += "Content-Length: 1000000\r\nExpect: 100-continue\r\n\r\n"
     answer = house.exchange(head.encode())
@@ -366,7 +368,7 @@ def test_a_viewer_sees_what_the_model_receives_and_returns_linked_by_an_id(house
     viewer.close()
 
 
-def test_without_a_viewer_nothing_of_a_prompt_is_kept_or_shown(house: House) -> None:
+def test_without_a_viewer_no_prompt_is_kept_or_shown(house: House) -> None:
     house.ask("echo secret words")
     viewer = watch(house, "model")
     house.ask("echo public words")
@@ -387,7 +389,7 @@ def test_the_servers_own_lines_can_be_watched(house: House) -> None:
 # ---- slow clients ----------------------------------------------------------------------------
 
 
-def test_a_head_that_only_drips_is_refused_at_its_deadline(open_house: Any) -> None:
+def test_a_dripping_head_is_refused_at_its_deadline(open_house: Any) -> None:
     house = open_house(limits=Limits(head_seconds=0.2))
     with house.dial() as sock:
         sock.sendall(b"GET /health HTTP/1.1\r\nHost: loc")
@@ -406,7 +408,7 @@ def test_a_body_that_never_comes_is_refused_at_its_deadline(open_house: Any) -> 
         assert sock.recv(65536).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
-def test_an_idle_connection_is_closed_without_a_word(open_house: Any) -> None:
+def test_an_idle_connection_is_closed_without_a_reply(open_house: Any) -> None:
     house = open_house(limits=Limits(idle_seconds=0.2))
     with house.dial() as sock:
         assert rest_of(sock) == b""
@@ -424,7 +426,7 @@ def asking(content: str, stream: bool, first: str = f"POST {CHAT} HTTP/1.1") -> 
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("behind", [b"", b"x", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-def test_a_client_that_closed_is_noticed_whatever_it_sent_behind_its_body(
+def test_a_client_that_closed_is_noticed_whatever_it_sent_after_its_body(
     house: House, stream: bool, behind: bytes
 ) -> None:
     with house.dial() as sock:
@@ -436,7 +438,7 @@ def test_a_client_that_closed_is_noticed_whatever_it_sent_behind_its_body(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_only_ends_its_side_is_told_to_go_on_and_gets_its_answer(
+def test_a_client_that_ends_only_its_side_gets_a_100_and_its_reply(
     house: House, go_on: Path, stream: bool
 ) -> None:
     with house.dial() as sock:
@@ -449,7 +451,7 @@ def test_a_client_that_only_ends_its_side_is_told_to_go_on_and_gets_its_answer(
     assert answer.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n" if stream else b"}")
 
 
-def test_a_client_that_ends_its_side_of_a_stream_hears_the_rest(
+def test_a_client_that_ends_its_side_of_a_stream_gets_the_rest(
     open_house: Any, go_on: Path
 ) -> None:
     house = open_house(limits=Limits(ping_seconds=0.05))
@@ -464,7 +466,7 @@ def test_a_client_that_ends_its_side_of_a_stream_hears_the_rest(
         assert rest_of(sock).endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n")
 
 
-def test_a_client_of_http_1_0_that_ends_its_side_is_taken_for_one_that_left(house: House) -> None:
+def test_a_client_of_http_1_0_that_ends_its_side_counts_as_gone(house: House) -> None:
     data = asking("hang", stream=False, first=f"POST {CHAT} HTTP/1.0")
     assert house.exchange(data, ends=True) == b""
     assert house.supervisor.n_open() == 0
@@ -474,7 +476,7 @@ def test_a_client_of_http_1_0_that_ends_its_side_is_taken_for_one_that_left(hous
 
 
 def metrics(house: House) -> dict[str, str]:
-    """Each name, with its labels, and its value."""
+    """Values by name and labels."""
     with closing(house.connect()) as connection:
         connection.request("GET", "/metrics")
         reply = connection.getresponse()
@@ -484,7 +486,7 @@ def metrics(house: House) -> dict[str, str]:
     return dict(pairs)
 
 
-def test_metrics_count_requests_tokens_and_what_the_engine_says(house: House) -> None:
+def test_metrics_count_requests_and_tokens_and_show_the_engine(house: House) -> None:
     house.ask("echo one two")
     house.get("/nothing/here")
     house.logged(2)
@@ -518,7 +520,7 @@ def test_metrics_count_requests_tokens_and_what_the_engine_says(house: House) ->
     assert buckets == ["0", "0", "1", "1", "2", "2", "3", "7", "7", "7", "7", "7"]
 
 
-def test_a_server_whose_worker_died_lately_is_degraded(house: House) -> None:
+def test_health_is_degraded_after_a_worker_died(house: House) -> None:
     assert house.get("/health") == (200, {"status": "ready"})
     house.ask("die SIGKILL")
     house.ask("echo back again")

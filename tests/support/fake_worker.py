@@ -1,13 +1,18 @@
-"""A worker without a model: speaks the frames, and does what the last message says.
+"""A worker without a model: it speaks frames, and does what the last message of a chat says.
 
-"echo TEXT" answers in one delta per word, "die SIGNAL ..." ends by that signal, "bytes HEX" writes
-something that may be no frame, "hang" answers nothing, "queue" says so, "babble N" first writes as
-many bytes to standard error, "wait PATH" and "fail PATH" go on when somebody writes to that pipe,
-and any other word is a BadRequest. "tick N SECONDS" answers in N deltas so far apart, each its
-number and the nanosecond of its sending; any number at once. Started with the argument "crash" it
-ends before it is ready, with "broken" it says that the model cannot be loaded, with "fragile" that
-it cannot as long as there is a file of that name, with "wait" it is half loaded until somebody
-writes to the pipe that the Load names, with "stop" it stops itself while it loads.
+    echo TEXT        replies with a delta per word
+    tick N SECONDS   replies with N deltas this far apart: their number and the time in nanoseconds
+    babble N         first writes N bytes to standard error
+    bytes HEX        writes bytes that need not be a frame
+    die SIGNAL ...   starts a reply, and ends by the signal
+    hang             never replies
+    queue            says that the request is queued, and never replies
+    wait PATH        replies when somebody writes to the named pipe
+    fail PATH        fails then
+
+Anything else is a BadRequest. Its argument is a mode for loading: "crash" ends it, "broken" fails,
+"fragile" fails while there is a file at the model's path, "wait" stays half loaded until somebody
+writes to the named pipe at that path, "stop" stops the process.
 """
 
 import contextlib
@@ -107,7 +112,7 @@ def echo(chat: Chat, text: str) -> None:
         send(Finished(chat.id, index, "stop", len(words) + 1))
 
 
-Tick = tuple[float, int, int, int, float]  # when, of which chat, its number, of how many, the gap
+Tick = tuple[float, int, int, int, float]  # when due, chat id, number, how many, seconds between
 begun: "queue.SimpleQueue[Tick]" = queue.SimpleQueue()
 
 

@@ -1,4 +1,4 @@
-"""A real server in this process, in front of a worker without a model, and one to ask it."""
+"""A real server in this process, in front of a worker without a model; and its client."""
 
 import http.client
 import io
@@ -35,7 +35,7 @@ FAKE_WORKER = (sys.executable, "-P", str(Path(__file__).parent / "fake_worker.py
 
 @dataclass
 class House:
-    """A server in this process, and what it logged."""
+    """A server in this process, and its log."""
 
     server: Server
     supervisor: Supervisor
@@ -65,7 +65,7 @@ class House:
     def begin(
         self, connection: http.client.HTTPConnection, content: str, **body: Any
     ) -> http.client.HTTPResponse:
-        """Asks, and returns when the answer begins."""
+        """Sends a chat; returns when the reply begins."""
         self.send(connection, content, **body)
         return connection.getresponse()
 
@@ -75,7 +75,7 @@ class House:
         connection.request("POST", CHAT, data, {"Content-Type": "application/json"})
 
     def exchange(self, data: bytes, ends: bool = False) -> bytes:
-        """What the server answers to these bytes, to the end of the connection.
+        """Sends bytes; returns all that the server sends until the connection ends.
 
         Without `ends` it is the server that has to end it.
         """
@@ -86,12 +86,12 @@ class House:
             return rest_of(sock)
 
     def log_text(self) -> str:
-        """What the log says by now."""
+        """The log so far."""
         self.server.log.flush(WAIT_S)
         return self.lines.getvalue()
 
     def logged(self, n: int) -> list[str]:
-        """The first n lines of the log; a line comes after its answer."""
+        """At least n lines of the log; the line of a request comes after its reply."""
         while len(lines := self.log_text().splitlines()) < n:
             assert not isinstance(self.supervisor.state, Failed)
         return lines
@@ -104,7 +104,7 @@ class House:
 
 
 def rest_of(sock: socket.socket) -> bytes:
-    """Everything that still comes."""
+    """All bytes until the end."""
     answer = b""
     while data := sock.recv(65536):
         answer += data
@@ -112,7 +112,7 @@ def rest_of(sock: socket.socket) -> bytes:
 
 
 def until(condition: Callable[[], bool]) -> None:
-    """Polls, with a deadline."""
+    """Waits for a condition."""
     deadline_s = time.monotonic() + WAIT_S
     while not condition():
         assert time.monotonic() < deadline_s, "the condition never came true"
@@ -129,7 +129,7 @@ def opened(
     limits: Limits = DEFAULT_LIMITS,
     log: Log | None = None,
 ) -> Iterator[House]:
-    """A server that is ready; in modes of the worker that decide about that, one that has begun."""
+    """A server that is ready. In a mode of the fake worker, loading may not have ended."""
     lines = io.StringIO()
     log = log or Log("info", lines)
     load = Load(model_path, n_parallel=n_parallel, n_queue=n_queue)
@@ -157,7 +157,7 @@ def opened(
 
 @contextmanager
 def opened_apart(n_parallel: int = 4) -> Iterator[tuple[int, int]]:
-    """Such a server in a process that does nothing else: the process's id, and the port."""
+    """The same server in a process of its own: process id and port."""
     command = [sys.executable, "-m", "tests.support.house", str(n_parallel)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
@@ -167,7 +167,7 @@ def opened_apart(n_parallel: int = 4) -> Iterator[tuple[int, int]]:
 
 
 def main() -> None:
-    """That process, until its standard input ends."""
+    """Runs that process until its standard input ends."""
     with opened(n_parallel=int(sys.argv[1])) as house:
         print(house.port, flush=True)
         sys.stdin.read()

@@ -1,4 +1,4 @@
-"""Raw requests, each with the statuses that it gets, and the reading of them without a socket.
+"""Raw requests with their expected statuses, and a reader for them without a socket.
 
 A row is the bytes of a connection; after them the client sends no more. A request that is
 refused by its head ends the connection, so that what follows it in the row goes unanswered.
@@ -21,23 +21,23 @@ LENGTH = f"Content-Length: {len(BODY)}"
 
 
 def get(*lines: str, first: str = "GET /v1/models HTTP/1.1", host: str = "localhost") -> bytes:
-    """A request without a body; `host` may be more than a name."""
+    """A request without a body. `host` is the value of its Host header; "" leaves it out."""
     hosts = [f"Host: {host}"] if host else []
     return "\r\n".join([first, *hosts, *lines, "", ""]).encode("latin-1")
 
 
 def post(*lines: str, body: bytes = BODY, first: str = f"POST {PATH} HTTP/1.1") -> bytes:
-    """A request with a body, whose headers are all in `lines`."""
+    """A request with a body; `lines` are its headers."""
     return get(*lines, first=first) + body
 
 
 def length(text: str) -> bytes:
-    """A request whose length is said in these words."""
+    """A request with this Content-Length."""
     return post(f"Content-Length: {text}", JSON)
 
 
 def typed(text: str) -> bytes:
-    """A request whose body is of this type."""
+    """A request with this Content-Type."""
     return post(LENGTH, f"Content-Type: {text}")
 
 
@@ -45,7 +45,7 @@ CHUNKED = "Transfer-Encoding: chunked"
 
 
 def chunks(*sizes: int, data: bytes = BODY) -> bytes:
-    """Data in chunks of these sizes and one of what is left, and the end of all chunks."""
+    """Data in chunks of these sizes, one for the rest, and the last chunk."""
     parts = []
     for size in (*sizes, len(data)):
         parts.append(b"%x\r\n%b\r\n" % (len(data[:size]), data[:size]))
@@ -54,7 +54,7 @@ def chunks(*sizes: int, data: bytes = BODY) -> bytes:
 
 
 def chunked(*lines: str, body: bytes) -> bytes:
-    """A request whose body is in chunks."""
+    """A request with a body in chunks."""
     return post(CHUNKED, JSON, *lines, body=body)
 
 
@@ -63,7 +63,7 @@ N_BODY = b"%x" % len(BODY)
 FULL_LINE = "GET /v1/models?" + "a" * (4096 - len("GET /v1/models? HTTP/1.1")) + " HTTP/1.1"
 FILL = 16384 - len(get("A: "))
 
-# (what it is, the bytes, the statuses of the answers)
+# (name, bytes, statuses of the replies)
 ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
     # ---- what is right
     ("a good one", GOOD, (200,)),
@@ -382,7 +382,7 @@ ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
 
 
 class Line:
-    """A socket that brings bytes in these parts, and then the end."""
+    """A socket from which these parts arrive, and then the end."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
         self._parts = [part for part in parts if part][::-1]
@@ -397,11 +397,11 @@ class Line:
         assert seconds > 0
 
     def setsockopt(self, *_: Any) -> None:
-        """Nothing here has options."""
+        """Does nothing."""
 
 
 def statuses(*parts: bytes) -> tuple[int, ...]:
-    """What bytes that arrive in these parts are answered with, as far as routes do not decide."""
+    """The statuses for bytes that arrive in these parts, as if every path had a route."""
     line: Any = Line(parts)
     connection, found = Connection(line, DEFAULT_LIMITS), []
     while True:
@@ -437,7 +437,7 @@ def status_of_body(body: bytes) -> int:
 
 
 def answers_of(data: bytes) -> list[tuple[int, bytes]]:
-    """The status of each answer in what a server sent, and what it says of the connection."""
+    """The status and the Connection header of each reply."""
     data = data.replace(b"HTTP/1.1 100 Continue\r\n\r\n", b"")
     found = re.findall(rb"HTTP/1\.1 (\d{3}) [A-Z].*?\r\nConnection: (\S+)\r\n", data, re.DOTALL)
     return [(int(status), connection) for status, connection in found]

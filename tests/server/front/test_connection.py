@@ -1,4 +1,4 @@
-"""One client's socket: deadlines of heads and bodies, whole writes, and an end that can be read."""
+"""One client's socket: deadlines, whole writes, clients that leave, and refusals that arrive."""
 
 import socket
 import struct
@@ -38,7 +38,7 @@ def dial() -> Iterator[Dial]:
 
 
 def reset(client: socket.socket) -> None:
-    """Hangs up without a goodbye."""
+    """Closes with a reset, so that the server gets no end of the stream."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     client.close()
 
@@ -52,7 +52,7 @@ def test_what_follows_a_head_and_its_body_is_the_next_request(dial: Dial) -> Non
     assert [server.read_head(), server.read_body(4), server.read_head()] == [HEAD, b"body", HEAD]
 
 
-def test_a_client_that_says_nothing_ends_without_a_fault(dial: Dial) -> None:
+def test_a_silent_client_is_not_an_error(dial: Dial) -> None:
     _, silent = dial(Limits(idle_seconds=0.01))
     client, left = dial(Limits())
     client.close()
@@ -60,22 +60,22 @@ def test_a_client_that_says_nothing_ends_without_a_fault(dial: Dial) -> None:
 
 
 @pytest.mark.parametrize("end", [b"\r", b"\r\n", b"\r\n\r", b"\r\n\r\n"])
-def test_an_empty_line_is_no_beginning_of_a_head(dial: Dial, end: bytes) -> None:
+def test_empty_lines_before_a_head_are_skipped(dial: Dial, end: bytes) -> None:
     client, server = dial(Limits(idle_seconds=0.05, head_seconds=60))
     client.sendall(b"\r\n" + HEAD + end)
     assert server.read_head() == HEAD
     assert server.read_head() is None
 
 
-def test_a_head_that_has_begun_has_a_deadline_for_all_of_it(dial: Dial) -> None:
-    for seconds in (0, 0.01):  # over before it is waited for, and while
+def test_a_whole_head_has_one_deadline(dial: Dial) -> None:
+    for seconds in (0, 0.01):  # over before the wait, and during it
         client, server = dial(Limits(head_seconds=seconds))
         client.sendall(HEAD[:-1])
         with pytest.raises(TimeoutError):
             server.read_head()
 
 
-def test_a_head_that_is_cut_short_is_an_end(dial: Dial) -> None:
+def test_a_head_that_is_cut_short_raises_connection_error(dial: Dial) -> None:
     client, server = dial(Limits())
     client.sendall(HEAD[:-1])
     client.close()
@@ -83,7 +83,7 @@ def test_a_head_that_is_cut_short_is_an_end(dial: Dial) -> None:
         server.read_head()
 
 
-def test_no_more_is_read_of_a_head_than_it_may_have(dial: Dial) -> None:
+def test_reading_stops_at_the_longest_head_that_is_allowed(dial: Dial) -> None:
     client, server = dial(Limits(max_head=20))
     client.sendall(b"a" * 21)
     assert server.read_head() == b"a" * 21
@@ -98,7 +98,7 @@ def test_a_larger_body_has_more_time(dial: Dial) -> None:
         hasty.read_body(4)
 
 
-def test_chunks_have_the_time_that_their_sizes_give_them_and_no_more(
+def test_the_deadline_of_chunks_moves_with_their_announced_sizes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = 0.0
@@ -125,13 +125,13 @@ def test_chunks_have_the_time_that_their_sizes_give_them_and_no_more(
 # ---- writing -------------------------------------------------------------------------------
 
 
-def test_a_client_that_does_not_read_has_a_deadline_for_all_that_is_written(dial: Dial) -> None:
+def test_a_write_to_a_client_that_does_not_read_times_out(dial: Dial) -> None:
     _, server = dial(Limits(send_seconds=0.05))
     with pytest.raises(TimeoutError):
         server.write(bytes(64 << 20))
 
 
-def test_a_client_that_closed_is_gone_also_with_bytes_sent_ahead(dial: Dial) -> None:
+def test_a_client_that_closed_is_gone_even_if_it_sent_bytes_ahead(dial: Dial) -> None:
     client, server = dial(Limits())
     assert not server.is_gone()
     client.sendall(HEAD + b"ahead")
@@ -142,13 +142,13 @@ def test_a_client_that_closed_is_gone_also_with_bytes_sent_ahead(dial: Dial) -> 
     assert server.read_body(5) == b"ahead"
 
 
-def test_a_client_that_only_sends_no_more_is_asked_now_and_then_and_is_not_gone(
+def test_a_client_that_ended_only_its_side_is_asked_now_and_then_and_is_not_gone(
     dial: Dial,
 ) -> None:
     client, server = dial(Limits(ping_seconds=60))
     client.sendall(b"ahead")
     client.shutdown(socket.SHUT_WR)
-    until(lambda: server.is_gone())  # as one counts who cannot be asked
+    until(lambda: server.is_gone())  # it counts as gone if it cannot be asked
     for _ in range(20):
         assert not server.is_gone(b"?")
     server.write(b"!")
@@ -156,7 +156,7 @@ def test_a_client_that_only_sends_no_more_is_asked_now_and_then_and_is_not_gone(
     assert server.read_body(5) == b"ahead"
 
 
-def test_a_client_that_sends_no_more_and_then_closes_is_found_out_by_the_next_question(
+def test_the_next_question_detects_a_client_that_closed_later(
     dial: Dial,
 ) -> None:
     client, server = dial(Limits(ping_seconds=0.001))
@@ -167,7 +167,7 @@ def test_a_client_that_sends_no_more_and_then_closes_is_found_out_by_the_next_qu
     until(lambda: server.is_gone(b"?"))
 
 
-def test_a_client_that_takes_no_question_is_gone(dial: Dial) -> None:
+def test_a_client_that_cannot_be_asked_is_gone(dial: Dial) -> None:
     client, server = dial(Limits(send_seconds=0.05))
     client.shutdown(socket.SHUT_WR)
     until(lambda: server.is_gone())
@@ -197,7 +197,7 @@ def test_a_client_that_still_sends_reads_why_it_is_refused(dial: Dial) -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("LINGER_S", 0.0), ("LINGER_S", 0.01), ("LINGER_BYTES", 5)]
 )
-def test_a_client_that_does_not_stop_is_left(
+def test_a_client_that_keeps_sending_is_cut_off(
     dial: Dial, monkeypatch: pytest.MonkeyPatch, name: str, value: float
 ) -> None:
     monkeypatch.setattr(connection, name, value)
@@ -207,7 +207,7 @@ def test_a_client_that_does_not_stop_is_left(
     assert client.recv(1) == b"", "it was told that no more follows"
 
 
-def test_a_client_that_is_gone_is_not_waited_for(dial: Dial) -> None:
+def test_lingering_does_not_wait_for_a_client_that_is_gone(dial: Dial) -> None:
     client, server = dial(Limits())
     reset(client)
     server.linger()

@@ -1,4 +1,4 @@
-"""Who is let in: hosts, web pages and keys, and what browsers are told of it."""
+"""Hosts, web pages and keys: which requests are let in, and what browsers are told."""
 
 import hmac
 import json
@@ -179,11 +179,11 @@ def headers(gate: Gate, *lines: str, first: str = OPTIONS) -> dict[str, str]:
     return dict(gate.headers(head) + gate.preflight_headers(head))
 
 
-def test_without_a_list_of_origins_nothing_is_said_to_browsers() -> None:
+def test_without_listed_origins_no_headers_for_browsers_are_sent() -> None:
     assert headers(LOOPBACK_GATE, f"Origin: {APP}") == {}
 
 
-def test_a_page_that_is_in_the_list_may_ask_and_read_but_no_other() -> None:
+def test_only_pages_of_listed_origins_may_ask_and_read() -> None:
     told = {
         "Vary": "Origin",
         "Access-Control-Allow-Origin": APP,
@@ -200,16 +200,14 @@ def test_a_page_that_is_in_the_list_may_ask_and_read_but_no_other() -> None:
     ("gate", "origin"),
     [(PATTERNS, EXTENSION), (SANDBOX, "null"), (ALL, OTHER), (ALL, "null"), (ALL, DEV)],
 )
-def test_a_page_that_a_pattern_lets_in_is_told_so_by_its_own_origin(
-    gate: Gate, origin: str
-) -> None:
+def test_a_page_that_a_pattern_lets_in_gets_its_own_origin_back(gate: Gate, origin: str) -> None:
     told = headers(gate, f"Origin: {origin}", "Access-Control-Request-Private-Network: true")
     assert (told["Access-Control-Allow-Origin"], told["Vary"]) == (origin, "Origin")
     assert told["Access-Control-Allow-Private-Network"] == "true"
     assert headers(gate, "Origin: https://a, https://b") == {"Vary": "Origin"}
 
 
-def test_a_private_network_is_opened_to_pages_that_are_in_the_list_only() -> None:
+def test_only_listed_pages_may_reach_a_private_network() -> None:
     asks = "Access-Control-Request-Private-Network: true"
     name = "Access-Control-Allow-Private-Network"
     assert headers(CORS, f"Origin: {APP}", asks)[name] == "true"
@@ -267,9 +265,7 @@ def test_an_origin_is_written_as_browsers_write_it(text: str, expected: bool) ->
         ("[::]", False),
     ],
 )
-def test_a_name_that_may_be_given_has_no_port_and_means_one_machine(
-    text: str, expected: bool
-) -> None:
+def test_an_allowed_host_has_no_port_and_means_one_machine(text: str, expected: bool) -> None:
     assert is_host(text) is expected
 
 
@@ -323,9 +319,7 @@ def test_a_request_needs_one_of_the_keys(lines: list[str], expected: int) -> Non
         ("/", 401),
     ],
 )
-def test_without_a_key_only_health_can_be_asked_for_as_it_is_spelled(
-    target: str, expected: int
-) -> None:
+def test_without_a_key_only_the_exact_path_of_health_is_open(target: str, expected: int) -> None:
     assert status(OPEN, first=f"GET {target} HTTP/1.1") == expected
 
 
@@ -337,7 +331,7 @@ def test_a_server_without_keys_asks_for_none() -> None:
     assert status(LOOPBACK_GATE) == status(LOOPBACK_GATE, "Authorization: Bearer lm-studio") == 200
 
 
-def test_an_offer_is_compared_with_every_key_also_after_the_right_one(
+def test_an_offered_key_is_compared_with_every_key_even_after_a_match(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     compared: list[bytes] = []
@@ -356,7 +350,7 @@ def test_an_offer_is_compared_with_every_key_also_after_the_right_one(
     assert compared == [KEY, SECOND] * 2
 
 
-def test_keys_come_from_a_file_and_the_environment_which_forgets_them(
+def test_keys_come_from_a_file_and_the_environment_where_they_are_deleted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "keys"
@@ -382,7 +376,7 @@ def test_keys_come_from_a_file_and_the_environment_which_forgets_them(
         ("0123456789abcdef\x00", "is not of 16 or more letters, digits and signs"),
     ],
 )
-def test_keys_that_are_none_are_refused_in_a_sentence_without_them(
+def test_malformed_keys_are_refused_by_a_message_that_does_not_show_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
     path = tmp_path / "keys"
@@ -397,7 +391,7 @@ def test_keys_that_are_none_are_refused_in_a_sentence_without_them(
             read_keys(None)
 
 
-def test_a_key_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
+def test_a_key_file_that_cannot_be_read_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"the keys in .*none cannot be read: .*No such file"):
         read_keys(str(tmp_path / "none"))
     (tmp_path / "bytes").write_bytes(b"\xff" * 20)
@@ -430,7 +424,7 @@ def ask(house: House, method: str, path: str, body: Any = None, **headers: str) 
         return Reply(reply.status, reply.headers, reply.read())
 
 
-def test_without_a_key_nothing_is_told_but_whether_the_server_is_well(open_house: Any) -> None:
+def test_without_a_key_health_tells_only_the_status(open_house: Any) -> None:
     house = open_house(gate=GUARDED)
     chat = {"messages": [{"role": "user", "content": "echo x"}]}
     for method, path, body in (
@@ -445,14 +439,14 @@ def test_without_a_key_nothing_is_told_but_whether_the_server_is_well(open_house
     assert ask(house, "GET", "/nothing", **BEARER).status == 404
 
 
-def test_what_keeps_a_model_from_loading_is_told_to_those_who_have_a_key(open_house: Any) -> None:
+def test_only_clients_with_a_key_are_told_why_a_model_does_not_load(open_house: Any) -> None:
     house = open_house("broken", gate=GUARDED)
     house.supervisor.wait_until_settled(WAIT_S)
     assert house.get("/health") == (503, {"status": "failed"})
     assert house.get("/health", **BEARER)[1]["reason"] == "llama.cpp cannot load fake.gguf"
 
 
-def test_a_missing_key_is_told_in_the_words_of_the_api_that_was_asked(open_house: Any) -> None:
+def test_the_error_for_a_missing_key_has_the_form_of_the_api(open_house: Any) -> None:
     house = open_house(gate=GUARDED)
     message = "this server asks for a key: Authorization: Bearer KEY"
     assert json.loads(ask(house, "GET", "/v1/models").body) == {
@@ -463,7 +457,7 @@ def test_a_missing_key_is_told_in_the_words_of_the_api_that_was_asked(open_house
     assert body["error"] == {"type": "authentication_error", "message": message}
 
 
-def test_keys_are_no_part_of_the_log_whatever_is_done_with_them(open_house: Any) -> None:
+def test_the_log_never_shows_keys(open_house: Any) -> None:
     house = open_house(gate=GUARDED)
     key, wrong = KEY.decode(), "fedcba9876543210"
     ask(house, "GET", f"/v1/models?key={key}", **BEARER)
@@ -475,7 +469,7 @@ def test_keys_are_no_part_of_the_log_whatever_is_done_with_them(open_house: Any)
     assert wrong not in text
 
 
-def test_a_page_in_the_list_may_read_every_answer_also_an_error_and_a_stream(
+def test_a_listed_page_may_read_every_reply_errors_and_streams_included(
     open_house: Any,
 ) -> None:
     house = open_house(gate=GUARDED)
@@ -510,7 +504,7 @@ def test_a_foreign_page_is_refused_before_anything_is_done(open_house: Any) -> N
     assert house.exchange(head).startswith(b"HTTP/1.1 403 ")
 
 
-def test_a_browser_is_told_what_a_page_in_the_list_may_send(open_house: Any) -> None:
+def test_a_browser_is_told_what_a_listed_page_may_send(open_house: Any) -> None:
     house = open_house(gate=GUARDED)
     reply = ask(house, "OPTIONS", CHAT, Origin=APP, Access_Control_Request_Method="POST",
                 Access_Control_Request_Private_Network="true")  # fmt: skip
@@ -568,7 +562,7 @@ def test_a_server_that_every_page_could_use_does_not_start_without_a_key(
     )
 
 
-def test_a_key_that_is_none_is_one_sentence_and_code_2(tmp_path: Path) -> None:
+def test_a_malformed_key_ends_the_server_with_one_sentence_and_code_2(tmp_path: Path) -> None:
     done = serve(LMLITE_API_KEY="short")
     sentence = "a key in LMLITE_API_KEY is not of 16 or more letters, digits and signs"
     assert (done.returncode, done.stderr) == (2, f"lmlite: {sentence}\n")

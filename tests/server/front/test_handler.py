@@ -12,7 +12,7 @@ from tests.support.house import House
 from tests.support.raw_requests import get
 
 
-def test_the_server_and_its_handler_are_those_that_readers_of_python_know() -> None:
+def test_server_and_handler_are_those_of_http_server() -> None:
     assert issubclass(Server, ThreadingHTTPServer)
     assert issubclass(Handler, BaseHTTPRequestHandler)
     assert all(callable(getattr(Handler, f"do_{name}")) for name in ("GET", "HEAD", "POST"))

@@ -1,4 +1,4 @@
-"""Each limit holds, whoever runs into it gets an answer, and everybody else is served meanwhile."""
+"""Each limit holds: the request over it gets a reply, and all others are served meanwhile."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ from tests.support.server_process import RunningServer
 
 HEALTH = get(first="GET /health HTTP/1.1")
 Figure = Callable[[str, str], None]
-SCALE = 3  # a machine that others use too is allowed so many times as long
+SCALE = 3  # times are multiplied, as other programs may use the machine
 
 
 def rss_bytes(pid: int | str = "self") -> int:
@@ -50,7 +50,7 @@ def metric(house: House, name: str) -> int:
 
 
 def held(house: House, stack: ExitStack) -> socket.socket:
-    """A connection that has been answered, and so has its thread."""
+    """A connection that has its thread: one request was answered."""
     sock = stack.enter_context(house.dial())
     sock.sendall(HEALTH)
     assert sock.recv(1) == b"H"
@@ -91,7 +91,7 @@ def test_limits_without_flags_are_the_defaults_and_flags_set_them() -> None:
         (["--cors-origin", "https://*"], "argument --cors-origin: must be as browsers write it"),
     ],
 )
-def test_a_value_that_does_not_do_is_refused_with_what_would(
+def test_a_bad_value_is_refused_with_what_is_allowed(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -100,7 +100,7 @@ def test_a_value_that_does_not_do_is_refused_with_what_would(
 
 
 @pytest.mark.parametrize(("arguments", "n_most"), [([], 16 << 20), (["--max-body", "4M"], 4 << 20)])
-def test_bodies_for_a_model_that_sees_may_be_larger_where_nothing_else_was_said(
+def test_bodies_for_a_model_that_takes_images_may_be_larger_by_default(
     arguments: list[str], n_most: int
 ) -> None:
     def answer(n_bytes: int) -> bytes:
@@ -152,14 +152,14 @@ def test_a_field_beyond_a_limit_of_its_server_is_refused_by_name(
     assert (status, json.loads(data)["error"]["param"]) == (400, next(iter(body)))
 
 
-def test_a_connection_ends_after_as_many_requests_as_it_may_have(open_house: Any) -> None:
+def test_a_connection_ends_after_its_last_allowed_request(open_house: Any) -> None:
     house = open_house(limits=Limits(max_requests_per_connection=3))
     answer = house.exchange(HEALTH * 5)
     assert re.findall(rb"Connection: (\S+)", answer) == [b"keep-alive", b"keep-alive", b"close"]
 
 
-def test_json_that_nests_as_deeply_as_it_can_does_not_end_a_thread_with_the_least_stack() -> None:
-    """Python 3.13 needs 2.5 MiB to refuse some of these, and a thread without them ends it all."""
+def test_the_smallest_stack_is_enough_for_the_deepest_json() -> None:
+    """Python 3.13 needs 2.5 MiB to refuse some of these; with less the process dies."""
     check = (
         "import threading\n"
         "from lmlite.errors import BadRequest\n"
@@ -202,7 +202,7 @@ def test_one_other_machine_cannot_take_all_connections(
 ) -> None:
     house = open_house(limits=Limits(max_connections_per_address=2))
     with ExitStack() as stack:
-        for _ in range(3):  # as this machine may
+        for _ in range(3):  # this machine may have more
             held(house, stack)
         monkeypatch.setattr("lmlite.server.front.listener.is_loopback", lambda _: False)
         assert house.exchange(HEALTH).startswith(b"HTTP/1.1 503 ")
@@ -224,11 +224,11 @@ def test_one_other_machine_cannot_take_all_connections(
         ("::", False),
     ],
 )
-def test_addresses_of_this_machine_are_told_from_others(host: str, expected: bool) -> None:
+def test_loopback_addresses_are_recognised(host: str, expected: bool) -> None:
     assert listening.is_loopback(host) is expected
 
 
-def test_without_another_thread_a_connection_is_refused_and_the_next_served(
+def test_a_connection_is_refused_when_no_thread_can_start_and_the_next_is_served(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def start(_: threading.Thread) -> None:
@@ -243,7 +243,7 @@ def test_without_another_thread_a_connection_is_refused_and_the_next_served(
     until(lambda: house.server.n_connections() == 0)
 
 
-def test_a_connection_that_cannot_be_accepted_is_waited_for_without_haste(
+def test_accepting_pauses_while_resources_are_exhausted(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Exhausted:
@@ -260,10 +260,10 @@ def test_a_connection_that_cannot_be_accepted_is_waited_for_without_haste(
             patch.setattr(house.server, "socket", Exhausted(number))
             with pytest.raises(OSError, match="no connection"):
                 house.server.get_request()
-    assert pauses == [EXHAUSTED_S] * 3  # a client that has gone costs nothing
+    assert pauses == [EXHAUSTED_S] * 3  # none for a client that left
 
 
-def test_an_error_of_our_own_in_accepting_is_a_line_and_not_the_end(
+def test_a_bug_in_accepting_is_logged_and_the_server_goes_on(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -274,7 +274,7 @@ def test_an_error_of_our_own_in_accepting_is_a_line_and_not_the_end(
     assert house.get("/health")[0] == 200
 
 
-def test_localhost_is_both_of_its_addresses_at_one_port() -> None:
+def test_localhost_listens_on_ipv4_and_ipv6_at_one_port() -> None:
     sockets = listening.listen("localhost", 0, 5)
     try:
         names = [listening.host_of(sock) for sock in sockets]
@@ -291,7 +291,7 @@ def test_localhost_is_both_of_its_addresses_at_one_port() -> None:
 # ---- time ------------------------------------------------------------------------------------
 
 
-def test_who_waits_too_long_for_its_turn_is_told_to_come_back(open_house: Any) -> None:
+def test_a_request_that_waits_too_long_for_its_turn_gets_a_503(open_house: Any) -> None:
     house = open_house(limits=Limits(queue_seconds=0.3))
     status, body = house.ask("queue")
     message = "not its turn within 0.3 seconds"
@@ -300,7 +300,7 @@ def test_who_waits_too_long_for_its_turn_is_told_to_come_back(open_house: Any) -
     assert house.ask("echo x")[0] == 200
 
 
-def test_an_answer_that_takes_too_long_ends_with_length(endless: dict[str, Any]) -> None:
+def test_a_reply_that_takes_too_long_ends_with_length(endless: dict[str, Any]) -> None:
     with RunningServer("--max-seconds", "0.2") as server:
         answer = server.chat("Hi", **endless, max_tokens=-1)
         assert answer["choices"][0]["finish_reason"] == "length"
@@ -308,7 +308,7 @@ def test_an_answer_that_takes_too_long_ends_with_length(endless: dict[str, Any])
         assert server.chat("Hi", max_tokens=1)["usage"]["completion_tokens"] == 1
 
 
-def test_sixty_clients_that_drip_hold_up_nobody_and_are_cut_off(
+def test_sixty_clients_that_drip_delay_nobody_and_are_cut_off(
     open_house: Any, figure: Figure
 ) -> None:
     limits = Limits(max_connections=64, head_seconds=1.5)
@@ -341,11 +341,11 @@ def test_sixty_clients_that_drip_hold_up_nobody_and_are_cut_off(
     figure("F8", f"{len(times)} of 10 answered, after {max(times) * 1000:.0f} ms at most")
 
 
-def test_thirty_two_clients_that_never_read_are_cut_off_and_leave_nothing(
+def test_thirty_two_clients_that_never_read_are_cut_off_and_leak_nothing(
     open_house: Any, figure: Figure
 ) -> None:
     house = open_house(n_parallel=40, limits=Limits(send_seconds=0.5))
-    words = "echo " + " ".join(["word"] * 1000)  # for the kernel, a megabyte in small pieces
+    words = "echo " + " ".join(["word"] * 1000)  # takes a megabyte of the kernel, in small pieces
     body = json.dumps({"messages": [{"role": "user", "content": words}], "stream": True}).encode()
     request = post(f"Content-Length: {len(body)}", JSON, body=body)
     before = rss_bytes()
@@ -369,7 +369,7 @@ def test_thirty_two_clients_that_never_read_are_cut_off_and_leave_nothing(
 # ---- a process with limits of its own --------------------------------------------------------
 
 
-def test_a_server_without_descriptors_rests_and_serves_on_when_it_has_some_again(
+def test_a_server_without_descriptors_stays_idle_and_recovers(
     figure: Figure,
 ) -> None:
     with RunningServer() as server, ExitStack() as stack:
@@ -389,7 +389,7 @@ def test_a_server_without_descriptors_rests_and_serves_on_when_it_has_some_again
         assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
 
 
-def test_sixty_four_idle_connections_cost_little_and_the_next_is_refused_at_once(
+def test_sixty_four_idle_connections_cost_little_and_one_more_is_refused_at_once(
     figure: Figure,
 ) -> None:
     with RunningServer("--max-connections", "64") as server, ExitStack() as stack:

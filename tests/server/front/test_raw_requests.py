@@ -1,4 +1,4 @@
-"""Raw requests get the same answers however their bytes arrive, and end no other's connection."""
+"""Raw requests get the same replies however their bytes arrive, and harm no other connection."""
 
 from collections.abc import Iterator
 
@@ -24,13 +24,13 @@ def splits(data: bytes) -> Iterator[int]:
             yield at
 
 
-def test_there_are_enough_and_each_has_a_name() -> None:
+def test_there_are_enough_raw_requests_and_each_has_a_name() -> None:
     assert len(raw.ROWS) >= 120
     assert len(set(NAMES)) == len(NAMES)
 
 
 @pytest.mark.parametrize(("_name", "data", "expected"), raw.ROWS, ids=NAMES)
-def test_a_request_is_read_alike_whole_byte_by_byte_and_in_any_two_parts(
+def test_a_request_is_read_the_same_whole_byte_by_byte_and_in_any_two_parts(
     _name: str, data: bytes, expected: tuple[int, ...]
 ) -> None:
     assert raw.statuses(data) == expected
@@ -40,7 +40,7 @@ def test_a_request_is_read_alike_whole_byte_by_byte_and_in_any_two_parts(
 
 
 @pytest.mark.parametrize(("_name", "data", "expected"), raw.ROWS, ids=NAMES)
-def test_the_server_says_so_too_and_takes_nothing_of_it_for_another_request(
+def test_the_server_replies_so_and_reads_no_second_request_out_of_it(
     house: House, _name: str, data: bytes, expected: tuple[int, ...]
 ) -> None:
     # Where nothing is answered, it is the client that has to end the connection.

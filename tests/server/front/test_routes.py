@@ -47,7 +47,7 @@ def test_a_base_url_may_end_with_a_version_a_slash_both_or_neither(path: str) ->
         ("\\v1\\models", "/v1/\\v1\\models"),
     ],
 )
-def test_nothing_else_of_a_path_is_changed(path: str, expected: str) -> None:
+def test_other_parts_of_a_path_are_left_alone(path: str, expected: str) -> None:
     assert ROUTES.endpoint(path) == expected
 
 
@@ -71,7 +71,9 @@ def test_every_api_is_served_under_every_spelling(house: House, spelling: str) -
 
 
 @pytest.mark.parametrize("spelling", SPELLINGS)
-def test_a_spelling_changes_nothing_else_of_an_answer(open_house: Any, spelling: str) -> None:
+def test_the_spelling_of_a_path_changes_nothing_else_in_a_reply(
+    open_house: Any, spelling: str
+) -> None:
     house = open_house(gate=Gate(origins=frozenset({APP}), keys=(KEY,)))
     chat, messages = spelling.format("/chat/completions"), spelling.format("/messages")
     assert ask(house, "POST", chat, {}).status == 401
@@ -95,7 +97,7 @@ def test_a_spelling_changes_nothing_else_of_an_answer(open_house: Any, spelling:
     assert 'lmlite_requests_total{path="/v1/messages",status="400"} 1' in found
 
 
-def test_an_empty_name_of_a_model_is_none_in_every_api() -> None:
+def test_an_empty_model_name_counts_as_absent_in_every_api() -> None:
     turn = [{"role": "user", "content": "Hi"}]
     bodies: dict[str, dict[str, Any]] = {
         CHAT: {"messages": turn, "max_tokens": 1},
@@ -112,7 +114,7 @@ def test_an_empty_name_of_a_model_is_none_in_every_api() -> None:
         assert server.post(CHAT, **bodies[CHAT], model="").json["model"] == "tiny"
 
 
-def test_a_model_has_each_name_that_it_is_given_and_answers_by_the_first() -> None:
+def test_a_model_is_found_by_every_alias_and_replies_show_the_first() -> None:
     names = ["first", "gpt-4o", "org/model"]
     with RunningServer(*(word for name in [*names, "first"] for word in ("--alias", name))) as it:
         assert it.model == "first"

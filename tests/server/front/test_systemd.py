@@ -1,4 +1,4 @@
-"""Sockets that systemd opened, what it is told, and standard streams that nobody opened."""
+"""Sockets that systemd opened, reports to it, and standard streams that are closed."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from tests.support.server_process import START_S
 
 @pytest.fixture
 def listening() -> Iterator[socket.socket]:
-    """As systemd opens it."""
+    """A socket as systemd opens it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         sock.listen()
@@ -26,7 +26,7 @@ def listening() -> Iterator[socket.socket]:
 
 
 def take(monkeypatch: pytest.MonkeyPatch, first: int, **environment: str) -> list[socket.socket]:
-    """What is taken of a descriptor that stands in for the number 3."""
+    """The sockets taken when this descriptor stands in for number 3."""
     monkeypatch.setattr(systemd, "FIRST_FD", first)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -35,7 +35,7 @@ def take(monkeypatch: pytest.MonkeyPatch, first: int, **environment: str) -> lis
     return sockets
 
 
-def test_a_socket_is_taken_and_no_child_gets_it(
+def test_systemds_socket_is_taken_and_not_inherited(
     monkeypatch: pytest.MonkeyPatch, listening: socket.socket
 ) -> None:
     fd = os.dup(listening.fileno())
@@ -59,7 +59,7 @@ def test_a_socket_is_taken_and_no_child_gets_it(
         {"LISTEN_PID": "self"},
     ],
 )
-def test_what_is_meant_for_another_process_is_left_alone(
+def test_sockets_for_another_process_are_left_alone(
     monkeypatch: pytest.MonkeyPatch, listening: socket.socket, environment: dict[str, str]
 ) -> None:
     if environment.get("LISTEN_PID") == "self":
@@ -67,7 +67,7 @@ def test_what_is_meant_for_another_process_is_left_alone(
     assert take(monkeypatch, listening.fileno(), **environment) == []
 
 
-def test_what_is_no_socket_that_listens_is_refused_in_a_sentence(
+def test_a_descriptor_that_is_not_a_listening_socket_is_a_clear_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     mine = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
@@ -82,11 +82,11 @@ def test_what_is_no_socket_that_listens_is_refused_in_a_sentence(
             with pytest.raises(ValueError, match=f"descriptor {fd} .* is no socket that listens"):
                 take(monkeypatch, fd, **mine)
         assert idle.fileno() >= 0
-        os.fstat(idle.fileno())  # was not closed with the object that looked at it
+        os.fstat(idle.fileno())  # still open
 
 
 @pytest.mark.parametrize("prefix", ["", "@"])
-def test_systemd_is_told_at_a_path_or_an_abstract_address(
+def test_states_are_reported_to_a_path_or_an_abstract_address(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, prefix: str
 ) -> None:
     path = f"{tmp_path}/notify"
@@ -98,10 +98,10 @@ def test_systemd_is_told_at_a_path_or_an_abstract_address(
         assert "NOTIFY_SOCKET" not in os.environ
         notifier.tell("READY=1")
         assert told.recv(100) == b"READY=1"
-    notifier.tell("STOPPING=1")  # nobody is there any more
+    notifier.tell("STOPPING=1")  # the receiver is closed
 
 
-def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_systemd_nothing_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     systemd.Notifier().tell("READY=1")
 
@@ -109,7 +109,7 @@ def test_without_systemd_nobody_is_told(monkeypatch: pytest.MonkeyPatch) -> None
 # ---- a whole server --------------------------------------------------------------------------
 
 
-# What systemd does before it becomes the server; further arguments are as 2=- or 2=/dev/full.
+# What systemd does before it becomes the server. 2=- closes a stream, 2=/dev/full redirects it.
 LAUNCHER = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
@@ -165,7 +165,7 @@ class Activated:
         return self.process.wait(START_S)
 
 
-def test_a_server_takes_systemds_socket_and_tells_when_it_is_ready_and_when_it_stops(
+def test_a_server_takes_systemds_socket_and_reports_ready_and_stopping(
     listening: socket.socket, tmp_path: Path
 ) -> None:
     with Activated(listening, tmp_path) as server:
@@ -177,7 +177,7 @@ def test_a_server_takes_systemds_socket_and_tells_when_it_is_ready_and_when_it_s
         assert f"is ready at http://127.0.0.1:{listening.getsockname()[1]}/v1" in (
             server.process.stderr.read()
         )
-    # The socket is systemd's: who asks now waits for the next server.
+    # The socket is still open in systemd: new clients wait for the next server.
     with socket.create_connection(listening.getsockname(), timeout=START_S):
         pass
 
@@ -196,7 +196,7 @@ def test_a_server_whose_standard_streams_are_closed_or_full_serves_and_ends_with
         assert server.stop() == 0
 
 
-def test_a_server_whose_log_nobody_reads_any_more_serves_on(
+def test_a_server_goes_on_when_nobody_reads_its_log(
     listening: socket.socket, tmp_path: Path
 ) -> None:
     with Activated(listening, tmp_path) as server:

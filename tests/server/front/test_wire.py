@@ -1,4 +1,4 @@
-"""What is read from a head, how JSON is bounded, and that what is written is exact."""
+"""Reading of heads, bounds of JSON, and exact bytes of what is written."""
 
 import contextlib
 import json
@@ -42,13 +42,11 @@ def test_a_path_is_percent_decoded_without_its_query() -> None:
         ("OPTIONS * HTTP/1.1", "*"),
     ],
 )
-def test_a_target_that_names_this_server_is_read_as_one_that_does_not(
-    first: str, target: str
-) -> None:
+def test_an_absolute_target_is_read_like_a_path(first: str, target: str) -> None:
     assert wire.parse_head(get(first=first)).target == target
 
 
-def test_a_host_that_only_the_target_names_is_the_host() -> None:
+def test_a_host_in_the_target_stands_for_a_missing_host_header() -> None:
     head = wire.parse_head(get(first="GET http://evil.example:1/a HTTP/1.0", host=""))
     assert (head.headers, head.target) == ({"host": "evil.example:1"}, "/a")
 
@@ -63,7 +61,7 @@ def test_a_host_that_only_the_target_names_is_the_host() -> None:
         ("1.0", "keep-alive", True),
     ],
 )
-def test_a_connection_is_kept_as_the_version_says(
+def test_whether_a_connection_is_kept_depends_on_the_version(
     version: str, connection: str | None, expected: bool
 ) -> None:
     lines = [f"Connection: {connection}"] if connection else []
@@ -140,7 +138,7 @@ def test_half_of_an_emoji_becomes_the_replacement_character(body: bytes, value: 
     assert wire.parse_json(body) == value
 
 
-def test_every_depth_is_read_or_refused_also_where_only_the_second_look_fails() -> None:
+def test_json_of_any_depth_is_read_or_refused_even_if_only_the_second_pass_fails() -> None:
     for depth in range(900, 1000):
         body = b'{"e":"\\ud83d\\ude00","a":' + b"[" * depth + b"]" * depth + b"}"
         with contextlib.suppress(BadRequest):

@@ -1,4 +1,4 @@
-"""What the log and /metrics say of an answer that was cut short: never that all went well."""
+"""The log and /metrics tell that a reply was cut short, and why."""
 
 import os
 import re
@@ -17,7 +17,7 @@ ENDLESS = "tick 100000 0.005"
 
 
 def told(house: House) -> tuple[str, dict[str, str]]:
-    """The request's line of the log, without its time, and what /metrics counts of it."""
+    """The log line of a request, without its time, and the counts of /metrics."""
     pattern = r"INFO    (\S+ \S+ \d+) \d+ ms(, cut short)?"
     until(lambda: "INFO" in house.log_text())
     lines = [re.search(pattern, line) for line in house.log_text().splitlines()]
@@ -30,14 +30,14 @@ def told(house: House) -> tuple[str, dict[str, str]]:
 
 
 def cut(status: int) -> tuple[str, dict[str, str]]:
-    """What is told of a chat that was cut short."""
+    """The same for a chat that was cut short."""
     return f"POST {CHAT} {status}, cut short", {
         f'requests_total{{path="{CHAT}",status="{status}"}}': "1",
         f'answers_cut_total{{status="{status}"}}': "1",
     }
 
 
-def test_an_answer_that_came_to_its_end_is_none_of_them(house: House) -> None:
+def test_a_complete_reply_is_not_counted_as_cut(house: House) -> None:
     assert house.ask("echo x", stream=True)[0] == 200
     assert told(house) == (
         f"POST {CHAT} 200",
@@ -45,7 +45,7 @@ def test_an_answer_that_came_to_its_end_is_none_of_them(house: House) -> None:
     )
 
 
-def test_a_client_that_left_its_stream(house: House) -> None:
+def test_a_stream_whose_client_left(house: House) -> None:
     with closing(house.connect()) as connection:
         reply = house.begin(connection, ENDLESS, stream=True)
         assert (reply.status, reply.readline()[:6]) == (200, b"data: ")
@@ -54,7 +54,7 @@ def test_a_client_that_left_its_stream(house: House) -> None:
     assert told(house) == cut(499)
 
 
-def test_a_client_that_left_before_its_answer_began(house: House) -> None:
+def test_a_client_that_left_before_its_reply_began(house: House) -> None:
     with closing(house.connect()) as connection:
         house.send(connection, "hang")
         until(lambda: house.supervisor.n_open() == 1)
@@ -65,7 +65,7 @@ def test_a_client_that_left_before_its_answer_began(house: House) -> None:
     )
 
 
-def test_a_client_that_does_not_take_what_it_is_sent(open_house: Any) -> None:
+def test_a_client_that_does_not_read_its_stream(open_house: Any) -> None:
     house = open_house(limits=Limits(send_seconds=0.3, send_buffer=4096))
     with closing(house.connect()) as connection:
         house.send(connection, "echo " + " ".join(["word"] * 20_000), stream=True)
@@ -73,18 +73,18 @@ def test_a_client_that_does_not_take_what_it_is_sent(open_house: Any) -> None:
     assert told(house) == cut(408)
 
 
-def test_a_worker_that_died_in_the_middle(house: House) -> None:
+def test_a_stream_whose_worker_died(house: House) -> None:
     assert house.ask("die SIGKILL", stream=True)[0] == 200
     assert told(house) == cut(503)
 
 
-def test_a_turn_that_did_not_come_in_time(open_house: Any) -> None:
+def test_a_stream_whose_turn_did_not_come_in_time(open_house: Any) -> None:
     house = open_house(limits=Limits(ping_seconds=0.05, queue_seconds=0.3))
     assert house.ask("queue", stream=True)[0] == 200
     assert told(house) == cut(503)
 
 
-def test_a_server_that_stopped(open_house: Any) -> None:
+def test_a_stream_of_a_server_that_stopped(open_house: Any) -> None:
     house = open_house()
     with closing(house.connect()) as connection:
         reply = house.begin(connection, ENDLESS, stream=True)
@@ -93,7 +93,7 @@ def test_a_server_that_stopped(open_house: Any) -> None:
     assert told(house) == cut(503)
 
 
-def test_a_mistake_of_ours(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_that_failed_by_a_bug(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(_reply: Any) -> bytes:
         raise ValueError("no")
 
@@ -104,7 +104,7 @@ def test_a_mistake_of_ours(house: House, monkeypatch: pytest.MonkeyPatch) -> Non
     assert told(house) == cut(500)
 
 
-def test_an_answer_in_one_piece_that_failed_behind_its_first_space(
+def test_a_reply_in_one_piece_that_failed_after_its_first_space(
     house: House, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(http_module, "SPACE_S", 0.05)
@@ -117,7 +117,7 @@ def test_an_answer_in_one_piece_that_failed_behind_its_first_space(
     assert told(house) == cut(500)
 
 
-def test_a_viewer_of_the_log_that_leaves_is_how_its_stream_ends(house: House) -> None:
+def test_a_log_stream_whose_viewer_left_is_complete(house: House) -> None:
     with house.dial() as viewer:
         viewer.settimeout(WAIT_S)
         viewer.sendall(b"GET /log/stream?source=server HTTP/1.1\r\nHost: localhost\r\n\r\n")
