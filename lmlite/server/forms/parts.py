@@ -65,7 +65,7 @@ def loosely(schema: Any) -> Json:
     """The types of a schema, and nothing else of it."""
     named = schema.get("type") if type(schema) is dict else None
     names = named if type(named) is list else [named]
-    if not all(name in (*TYPES, "integer") for name in names):
+    if not names or not all(name in (*TYPES, "integer") for name in names):
         return ANYTHING
     nodes = [{"type": name} for name in dict.fromkeys(names)]
     return any_of([*nodes, NULL] if schema.get("nullable") is True else nodes)

@@ -57,6 +57,8 @@ ODD: dict[str, tuple[Any, list[Any], list[str]]] = {
     "counts with a point": (obj(a={"type": "string", "minLength": 1.0}), [{"a": "x"}], []),
     "a $ref to nowhere": (obj(a={"$ref": "#/$defs/A"}), [{"a": {"b": 1}}],
                           [".properties.a.$ref"]),
+    "a $ref to nowhere, with an empty list of types": (
+        obj(a={"$ref": "#/$defs/A", "type": []}), [{"a": 1}], [".properties.a.$ref"]),
     "a $ref to another place": (obj(a={"$ref": "https://a.example/s"}), [{"a": 1}],
                                 [".properties.a.$ref"]),
     "a $ref to the whole": (obj([], a={"$ref": "#"}), [{"a": {"a": {}}}], []),
