@@ -150,7 +150,7 @@ class Ways:
         if self._of(node) > most:
             raise ValueError(
                 f"leaves more than {most} ways open at once: it has too many alternatives, values "
-                "or optional properties"
+                "or optional properties, or refers too far from one part to another"
             )
 
     def _of(self, node: Json) -> int:
@@ -167,9 +167,9 @@ class Ways:
 
     def _of_reference(self, ref: str) -> int:
         if ref not in self._known:
+            if self._n_open == MAX_REFERENCES:
+                return MAX_TOOL_WAYS + 1  # too many
             self._n_open += 1
-            if self._n_open > MAX_REFERENCES:
-                raise ValueError("refers too far from one part to another")
             self._known[ref] = 1
             self._known[ref] = self._of(self._targets[ref])
             self._n_open -= 1

@@ -180,3 +180,14 @@ def test_the_model_reads_schemas_as_the_client_sent_them(default_model: Model) -
     template.close()
     assert '"maxLength": 1000000' in text
     assert '"b": true' in text
+
+
+def test_a_property_that_refers_too_far_leaves_others_as_they_are() -> None:
+    schema = obj(a={"$ref": "#/$defs/d0"}, b={"$ref": "#/$defs/b"}) | {
+        "$defs": {f"d{i}": {"$ref": f"#/$defs/d{i + 1}"} for i in range(68)}
+        | {"d68": NULL, "b": INTEGER}
+    }
+    widened = ToolSchemas().widened(schema, "f")
+    properties = widened.schema["properties"]
+    assert [part.path for part in widened.unheld] == [".properties.a"]
+    assert widened.schema["$defs"][properties["b"]["$ref"].rpartition("/")[2]] == INTEGER
