@@ -236,7 +236,8 @@ class SchemaReader:
             self._reading.refuse(path, "is not a list of values")
         if any(map(_has_long_numbers, values)):
             self._reading.refuse(path, "has more than 64 bits")
-        self._reading.take(path, values=len(values), n_bytes=sum(map(len, map(json.dumps, values))))
+        n_bytes = len(json.dumps(values)) - 2 * len(values)  # without what is between them
+        self._reading.take(path, values=len(values), n_bytes=n_bytes)
         if "type" in schema:
             names = with_integers(self._types(schema, path.removesuffix(f".{key}")))
             fitting = [value for value in values if type_of(value) in names]
