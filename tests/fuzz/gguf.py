@@ -48,7 +48,7 @@ from tests.support.gguf_writer import Shape, Tensor, Typed, Value
 
 Loader = Callable[[str], str]
 Check = Callable[[str], object]  # raises ModelFileError
-WORK_S, WAIT_S = 30.0, 600.0  # of a worker's own time, and of ours: who takes longer hangs
+WORK_S, WAIT_S = 30.0, 600.0  # processor time, wall time: a worker that takes longer hangs
 PROBE = "Hello <|im_start|> \u00e9\u4e16\U0001f600 12 \n\t\x00\x7f"
 
 # ---- mutants -------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ TOKENS = (b"", b"a", b"a\0b", b"\0", b"<0x41>", b"<0xZZ>", b"<0x", b"\xff\xfe", 
           b"x" * 5000, b"</s>", b"<|im_end|>", b"[EMPTY_3]", "\u0120".encode(),
           "\U0001f600".encode())  # fmt: skip
 
-# Keys that the small llama lacks and llama.cpp looks at.
+# Keys that llama.cpp reads and the small llama lacks.
 ABSENT_KEYS: dict[str, Sequence[Value]] = {
     "llama.vocab_size": WHOLES,
     "llama.expert_count": WHOLES,
@@ -115,10 +115,12 @@ SHAPES = (
     Shape(n_layer=1, n_embd=60, n_head=4, n_head_kv=2, n_ff=30),  # 15 per head: odd
     Shape(n_layer=1, n_embd=48, n_head=6, n_head_kv=4, n_ff=1),  # 6 is no multiple of 4
     Shape(n_layer=1, n_embd=1, n_head=1, n_head_kv=1, n_ff=1),
-    Shape(n_layer=1, n_embd=32, n_head=2, n_head_kv=4, n_ff=32),  # more for keys than queries
-    Shape(n_layer=1, n_embd=256, n_head=4, n_head_kv=2, n_ff=256),  # long enough for any block
+    Shape(n_layer=1, n_embd=32, n_head=2, n_head_kv=4, n_ff=32),  # more key heads than query heads
+    Shape(
+        n_layer=1, n_embd=256, n_head=4, n_head_kv=2, n_ff=256
+    ),  # rows of whole blocks of any type
 )
-# Types that no weights have, and their (weights, bytes) per block.
+# Types that weights cannot have, and their (weights, bytes) per block.
 STRANGE_TYPES = {9: (32, 36), 15: (256, 292), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8),
                  28: (1, 8)}  # fmt: skip
 
@@ -134,7 +136,7 @@ class Draft:
         self.changes: list[str] = []
 
     def encode(self) -> bytes:
-        """The file's bytes; an alignment that cannot be kept to is only claimed."""
+        """The file's bytes; an impossible alignment is claimed but not applied."""
         claimed = self.metadata.get("general.alignment")
         alignment = claimed if isinstance(claimed, int) and 1 <= claimed <= 4096 else 32
         data = writer.encode_gguf(self.metadata, self.tensors, alignment=alignment, **self.counts)
@@ -307,14 +309,14 @@ class Draft:
 
 
 class Mutant(NamedTuple):
-    """A file's bytes, and how it came to be."""
+    """A file's bytes, and how it was changed."""
 
     data: bytes
     changes: list[str]
 
 
 def with_tokenizer(metadata: dict[str, Value], kind: str) -> dict[str, Value]:
-    """The metadata with a vocabulary of another kind and the same length."""
+    """The metadata with another kind of vocabulary, of the same length."""
     tokens = metadata["tokenizer.ggml.tokens"]
     assert isinstance(tokens, list)
     n_others = len(tokens) - 256
@@ -340,7 +342,7 @@ _BASES: dict[Shape, tuple[dict[str, Value], list[Tensor]]] = {}
 
 
 def mutant(seed: int, number: int) -> Mutant:
-    """The mutant of that number, always the same."""
+    """The mutant with that number, always the same."""
     source = random.Random(f"{seed} {number}")
     usual = source.random() < 0.7
     shape = SHAPES[0] if usual else source.choice(SHAPES)
@@ -362,11 +364,11 @@ def mutant(seed: int, number: int) -> Mutant:
 
 
 class LoaderDied(Exception):
-    """The process that loaded the file is gone; the message is its last words."""
+    """The process that loaded the file has died; the message is its last output."""
 
 
 class WorkerLoader:
-    """Loads each file with a worker of its own, as the server would, and asks something of it."""
+    """Loads each file in a new worker, as the server would, and sends it requests."""
 
     def __init__(self) -> None:
         self._words = tempfile.TemporaryFile()  # noqa: SIM115  (closed by close())
@@ -391,7 +393,7 @@ class WorkerLoader:
             process.communicate()
 
     def _ask(self, process: "subprocess.Popen[bytes]", path: str) -> str:
-        """Loads, completes and embeds. Raises FrameError or OSError when the worker is gone."""
+        """Loads, completes and embeds. Raises FrameError or OSError when the worker has died."""
         assert process.stdin is not None and process.stdout is not None
         generates = not read_model_file(path).embeds_only
         send(process, Load(path, generates=generates, n_parallel=2, n_threads=1))
@@ -423,7 +425,7 @@ class WorkerLoader:
         return f"{cause}: {(telling or lines or ['no word'])[-1][-200:]}"
 
     def close(self) -> None:
-        """Removes what it keeps of the workers' last words."""
+        """Removes the file with the workers' last output."""
         self._words.close()
 
 
@@ -463,20 +465,20 @@ class Patience:
 
 
 def worked_s(pid: int) -> float:
-    """Seconds that a process has had a processor; 0 of one that is gone."""
+    """Processor time of a process, in seconds; 0 after its end."""
     _, *times = work_of(pid) or (0,)
     return sum(times) / os.sysconf("SC_CLK_TCK")
 
 
 def send(process: "subprocess.Popen[bytes]", request: Request) -> None:
-    """One frame to a worker. Raises OSError when it is gone."""
+    """Sends a frame to a worker. Raises OSError when it has died."""
     assert process.stdin is not None
     process.stdin.write(frames.encode(request))
     process.stdin.flush()
 
 
 def events(process: "subprocess.Popen[bytes]") -> Iterator[Event]:
-    """Events of a worker. Raises FrameError at its end, which comes too early here."""
+    """A worker's events. Raises FrameError when it ends, which is too early here."""
     while True:
         event = frames.read(process.stdout, Event)  # type: ignore[arg-type]
         if event is None:
@@ -524,7 +526,7 @@ def main() -> int:
 
 
 def _accept(path: str) -> None:
-    """No check at all, to see what the pre-check is worth."""
+    """No check at all, to show what the pre-check prevents."""
 
 
 def _run_and_print(seed: int, numbers: Sequence[int], check: Check) -> int:

@@ -1,1 +1,1 @@
-"""Tests of `lmlite.gguf.file`."""
+"""Tests of `lmlite.gguf`."""

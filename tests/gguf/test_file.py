@@ -1,4 +1,4 @@
-"""What is read from a model file, and every fault for which one is refused."""
+"""Reading a model file, and every fault for which one is refused."""
 
 import ctypes
 import os
@@ -34,7 +34,7 @@ def small_llama() -> tuple[Metadata, Tensors]:
 
 
 def refusal(path: Path) -> str:
-    """Why the file is refused, without the part of the sentence that is always the same."""
+    """Why the file is refused: the part of the sentence that varies."""
     with pytest.raises(ModelFileError) as caught:
         read_model_file(path)
     beginning = f"{path.name} cannot be loaded: it "
@@ -44,7 +44,7 @@ def refusal(path: Path) -> str:
     return message.removeprefix(beginning)
 
 
-# ---- what a good file says -----------------------------------------------------------------
+# ---- good files ----------------------------------------------------------------------------
 
 
 def test_every_field_of_a_small_llama(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_single_expert_of_hunyuan_is_ignored(tmp_path: Path) -> None:
     assert read_model_file(tmp_path / "a.gguf").architecture == "hunyuan-dense"
 
 
-# ---- files that do not stay as they are ----------------------------------------------------
+# ---- files that change while they are read -------------------------------------------------
 
 
 def test_a_file_that_changes_while_it_is_read_is_refused(
@@ -304,7 +304,7 @@ def test_every_truncation_is_refused(tmp_path: Path) -> None:
 
 
 def lies() -> dict[str, bytes]:
-    """Short files that claim to hold a great deal."""
+    """Short files that claim to be long."""
     head = b"GGUF" + struct.pack("<I", 3)
     one_key = head + struct.pack("<QQ", 0, 1)
     key = writer.string("a.b")
@@ -643,7 +643,7 @@ def part_keys(number: int, n_parts: int, n_tensors: int) -> Metadata:
 
 
 def write_parts(folder: Path, n_parts: int = 3) -> list[Path]:
-    """A llama cut into parts, of which the first has all the metadata."""
+    """A llama in several parts; the first has all the metadata."""
     metadata, tensors = small_llama()
     paths = [folder / f"big-{i + 1:05}-of-{n_parts:05}.gguf" for i in range(n_parts)]
     for number, path in enumerate(paths):

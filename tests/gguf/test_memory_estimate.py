@@ -1,4 +1,4 @@
-"""What a worker will take: against llama.cpp's own reservations, and against a real process."""
+"""The memory estimate against llama.cpp's own reservations, and against a real worker."""
 
 import base64
 import functools
@@ -127,7 +127,7 @@ def write_model(
 
 
 def qwen_of_half_a_billion(path: Path) -> None:
-    """Small, with a large vocabulary: logits are the most of it."""
+    """Small, with a large vocabulary: logits take most of the memory."""
     biases: Shapes = {"attn_q.bias": (896,), "attn_k.bias": (128,), "attn_v.bias": (128,)}
     layer = attention(896, 14, 2, 64) | biases | feed_forward(896, 4864)
     keys: Keys = {
@@ -223,7 +223,7 @@ SMALL = [architectures.mamba, architectures.lfm2, architectures.gemma3]
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Writer], ModelFile]:
-    """Each model is written and read once."""
+    """Writes and reads each model once."""
     folder = tmp_path_factory.mktemp("models")
 
     @functools.cache
@@ -238,7 +238,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Writer], Mode
 def reserved(
     lib: Any, file: ModelFile, load: Load, capfd: pytest.CaptureFixture[str]
 ) -> dict[str, Any]:
-    """MiB, by kind, as llama.cpp reports them when it only pretends to allocate."""
+    """MiB, by kind, as llama.cpp reports them without allocating (no_alloc)."""
     params = lib.llama_model_default_params()
     params.no_alloc, params.load_mode = True, 0
     model = lib.llama_model_load_from_file(file.path.encode(), params)
@@ -248,7 +248,7 @@ def reserved(
     n_seq = contexts.n_lanes(load.n_parallel, not file.shape.n_state)
     wanted.n_ubatch = contexts.n_ubatch(load, load.n_batch, n_seq)
     wanted.kv_unified = True
-    # Else it would reserve logits for each token of a batch, of which few are ever wanted.
+    # By default it reserves logits for each token of a batch, but few are ever used.
     wanted.n_outputs_max = load.n_parallel + contexts.MAX_OUTPUT_PIECE
     wanted.n_outputs_max_per_seq = wanted.n_outputs_max
     wanted.n_seq_max = n_seq
@@ -300,7 +300,7 @@ def test_the_estimate_is_what_llama_cpp_reserves(
     write: Writer,
     load: Load,
 ) -> None:
-    """Keys, values and states to the byte; buffers, whose plan is llama.cpp's secret, nearly."""
+    """Keys, values and states agree to the byte; buffers, which llama.cpp plans, nearly."""
     file = written(write)
     theirs = reserved(lib, file, load, capfd)
     ours = estimate(file, load)
@@ -313,8 +313,8 @@ def test_the_estimate_is_what_llama_cpp_reserves(
 
 # ---- what libmtmd would reserve --------------------------------------------------------------
 
-# LLaVA's CLIP, Gemma 3's SigLIP and Qwen2-VL's own, of which two layers tell as much as all; for
-# the last, libmtmd begins with a picture of 46 x 46 tokens, and makes room for a larger one later.
+# The encoders of LLaVA (CLIP), Gemma 3 (SigLIP) and Qwen2-VL. Two layers need the same buffers as
+# all. For Qwen2-VL, libmtmd reserves a picture of 46 x 46 tokens, and grows for a larger one.
 EYES: dict[str, tuple[Any, Size, int]] = {
     "CLIP": (projectors.mlp, Size(1024, 16, 4096, side=336), 24 * 24),
     "SigLIP": (projectors.gemma3, Size(1152, 16, 4304, side=896), 64 * 64),
@@ -529,7 +529,7 @@ SEERS: dict[str, tuple[Writer | None, Any, int | None]] = {
 def test_a_worker_that_sees_takes_what_was_estimated(
     name: str, tmp_path: Path, figure: Callable[[str, str], None]
 ) -> None:
-    """With an encoder that is the most of it; but for checkpoints and images: there are none."""
+    """Most of it is the encoder's; caches are turned off."""
     write_model, write_eye, side = SEERS[name]
     path = DEFAULT_MODEL if write_model is None else tmp_path / "model.gguf"
     if write_model is not None:
@@ -554,7 +554,7 @@ def test_a_worker_that_sees_takes_what_was_estimated(
 
 @pytest.mark.parametrize("name", ["tiny", "chat-trial.gguf", "all-minilm-l6-v2-q8_0.gguf"])
 def test_a_worker_takes_what_was_estimated(name: str, figure: Callable[[str, str], None]) -> None:
-    """But for checkpoints, of which it has none yet."""
+    """Without checkpoints, as it has none yet."""
     path = DEFAULT_MODEL if name == "tiny" else shared_model(name)
     with RunningServer(str(path), "--checkpoint-memory", "0", "--image-memory", "0") as server:
         if read_model_file(path).embeds_only:
@@ -571,7 +571,7 @@ def test_a_worker_takes_what_was_estimated(name: str, figure: Callable[[str, str
 
 
 def test_repacked_weights_are_held_in_memory_once(tmp_path: Path) -> None:
-    """The kernels of many processors want Q4_0 in rows that are woven together."""
+    """The kernels of many processors want the rows of Q4_0 interleaved."""
     path, sizes = tmp_path / "q4_0.gguf", attention(1024, 16, 4, 64) | feed_forward(1024, 4096)
     keys: Keys = {
         "feed_forward_length": 4096,

@@ -1,4 +1,4 @@
-"""Which layers keep what, by the keys of a header: one rule of llama.cpp each."""
+"""The sizes of a model, by the keys of its header: each test is one rule of llama.cpp."""
 
 import struct
 from typing import Any
@@ -36,7 +36,7 @@ def metadata_of(arch: str, keys: Keys) -> Metadata:
 
 
 def shape(arch: str = "llama", tensors: tuple[Tensor, ...] = (), **keys: Any) -> Shape:
-    """Of a header with the keys above and these, whose dots are double underscores."""
+    """The shape for the keys above and these; a double underscore stands for a dot."""
     named = {name.replace("__", "."): value for name, value in keys.items()}
     return shape_of(metadata_of(arch, BASE | named), list(tensors))
 

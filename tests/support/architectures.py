@@ -1,4 +1,4 @@
-"""Small models with random weights, of kinds whose memory cannot simply be cut.
+"""Small models with random weights whose memory cannot simply be cut.
 
 A transformer keeps what it saw of every token, so its memory can be cut behind any of them. A
 recurrent model (Mamba) sums all tokens up in one state, a hybrid one (LFM2) has layers of both
@@ -15,7 +15,7 @@ from tests.support.gguf_writer import write_gguf as write
 WORDS = (" the", " and", " of", " to", " in", "ing", "er", "ed", "Hello", " model")
 N_EMBD, N_FF, N_HEAD, N_HEAD_KV, N_CTX = 64, 128, 4, 2, 2048
 HEAD = N_EMBD // N_HEAD
-WINDOW = 32  # tokens that the sliding window of the Gemma sees
+WINDOW = 32  # tokens in the sliding window of the Gemma
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -65,7 +65,7 @@ def lfm2(path: Path) -> None:
 
 
 def gemma3(path: Path) -> None:
-    """Two layers, of which the first sees the last 32 tokens alone."""
+    """Two layers; the first sees only the last 32 tokens."""
     keys: dict[str, Value] = {
         "feed_forward_length": N_FF,
         "attention.head_count": N_HEAD,
@@ -143,7 +143,7 @@ def _write(
 
 def _random(source: random.Random, name: str, dims: tuple[int, ...]) -> Tensor:
     n = dims[0] * (dims[1] if len(dims) > 1 else 1)
-    if name.endswith("ssm_a"):  # how fast a state fades: below zero, or it would grow for ever
+    if name.endswith("ssm_a"):  # the decay of a state: negative, or the state would grow for ever
         weights = [-1.0 - i % dims[0] for i in range(n)]
     elif len(dims) == 1:
         weights = [0.0 if name.endswith("bias") else 1.0] * n

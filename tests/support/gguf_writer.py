@@ -44,7 +44,7 @@ CHATML = (
 
 
 class Typed(NamedTuple):
-    """A value whose type is not the usual one for its Python type."""
+    """A value with another type than the usual one for its Python type."""
 
     kind: int
     value: object
@@ -55,7 +55,7 @@ Value = Plain | Sequence[Plain] | Typed
 
 
 class Tensor(NamedTuple):
-    """Weights: `dims` begins with the length of a row, as ggml counts."""
+    """Weights; as in ggml, `dims` starts with the length of a row."""
 
     name: str
     dims: Sequence[int]
@@ -79,7 +79,7 @@ def write_gguf(
     n_keys: int | None = None,
     n_tensors: int | None = None,
 ) -> None:
-    """Writes the file; version and counts are for lies."""
+    """Writes the file; a version or counts can be false."""
     data = encode_gguf(metadata, tensors, version=version, n_keys=n_keys, n_tensors=n_tensors)
     with open(path, "wb") as file:
         file.write(data)
@@ -94,7 +94,7 @@ def encode_gguf(
     n_tensors: int | None = None,
     alignment: int = 32,
 ) -> bytes:
-    """The bytes of a GGUF file. Another alignment than 32 is also a key, `general.alignment`."""
+    """The bytes of a GGUF file. An alignment other than 32 adds the key `general.alignment`."""
     counts = (
         len(tensors) if n_tensors is None else n_tensors,
         len(metadata) if n_keys is None else n_keys,
@@ -116,7 +116,7 @@ def write_hollow(
     shapes: Mapping[str, Sequence[int]],
     matrix_kind: int = TENSOR_F16,
 ) -> None:
-    """A model of any size that takes no place: its weights are a hole in the file."""
+    """A model of any size that takes no disk space: its weights are a hole in the file."""
     tensors, end = [], 0
     for name, dims in shapes.items():
         is_vector = len(dims) == 1 or "conv" in name or name.endswith("ssm_a")
@@ -137,7 +137,7 @@ def _tensor_info(item: Tensor, offset: int) -> bytes:
 
 
 def padded(data: bytes, alignment: int) -> bytes:
-    """Zeros behind, up to a multiple of the alignment."""
+    """The data, padded with zeros to a multiple of the alignment."""
     return data + bytes(-len(data) % alignment)
 
 
@@ -172,7 +172,7 @@ def _usual_kind(value: object, whole: int) -> int:
 
 @functools.cache
 def byte_alphabet() -> tuple[str, ...]:
-    """GPT-2's letter for each byte: itself where it prints, else one from 256 upwards."""
+    """GPT-2's letter for each byte: printable bytes stand for themselves, others start at 256."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     invisible = [byte for byte in range(256) if byte not in visible]
     return tuple(chr(byte) if byte in visible else chr(256 + invisible.index(byte))
@@ -283,7 +283,7 @@ def tiny_llama_parts(
     chat_template: str | None = CHATML,
     name: str = "tiny-llama",
 ) -> tuple[dict[str, Value], list[Tensor]]:
-    """A llama with random weights: it loads, it answers with noise, always with the same."""
+    """A llama with random weights: it loads, and always answers with the same noise."""
     shape = shape or Shape()
     words = (" the", " and", " of", " to", " in", "ing", "er", "ed", "Hello", " model")
     metadata = llama_metadata(shape, name, kind) | tokenizer_metadata(words, chat_template)
@@ -301,7 +301,7 @@ def tiny_llama_parts(
 
 
 def _random_tensor(source: random.Random, name: str, dims: tuple[int, ...], kind: int) -> Tensor:
-    # A norm scales: it is one, and its type is F32 in every file, because ggml multiplies so.
+    # Norms are 1, so that they change nothing, and F32, the only type that ggml multiplies by.
     if len(dims) == 1:
         return tensor(name, dims, [1.0] * dims[0], TENSOR_F32)
     n_rows = dims[1]

@@ -1,4 +1,4 @@
-"""Projectors (mmproj) with random weights, of kinds that differ in how a model sees.
+"""Projectors (mmproj) with random weights, of kinds that encode pictures differently.
 
 `mlp` is LLaVA's: as many tokens as patches, read as text is. `gemma3` pools patches, stands between
 two tokens of its own, and its tokens see each other. `qwen2vl` gives each token a row and a column,
@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.support.gguf_writer import TENSOR_F16, TENSOR_F32, Tensor, Value, tensor, write_gguf
 
 PATCH = 14  # pixels of a side
-N_POOL = 65_537  # random numbers, handed out in a circle; a prime, so that no two rows are equal
+N_POOL = 65_537  # random numbers, used cyclically; a prime, so that no two rows are equal
 
 Shapes = dict[str, tuple[int, ...]]
 Write = Callable[[Path, Mapping[str, Value], Shapes], None]
@@ -29,7 +29,7 @@ class Size:
     n_head: int = 2
     n_ff: int = 64
     n_layer: int = 2
-    side: int | None = None  # pixels; None: what the kind says below
+    side: int | None = None  # pixels; None: the default of the kind
 
 
 SMALL = Size()
@@ -62,7 +62,7 @@ ANY_TENSOR = tensor("mm.0.bias", (SMALL.n_embd,), [0.0] * SMALL.n_embd, TENSOR_F
 
 
 def write_random(path: Path, keys: Mapping[str, Value], shapes: Shapes) -> None:
-    """The file with random weights, as large as keep what passes through near one."""
+    """The file, with random weights that keep activations near 1."""
     source = random.Random(1)
     pool = itertools.cycle([source.gauss(0, 1) for _ in range(N_POOL)])
 
@@ -91,7 +91,7 @@ def mlp(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = write_r
 
 
 def gemma3(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = write_random) -> None:
-    """112 x 112 pixels, four by four patches of which become one of 4 tokens."""
+    """112 x 112 pixels: 4 tokens, each of 4 x 4 patches."""
     shapes: Shapes = {
         "mm.input_projection.weight": (n_embd_text, size.n_embd),
         "mm.soft_emb_norm.weight": (size.n_embd,),
@@ -102,7 +102,7 @@ def gemma3(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = writ
 
 
 def qwen2vl(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = write_random) -> None:
-    """Any size, in patches of which two by two are one token, with a row and a column."""
+    """Any size; 2 x 2 patches are one token, whose position has a row and a column."""
     n_merged = 4 * size.n_embd
     shapes: Shapes = {
         "v.patch_embd.weight.1": (PATCH, PATCH, 3, size.n_embd),
@@ -115,7 +115,7 @@ def qwen2vl(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = wri
 
 
 def _encoder(size: Size, side: int | None) -> Shapes:
-    """Patches and layers; and a vector for each place, where a picture has one size."""
+    """Patches and layers; and a vector for each position, if pictures have one size."""
     n, n_ff = size.n_embd, size.n_ff
     shapes: Shapes = {"v.patch_embd.weight": (PATCH, PATCH, 3, n)}
     if side is not None:

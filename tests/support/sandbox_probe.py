@@ -1,4 +1,4 @@
-"""Enters the sandbox, tries what it forbids and what it must not, and prints what happened.
+"""Enters the sandbox, tries forbidden and needed things, and prints the outcomes.
 
     python -m tests.support.sandbox_probe FOLDER OUTSIDE [without landlock]
 
@@ -23,7 +23,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def outcome(attempt: Callable[[], object]) -> str:
-    """What came of it: that it was done, or the name of the error."""
+    """The name of the error, or "done"."""
     try:
         attempt()
     except OSError as err:

@@ -1,4 +1,4 @@
-"""The number of threads follows the load: a simulated machine, no clock and no chance but a seed's.
+"""The number of threads follows the load: on a simulated machine, with a fixed seed and no clock.
 
 The simulated step takes what a real one was measured to take on two cores: 15 ms on both, 26 ms on
 one, and 38 ms on both when another process keeps one of them busy.
@@ -12,7 +12,7 @@ import pytest
 from lmlite.worker.threads import ThreadGovernor
 
 ALONE_S = 0.026  # a step on one thread
-OVERHEAD = 0.15  # of ALONE_S, that each thread more costs
+OVERHEAD = 0.15  # of ALONE_S: what more than one thread costs
 CROWDED = 2.5  # times as long: threads that share a core make all others wait
 
 
@@ -28,14 +28,14 @@ class Machine:
         self.governor = ThreadGovernor(n_cores, on_change=lambda *pair: self.changes.append(pair))
 
     def step_s(self, n_threads: int) -> float:
-        """How long a step takes on so many threads."""
+        """How long a step takes with this many threads."""
         elapsed_s = ALONE_S * (1 / n_threads + OVERHEAD * (n_threads > 1))
         if n_threads > self.n_cores - self.n_busy:
             elapsed_s *= CROWDED
         return elapsed_s * self._scale * (1 + self._noise * self._rng.random())
 
     def generate(self, seconds: float, kinds: Iterator[int] | None = None) -> float:
-        """Runs steps for so long; how many there were each second."""
+        """Generates for some time; the steps per second."""
         n_steps, end_s = 0, self.clock_s + seconds
         while self.clock_s < end_s:
             kind = next(kinds) if kinds else 1
@@ -46,7 +46,7 @@ class Machine:
         return n_steps / seconds
 
     def read(self, seconds: float, n_tokens: Callable[[], int]) -> None:
-        """Runs steps for so long that read prompts; a token takes a twentieth of a step."""
+        """Reads prompts for some time; a token takes a twentieth of a step."""
         end_s = self.clock_s + seconds
         while self.clock_s < end_s:
             n = n_tokens()
@@ -55,7 +55,7 @@ class Machine:
             self.clock_s += elapsed_s
 
     def share_of_best(self, seconds: float) -> float:
-        """The speed, as a share of what the best number of threads would have reached."""
+        """The speed, as a share of the speed with the best number of threads."""
         best_s = min(self.step_s(n) for n in range(1, self.n_cores + 1))
         return self.generate(seconds) * best_s
 

@@ -1,4 +1,4 @@
-"""Pages of a mapped file that are given back are gone from memory, and still there to be read."""
+"""Pages that are dropped leave memory, and can still be read."""
 
 import mmap
 import os
@@ -16,7 +16,7 @@ CONTENT = os.urandom(MIB) * 4
 
 
 def pages_of(path: Path) -> int:
-    """Bytes of a file that this process has in memory by its mappings."""
+    """Bytes of a file that are in memory for this process's mappings."""
     smaps = Path("/proc/self/smaps").read_text()
     found = re.findall(rf"{re.escape(str(path))}\n(?:.*\n)*?Rss: +(\d+) kB", smaps)
     return sum(int(n_kib) << 10 for n_kib in found)
@@ -47,7 +47,7 @@ def test_other_files_keep_their_pages(tmp_path: Path) -> None:
 
 
 def test_a_writable_mapping_is_left_alone(tmp_path: Path) -> None:
-    """The pages of a private mapping may be no longer the file's: they would be lost."""
+    """Pages of a private mapping may differ from the file: dropping them would lose data."""
     path = tmp_path / "weights"
     with mapped(path, mmap.ACCESS_COPY) as memory:
         memory[:4] = b"mine"

@@ -1,4 +1,4 @@
-"""A worker in its sandbox reaches nothing that it does not need, and answers all the same."""
+"""A worker in its sandbox reaches nothing that it does not need, and still answers."""
 
 import json
 import os
@@ -36,7 +36,7 @@ IN_THE_FOLDER = ("a file in the folder", "renaming in the folder", "times in the
 
 
 def probe(tmp_path: Path, *options: str, has_folder: bool) -> Any:
-    """What happened to a process that entered the sandbox and tried everything."""
+    """The outcomes of a process that enters the sandbox and tries everything."""
     folder, outside = tmp_path / "folder", tmp_path / "outside"
     for path in (folder, outside):
         path.mkdir()
@@ -105,7 +105,7 @@ def test_an_unknown_processor_or_kernel_is_reported_in_a_sentence(
 def verdict(
     code: Sequence[sandbox._Instruction], arch: int, number: int, arguments: Sequence[int] = ()
 ) -> int:
-    """What the filter returns: a small machine for the few instructions that it is made of."""
+    """The filter's verdict: an interpreter for the few instructions that it uses."""
     words = {0: number, 4: arch} | {16 + 8 * i: value for i, value in enumerate(arguments)}
     word, at = 0, 0
     while True:
@@ -128,7 +128,7 @@ ALLOWED, REFUSED, MISSING = 0x7FFF0000, 0x00050001, 0x00050026
 def test_the_filter_decides_call_by_call(name: str, refuse_writes: bool) -> None:
     machine = sandbox._MACHINES[name]
     code = sandbox._program(machine, refuse_writes)
-    assert len(code) < 4096  # what the kernel takes
+    assert len(code) < 4096  # the bound of the kernel
 
     def of(table: Any, call: str, *arguments: int) -> int:
         numbers = table[call] if isinstance(table, dict) else table
@@ -175,7 +175,7 @@ def test_the_numbers_are_those_of_the_kernels_headers(column: int) -> None:
         pytest.skip("needs the kernel's headers")
     text = HEADERS[column].read_text()
     known = {name: int(n) for name, n in re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)", text)}
-    known |= {"open_by_handle_at": (304, 265)[column]}  # the generic header spells it otherwise
+    known |= {"open_by_handle_at": (304, 265)[column]}  # the generic header has another spelling
     tables = {**sandbox._NEVER, **sandbox._WRITES, **sandbox._OWN_SIGNALS, **sandbox._SECCOMP,
               "openat2": sandbox._OPENAT2, **sandbox._LANDLOCK, "clone": sandbox._CLONE,
               "clone3": sandbox._CLONE3}  # fmt: skip
@@ -188,7 +188,7 @@ def test_the_numbers_are_those_of_the_kernels_headers(column: int) -> None:
 
 
 def status_of_threads(pid: int, name: str) -> set[str]:
-    """One line of each thread's status."""
+    """A line of the status of each thread."""
     found = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
         match = re.search(rf"^{name}:\s+(\S+)$", (task / "status").read_text(), re.MULTILINE)

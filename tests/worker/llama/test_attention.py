@@ -37,7 +37,7 @@ def model(request: pytest.FixtureRequest, lib: Any, tmp_path_factory: Any) -> It
 
 
 class Sequences:
-    """The same batches for several contexts, whose logits are compared with the first one's."""
+    """Runs the same batches on several contexts, and compares logits with the first context's."""
 
     def __init__(self, n_vocab: int, contexts: list[Context], seed: int) -> None:
         self._n_vocab = n_vocab
@@ -47,7 +47,7 @@ class Sequences:
         self._batch = Batch(N_BATCH)
 
     def step(self) -> float:
-        """Some begin anew, or with a part of another; then all of a few go on. How far apart."""
+        """Restarts, shares or extends some sequences; returns how far the logits differ."""
         chosen = self._random.sample(range(N_SEQ), self._random.choice((1, 1, 8)))
         for seq_id in chosen:
             self._change(seq_id)
@@ -90,7 +90,7 @@ def test_logits_of_any_batch_are_those_without_flash_attention(model: Model) -> 
         for context in contexts:
             stack.callback(context.close)
         sequences = Sequences(model.vocab.n_tokens, contexts, seed=1)
-        # Flash attention rounds keys and values to 16 bits; a cell too many or too few shows.
+        # Flash attention rounds keys and values to 16 bits; one wrong cell differs by more.
         assert max(sequences.step() for _ in range(60)) <= 0.02
 
 

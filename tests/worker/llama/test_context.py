@@ -24,7 +24,7 @@ def test_a_file_that_llama_cpp_refuses_is_a_llama_error(lib: Any, tmp_path: Path
 
 @pytest.fixture
 def context(default_model: Model) -> Any:
-    """A small context; its memory is cleared with it."""
+    """A small context."""
     made = Context(default_model, n_ctx=256, n_batch=64, n_seq_max=4, n_threads=1)
     yield made
     made.close()
@@ -50,7 +50,7 @@ def test_logprobs_are_those_of_a_softmax_over_the_vocabulary(
 def test_a_single_nan_is_found_at_any_place_of_a_row(lib: Any, n_vocab: int) -> None:
     for place in range(n_vocab):
         logits = (ctypes.c_float * n_vocab)(*range(n_vocab))
-        logits[place] = -math.inf  # of a token that cannot come
+        logits[place] = -math.inf  # a token that is banned
         assert lib.lml_are_numbers(logits, n_vocab)
         for value in (math.nan, -math.nan, math.inf):
             logits[place] = value

@@ -18,15 +18,15 @@ from tests.support.gguf_writer import Shape, tiny_llama
 
 N_TOKENS = (2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 24, 28, 31, 32, 36, 63, 64)
 N_MAX = max(N_TOKENS)
-# A block of Q4_K is 256 weights wide. Keys and values have 8 rows, where others have 16 and more.
+# A block of Q4_K is 256 weights wide. Keys and values have 8 rows, others 16 and more.
 SHAPE = Shape(n_layer=1, n_embd=256, n_head=32, n_head_kv=1, n_ff=512, n_ctx=N_MAX)
 X86 = pytest.mark.skipif(
     platform.machine() not in ("x86_64", "AMD64"), reason="the kernels are those of x86"
 )
 
 
-# Beside Q4_0 and Q4_K a file has Q6_K, whose rows are added up in another order from eight on: the
-# last digit, and where that rounds to another of 8 bits, a fifth of a hundredth.
+# A file of Q4_0 or Q4_K also has tensors of Q6_K. From eight rows on, they are summed in another
+# order. That changes the last digit, or 0.002 where it rounds to another 8-bit value.
 @X86
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_sequence_continues_the_same_beside_others(default_model: Model, n_thr
 
 
 def _next_logits(context: Context, prompts: dict[int, list[int]]) -> list[list[float]]:
-    """Behind the last token of each, which all take in one step."""
+    """Logits of the last token of each sequence; all are read in one step."""
     context.clear_memory()
     batch = Batch(N_MAX)
     for seq_id, prompt in prompts.items():
@@ -84,7 +84,7 @@ def _next_logits(context: Context, prompts: dict[int, list[int]]) -> list[list[f
 
 
 def _logits(context: Context, tokens: list[int]) -> list[list[float]]:
-    """Of each token, which sees itself alone."""
+    """Logits of tokens that see only themselves."""
     context.clear_memory()
     batch = Batch(N_MAX)
     for seq_id, token in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""The least, the greatest and the strangest values of two sampling fields at a time."""
+"""Extreme and strange values of two sampling fields at a time."""
 
 import itertools
 import json
@@ -15,8 +15,8 @@ from tests.support.server_process import RunningServer
 CHAT = "/v1/chat/completions"
 BIASED = "5"  # the token whose bias is varied
 
-ANY: set[float] = {0, -1, 2**31}  # what is out of range becomes the nearest in it
-# What each field takes: its least and its greatest value, and which of the others.
+ANY: set[float] = {0, -1, 2**31}  # values out of range are clamped
+# For each field: its least and greatest value, and which others it accepts.
 FIELDS: dict[str, tuple[float, float, set[float]]] = {
     "temperature": (0, 2, ANY),
     "top_k": (-1, 2**31 - 1, ANY),
@@ -33,7 +33,7 @@ FIELDS: dict[str, tuple[float, float, set[float]]] = {
 }
 STRANGE = (0, -1, math.nan, math.inf, 2**31)
 
-Setting = tuple[str, float, bool]  # field, value, whether it is taken
+Setting = tuple[str, float, bool]  # field, value, whether it is accepted
 
 
 def settings(field: str) -> list[Setting]:
@@ -68,14 +68,14 @@ def test_each_pair_is_accepted_or_its_wrong_parameter_is_named() -> None:
             assert wrong, pair
             if all(math.isfinite(value) for _, value, _ in pair):
                 assert str(err.param).partition(".")[0] in wrong, pair
-            else:  # it is no JSON
+            else:  # not JSON
                 assert err.param is None, pair
         else:
             assert not wrong, pair
 
 
 def test_accepted_pairs_give_a_text(default_model: Model) -> None:
-    """A sampler that was given NaN says the last token of the vocabulary, and never ends."""
+    """A sampler that gets NaN chooses the last token of the vocabulary, and never ends."""
     vocab = default_model.vocab
     last = vocab.piece(vocab.n_tokens - 1, special=True).decode()
     taken = [pair for pair in PAIRS if all(is_taken for _, _, is_taken in pair)]

@@ -1,4 +1,4 @@
-"""SamplerChain: what each sampler makes of logits, and that the likeliest alone give the same."""
+"""SamplerChain: each sampler's effect on logits, and that a start with the best changes nothing."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -100,7 +100,7 @@ def test_repeat_penalty_counts_the_last_64_tokens_of_the_prompt(chain: Any) -> N
     assert close(forgotten.apply(LOGITS))[0] == 2.0
 
 
-# ---- only the likeliest ----------------------------------------------------------------------
+# ---- chains that start with the likeliest tokens -----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_starting_with_the_likeliest_tokens_changes_no_choice(
     grammar: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """For as long as the grammar asks; seeds are the same, and so are the samplers."""
+    """Tokens until the grammar ends; the same samplers and seeds."""
 
     def completion(n_best: int) -> list[int]:
         with monkeypatch.context() as patched:
