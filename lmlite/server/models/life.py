@@ -6,6 +6,7 @@ Unloaded -> Loading -> Ready -> Loading -> ... -> Failed -> Loading -> ... -> Un
 from dataclasses import dataclass
 
 from lmlite import messages
+from lmlite.errors import ModelFailed, Unavailable
 
 
 @dataclass(frozen=True)
@@ -42,3 +43,15 @@ class Unloading:
 
 
 State = Unloaded | Loading | Ready | Failed | Unloading
+
+
+def refusal(state: State) -> Unavailable | None:
+    """The error of every request in this state; None where requests are let in."""
+    match state:
+        case Failed(reason):
+            return ModelFailed(f"the model is not available: {reason}")
+        case Loading(reason=str(reason)):
+            return Unavailable(f"the model is not available now: {reason}")
+        case Unloading() | Unloaded():
+            return Unavailable("the server is stopping")
+    return None

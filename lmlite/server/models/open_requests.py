@@ -140,13 +140,13 @@ class OpenRequests:
         had = [opened for opened in self._requests.values() if opened.process is process]
         self._quarantine.blame(opened.request for opened in had if opened.may_be_running)
 
-    def fail(self, kind: type[Unavailable], message: str, process: object | None = None) -> None:
+    def fail(self, error: Unavailable, process: object | None = None) -> None:
         """Ends the requests of one worker process; without one, all requests."""
         for request_id, opened in list(self._requests.items()):
             if process is None or opened.process is process:
                 del self._requests[request_id]
                 self._unsent.pop(request_id, None)
-                opened.put(Failed(request_id, kind.__name__, message))
+                opened.put(Failed(request_id, type(error).__name__, error.message))
 
 
 def n_results(request: Work) -> int:

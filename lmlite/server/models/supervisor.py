@@ -19,7 +19,6 @@ from lmlite.errors import (
     CHAT_NAMES,
     BodyTooLarge,
     FieldNames,
-    ModelFailed,
     ModelFileError,
     ModelFileMissing,
     Unavailable,
@@ -28,7 +27,7 @@ from lmlite.gguf.file import ModelFile
 from lmlite.gguf.projector import Projector
 from lmlite.messages import EngineState, Event, Load, LoadFailed, Note, Outdated, Work
 from lmlite.server.logs import Log, printable
-from lmlite.server.models.life import Failed, Loading, Ready, State, Unloaded, Unloading
+from lmlite.server.models.life import Failed, Loading, Ready, State, Unloaded, Unloading, refusal
 from lmlite.server.models.model_check import CheckedFiles, Identity
 from lmlite.server.models.open_requests import END_EVENTS, OpenRequest, OpenRequests
 from lmlite.server.models.restarts import MAX_DEATHS, Restarts
@@ -38,7 +37,6 @@ from lmlite.server.models.worker_process import STOP_WAIT_S, WORKER_COMMAND, Wor
 LOOK_S = 1.0  # between two looks for another file, once a model has failed
 SPAWN_FAULTS = (OSError, RuntimeError, MemoryError)  # no descriptors, no threads, no memory
 WATCHDOG_S = 30.0  # how long a worker may owe an answer without a sign of life
-STOPPING = "the server is stopping"
 
 
 class Supervisor:
@@ -96,11 +94,10 @@ class Supervisor:
 
     def loaded(self) -> messages.Ready:
         """What the worker says of its model. Raises Unavailable while none is ready."""
-        with self._changed:
-            self._expect_worker()
-            if self.ready is None:
-                raise Unavailable("the model is still being loaded")
-            return self.ready.loaded
+        state = self.state
+        if not isinstance(state, Ready):
+            raise refusal(state) or Unavailable("the model is still being loaded")
+        return state.loaded
 
     def check_admission(self) -> None:
         """Raises Unavailable when any further request would be refused.
@@ -108,18 +105,10 @@ class Supervisor:
         As many may be open while a model loads, or a worker is replaced, as at any other time.
         """
         with self._changed:
-            self._expect_worker()
+            error = refusal(self.state)
+            if error is not None:
+                raise error
             self._open.check_room()
-
-    def _expect_worker(self) -> None:
-        """Raises Unavailable when there is no worker, and none is on its way."""
-        match self.state:
-            case Failed(reason):
-                raise ModelFailed(f"the model is not available: {reason}")
-            case Loading(reason=str(reason)):
-                raise Unavailable(f"the model is not available now: {reason}")
-            case Unloading() | Unloaded():
-                raise Unavailable(STOPPING)
 
     def submit(self, request: Work, names: FieldNames = CHAT_NAMES) -> OpenRequest:
         """Lets a request in, for the worker that is ready or the next one that will be.
@@ -160,10 +149,13 @@ class Supervisor:
             self._thread.join(STOP_WAIT_S)
 
     def _enter(self, state: State) -> None:
-        """Changes the state, unless the supervisor is being stopped."""
+        """Changes the state, unless the supervisor is being stopped. Some states end requests."""
         with self._changed:
             if not self._stopping.is_set():
                 self.state = state
+                error = refusal(state)
+                if error is not None:
+                    self._open.fail(error)
             self._changed.notify_all()
 
     @property
@@ -236,9 +228,7 @@ class Supervisor:
                 self._wait_for_another_file()
             else:
                 self._pause(self._restarts.pause_s)
-        with self._changed:
-            self._open.fail(Unavailable, STOPPING)
-            self.state = Unloaded()
+        self.state = Unloaded()
 
     def _wait_for_another_file(self) -> None:
         """A model that has failed is not tried again before one of its files is replaced."""
@@ -318,15 +308,16 @@ class Supervisor:
             return
         # When a mapped file is cut short, the worker dies before it can say so.
         if self._is_outdated or self._files.are_replaced():
-            message = "the model's file was changed; it is being loaded again"
-            self._log.line("warning", message)
-            self._fail(Unavailable, message, process)
+            error = Unavailable("the model's file was changed; it is being loaded again")
+            self._log.line("warning", error.message)
+            with self._changed:
+                self._open.fail(error, process)
             return
+        error = Unavailable("the model's worker ended; the request may be sent again")
         self._log.line("error", f"worker {process.pid} {why}")
         with self._changed:
             self._open.blame(process)
-        message = "the model's worker ended; the request may be sent again"
-        self._fail(Unavailable, message, process)
+            self._open.fail(error, process)
         self._count_death(why)
 
     def _count_death(self, why: str) -> None:
@@ -351,21 +342,13 @@ class Supervisor:
         if self._lacks != reason and not self._stopping.is_set():
             self._log.line("warning", f"waiting, and trying again: {reason}")
         self._enter(Loading(reason=reason))
-        self._fail(Unavailable, f"the model is not available now: {reason}")
 
     def _give_up(self, reason: str) -> None:
         self._given_up = self._files.identities()  # before anybody can react to the state
         reason = printable(reason)
         self._enter(Failed(reason))
-        self._fail(ModelFailed, f"the model is not available: {reason}")
         if self._loaded is not None:  # else whoever started the model reports it
             self._log.line("error", f"giving up: {reason}")
-
-    def _fail(
-        self, kind: type[Unavailable], message: str, process: WorkerProcess | None = None
-    ) -> None:
-        with self._changed:
-            self._open.fail(kind, message, process)
 
     # ---- the watchdog's thread -------------------------------------------------------------
 

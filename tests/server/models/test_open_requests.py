@@ -76,12 +76,12 @@ def test_a_dead_worker_fails_the_requests_that_it_had_and_no_others(requests: Op
     had = let_in(requests, 1)
     told(requests, FIRST)
     waiting = let_in(requests, 2)
-    requests.fail(Unavailable, "it died", FIRST)
+    requests.fail(Unavailable("it died"), FIRST)
     with pytest.raises(Unavailable, match="it died"):
         had.next(0)
     assert waiting.next(0) is None
     assert told(requests, SECOND) == [b"frame 2"]
-    requests.fail(Unavailable, "the end")
+    requests.fail(Unavailable("the end"))
     with pytest.raises(Unavailable, match="the end"):
         waiting.next(0)
     assert len(requests) == 0
