@@ -16,7 +16,7 @@ samples, so that trials cost the same share of the time whether a step takes 1 m
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from statistics import median
 
 SAMPLE_S = 0.02  # a scheduler's time slices are milliseconds: shorter steps make one sample
@@ -58,44 +58,29 @@ class _Times:
         return median(self.recent)
 
 
-class _Trial:
+def _trial(n_new: int, n_current: int, before_s: float) -> Generator[int, float, bool]:
     """One number of threads against the current one: new, current, new.
 
-    Each turn is compared with the one before it, so that a load that comes or goes meanwhile
-    does not decide. Three of five samples win a turn; the first lost turn ends the trial.
+    Yields the number for the next step and is sent the time of that step; returns whether the new
+    number has won. Each turn is compared with the one before it, `before_s` per step, so that a
+    load that comes or goes meanwhile does not decide. Three of five samples win a turn; the first
+    lost turn ends the trial.
     """
-
-    N_TURNS = 3
-
-    def __init__(self, kind: int, n_new: int, n_current: int, before_s: float) -> None:
-        """`before_s`: seconds per step, with the current number."""
-        self.kind, self.n_new = kind, n_new
-        self._numbers = n_new, n_current
-        self._before_s = before_s
-        self._turn, self._times = 0, _Times()
-
-    @property
-    def n_threads(self) -> int:
-        """Of the next step."""
-        return self._numbers[self._turn % 2]
-
-    def add(self, elapsed_s: float) -> bool | None:
-        """Notes a step. Whether the new number has won, None while that is open."""
-        if not self._times.add(elapsed_s):
-            return None
-        for_new = [self._speaks_for_new(sample_s) for sample_s in self._times.recent]
-        if for_new.count(False) == MAJORITY:
-            return False
-        if for_new.count(True) < MAJORITY:
-            return None
-        self._before_s, self._times = self._times.median_s, _Times()
-        self._turn += 1
-        return True if self._turn == self.N_TURNS else None
-
-    def _speaks_for_new(self, sample_s: float) -> bool:
-        if self._turn % 2:
-            return self._before_s < GAIN * sample_s
-        return sample_s < GAIN * self._before_s
+    for n_threads in (n_new, n_current, n_new):
+        times, n_won, n_lost = _Times(), 0, 0
+        while n_won < MAJORITY:
+            if not times.add((yield n_threads)):
+                continue
+            sample_s = times.recent[-1]
+            new_s, current_s = (sample_s, before_s) if n_threads == n_new else (before_s, sample_s)
+            if new_s < GAIN * current_s:
+                n_won += 1
+            else:
+                n_lost += 1
+            if n_lost == MAJORITY:
+                return False
+        before_s = times.median_s
+    return True
 
 
 class ThreadGovernor:
@@ -107,9 +92,9 @@ class ThreadGovernor:
         self._on_change = on_change
         self._token_s = math.inf  # of a step that reads, per token
         self._times: dict[int, _Times] = {}  # by kind: how many sequences generate, or READS
-        self._trial: _Trial | None = None
-        self._untried: Iterator[int] = iter(())  # numbers that come after the trial's
-        self._n_foreign = 0  # samples of other kinds since the trial's last step
+        self._survey: Generator[int, float, int | None] | None = None
+        self._surveyed, self._on_trial = READS, n_max  # its kind, and the number of its next step
+        self._n_foreign = 0  # samples of other kinds since its last step
         self._n_samples = 0  # of all kinds: the clock that waits are counted in
         self._compared_at, self._due, self._wait = 0, FIRST_WAIT, FIRST_WAIT
 
@@ -118,9 +103,8 @@ class ThreadGovernor:
         kind = self._kind(n_tokens, reads)
         if kind is None:
             return self.n_max
-        if self._trial is not None and self._trial.kind == kind:
-            return self._trial.n_threads
-        return self.n_threads
+        is_trial = self._survey is not None and self._surveyed == kind
+        return self._on_trial if is_trial else self.n_threads
 
     def note(self, n_tokens: int, elapsed_s: float, *, reads: bool = False) -> None:
         """How long that step took."""
@@ -131,11 +115,14 @@ class ThreadGovernor:
             elapsed_s = token_s * UNIT
         if self.n_max == 1 or kind is None:
             return
-        if self._trial is not None and self._trial.kind == kind:
-            self._n_foreign = 0
-            self._go_on(self._trial, elapsed_s)
-        else:
+        if self._survey is None or self._surveyed != kind:
             self._watch(kind, elapsed_s)
+            return
+        self._n_foreign = 0
+        try:
+            self._on_trial = self._survey.send(elapsed_s)
+        except StopIteration as end:
+            self._end_survey(end.value)
 
     def _kind(self, n_tokens: int, reads: bool) -> int | None:
         """Steps of one kind can be compared. None: a long step, which has every thread."""
@@ -161,54 +148,45 @@ class ThreadGovernor:
                 yield other
 
     def _watch(self, kind: int, elapsed_s: float) -> None:
-        """Notes a step with the current number; begins a trial when one is due."""
+        """Notes a step with the current number; begins a survey when one is due."""
         times = self._times.setdefault(kind, _Times())
         if not times.add(elapsed_s):
             return
         self._n_samples += 1
-        if self._trial is not None:
+        if self._survey is not None:
             self._n_foreign += 1
             if self._n_foreign > 2 * N_SAMPLES:  # steps of its kind have stopped coming
-                self._trial = None
+                self._survey = None
         elif times.is_full:
             times.usual_s = times.usual_s or times.median_s
             if times.median_s > UNUSUAL * times.usual_s:
                 self._hurry()
             if self._n_samples >= self._due:
-                self._untried = self.candidates()
-                self._try_next(kind)
+                self._survey, self._surveyed = self._make_survey(times), kind
+                self._on_trial = next(self._survey)
+
+    def _make_survey(self, times: _Times) -> Generator[int, float, int | None]:
+        """Trials of the candidates, one after the other; returns the first that wins."""
+        for n_new in self.candidates():
+            if (yield from _trial(n_new, self.n_threads, times.median_s)):
+                return n_new
+        return None
+
+    def _end_survey(self, winner: int | None) -> None:
+        self._survey = None
+        if winner is None:
+            for times in self._times.values():
+                times.usual_s = times.median_s if times.is_full else 0.0
+            n_wait, self._wait = self._wait, min(2 * self._wait, MAX_WAIT)
+        else:
+            self._times.clear()
+            n_wait = self._wait = FIRST_WAIT
+        self._compared_at, self._due = self._n_samples, self._n_samples + n_wait
+        if winner is not None:
+            old, self.n_threads = self.n_threads, winner
+            if self._on_change is not None:
+                self._on_change(old, winner)
 
     def _hurry(self) -> None:
-        """The next trial comes as soon as its cost allows."""
+        """The next survey comes as soon as its cost allows."""
         self._due = min(self._due, self._compared_at + FIRST_WAIT)
-
-    def _go_on(self, trial: _Trial, elapsed_s: float) -> None:
-        has_won = trial.add(elapsed_s)
-        if has_won:
-            self._change(trial.n_new)
-        elif has_won is False:
-            self._try_next(trial.kind)
-
-    def _try_next(self, kind: int) -> None:
-        """A trial of the next candidate; behind the last, the current number stays."""
-        self._trial = None
-        if (n_new := next(self._untried, None)) is not None:
-            self._trial = _Trial(kind, n_new, self.n_threads, self._times[kind].median_s)
-            return
-        for times in self._times.values():
-            times.usual_s = times.median_s if times.is_full else 0.0
-        self._wait_for(self._wait)
-        self._wait = min(2 * self._wait, MAX_WAIT)
-
-    def _change(self, n_threads: int) -> None:
-        self._trial = None
-        self._times.clear()
-        self._wait = FIRST_WAIT
-        self._wait_for(FIRST_WAIT)
-        old, self.n_threads = self.n_threads, n_threads
-        if self._on_change is not None:
-            self._on_change(old, n_threads)
-
-    def _wait_for(self, n_samples: int) -> None:
-        self._compared_at = self._n_samples
-        self._due = self._n_samples + n_samples
