@@ -156,10 +156,12 @@ def model_options(given: argparse.Namespace, limits: Limits, log: Log) -> ModelO
     """What the command line says of the model."""
 
     def defaults(file: ModelFile, takes_images: bool) -> Defaults:
-        return sampling.defaults(
-            file.sampling,
-            given.sampling or {},
-            lambda text: log.line("warning", text),
+        params, origins = sampling.default_params(
+            file.sampling, given.sampling or {}, lambda text: log.line("warning", text)
+        )
+        return Defaults(
+            params,
+            origins,
             separate_reasoning=given.reasoning_format == "auto",
             allows_grammars=given.allow_grammar,
             takes_images=takes_images,

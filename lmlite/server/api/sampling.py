@@ -14,7 +14,7 @@ from typing import Any
 from lmlite.errors import BadRequest
 from lmlite.messages import SamplingParams
 from lmlite.server.api.fields import Field
-from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
+from lmlite.server.front.limits import Limits
 from lmlite.server.models.defaults import Defaults
 
 MAX_INT = 2**31 - 1
@@ -104,18 +104,17 @@ def _logit_bias(field: Field, most: int) -> tuple[tuple[int, float], ...]:
 # ---- defaults ------------------------------------------------------------------------------
 
 
-def defaults(
+def default_params(
     of_file: Mapping[str, float],
     of_command_line: Mapping[str, float],
     warn: Callable[[str], None],
-    *,
-    separate_reasoning: bool = True,
-    allows_grammars: bool = False,
-    takes_images: bool = False,
-    limits: Limits = DEFAULT_LIMITS,
-) -> Defaults:
-    """The defaults of a model. A wrong value in its file is left out, and `warn` is told."""
-    params, origins = SamplingParams(), {}
+) -> tuple[SamplingParams, dict[str, str]]:
+    """The default parameters of a model, and by name where they come from, if not llama.cpp.
+
+    A wrong value in the file is left out, and `warn` gets a line about it. Raises BadRequest for
+    one of the command line.
+    """
+    params, origins = SamplingParams(), dict[str, str]()
     for name, value in of_file.items():
         try:
             params = replace(params, **sampling_values(Field({name: value}), params))
@@ -123,8 +122,7 @@ def defaults(
         except BadRequest as err:
             warn(f"a sampling default of the model file is ignored: {err}")
     params = replace(params, **sampling_values(Field(dict(of_command_line)), params))
-    origins |= dict.fromkeys(of_command_line, "command line")
-    return Defaults(params, origins, separate_reasoning, allows_grammars, takes_images, limits)
+    return params, origins | dict.fromkeys(of_command_line, "command line")
 
 
 def parse_defaults(text: str) -> dict[str, float]:
