@@ -99,14 +99,11 @@ def exit_cause(code: int, stderr_lines: Iterable[str]) -> str:
     if code < 0:
         known = {number.value: number.name for number in signal.Signals}
         cause = f"was ended by {known.get(-code, f'signal {-code}')}"
-    errors = [line for line in stderr_lines if _names_an_error(line)]
-    return f"{cause}: {errors[-1]}" if errors else cause
-
-
-def _names_an_error(line: str) -> bool:
-    """Leaves out what Python adds to a signal, and the lines of a traceback."""
     words = ("GGML_ASSERT", "rror", "failed", "bad_alloc")
-    return any(word in line for word in words) and not line.startswith(("Fatal Python", " "))
+    # Python adds a line to a signal, and indents those of a traceback: they name no cause.
+    lines = (line for line in stderr_lines if not line.startswith(("Fatal Python", " ")))
+    errors = [line for line in lines if any(word in line for word in words)]
+    return f"{cause}: {errors[-1]}" if errors else cause
 
 
 def worker_environment() -> dict[str, str]:
