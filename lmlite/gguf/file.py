@@ -110,8 +110,6 @@ class ModelFile:
     pooling: str  # one of _POOLINGS, or "unspecified"
     embeds_only: bool  # an encoder, which generates no text
     n_tensor_bytes: int
-    n_parameters: int
-    n_bytes: int  # of all parts
     mtime: int  # whole seconds
     parts: tuple[ModelPart, ...]  # in order; one, unless the model is split
     shape: Shape
@@ -203,8 +201,6 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         embeds_only=architecture in _ENCODERS
         or (is_causal is not None and is_causal.numbers() == (False,)),
         n_tensor_bytes=sum(tensor.n_bytes for tensor in tensors),
-        n_parameters=sum(tensor.n_weights for tensor in tensors),
-        n_bytes=sum(part.status.st_size for part in parts),
         mtime=int(first.status.st_mtime),
         parts=tuple(ModelPart(part.path, *identity(part.status)) for part in parts),
         shape=shape_of(metadata, tensors),

@@ -137,7 +137,7 @@ def opened(
     file = ModelFile(
         path=model_path, architecture="llama", name="Fake", quantisation="F16",
         n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
-        embeds_only=False, n_tensor_bytes=1, n_parameters=1, n_bytes=1, mtime=1234567890,
+        embeds_only=False, n_tensor_bytes=1, mtime=1234567890,
         parts=(), shape=Shape(64, 4, 512, ((32, 32),), 0, 0, 1, 0, False),
     )  # fmt: skip
     defaults = replace(NO_DEFAULTS, limits=limits)

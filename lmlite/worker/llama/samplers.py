@@ -107,18 +107,6 @@ class SamplerChain:
             grammar.hear(token)
         return token
 
-    def apply(self, logits: Sequence[float]) -> dict[int, float]:
-        """token -> logit of the tokens that the chain keeps of these logits."""
-        each = (capi.llama_token_data(i, logit, 0) for i, logit in enumerate(logits))
-        data = (capi.llama_token_data * len(logits))(*each)
-        candidates = capi.llama_token_data_array(data, len(logits), -1, False)
-        self._lib.llama_sampler_apply(self.pointer, candidates)
-        return {c.id: c.logit for c in candidates.data[: candidates.size]}
-
-    def accept(self, token: int) -> None:
-        """Counts a token as sampled."""
-        self._lib.llama_sampler_accept(self.pointer, token)
-
     def close(self) -> None:
         """Frees the chain and its samplers."""
         self._lib.llama_sampler_free(self.pointer)
