@@ -4,6 +4,7 @@ An explicit null counts as absent, as OpenAI's clients send it. A boolean is not
 1.0 is not a count.
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, NoReturn, Self
 
 from lmlite.errors import BadRequest, MissingParameter, Unsupported
@@ -14,8 +15,8 @@ class Field:
 
     Every reader raises BadRequest.
 
-    >>> Field({"messages": [{"role": 5}]})["messages"].items()[0]["role"].path
-    'messages.[0].role'
+    >>> [each["role"].path for each in Field({"messages": [{"role": 5}]})["messages"].items()]
+    ['messages.[0].role']
     """
 
     ITEM: ClassVar = "[%d]"  # how a path spells an item of a list
@@ -68,10 +69,10 @@ class Field:
             self.refuse(f"{what} is an object")
         return self
 
-    def items(self) -> list[Self]:
-        """The items of a list."""
-        values = self.typed(list, "a list") or []
-        return [type(self)(value, f"{self.path}.{self.ITEM % i}") for i, value in enumerate(values)]
+    def items(self) -> Iterator[Self]:
+        """The items of a list; none where it is absent."""
+        for i, value in enumerate(self.typed(list, "a list") or ()):
+            yield type(self)(value, f"{self.path}.{self.ITEM % i}")
 
     def string(self) -> str | None:
         """A string, or None."""

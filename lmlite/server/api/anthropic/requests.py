@@ -81,7 +81,7 @@ def _parse(body: Json, defaults: Defaults) -> Call:
 
 def _messages(body: Field, reader: BlockReader) -> tuple[ChatMessage, ...]:
     messages = body["messages"].required()
-    if not messages.items():
+    if not messages.typed(list, "a list"):
         messages.refuse("messages has no message")
     turns = []
     if system := reader.system_text(body["system"]):

@@ -54,8 +54,9 @@ def guided(body: Field) -> Guided | None:
             wanted[name].unsupported(f"{name} is not supported")
     asked = [Guided(kind, wanted[kind]) for kind in _KINDS]
     asked += [Guided(kind, body[f"guided_{kind}"]) for kind in _KINDS]
-    asked.append(Guided("grammar", body["grammar"]))
     found = [each for each in asked if each.field.value not in (None, False)]
+    if body["grammar"].value is not None:
+        found.append(Guided("grammar", body["grammar"]))
     if len(found) > 1:
         first, second = found[0].field, found[1].field
         second.refuse(f"{second.path} cannot be beside {first.path}")
