@@ -1,8 +1,10 @@
 """The loop: takes commands, runs a step of each part, emits its events. One thread.
 
-There are two parts: a `Generator` completes sequences (`generator.py`, which begins with how
-continuous batching works), and an `Embedder` turns inputs into vectors. Both have `submit`,
-`cancel`, `step` and `has_work`.
+Continuous batching means that requests never wait for each other to finish. Time is cut into steps;
+in each step one call into the library computes something for every request that is there, and
+between two steps requests may come and go. There are two parts: a `Generator` completes sequences
+(`generator.py` says how, step by step), and an `Embedder` turns inputs into vectors. Both have
+`submit`, `cancel`, `step` and `has_work`.
 
 `submit`, `cancel` and `stop` may be called from any thread; all else belongs to the engine thread,
 the only one that touches the contexts. Knows no templates, no frames, no HTTP.

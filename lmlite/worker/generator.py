@@ -92,7 +92,7 @@ class Generator:
                 self._events += sequence.queued(n_ahead)
             if self.running:
                 self._advance(self._participants())
-        except Exception as err:  # no sequence's own, so it is everybody's
+        except Exception as err:  # no single sequence is to blame
             for request_id in {sequence.request_id for sequence in self.running}:
                 self._fail(request_id, err)
             self._clear_memory()
@@ -176,7 +176,7 @@ class Generator:
                 continue
             with self._blame(sequence):
                 self._note_read(sequence)
-                if sequence.wants_prompt_logprobs and piece.begin < len(sequence.prompt):
+                if sequence.wants_prompt_logprobs:
                     sequence.prompt_logprobs += self._decoder.prompt_logprobs(piece)
                 if sequence.n_pending == 0:
                     self._sample(sequence, piece.last_index)
@@ -209,7 +209,7 @@ class Generator:
             self.waiting.appendleft(youngest)
 
     def _note_read(self, sequence: Sequence) -> None:
-        """Makes the checkpoint that was to be made here."""
+        """Makes a checkpoint, if the sequence has come to where one pays."""
         if sequence.checkpoints_at and sequence.checkpoints_at[0] == sequence.n_held:
             assert sequence.lane is not None
             self.memory.save(sequence.lane, sequence.checkpoints_at.pop(0) - sequence.n_cached)
@@ -270,7 +270,7 @@ class Generator:
             self.waiting.remove(sequence)
         try:
             sequence.close()
-        except Exception:  # it has ended: there is nobody to be told
+        except Exception:  # it has ended, so no client waits for an error
             traceback.print_exc()
 
     def _leave_lane(self, sequence: Sequence) -> None:
@@ -283,7 +283,7 @@ class Generator:
 
     @contextmanager
     def _blame(self, sequence: Sequence) -> Iterator[None]:
-        """An error in here is the sequence's own: its request fails, and no other."""
+        """An error in this block fails the sequence's request, and no other."""
         try:
             yield
         except Exception as err:
@@ -298,10 +298,10 @@ class Generator:
         self._events.append(failed(request_id, error))
 
     def _start_over(self, sequences: list[Sequence], error: Exception) -> None:
-        """After a failed decode, which may be any participant's fault, or left over from others.
+        """After a failed decode, caused by any participant or by what others left in memory.
 
-        Each goes on trial: alone, in new memory, until its next token is sampled. A decode that
-        fails then is its own fault.
+        Each participant goes on trial: alone, in new memory, until its next token is sampled. If
+        its decode fails again, its request fails.
         """
         if sequences == [self._on_trial]:
             self._fail(sequences[0].request_id, error)

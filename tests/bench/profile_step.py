@@ -2,10 +2,10 @@
 
     make profile                              (or: python -m tests.bench.profile_step --help)
 
-Runs the real engine on the embedded model in this process, its events going through frames to
-nowhere, and takes the time of each call into the library. What is left of a step is Python's.
-Then what is done with each token of a long answer once it is sampled: it is looked at for a call's
-beginning, becomes text, and is read by the parser of the chat template.
+Runs the real engine on the embedded model in this process. Its events become frames and are thrown
+away. Each call into the library is timed; the rest of a step is Python's share. Then each token of
+a long answer is timed from when it is sampled: the grammar looks for the beginning of a call, the
+token becomes text, and the chat template's parser reads it.
 """
 
 import argparse
@@ -47,7 +47,7 @@ MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 
 
 class TimedLibrary:
-    """The library; knows how long its functions ran."""
+    """The library, with the sum of the times that its functions took."""
 
     def __init__(self, lib: Any) -> None:
         self._lib = lib
@@ -148,12 +148,12 @@ def token_us(model: Model, kind: str) -> list[float]:
 
 
 def show_long_answers(model: Model) -> int:
-    """Prints a line for each kind; how many grow too dear."""
+    """Prints a line for each kind; how many take too much longer at the end than at the start."""
     missed = 0
     print(f"\nan answer of {N_LONG:,} tokens   first {N_PART:,}   last {N_PART:,}  (us a token)")
     for kind in LONG_ANSWERS:
         times = token_us(model, kind)
-        # The first ones pay for what is made once.
+        # The first tokens include what is made only once.
         first, last = statistics.median(times[50:N_PART]), statistics.median(times[-N_PART:])
         grows = last > MOST_GROWTH * first
         missed += grows

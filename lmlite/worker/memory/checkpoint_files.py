@@ -69,13 +69,13 @@ class CheckpointFiles(Checkpoints):
             return state
         try:
             data = checkpoint.path.read_bytes()
+            body = memoryview(data)[_HEAD.size :]
+            if len(data) != checkpoint.n_bytes or _head_of(data).digest != _digest_of(body):
+                raise OSError("it is damaged")
             os.utime(checkpoint.path)
-        except OSError as err:
-            self._refuse(checkpoint, err.strerror or str(err))
-            return None
-        body = memoryview(data)[_HEAD.size :]
-        if len(data) != checkpoint.n_bytes or _head_of(data).digest != _digest_of(body):
-            self._refuse(checkpoint, "it is damaged")
+        except (OSError, ValueError) as err:
+            self._warn(f"{checkpoint.path.name} is ignored: {err}")
+            self.kept.remove(checkpoint)
             return None
         super().load(checkpoint)
         return bytes(body[TOKEN_BYTES * len(checkpoint.tokens) :])
@@ -122,16 +122,12 @@ class CheckpointFiles(Checkpoints):
         except (OSError, ValueError) as err:
             self._warn(f"{path.name} is ignored: {err}")
             return
-        tokens: list[int] = []
-        if head.n_bytes != n_bytes:
+        is_complete = head.n_bytes == n_bytes
+        if not is_complete:
             self._warn(f"{path.name} is ignored: it has {n_bytes:,} of {head.n_bytes:,} bytes")
-        elif head.identity == self._identity:
-            tokens = array("q", packed).tolist()
+        is_ours = is_complete and head.identity == self._identity
+        tokens = array("q", packed).tolist() if is_ours else []
         self.kept.append(Checkpoint(tokens, n_bytes, None, path))
-
-    def _refuse(self, checkpoint: Checkpoint, reason: str) -> None:
-        self._warn(f"{checkpoint.path.name} is ignored: {reason}")
-        self.kept.remove(checkpoint)
 
     # ---- the writer's thread ---------------------------------------------------------------
 
