@@ -170,54 +170,34 @@ FLASH_ATTN_TYPES = {"auto": -1, "off": 0, "on": 1}
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20,
                "q5_0": 6, "q5_1": 7}  # fmt: skip
 
+_NAMED = ("TOKEN_ATTR_UNKNOWN", "TOKEN_ATTR_CONTROL", "POOLING_TYPE_UNSPECIFIED",
+          "POOLING_TYPE_NONE", "POOLING_TYPE_MEAN", "POOLING_TYPE_CLS", "POOLING_TYPE_LAST",
+          "POOLING_TYPE_RANK", "DEFAULT_SEED")  # fmt: skip
 CONSTANTS = {
-    "LLAMA_TOKEN_ATTR_UNKNOWN": TOKEN_ATTR_UNKNOWN,
-    "LLAMA_TOKEN_ATTR_CONTROL": TOKEN_ATTR_CONTROL,
-    "LLAMA_POOLING_TYPE_UNSPECIFIED": POOLING_TYPE_UNSPECIFIED,
-    "LLAMA_POOLING_TYPE_NONE": POOLING_TYPE_NONE,
-    "LLAMA_POOLING_TYPE_MEAN": POOLING_TYPE_MEAN,
-    "LLAMA_POOLING_TYPE_CLS": POOLING_TYPE_CLS,
-    "LLAMA_POOLING_TYPE_LAST": POOLING_TYPE_LAST,
-    "LLAMA_POOLING_TYPE_RANK": POOLING_TYPE_RANK,
-    "LLAMA_ROPE_SCALING_TYPE_UNSPECIFIED": ROPE_SCALING_TYPES[None],
-    "LLAMA_ROPE_SCALING_TYPE_NONE": ROPE_SCALING_TYPES["none"],
-    "LLAMA_ROPE_SCALING_TYPE_LINEAR": ROPE_SCALING_TYPES["linear"],
-    "LLAMA_ROPE_SCALING_TYPE_YARN": ROPE_SCALING_TYPES["yarn"],
-    "LLAMA_DEFAULT_SEED": DEFAULT_SEED,
-    "GGML_LOG_LEVEL_DEBUG": LOG_LEVELS["debug"],
-    "GGML_LOG_LEVEL_ERROR": LOG_LEVELS["error"],
+    **{f"LLAMA_{name}": globals()[name] for name in _NAMED},
+    **{
+        f"LLAMA_ROPE_SCALING_TYPE_{(name or 'unspecified').upper()}": value
+        for name, value in ROPE_SCALING_TYPES.items()
+    },
     "LLAMA_FLASH_ATTN_TYPE_AUTO": FLASH_ATTN_TYPES["auto"],
     "LLAMA_FLASH_ATTN_TYPE_DISABLED": FLASH_ATTN_TYPES["off"],
     "LLAMA_FLASH_ATTN_TYPE_ENABLED": FLASH_ATTN_TYPES["on"],
+    "GGML_LOG_LEVEL_DEBUG": LOG_LEVELS["debug"],
+    "GGML_LOG_LEVEL_ERROR": LOG_LEVELS["error"],
+    **{f"GGML_TYPE_{name.upper()}": value for name, value in CACHE_TYPES.items()},
     **mtmd.CONSTANTS,
-} | {f"GGML_TYPE_{name.upper()}": value for name, value in CACHE_TYPES.items()}
+}
 
 progress_callback = ctypes.CFUNCTYPE(c_bool, c_float, c_void_p)
 
 # ---- C -> ctypes ---------------------------------------------------------------------------
 
 _SCALARS: dict[str, Any] = {
-    "void": None,
-    "bool": c_bool,
-    "float": c_float,
-    "int": c_int32,
-    "int8_t": c_int8,
-    "int32_t": c_int32,
-    "int64_t": c_int64,
-    "uint32_t": c_uint32,
-    "uint64_t": c_uint64,
-    "size_t": c_size_t,
-    "llama_token": c_int32,
-    "llama_pos": c_int32,
-    "llama_seq_id": c_int32,
+    "void": None, "bool": c_bool, "float": c_float, "int": c_int32, "int8_t": c_int8,
+    "int32_t": c_int32, "int64_t": c_int64, "uint32_t": c_uint32, "uint64_t": c_uint64,
+    "size_t": c_size_t, "llama_token": c_int32, "llama_pos": c_int32, "llama_seq_id": c_int32,
     "ggml_backend_dev_t": c_void_p,
-    "ggml_log_callback": c_void_p,
-    "ggml_abort_callback": c_void_p,
-    "ggml_backend_sched_eval_callback": c_void_p,
-    "llama_progress_callback": c_void_p,
-    "mtmd_progress_callback": c_void_p,
-    "mtmd_helper_post_decode_callback": c_void_p,
-}
+}  # fmt: skip
 _STRUCT = re.compile(r"struct (?P<name>\w+) \{(?P<fields>.*?)\};", re.DOTALL)
 _PROTOTYPE = re.compile(r"(?P<result>.+?)(?P<name>\w+)\((?P<arguments>.*)\);")
 
@@ -232,6 +212,8 @@ def _ctype(declaration: str) -> Any:
         return c_int32
     if base == "llama_memory_t":
         return _handle(base)
+    if base.endswith("_callback"):
+        return c_void_p
     if n_stars == 0:
         return STRUCTS[base] if base in STRUCTS else _SCALARS[base]
     if base == "char" and "unsigned" not in declaration:
