@@ -525,6 +525,7 @@ SEERS: dict[str, tuple[Writer | None, Any, int | None]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SEERS)
 def test_a_worker_that_sees_takes_what_was_estimated(
     name: str, tmp_path: Path, figure: Callable[[str, str], None]

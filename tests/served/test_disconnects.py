@@ -13,6 +13,8 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import pytest
+
 from tests.served.test_faults import CHAT, until
 from tests.support.server_process import START_S, Answer, RunningServer
 
@@ -140,6 +142,7 @@ class Client:
         return "answered"
 
 
+@pytest.mark.long
 def test_a_thousand_requests_with_three_in_ten_dropped_leave_nothing_behind(
     endless: dict[str, Any],
 ) -> None:

@@ -55,6 +55,7 @@ def test_short_requests_leave_nothing_behind(server: RunningServer, figure: Figu
     figure("M1", f"{grown(before, after)} after {n_requests:,} requests")
 
 
+@pytest.mark.long
 def test_generations_leave_no_memory_behind(server: RunningServer, figure: Figure) -> None:
     n_requests, pid = 10_000 if FULL else 400, server.worker_pid()
 
@@ -105,6 +106,7 @@ def test_large_bodies_are_not_kept(server: RunningServer, figure: Figure) -> Non
     figure("M4", f"{n_held // MIB} MiB after {n_bodies:,}, {peak_bytes(pid) // MIB} at most")
 
 
+@pytest.mark.long
 def test_memory_of_bodies_of_many_sizes_is_given_back(server: RunningServer) -> None:
     """Each thread's allocator would keep twice the largest of them."""
     pid, sizes = server.process.pid, [MIB * k // 4 for k in range(1, 13)]

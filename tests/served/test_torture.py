@@ -175,6 +175,7 @@ def every(names: Iterable[str], n_failed: Counter[str]) -> Iterator[tuple[str, i
             yield name, k
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 def test_any_failing_call_of_the_server_is_an_error_to_the_client_and_leaves_nothing_behind(
     saboteur: Saboteur, stream: bool, figure: Callable[[str, str], None]
@@ -208,6 +209,7 @@ def test_any_failing_call_of_the_server_is_an_error_to_the_client_and_leaves_not
         figure("F20", told)
 
 
+@pytest.mark.long
 def test_any_failing_call_while_a_worker_is_replaced_still_brings_a_worker(
     saboteur: Saboteur,
 ) -> None:
@@ -413,6 +415,7 @@ def library(lib: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FailingL
 LOAD = Load(str(DEFAULT_MODEL), n_ctx=1024, n_parallel=1, n_threads=1)
 
 
+@pytest.mark.long
 def test_any_failing_library_call_ends_the_request_and_leaves_nothing_behind(
     library: Callable[..., FailingLibrary], figure: Callable[[str, str], None]
 ) -> None:

@@ -169,6 +169,7 @@ def test_it_can_do_what_it_was_taught_with_new_words(row: Row, client: Client) -
     assert right >= int(row.goal * len(cases)) - 1
 
 
+@pytest.mark.long
 def test_stories_differ_with_the_seed_and_are_the_same_with_the_same() -> None:
     case = Case(exchange("Tell me a story.", ""))
     told = []

@@ -297,6 +297,7 @@ def load_within(n_bytes: int) -> str:
         supervisor.stop()
 
 
+@pytest.mark.long
 def test_too_little_memory_is_reported_and_does_not_end_the_server(
     figure: Figure, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -413,6 +414,7 @@ def test_a_model_file_that_is_away_between_two_workers_is_served_again_when_it_i
         assert text_of(server.chat("Say hello world")) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_bytes", [0, 2_000_000])
 def test_a_model_file_that_is_cut_short_is_a_failure_with_its_reason(
     copy: Path, n_bytes: int

@@ -229,6 +229,7 @@ def test_a_template_that_takes_too_much_memory_is_refused(
     template.close()
 
 
+@pytest.mark.long
 def test_a_template_without_an_end_is_refused_or_ends_its_worker(
     figure: Callable[[str, str], None],
 ) -> None:

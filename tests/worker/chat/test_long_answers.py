@@ -135,6 +135,7 @@ def answers_in_form(model: Model) -> Iterator[tuple[str, Form, str]]:
         template.close()
 
 
+@pytest.mark.long
 def test_the_answers_of_every_template_read_the_same_at_once_and_token_by_token(
     default_model: Model, llama_cpp: Path
 ) -> None:
