@@ -54,8 +54,8 @@ _ENCODERS = {"bert", "eurobert", "gemma-embedding", "jina-bert-v2", "jina-bert-v
 _DRAFT = "is a draft model, which only helps another model and cannot run alone"
 _NOT_SERVED = {
     "clip": "is a projector for images (mmproj), which belongs to a model but is not one",
-    "t5": "has an encoder before its decoder (T5), and such models are not served",
-    "t5encoder": "is an encoder of T5's kind, and of encoders only those of BERT's are served",
+    "t5": "is an encoder-decoder model (T5), which is not served",
+    "t5encoder": "is a T5 encoder; only encoders of the BERT family are served",
     "eagle3": _DRAFT,
     "dflash": _DRAFT,
 }
@@ -300,7 +300,7 @@ def _check_experts(metadata: Metadata, n_layer: int) -> None:
         return  # llama.cpp ignores the experts there
     n_used = max(metadata.per_layer(".expert_used_count", n_layer, 0, n_experts))
     if n_experts and not n_used:
-        raise Fault(f"has {n_experts} experts, of which none is used")
+        raise Fault(f"has {n_experts} experts but uses none")
     n_groups = metadata.whole(".expert_group_count", 0, max(0, n_experts - 1)) or 0
     if n_groups > 1:
         metadata.need(".expert_group_used_count", 1, n_groups - 1)

@@ -100,7 +100,7 @@ class Metadata(dict[str, Value]):
         if value is None:
             return None
         if value.kind != STRING or value.n is not None:
-            raise Fault(f"has a {self.full(key)} that is no string")
+            raise Fault(f"has a {self.full(key)} that is not a string")
         # C sees a string up to its first zero byte, and so must every rule.
         return value.data.split(b"\0", 1)[0].decode(errors="replace")
 
@@ -113,7 +113,9 @@ class Metadata(dict[str, Value]):
         numbers = value.numbers() if n <= MAX_COUNT else ()
         wholes = [int(number) for number in numbers if isinstance(number, int)]
         if len(wholes) < n or any(not low <= number <= high for number in wholes):
-            raise Fault(f"has a {self.full(key)} that is no whole number from {low:,} to {high:,}")
+            raise Fault(
+                f"has a {self.full(key)} that is not a whole number from {low:,} to {high:,}"
+            )
         return wholes
 
     def whole(self, key: str, low: int, high: int) -> int | None:
@@ -273,7 +275,7 @@ class _Reader:
             self.walk_strings(n, self.tokens if key == "tokenizer.ggml.tokens" else None)
             return Value(kind, n, b"")
         if kind not in _LETTERS:
-            raise Fault(f"gives {key} the type {kind}, which does not exist here")
+            raise Fault(f"gives {key} the unknown type {kind}")
         n_elements = 1 if n is None else n
         return Value(kind, n, self.take(n_elements * struct.calcsize("<" + _LETTERS[kind])))
 
@@ -339,7 +341,9 @@ def _parse_tensor(reader: _Reader) -> Tensor:
         raise Fault(f"has the tensor {name!r} of type {kind}, which weights cannot have")
     type_name, n_block, n_block_bytes = known
     if dims[0] % n_block:
-        raise Fault(f"has the tensor {name!r} with rows of {dims[0]:,}, no multiple of {n_block}")
+        raise Fault(
+            f"has the tensor {name!r} with rows of {dims[0]:,}, not a multiple of {n_block}"
+        )
     n_weights = math.prod(dims)
     n_bytes = n_weights // n_block * n_block_bytes
     return Tensor(name, tuple(dims), type_name, n_weights, n_bytes, offset)
@@ -349,7 +353,7 @@ def _check_places(tensors: list[Tensor], metadata: Metadata, header_end: int, n_
     """Checks that the weights lie one behind the other, aligned, inside the file."""
     alignment = metadata.whole("general.alignment", ALIGNMENT, 1 << 20) or ALIGNMENT
     if alignment & (alignment - 1):
-        raise Fault(f"has the alignment {alignment}, which is no power of two")
+        raise Fault(f"has the alignment {alignment}, which is not a power of two")
     start = header_end + -header_end % alignment
     end = 0
     for tensor in tensors:

@@ -45,7 +45,7 @@ def read_projector_file(path: str) -> Projector:
         if header.metadata.text("general.architecture") != "clip":
             raise Fault("is not a projector, which is what --mmproj takes")
         if not any(header.metadata.wholes("clip.has_vision_encoder", 0, 1)):
-            raise Fault("is a projector that does not see")
+            raise Fault("is a projector without a vision encoder")
         if not header.tensors:
             raise Fault("has no weights")
         if len({tensor.name for tensor in header.tensors}) < len(header.tensors):
@@ -67,7 +67,7 @@ def _describe(header: Header) -> Projector:
     n_embd = metadata.need(".embedding_length", 1, MAX_WIDTH)
     n_head = metadata.need(".attention.head_count", 1, MAX_HEADS)
     if n_embd % n_head:
-        raise Fault(f"has {n_head} heads for a width of {n_embd:,}, which do not share it evenly")
+        raise Fault(f"has {n_head} heads for a width of {n_embd:,}, which does not divide evenly")
     metadata.need(".block_count", 0, MAX_LAYERS)
     n_ff = metadata.need(".feed_forward_length", 0, MAX_WIDTH)
     side = metadata.need(".image_size", 1, MAX_IMAGE_SIDE)

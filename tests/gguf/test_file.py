@@ -358,30 +358,33 @@ def test_a_header_longer_than_any_known_is_refused(tmp_path: Path) -> None:
 VALUE_FAULTS: list[tuple[Metadata, str]] = [
     ({"general.architecture": ""}, "names no architecture"),
     ({"general.architecture": "Llama 3"}, "names no architecture"),
-    ({"general.architecture": 3}, "has a general.architecture that is no string"),
+    ({"general.architecture": 3}, "has a general.architecture that is not a string"),
     ({"general.architecture": "clip"}, "is a projector for images (mmproj)"),
     ({"general.architecture": "t5"}, "has an encoder before its decoder (T5)"),
     ({"general.architecture": "t5encoder"}, "is an encoder of T5's kind"),
     ({"general.architecture": "eagle3"}, "is a draft model, which only helps another"),
     ({"general.architecture": "dflash"}, "is a draft model, which only helps another"),
     ({"general.architecture": "qwen2"}, "has no qwen2.block_count"),
-    ({"general.alignment": 48}, "has the alignment 48, which is no power of two"),
-    ({"general.alignment": 8}, "has a general.alignment that is no whole number from 32 to"),
-    ({"llama.block_count": 0}, "has a llama.block_count that is no whole number from 1 to 512"),
-    ({"llama.block_count": 513}, "has a llama.block_count that is no whole number from 1 to 512"),
-    ({"llama.block_count": 1.0}, "has a llama.block_count that is no whole number"),
-    ({"llama.block_count": "1"}, "has a llama.block_count that is no whole number"),
+    ({"general.alignment": 48}, "has the alignment 48, which is not a power of two"),
+    ({"general.alignment": 8}, "has a general.alignment that is not a whole number from 32 to"),
+    ({"llama.block_count": 0}, "has a llama.block_count that is not a whole number from 1 to 512"),
+    (
+        {"llama.block_count": 513},
+        "has a llama.block_count that is not a whole number from 1 to 512",
+    ),
+    ({"llama.block_count": 1.0}, "has a llama.block_count that is not a whole number"),
+    ({"llama.block_count": "1"}, "has a llama.block_count that is not a whole number"),
     ({"llama.block_count": [1]}, "has a list for llama.block_count, which is one number"),
-    ({"llama.embedding_length": 0}, "has a llama.embedding_length that is no whole number"),
-    ({"llama.embedding_length": 131_073}, "has a llama.embedding_length that is no whole"),
-    ({"llama.embedding_length_out": 1024}, "has a llama.embedding_length_out that is no whole"),
-    ({"llama.context_length": 0}, "has a llama.context_length that is no whole number"),
-    ({"llama.context_length": (1 << 26) + 1}, "has a llama.context_length that is no whole"),
+    ({"llama.embedding_length": 0}, "has a llama.embedding_length that is not a whole number"),
+    ({"llama.embedding_length": 131_073}, "has a llama.embedding_length that is not a whole"),
+    ({"llama.embedding_length_out": 1024}, "has a llama.embedding_length_out that is not a whole"),
+    ({"llama.context_length": 0}, "has a llama.context_length that is not a whole number"),
+    ({"llama.context_length": (1 << 26) + 1}, "has a llama.context_length that is not a whole"),
     ({"llama.feed_forward_length": (1 << 24) + 1}, "has a llama.feed_forward_length that is no"),
     ({"llama.attention.head_count": 0}, "has no llama.attention.head_count"),
-    ({"llama.attention.head_count": 4097}, "has a llama.attention.head_count that is no whole"),
+    ({"llama.attention.head_count": 4097}, "has a llama.attention.head_count that is not a whole"),
     ({"llama.attention.head_count": [2, 2]}, "has 2 values of llama.attention.head_count for 1"),
-    ({"llama.attention.head_count": [-1]}, "has a llama.attention.head_count that is no whole"),
+    ({"llama.attention.head_count": [-1]}, "has a llama.attention.head_count that is not a whole"),
     (
         {"llama.attention.head_count": 3, "llama.attention.head_count_kv": 2},
         "has an llama.attention.head_count that head_count_kv does not divide",
@@ -390,11 +393,11 @@ VALUE_FAULTS: list[tuple[Metadata, str]] = [
     ({"llama.attention.head_count_kv": [2]}, "has keys of 16 numbers in layer 0 for 2 heads"),
     ({"llama.rope.dimension_count": 15}, "has heads of 15 numbers to rotate, which is odd"),
     ({"llama.rope.scaling.type": "spiral"}, "has the unknown llama.rope.scaling.type 'spiral'"),
-    ({"llama.nextn_predict_layers": 2}, "has a llama.nextn_predict_layers that is no whole"),
-    ({"llama.pooling_type": 5}, "has a llama.pooling_type that is no whole number from 0 to 4"),
-    ({"llama.expert_count": 1025}, "has a llama.expert_count that is no whole number"),
-    ({"llama.expert_count": 8}, "has 8 experts, of which none is used"),
-    ({"llama.expert_used_count": 2}, "has a llama.expert_used_count that is no whole number"),
+    ({"llama.nextn_predict_layers": 2}, "has a llama.nextn_predict_layers that is not a whole"),
+    ({"llama.pooling_type": 5}, "has a llama.pooling_type that is not a whole number from 0 to 4"),
+    ({"llama.expert_count": 1025}, "has a llama.expert_count that is not a whole number"),
+    ({"llama.expert_count": 8}, "has 8 experts but uses none"),
+    ({"llama.expert_used_count": 2}, "has a llama.expert_used_count that is not a whole number"),
     (
         {
             "llama.expert_count": 8,
@@ -404,7 +407,7 @@ VALUE_FAULTS: list[tuple[Metadata, str]] = [
         },
         "has 8 experts in 3 groups",
     ),
-    ({"tokenizer.chat_template": 7}, "has a tokenizer.chat_template that is no string"),
+    ({"tokenizer.chat_template": 7}, "has a tokenizer.chat_template that is not a string"),
     ({"tokenizer.ggml.model": "none"}, "has the tokenizer 'none', which cannot be used"),
     ({"tokenizer.ggml.model": "llama"}, "has a vocabulary of 'llama' without a token for the"),
     ({"tokenizer.ggml.model": "rwkv"}, "has a vocabulary of 'rwkv' without a token for the"),
@@ -459,7 +462,7 @@ def test_a_type_that_does_not_exist_is_refused(tmp_path: Path, kind: int) -> Non
     head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + writer.string("a.b")
     array_of_arrays = struct.pack("<IIQ", writer.ARRAY, kind, 1)
     (tmp_path / "a.gguf").write_bytes(head + array_of_arrays + bytes(100))
-    assert refusal(tmp_path / "a.gguf") == f"gives a.b the type {kind}, which does not exist here"
+    assert refusal(tmp_path / "a.gguf") == f"gives a.b the unknown type {kind}"
 
 
 # ---- vocabularies --------------------------------------------------------------------------
@@ -570,7 +573,7 @@ def changed(**fields: Any) -> Change:
         (changed(kind=28), "of type 28, which weights cannot have"),
         (changed(kind=9), "of type 9, which weights cannot have"),
         (changed(kind=4), "of type 4, which weights cannot have"),
-        (changed(kind=12), "with rows of 32, no multiple of 256"),
+        (changed(kind=12), "with rows of 32, not a multiple of 256"),
         (changed(offset=64), "at 64 instead of"),
         (changed(offset=0), "at 0 instead of"),
         (changed(data=b""), "ends before the weights of 'blk.0.ffn_down.weight'"),
@@ -726,7 +729,7 @@ def test_a_thousand_parts_are_enough(tmp_path: Path) -> None:
     metadata, tensors = small_llama()
     path = tmp_path / "big-00001-of-01001.gguf"
     writer.write_gguf(path, metadata | part_keys(0, 1001, 12), tensors)
-    assert refusal(path) == "has a split.count that is no whole number from 0 to 1,000"
+    assert refusal(path) == "has a split.count that is not a whole number from 0 to 1,000"
 
 
 def test_two_parts_with_the_same_tensor_are_refused(tmp_path: Path) -> None:
