@@ -11,13 +11,13 @@ import io
 import secrets
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, RequestTimeout, Unavailable
-from lmlite.messages import Chat, Complete, Queued, Reading, ReplyEvent, Work
+from lmlite.messages import Chat, Complete, Queued, Reading, ReplyEvent
 from lmlite.server.api import tokenizer
 from lmlite.server.api.anthropic import routes as anthropic
 from lmlite.server.api.call import Call, headers_of, lines_of
@@ -25,11 +25,10 @@ from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.openai import routes as openai
 from lmlite.server.api.reply import GeneratedReply, Reply
 from lmlite.server.api.responses import routes as responses
-from lmlite.server.api.route import ErrorBody, MakeReply, PageRoute, WorkerRoute, openai_error
+from lmlite.server.api.route import MakeReply, OwnRoute, PageRoute, RouteTable, WorkerRoute
 from lmlite.server.front import wire
 from lmlite.server.front.gate import allowed_by, check_method
 from lmlite.server.front.handler import JSON_TYPE, StrictRequestHandler
-from lmlite.server.front.routes import RouteTable
 from lmlite.server.logs import Subscriber
 from lmlite.server.models import life
 from lmlite.server.models.open_requests import OpenRequest
@@ -100,8 +99,7 @@ class Handler(StrictRequestHandler):
         return False
 
     def _error_body(self, error: ApiError) -> dict[str, Any]:
-        route = ROUTES.nearest(self.head.path) if self.head else None
-        error_body = route.error_body if route else openai_error
+        error_body = ROUTES.error_body(self.head.path if self.head else "")
         return error_body(error, f"req-{self._token}")
 
     def _log_request(self) -> None:
@@ -244,7 +242,10 @@ class Handler(StrictRequestHandler):
                 lambda: ready.loaded.n_gpu_layers if (ready := supervisor.ready) else 0,
             )  # fmt: skip
             reply = make_reply(call, reply_id, model, int(time.time()))
-            events = supervisor.submit(traced(call.request, count.is_traced), call.field_names)
+            request = call.request
+            if count.is_traced and isinstance(request, Chat | Complete):
+                request = replace(request, trace=True)
+            events = supervisor.submit(request, call.field_names)
             try:
                 if call.stream and isinstance(reply, GeneratedReply):
                     self._stream(events, count, reply)
@@ -296,7 +297,7 @@ class Handler(StrictRequestHandler):
                 if time.monotonic() - last_write_s >= SPACE_S:
                     last_write_s = time.monotonic()
                     self.begin_pieces([JSON_TYPE], b" ")
-                    self.send_filler()
+                    self.send_piece(b" ")
             body = reply.whole()
         except ApiError as err:
             if not self.status:
@@ -343,24 +344,7 @@ def progress_of(event: ReplyEvent | None) -> str:
     return ""
 
 
-def traced(request: Work, is_traced: bool) -> Work:
-    """The request, asking for its prompt when somebody watches the log."""
-    if isinstance(request, Chat | Complete) and is_traced:
-        return replace(request, trace=True)
-    return request
-
-
-@dataclass(frozen=True)
-class OwnRoute:
-    """A GET about the server itself, which is part of no API."""
-
-    path: str
-    answer: Callable[[Handler], None]
-    error_body: ErrorBody = openai_error
-    method = "GET"
-
-
-ROUTES: RouteTable[WorkerRoute | PageRoute | OwnRoute] = RouteTable(
+ROUTES = RouteTable(
     (
         *openai.ROUTES,
         *responses.ROUTES,

@@ -110,10 +110,6 @@ class StrictRequestHandler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.client.write(self._framed(data))
 
-    def send_filler(self) -> None:
-        """Shows a client and its proxies that the server is at work."""
-        self.send_piece(self._filler)
-
     def end_pieces(self) -> None:
         """The end of the body, after the last piece."""
         if self._is_chunked and self.command != "HEAD":
