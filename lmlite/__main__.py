@@ -1,15 +1,15 @@
-"""`python -m lmlite` is the command `lmlite`."""
+"""`python -m lmlite` runs the command `lmlite`."""
 
 import contextlib
 import os
 import sys
 
 # glibc reads these settings only when a program starts. Without them its allocator keeps up to
-# twice the largest block that was ever freed, for each of many threads: a server that has read
-# some large bodies would never shrink again.
+# twice the largest block that was ever freed, for each of many threads: the server's memory
+# would never shrink again after some large request bodies.
 _ALLOCATOR = {
     "MALLOC_ARENA_MAX": "2",
-    "MALLOC_MMAP_THRESHOLD_": "131072",  # larger blocks go back to the system at once
+    "MALLOC_MMAP_THRESHOLD_": "131072",  # bytes; a larger block returns to the kernel when freed
     "MALLOC_TRIM_THRESHOLD_": "131072",
 }
 
@@ -24,7 +24,7 @@ def main() -> int:
 
 
 def _start_again() -> None:
-    """Replaces this program by itself with the settings, unless the user has made any of them."""
+    """Runs this program again with the settings, unless the user has set any of them."""
     if sys.platform == "linux" and sys.executable and _ALLOCATOR.keys().isdisjoint(os.environ):
         os.environ.update(_ALLOCATOR)
         with contextlib.suppress(OSError):  # the server works without them, too

@@ -1,9 +1,9 @@
 """Messages <-> length-prefixed bytes: the format of the pipe between server and worker.
 
 A frame is a length in four bytes, big endian, and that many bytes of JSON: an object with the
-message's class as "type", and those of its fields that differ from their defaults. Reading follows
-the annotations of `messages.py` strictly, except inside a client's own JSON objects. Anything else
-raises `FrameError`: a peer that sends it can no longer be trusted. Knows no processes or threads.
+message's class name as "type" and the fields that differ from their defaults. Reading checks
+types strictly against the annotations in `messages.py`, except inside a client's own JSON objects.
+A malformed frame raises `FrameError`, after which the peer can no longer be trusted.
 """
 
 import base64
@@ -16,9 +16,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, BinaryIO
 
-Reader = Callable[[Any], Any]  # of a JSON value
+Reader = Callable[[Any], Any]  # takes a JSON value
 
-MAX_FRAME_BYTES = 32 << 20  # more than the largest accepted body when its prompt is escaped
+MAX_FRAME_BYTES = 32 << 20  # enough for the largest accepted body, even if JSON escapes grow it
 
 _LENGTH_BYTES = 4
 _to_text = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
@@ -26,7 +26,7 @@ _from_text = json.JSONDecoder().raw_decode  # json.loads also guesses the encodi
 
 
 class FrameError(Exception):
-    """The peer broke the format: the pipe can no longer be used."""
+    """The peer sent a malformed frame: the pipe can no longer be used."""
 
 
 def encode(message: Any) -> bytes:
@@ -39,9 +39,9 @@ def encode(message: Any) -> bytes:
 
 
 def read(stream: BinaryIO, family: Any) -> Any | None:
-    """The next message of `family`, a class or a union of classes; None at the end of the stream.
+    """The next message, or None at the end of the stream. `family`: a class or a union of classes.
 
-    Raises FrameError for anything that `encode` would not have written.
+    Raises FrameError for a frame that `encode` could not have written.
     """
     head = stream.read(_LENGTH_BYTES)
     if not head:
@@ -71,7 +71,7 @@ def _to_json_object(message: Any) -> dict[str, Any]:
     body = {}
     for name, default in _defaults(message.__class__):
         value = getattr(message, name)
-        if value is not default:  # an equal but different object is written, too
+        if value is not default:  # `is` is fast; writing a value equal to the default is harmless
             body[name] = _to_json(value)
     return body
 
@@ -94,13 +94,13 @@ def _to_json(value: Any) -> Any:
 
 @functools.cache
 def _readers(family: Any) -> dict[str, Reader]:
-    """The reader of each class in the family, by the name of the class."""
+    """The reader of each class in the family, by class name."""
     return {kind.__name__: _reader(kind) for kind in typing.get_args(family) or [family]}
 
 
 @functools.cache
 def _reader(annotation: Any) -> Reader:
-    """Turns a JSON value into `annotation`; raises TypeError, ValueError or KeyError."""
+    """A function from JSON to the annotated type; raises TypeError, ValueError or KeyError."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (types.UnionType, typing.Union):
         return partial(_read_union, [_reader(arg) for arg in args])
@@ -150,5 +150,5 @@ def _read_tuple(readers: list[Reader], is_any_length: bool, value: Any) -> Any:
 def _read_object(kind: Any, readers: dict[str, Reader], value: Any) -> Any:
     if type(value) is not dict:
         raise TypeError(f"{value!r:.40} is not an object")
-    # An unknown field raises KeyError here, a missing one TypeError in the class.
+    # An unknown field raises KeyError here, a missing field raises TypeError in the class.
     return kind(**{name: readers[name](item) for name, item in value.items()})

@@ -1,13 +1,13 @@
-"""Finds the native libraries, and what they support, without loading them."""
+"""Finds the native libraries, and whether they support a GPU, without loading them."""
 
 import os
 from pathlib import Path
 
-_WITHOUT_GPU = {"base", "cpu", "blas"}  # of ggml's libraries; each other one drives a kind of GPU
+_WITHOUT_GPU = {"base", "cpu", "blas"}  # ggml's CPU libraries; all others are GPU backends
 
 
 def library_folder(lib_path: str | None) -> Path:
-    """`lib_path`, else $LMLITE_LIB, else the folder in the package."""
+    """`lib_path`, else $LMLITE_LIB, else the package's own folder."""
     chosen = lib_path or os.environ.get("LMLITE_LIB")
     return Path(chosen) if chosen else Path(__file__).resolve().parent / "lib"
 

@@ -1,8 +1,8 @@
-"""The `lmlite` command: its parser, and its exit codes.
+"""The `lmlite` command: its parser and its exit codes.
 
-Exit codes: 0 after a stop that was asked for, 1 when the model or the library cannot be
-used, 2 for a wrong command line or an address that cannot be bound. Importing this module,
-and `lmlite --help`, load no library and start nothing.
+Exit codes: 0 after a normal stop (SIGINT or SIGTERM), 1 when the model or the library cannot
+be used, 2 for a wrong command line or an address that cannot be bound. Importing this module
+or running `lmlite --help` loads no native library and starts no process.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line; each command sets `run` to the function that carries it out."""
+    """The parser of the whole command line. Each command sets `run` to its own function."""
     top = argparse.ArgumentParser(
         prog="lmlite", description="Serve a GGUF model behind the OpenAI API."
     )
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _fill_closed_streams() -> None:
-    """Opens standard streams that are closed: the next file or socket would take their number."""
+    """Opens closed standard streams: otherwise the next file or socket would get their number."""
     for fd in range(3):
         try:
             os.fstat(fd)

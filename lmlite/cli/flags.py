@@ -1,6 +1,6 @@
-"""What commands share: their flags, as `--help` and the manual show them, and how one fails.
+"""The flags of all commands, as `--help` and the manual show them, and the error of a command.
 
-A new flag is one line here; the command's own file says what it does.
+A new flag is one line here; the command's own file implements it.
 """
 
 import argparse
@@ -21,7 +21,7 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 class CommandError(Exception):
-    """Ends a command: one sentence for standard error, and the exit code."""
+    """Ends a command. Carries one sentence for standard error and the exit code."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -29,7 +29,7 @@ class CommandError(Exception):
 
 
 def keys_of(given: argparse.Namespace) -> tuple[bytes, ...]:
-    """The API keys of --api-key-file and of the environment. Raises CommandError."""
+    """The API keys from --api-key-file and the environment. Raises CommandError."""
     try:
         return read_keys(given.api_key_file)
     except ValueError as err:
@@ -40,7 +40,7 @@ def keys_of(given: argparse.Namespace) -> tuple[bytes, ...]:
 class Flag:
     """One option of a command, as `--help` shows it.
 
-    Options of the model set the field of the same name of Load, RopeScaling or ModelOptions.
+    A model option sets the field of the same name in Load, RopeScaling or ModelOptions.
     """
 
     name: str
@@ -48,11 +48,11 @@ class Flag:
     help: str
     parse: Callable[[str], Any] = str
     default: str | int | float | None = None
-    dest: str | None = None  # the field that it sets; None: the flag's own name
-    repeats: bool = False  # its values are a list
+    dest: str | None = None  # the field that the flag sets; None: named like the flag
+    repeats: bool = False  # may be given several times; the values are collected in a list
 
     def add_to(self, command: argparse._ActionsContainer) -> None:
-        """Declares the option; the default is part of its help."""
+        """Declares the option to argparse; its help text includes the default."""
         if not self.values:
             command.add_argument(self.name, action="store_true", help=self.help)
             return
@@ -74,10 +74,10 @@ def _value(
     accepts: Callable[[Any], bool] = lambda _value: True,
     requirement: str = "",
 ) -> Callable[[str], Any]:
-    """A parser of values for argparse.
+    """Makes a `type` function for argparse.
 
-    A value that `accepts` refuses, or a ValueError of `convert`, is an error that states the
-    requirement. Without one, the ValueError has to state it.
+    It refuses a value if `convert` raises ValueError or `accepts` returns False. The error
+    message is `requirement`; if that is empty, it is the message of the ValueError.
     """
 
     def parse(text: str) -> Any:
@@ -198,6 +198,6 @@ def limit_flags() -> list[Flag]:
     for field in fields(Limits):
         bound, name = field.metadata["bound"], f"--{field.name.replace('_', '-')}"
         text = f"{bound.help} (default: {bound.show(field.default)})"
-        # No default here: `limits_of` has to know which limits were given.
+        # Without a default, `limits_of` can tell which limits were given.
         flags.append(Flag(name, bound.unit, text, _value(bound.parse)))
     return flags

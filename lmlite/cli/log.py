@@ -1,7 +1,7 @@
 """`lmlite log stream`: what a running server's models receive and return, as it happens.
 
-Text and JSON have the shape of LM Studio's `lms log stream`, so that its viewers keep working.
-`requestId` is added: it shows which input an output belongs to.
+Text and JSON have the format of LM Studio's `lms log stream`, so that its viewers keep working.
+The added field `requestId` shows which input an output belongs to.
 """
 
 import argparse
@@ -50,11 +50,11 @@ def run(given: argparse.Namespace) -> int:
 
 
 def attach(url: str, source: str, key: bytes | None = None) -> Iterator[Record]:
-    """Connects to a running server: its records, until it ends the stream.
+    """Connects to a running server and yields its records until the server ends the stream.
 
-    Raises OSError when there is no server, ValueError when it sends no log stream.
+    Raises OSError if no server listens there, ValueError if its answer is not a log stream.
     """
-    import http.client  # imports email and ssl; other commands start faster without
+    import http.client  # imported here because it imports email and ssl, which takes time
 
     parts = urllib.parse.urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
@@ -72,7 +72,7 @@ def attach(url: str, source: str, key: bytes | None = None) -> Iterator[Record]:
         raise ValueError(f"it answers {response.status}")
 
     def records() -> Iterator[Record]:
-        # A server that is killed may end in the middle of a line.
+        # A server that is killed may cut the stream in the middle of a line.
         with contextlib.closing(connection), contextlib.suppress(http.client.HTTPException):
             for line in response:
                 if line.startswith(b"data: "):
@@ -82,13 +82,13 @@ def attach(url: str, source: str, key: bytes | None = None) -> Iterator[Record]:
 
 
 def is_wanted(record: Record, kinds: tuple[str, ...]) -> bool:
-    """Whether the record passes --filter; lines of the server always do."""
+    """Whether the record passes --filter; lines of the server's own log always do."""
     kind = str(record["data"]["type"])
     return not kind.startswith("llm.prediction.") or kind.rpartition(".")[2] in kinds
 
 
 def without_stats(record: Record) -> Record:
-    """The record without counts and speeds."""
+    """The record without its `stats`: token counts, speed and stop reason."""
     return record | {"data": {k: v for k, v in record["data"].items() if k != "stats"}}
 
 
@@ -98,7 +98,7 @@ def json_line(record: Record) -> str:
 
 
 def text_block(record: Record) -> str:
-    """A block of `key: value` lines, the long text under its key, and an empty line."""
+    """A block of `key: value` lines and an empty line. Long text starts on its own line."""
     clock = time.strftime("%x, %X", time.localtime(record["timestamp"] / 1000))
     lines = [f"timestamp: {clock}"]
     for key, value in record["data"].items():

@@ -16,7 +16,7 @@ def add_to(commands: Commands) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    """Prints a page, or the list of all. Raises CommandError."""
+    """Prints a page, or the list of all pages. Raises CommandError."""
     folder = resources.files("lmlite") / "manual"
     pages = {page.name.removesuffix(".md"): page.read_text("utf-8") for page in folder.iterdir()}
     if given.topic is None:

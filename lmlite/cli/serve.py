@@ -1,4 +1,4 @@
-"""`lmlite serve`: from flags to a server that runs until a signal comes."""
+"""`lmlite serve`: turns flags into a server and runs it until SIGINT or SIGTERM."""
 
 import argparse
 import contextlib
@@ -34,9 +34,9 @@ from lmlite.server.models.worker_process import WORKER_COMMAND, WorkerProcess
 if TYPE_CHECKING:
     from lmlite.server.server import Server
 
-IMAGE_FACTOR = 4  # how much larger --max-body is for a model that takes images, unless given
-LAST_WORDS_S = 1.0  # for the errors of replies that did not end in time
-LAST_LINES_S = 2.0  # for the log, which may have no reader
+IMAGE_FACTOR = 4  # multiplies the default of --max-body for a model that takes images
+LAST_WORDS_S = 1.0  # time to send errors to replies that were cut off by the stop
+LAST_LINES_S = 2.0  # time to write the last log lines; nobody may be reading them
 
 T = TypeVar("T", Limits, Load, ModelOptions, RopeScaling)
 
@@ -82,7 +82,7 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _prepared(given: argparse.Namespace, log: Log) -> "tuple[Server, ServedModel]":
-    """A server that listens and accepts nothing yet, and its model. Raises CommandError."""
+    """A server that listens but does not accept yet, and its model. Raises CommandError."""
     limits = limits_of(given)
     prestarted = _prestarted_worker(log)
     try:
@@ -115,8 +115,8 @@ def _serve_until(stop: threading.Event, server: "Server", model: ServedModel, lo
 
 
 def _prestarted_worker(log: Log) -> WorkerProcess | None:
-    """A worker whose Python starts while the model's file is checked here; None when it cannot."""
-    with contextlib.suppress(*SPAWN_FAULTS):  # the supervisor tries again, and reports the cause
+    """Starts a worker early, while this process checks the model's file. None if that fails."""
+    with contextlib.suppress(*SPAWN_FAULTS):  # the supervisor will retry and report the cause
         return WorkerProcess(WORKER_COMMAND, log)
     return None
 
@@ -125,18 +125,18 @@ def _prestarted_worker(log: Log) -> WorkerProcess | None:
 
 
 def _taken(kind: type[T], given: argparse.Namespace, **others: Any) -> T:
-    """What flags say of a class whose fields they name; those not given leave the default."""
+    """Makes a `kind` from the flags named like its fields; fields without a flag keep defaults."""
     values = {field.name: getattr(given, field.name, None) for field in fields(kind)}
     return kind(**{name: value for name, value in values.items() if value is not None} | others)
 
 
 def limits_of(given: argparse.Namespace) -> Limits:
-    """The flags of `limit_flags`."""
+    """The values of the flags that `limit_flags` declares."""
     return _taken(Limits, given)
 
 
 def load_of(given: argparse.Namespace, limits: Limits) -> Load:
-    """What the command line asks of the worker."""
+    """The worker's settings from the command line."""
     drives_gpu = drives_a_gpu(given.lib)
     return _taken(
         Load,
@@ -153,7 +153,7 @@ def load_of(given: argparse.Namespace, limits: Limits) -> Load:
 
 
 def model_options(given: argparse.Namespace, limits: Limits, log: Log) -> ModelOptions:
-    """What the command line says of the model."""
+    """The model's settings from the command line."""
 
     def defaults(file: ModelFile, takes_images: bool) -> Defaults:
         params, origins = sampling.default_params(
@@ -171,12 +171,12 @@ def model_options(given: argparse.Namespace, limits: Limits, log: Log) -> ModelO
     return _taken(ModelOptions, given, load=load_of(given, limits), defaults=defaults)
 
 
-# ---- who may come in -----------------------------------------------------------------------
+# ---- listening sockets and access checks ---------------------------------------------------
 
 
 def _server(given: argparse.Namespace, limits: Limits, registry: Registry, log: Log) -> "Server":
-    """A server that listens and accepts nothing yet. Raises CommandError."""
-    # Other commands start faster without `http.server`, which imports email and ssl.
+    """A server that listens but does not accept yet. Raises CommandError."""
+    # Imported here because `http.server` imports email and ssl, which slows other commands.
     from lmlite.server.http import Handler
     from lmlite.server.server import Server
 
@@ -204,7 +204,7 @@ def _server(given: argparse.Namespace, limits: Limits, registry: Registry, log: 
 
 
 def _check_that_no_key_is_needed(is_open: bool, origins: frozenset[str]) -> None:
-    """Raises CommandError where strangers could use the server."""
+    """Raises CommandError if other machines or all web pages could use the server."""
     strangers = ["other machines"] if is_open else []
     if not origins.isdisjoint({NO_ORIGIN, ANY_ORIGIN}):
         strangers.append("all web pages")
@@ -220,9 +220,9 @@ def _check_that_no_key_is_needed(is_open: bool, origins: frozenset[str]) -> None
 def _stop_event() -> threading.Event:
     """An event that the first SIGINT or SIGTERM sets; the second ends the process at once.
 
-    The kernel may hand a signal to any thread, and Python runs handlers in the main one only
-    when that wakes up. So the handlers do nothing, and a thread reads the byte that Python's C
-    code writes to a socket, whichever thread got the signal.
+    The kernel may deliver a signal to any thread, but Python runs handlers only in the main
+    thread, once it wakes up. So the handlers do nothing: Python's C code writes a byte to a
+    socket (signal.set_wakeup_fd) at once, and a thread waits for this byte.
     """
     stop = threading.Event()
     reader, writer = socket.socketpair()
@@ -243,7 +243,7 @@ def _stop_event() -> threading.Event:
 
 
 def _show_loading(model: ServedModel, stop: threading.Event) -> None:
-    """Waits until the model is loaded or has failed; draws a bar on a terminal meanwhile."""
+    """Waits until the model is loaded or has failed; shows progress if stderr is a terminal."""
     supervisor = model.supervisor
     began_s = time.monotonic()
     while isinstance(state := supervisor.state, Loading) and not stop.is_set():

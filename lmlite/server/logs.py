@@ -1,9 +1,9 @@
-"""Log records: lines on standard error, and live subscribers who may also see prompts.
+"""Log records: lines on standard error, and live subscribers, which may also see prompts.
 
-A record has LM Studio's form: {"timestamp": ms, "data": {"type": ..., ...}}. Lines of the server
-go to standard error and to subscribers. What a model receives and returns goes to subscribers
-only, and is not kept. Any thread may call anything here, and none waits: a paused pager or a
-stopped viewer misses lines, and is told later how many.
+A record has LM Studio's form: {"timestamp": ms, "data": {"type": ..., ...}}. The server's own
+lines go to standard error and to subscribers. Prompts and completions go to subscribers only and
+are not stored. Any thread may call any function here, and no caller waits for a slow reader: a
+paused pager or a stopped viewer misses lines, and later gets a line that says how many.
 """
 
 import math
@@ -22,7 +22,7 @@ Source = Literal["model", "server"]
 Record = dict[str, Any]
 T = TypeVar("T")
 
-MAX_LINES = 10_000  # waiting for standard error
+MAX_LINES = 10_000  # waiting to be written to standard error
 MAX_SAID = 1000  # lines that `line_once` remembers
 MAX_RECORDS, MAX_CHARACTERS = 1000, 16 << 20  # waiting for one subscriber
 
@@ -40,7 +40,7 @@ class Log:
         self._said: set[str] = set()
 
     def line_once(self, level: Level, text: str) -> None:
-        """A line that is not repeated, until too many others were remembered."""
+        """Logs a line only the first time, or again after MAX_SAID different lines."""
         with self._lock:
             is_new = text not in self._said
             if len(self._said) >= MAX_SAID:
@@ -57,7 +57,7 @@ class Log:
         self.publish("server", _server_line(level, text))
 
     def publish(self, source: Source, data: dict[str, Any]) -> None:
-        """Hands a record to the subscribers of this source; slow ones miss the newest records."""
+        """Gives a record to this source's subscribers; a slow one misses the newest records."""
         record = _record(data)
         with self._lock:
             for subscriber in self._subscribers:
@@ -71,7 +71,7 @@ class Log:
 
     @contextmanager
     def subscription(self, source: Source) -> Iterator["Subscriber"]:
-        """Receives the records of one source while the context lasts."""
+        """A subscriber that receives the records of one source inside the `with` block."""
         subscriber = Subscriber(source)
         with self._lock:
             self._subscribers.add(subscriber)
@@ -86,23 +86,23 @@ class Log:
         return {"stderr": self._lines.n_dropped, "viewers": self._n_records_dropped}
 
     def flush(self, timeout_s: float) -> None:
-        """Returns when every line is written, or after timeout_s."""
+        """Waits until every line is written, at most timeout_s."""
         self._lines.flush(timeout_s)
 
 
 class Backlog(Generic[T]):
-    """Items that wait for one slow reader. A writer never waits: what does not fit is dropped."""
+    """Items that wait for one slow reader. Writers never wait: an item without room is dropped."""
 
     def __init__(self, n_most: int, size_most: float, size_of: Callable[[T], int]) -> None:
-        self.n_dropped = self.n_accepted = 0  # since the beginning
+        self.n_dropped = self.n_accepted = 0  # items since the beginning
         self._n_most, self._size_most, self._size_of = n_most, size_most, size_of
         self._items: list[T] = []
-        self._size = 0  # of the waiting items
-        self._n_missed = 0  # items that were dropped behind the waiting ones
+        self._size = 0  # total size of the waiting items
+        self._n_missed = 0  # items dropped since the newest waiting item was accepted
         self._changed = threading.Condition()  # guards all of the above
 
     def put(self, item: T) -> bool:
-        """Whether the item was accepted. A single item always is, however long."""
+        """Adds an item, or returns False and drops it. An empty backlog accepts any size."""
         with self._changed:
             size = self._size + self._size_of(item)
             is_full = len(self._items) >= self._n_most or size > self._size_most
@@ -117,7 +117,7 @@ class Backlog(Generic[T]):
             return True
 
     def take(self, timeout_s: float | None = None) -> tuple[list[T], int]:
-        """All waiting items, once there are some or timeout_s is over; and how many are missing."""
+        """Waits at most timeout_s for items. Returns all of them, and how many were dropped."""
         with self._changed:
             self._changed.wait_for(lambda: self._items, timeout_s)
             taken = self._items, self._n_missed
@@ -126,10 +126,10 @@ class Backlog(Generic[T]):
 
 
 class _Lines(Backlog[str]):
-    """Lines that wait for a file, and the only thread that waits for it."""
+    """Lines to be written to a file, and the only thread that writes to it and may block."""
 
     def __init__(self, write: Callable[[str], object]) -> None:
-        """`write` takes the text of several lines; they are lost if it raises."""
+        """`write` takes the text of several lines; if it raises, they are lost."""
         super().__init__(MAX_LINES, math.inf, len)
         self._write = write
         self._n_done = 0  # accepted lines that were written or lost
@@ -140,13 +140,13 @@ class _Lines(Backlog[str]):
             self._changed.wait_for(lambda: self._n_done == self.n_accepted, timeout_s)
 
     def _run(self) -> None:
-        n_failed = 0  # lines before the waiting ones that could not be written
+        n_failed = 0  # lines that could not be written since the last successful write
         while True:
             lines, n_missed = self.take()
             try:
                 self._write("".join([*_gap(n_failed), *lines, *_gap(n_missed)]))
                 n_failed = n_lost = 0
-            except Exception:  # the file is closed, its disk or memory is full
+            except Exception:  # for example: the file is closed, the disk or memory is full
                 n_lost = len(lines)
                 n_failed += n_lost + n_missed
             with self._changed:
@@ -156,14 +156,14 @@ class _Lines(Backlog[str]):
 
 
 class Subscriber(Backlog[Record]):
-    """The records of one source for one viewer, as long as it takes them in time."""
+    """The records of one source for one viewer. A slow viewer misses the newest ones."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(MAX_RECORDS, MAX_CHARACTERS, _n_characters)
         self.source = source
 
     def records(self, timeout_s: float) -> list[Record]:
-        """The next records; [] after timeout_s without one. A record tells of missing ones."""
+        """The next records; [] after timeout_s. A last record says how many are missing."""
         records, n_missed = self.take(timeout_s)
         if n_missed:
             records.append(_record(_server_line("warning", _missing(n_missed, "record"))))
@@ -196,7 +196,7 @@ def formatted(level: Level, text: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""The text with control characters escaped: a request must not forge a line of the log.
+    r"""Escapes control characters, so that a request cannot forge a line of the log.
 
     Bytes of a file name that are not UTF-8 are escaped, too, because JSON cannot hold them.
 
@@ -209,16 +209,16 @@ def printable(text: str) -> str:
 
 
 def _escaped(character: str) -> str:
-    if "\udc80" <= character <= "\udcff":  # a byte, as os.fsdecode keeps it
+    if "\udc80" <= character <= "\udcff":  # a byte, as os.fsdecode encodes it
         return f"\\x{ord(character) - 0xDC00:02x}"
     return repr(character)[1:-1]
 
 
 def _write_to_stderr(text: str) -> None:
-    """Bypasses sys.stderr, whose lock would keep a process alive while its pager is paused."""
+    """Bypasses sys.stderr: its lock would stop the process from exiting while a pager is paused."""
     data = text.encode(sys.stderr.encoding, "backslashreplace")
     while data:
         try:
             data = data[os.write(2, data) :]
-        except BlockingIOError:  # another process that has this file made it non-blocking
+        except BlockingIOError:  # another process with this file open made it non-blocking
             select.select((), (2,), ())

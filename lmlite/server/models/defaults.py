@@ -1,4 +1,4 @@
-"""What holds for a model when a request says nothing, and where each value comes from."""
+"""A model's default settings for requests, and where each sampling value comes from."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
 @dataclass(frozen=True)
 class Defaults:
-    """What holds when a request says nothing, and what holds whatever it says."""
+    """Values for fields that a request leaves out, and settings that no request can change."""
 
     params: SamplingParams
-    origins: Mapping[str, str]  # of values, by name; others are llama.cpp's
+    origins: Mapping[str, str]  # source of each of `params`, by name; not listed: llama.cpp
     separate_reasoning: bool  # reasoning goes to reasoning_content
-    allows_grammars: bool = False  # GBNF of clients
+    allows_grammars: bool = False  # accepts GBNF grammars from clients
     takes_images: bool = False
     limits: Limits = DEFAULT_LIMITS
 

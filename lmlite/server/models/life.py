@@ -1,4 +1,4 @@
-"""The life of a model's worker: the states that it passes through, and what is known in each.
+"""The states of a model's worker, with the data that each state has.
 
 Unloaded -> Loading -> Ready -> Loading -> ... -> Failed -> Loading -> ... -> Unloading -> Unloaded
 """
@@ -16,23 +16,23 @@ class Unloaded:
 
 @dataclass(frozen=True)
 class Loading:
-    """A worker is being started, or another one will be in a moment."""
+    """A worker is being started, or will be after a pause."""
 
-    progress: float = 0.0  # of the model's file, 0 to 1
-    reason: str | None = None  # why the last attempt came to nothing; it is repeated
+    progress: float = 0.0  # loaded part of the model's file, 0 to 1
+    reason: str | None = None  # why the last attempt failed; the supervisor will try again
 
 
 @dataclass(frozen=True)
 class Ready:
     """The worker takes requests."""
 
-    loaded: messages.Ready  # what the worker says of the model
+    loaded: messages.Ready  # the worker's description of the model
     engine: messages.EngineState | None = None  # its latest report
 
 
 @dataclass(frozen=True)
 class Failed:
-    """There will be no worker until a file of the model is replaced."""
+    """The model cannot be loaded; tried again only when one of its files is replaced."""
 
     reason: str
 
@@ -46,7 +46,7 @@ State = Unloaded | Loading | Ready | Failed | Unloading
 
 
 def refusal(state: State) -> Unavailable | None:
-    """The error of every request in this state; None where requests are let in."""
+    """The error for every request in this state; None if requests are accepted."""
     match state:
         case Failed(reason):
             return ModelFailed(f"the model is not available: {reason}")

@@ -1,6 +1,6 @@
-"""From the options of a model to a served model: its files checked, its memory planned.
+"""Makes a served model from its options: checks its files and plans its memory.
 
-Loads nothing: the supervisor does that once it is started.
+Does not load the model: the supervisor does that once it is started.
 """
 
 import os
@@ -28,22 +28,22 @@ EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """What may be chosen for one model."""
+    """The user's choices for one model."""
 
-    load: Load  # `served_model` adds what only the model's files tell
-    defaults: Callable[[ModelFile, bool], Defaults]  # from the file, and whether it takes images
-    aliases: Sequence[str] = ()  # names for clients; none: the file's name
+    load: Load  # `served_model` adds the values that come from the model's files
+    defaults: Callable[[ModelFile, bool], Defaults]  # arguments: the file, whether it takes images
+    aliases: Sequence[str] = ()  # names for clients; if empty, the file's name
     chat_template_path: str | None = None
-    memory: int | None = None  # bytes that the worker may take; None: what the machine has left
+    memory: int | None = None  # bytes that the worker may take; None: all that the machine has left
     watchdog_s: float = WATCHDOG_S
 
 
 def served_model(
     options: ModelOptions, log: Log, prestarted: WorkerProcess | None = None
 ) -> ServedModel:
-    """A model, checked, with a supervisor that is not started and owns the prestarted worker.
+    """A checked model and its supervisor, which is not started and owns the prestarted worker.
 
-    Raises ModelFileError and DoesNotFit; the worker then stays the caller's.
+    Raises ModelFileError or DoesNotFit; the caller then still owns the prestarted worker.
     """
     path = os.path.abspath(options.load.model_path)
     file = read_model_file(path)
@@ -76,7 +76,7 @@ def served_model(
 
 
 def projector_of(model_path: str, mmproj_path: str | None) -> Projector | None:
-    """The projector that is named, else the one beside the model. Raises ModelFileError."""
+    """The projector at mmproj_path, else the one in the model's folder. Raises ModelFileError."""
     if mmproj_path is None and Path(model_path) == EMBEDDED_MODEL:
         mmproj_path = str(EMBEDDED_PROJECTOR)
     path = mmproj_path or projector_beside(model_path)
@@ -84,7 +84,7 @@ def projector_of(model_path: str, mmproj_path: str | None) -> Projector | None:
 
 
 def scaled(rope: RopeScaling, n_ctx: int | None, n_ctx_train: int) -> RopeScaling:
-    """Adds the scale that is enough for n_ctx, where a kind is named and no scale."""
+    """Fills in a missing freq_scale, just enough for n_ctx, if the kind is linear or yarn."""
     if rope.freq_scale is not None or rope.kind not in ("linear", "yarn"):
         return rope
     n_orig = rope.yarn_orig_ctx or n_ctx_train
@@ -101,8 +101,8 @@ def _template(path: str | None) -> str | None:
 
 
 def _planned(load: Load, memory: int | None, file: ModelFile, projector: Projector | None) -> Plan:
-    """The part of the Load that memory allows. Raises DoesNotFit."""
-    # How much memory a GPU has is unknown here.
+    """Shrinks caches and context to the available memory. Raises DoesNotFit."""
+    # This process loads no GPU driver, so it does not know how much memory a GPU has.
     bound = None if load.uses_gpu else least_bound(memory)
     n_allowed, because = (bound.n_bytes, bound.because) if bound else (None, "")
     return memory_estimate.plan(file, load, n_allowed, because, projector)

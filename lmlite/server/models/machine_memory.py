@@ -1,4 +1,4 @@
-"""How much memory the machine has left for a worker, and the control group that it runs in."""
+"""How much memory is left for a worker on this machine and in its control groups (cgroups)."""
 
 import re
 from collections.abc import Iterator
@@ -7,20 +7,20 @@ from typing import NamedTuple
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
-MAX_LIMIT = 1 << 60  # version 1 writes a larger number where there is no limit
+MAX_LIMIT = 1 << 60  # bytes; cgroup version 1 writes a larger number if there is no limit
 
 
 class Bound(NamedTuple):
-    """Bytes that may be taken, and the words that introduce them in a sentence."""
+    """Bytes that a worker may take, and the words before that number in a log line or error."""
 
     because: str
     n_bytes: int
 
 
 def least_bound(n_asked: int | None) -> Bound | None:
-    """The bound that holds: `n_asked` replaces what the machine has, not what its groups have.
+    """The smallest bound, or None if none is known.
 
-    None where nothing is known.
+    `n_asked` replaces the machine's free memory, but the limits of control groups still apply.
     """
     machine = machine_bytes()
     bounds = [Bound("the control group has", n_bytes) for n_bytes in group_bytes()]
@@ -32,12 +32,12 @@ def least_bound(n_asked: int | None) -> Bound | None:
 
 
 def machine_bytes() -> int | None:
-    """What the machine can give without swapping: free memory, and caches that make room."""
+    """Memory that can be taken without swapping: free memory and reclaimable caches."""
     return _bytes(PROC / "meminfo", "MemAvailable")
 
 
 def group_bytes() -> Iterator[int]:
-    """What is left to each control group that this process is in, of either version."""
+    """Bytes left in each control group that this process is in (cgroup versions 1 and 2)."""
     for line in _text(PROC / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
@@ -48,7 +48,7 @@ def group_bytes() -> Iterator[int]:
         else:
             continue
         folder = root / path.lstrip("/")
-        # In a container the path may be the host's, which does not exist inside.
+        # In a container this may be a path of the host, which does not exist in the container.
         for group in (folder, *folder.parents) if folder.is_dir() else (root,):
             n_limit = _number(group / limit)  # None also for the word "max"
             if n_limit is not None and n_limit < MAX_LIMIT:
@@ -59,14 +59,14 @@ def group_bytes() -> Iterator[int]:
 
 
 class Held(NamedTuple):
-    """Bytes that a process holds in memory now."""
+    """Bytes of a process that are in RAM now."""
 
     own: int
-    of_files: int  # pages of files, which the system may take back
+    of_files: int  # pages of mapped files, which the kernel can drop
 
 
 def held_by(pid: int) -> Held | None:
-    """None when the process is gone."""
+    """The memory that a process holds, or None if it has ended."""
     status = PROC / str(pid) / "status"
     own, of_files = _bytes(status, "RssAnon"), _bytes(status, "RssFile")
     return None if own is None or of_files is None else Held(own, of_files)
@@ -84,6 +84,6 @@ def _number(path: Path, pattern: str = r"^(\d+)$") -> int | None:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(errors="surrogateescape")  # names of groups may be any bytes
+        return path.read_text(errors="surrogateescape")  # a group's name may not be valid UTF-8
     except OSError:
         return ""

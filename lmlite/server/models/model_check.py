@@ -1,7 +1,7 @@
-"""The files of a model between two of its workers: whether they are still what was checked.
+"""Checks a model's files again before each start of a worker, if they have changed.
 
-A worker may load only files that `lmlite/gguf` has passed. A model may be replaced while it is
-served: its file then grows for minutes, and can only be judged once nobody writes to it.
+A worker may load only files that passed the checks of `lmlite/gguf`. While a model is served, its
+file may be replaced. Copying may take minutes, and only a complete file can be checked.
 """
 
 import os
@@ -17,15 +17,15 @@ File = TypeVar("File", ModelFile, Projector)
 Identity = tuple[int, int, int, int]
 Wait = Callable[[float], object]  # takes seconds
 
-LOOK_S = 0.5  # between two looks at a file that may still be written to
-N_LOOKS = 6  # at an unchanged file, before a fault in it is believed
+LOOK_S = 0.5  # pause between two looks at a file that may still be written to
+N_LOOKS = 6  # looks at an unchanged file before an error in it counts as final
 
 
 class CheckedFiles:
     """The files of one model, as they were last checked."""
 
     def __init__(self, model: ModelFile | None, projector: Projector | None) -> None:
-        """None: there is no such file."""
+        """An argument is None if there is no such file."""
         self.model, self.projector = model, projector
 
     @property
@@ -33,7 +33,7 @@ class CheckedFiles:
         return [file for file in (self.model, self.projector) if file is not None]
 
     def check(self, wait: Wait) -> None:
-        """Checks again what has changed. Raises ModelFileError."""
+        """Checks changed files again. Raises ModelFileError."""
         if self.projector is not None and has_changed(self.projector):
             self.projector = checked_again(self.projector, read_projector_file, wait)
         if self.model is not None and has_changed(self.model):
@@ -43,24 +43,24 @@ class CheckedFiles:
             self.model = model
 
     def are_replaced(self) -> bool:
-        """Whether one has changed and is there: a missing file leaves the worker what it has."""
+        """Whether a file has changed and exists. A worker can keep using a deleted file."""
         return any(has_changed(file) and None not in identities(file) for file in self._all)
 
     def identities(self) -> list[Identity | None]:
-        """For each part of each file, what changes when the part does."""
+        """The identity of each part of each file: equal only if the part has not changed."""
         return [found for file in self._all for found in identities(file)]
 
 
 def has_changed(file: ModelFile | Projector) -> bool:
-    """Whether the name of a part stands for another file, for other contents, or for none."""
+    """Whether a part was replaced, rewritten or deleted since the file was checked."""
     known = [(part.dev, part.ino, part.n_bytes, part.mtime_ns) for part in file.parts]
     return identities(file) != known
 
 
 def checked_again(file: File, read: Callable[[str], File], wait: Wait) -> File:
-    """What `read` makes of the file as it is now, once it stays so.
+    """Waits until the file stops changing, then reads it again with `read`.
 
-    Raises ModelFileMissing when a part is not there, else the ModelFileError of `read`.
+    Raises ModelFileMissing if a part is missing, else the ModelFileError of `read`.
     """
     seen, n_looks = identities(file), 0
     while True:
@@ -80,7 +80,7 @@ def checked_again(file: File, read: Callable[[str], File], wait: Wait) -> File:
 
 
 def identities(file: ModelFile | Projector) -> list[Identity | None]:
-    """For each part, what changes when the part does; None for one that cannot be found."""
+    """The identity of each part, which changes when the part does; None for a missing part."""
     return [_identity(part.path) for part in file.parts]
 
 

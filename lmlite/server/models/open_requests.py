@@ -1,7 +1,7 @@
-"""Requests that were let in: each with its events and with the worker that has it, if any.
+"""Accepted requests: each with its events and the worker process that it was sent to, if any.
 
-The supervisor's thread puts events in; the thread of a connection takes them out. `OpenRequests`
-belongs to the supervisor, under whose lock everything in it runs. Writes to no pipe.
+The supervisor's thread adds events; the connection's thread takes them. All methods of
+`OpenRequests` must be called with the supervisor's lock held. The supervisor writes to the pipe.
 """
 
 import collections
@@ -30,16 +30,16 @@ END_EVENTS = (Finished, Embedded, Planned)  # each ends one choice or one input
 
 
 class OpenRequest:
-    """One request, and its events for the one thread that waits for them."""
+    """One request, and a queue of its events, which one connection's thread reads."""
 
     def __init__(
         self, request: Work, forget: Callable[["OpenRequest"], None], names: FieldNames = CHAT_NAMES
     ) -> None:
-        """`names` are those of the client's API."""
+        """`names`: how the client's API names the fields that errors mention."""
         self.request, self._names = request, names
-        self.process: object | None = None  # the worker process that has it; None: it waits for one
-        self._n_unfinished = n_results(request)  # choices or inputs whose end has not come
-        self._n_untaken = self._n_unfinished  # and those whose end `next` has not returned
+        self.process: object | None = None  # the worker process it was sent to; None: not sent yet
+        self._n_unfinished = n_results(request)  # choices or inputs without an end event so far
+        self._n_untaken = self._n_unfinished  # those whose end event `next` has not returned
         self._was_queued = self._was_begun = False
         self._forget = forget
         self._events: queue.SimpleQueue[ReplyEvent] = queue.SimpleQueue()
@@ -51,7 +51,7 @@ class OpenRequest:
 
     @property
     def may_be_running(self) -> bool:
-        """Whether the worker may be at work on it: it neither ended nor only waited."""
+        """Whether the worker may be running this request: it has not ended and is not queued."""
         return bool(self._n_unfinished) and (self._was_begun or not self._was_queued)
 
     def put(self, event: ReplyEvent) -> None:
@@ -65,7 +65,7 @@ class OpenRequest:
         self._events.put(event)
 
     def next(self, timeout_s: float) -> ReplyEvent | None:
-        """The next event, or None after timeout_s without one. Raises the ApiError of a Failed."""
+        """The next event, or None after timeout_s. Raises an ApiError for a Failed event."""
         try:
             event = self._events.get(timeout=timeout_s)
         except queue.Empty:
@@ -77,7 +77,7 @@ class OpenRequest:
         return event
 
     def close(self) -> None:
-        """Ends the wait; a request that is not complete is cancelled."""
+        """Forgets the request; cancels it if it is not complete."""
         self._forget(self)
 
 
@@ -87,30 +87,30 @@ class OpenRequests:
     def __init__(self, n_most: int) -> None:
         self._n_most = n_most
         self._requests: dict[int, OpenRequest] = {}  # by id
-        self._unsent: dict[int, bytes] = {}  # frames of the requests that no worker has
-        self._cancels: collections.deque[tuple[object, bytes]] = collections.deque()  # by process
+        self._unsent: dict[int, bytes] = {}  # frames of requests not sent to a worker, by id
+        self._cancels: collections.deque[tuple[object, bytes]] = collections.deque()  # + process
         self._quarantine = Quarantine()
 
     def __len__(self) -> int:
         return len(self._requests)
 
     def check_room(self) -> None:
-        """Raises Unavailable."""
+        """Raises Unavailable if too many requests are open."""
         if len(self) >= self._n_most:
             raise Unavailable(f"{len(self)} requests are waiting already")
 
     def add(self, opened: OpenRequest, frame: bytes) -> None:
-        """Lets a request in, to wait for a worker. Raises HarmfulRequest."""
+        """Accepts a request, which then waits for a worker. Raises HarmfulRequest."""
         self._quarantine.check(opened.request)
         self._requests[opened.request.id] = opened
         self._unsent[opened.request.id] = frame
 
     def find(self, request_id: int) -> OpenRequest | None:
-        """The request, unless its client is gone."""
+        """The request, or None if its client has disconnected."""
         return self._requests.get(request_id)
 
     def forget(self, opened: OpenRequest) -> None:
-        """Removes a request; a worker that still has it is told to stop."""
+        """Removes a request. If a worker is running it, the worker gets a Cancel."""
         request_id = opened.request.id
         if self._requests.pop(request_id, None) is None:
             return
@@ -121,12 +121,12 @@ class OpenRequests:
 
     @property
     def has_frames(self) -> bool:
-        """Whether there is something to tell a worker."""
+        """Whether there is a frame to send to a worker."""
         return bool(self._unsent or self._cancels)
 
     def next_frame(self, process: object) -> bytes | None:
-        """The next frame for the worker, which has the request of that frame from now on."""
-        while self._cancels:  # first: they free places in the worker
+        """The next frame for this worker. A request in it counts as sent to this worker."""
+        while self._cancels:  # cancels go first: they free places in the worker
             addressee, frame = self._cancels.popleft()
             if addressee is process:
                 return frame
@@ -136,12 +136,12 @@ class OpenRequests:
         return None
 
     def blame(self, process: object) -> None:
-        """Counts a worker's death against the requests that it was working on."""
+        """Records a worker's death for each request that it may have been running."""
         had = [opened for opened in self._requests.values() if opened.process is process]
         self._quarantine.blame(opened.request for opened in had if opened.may_be_running)
 
     def fail(self, error: Unavailable, process: object | None = None) -> None:
-        """Ends the requests of one worker process; without one, all requests."""
+        """Fails the requests that were sent to `process`, or all requests if it is None."""
         for request_id, opened in list(self._requests.items()):
             if process is None or opened.process is process:
                 del self._requests[request_id]
@@ -150,7 +150,7 @@ class OpenRequests:
 
 
 def n_results(request: Work) -> int:
-    """How many choices or vectors a request ends in."""
+    """How many results a request has: choices or vectors. Each has its own end event."""
     match request:
         case Chat():
             return request.n
@@ -163,7 +163,7 @@ def n_results(request: Work) -> int:
 
 
 def error_of(event: Failed, names: FieldNames) -> ApiError:
-    """The error of a request, with the names of its client's API."""
+    """The error of a request, with the field names of its client's API."""
     param, message = event.param, event.message
     if param == CHAT_NAMES.messages:
         param = names.messages

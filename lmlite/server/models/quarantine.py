@@ -1,8 +1,8 @@
-"""Requests that were running when a worker died: one that saw two deaths is refused for a while.
+"""Refuses a request for ten minutes if two workers have died while they ran it.
 
-The server never repeats a request by itself, but clients do. A request that ends a worker once
-would end it each time, and with it the replies of all other clients. Belongs to the supervisor,
-which guards it; keeps hashes, not requests.
+The server never repeats a request by itself, but clients do. A request that crashes a worker may
+crash each new one, too, and so fail the requests of all other clients. Belongs to the
+supervisor, whose lock guards it. Stores hashes, not requests.
 """
 
 import time
@@ -14,19 +14,19 @@ from lmlite.errors import HarmfulRequest
 from lmlite.messages import Chat, Complete, Work
 
 MAX_DEATHS = 2
-REFUSED_S = 600.0  # from the last death
-MAX_KEPT = 1024  # requests
+REFUSED_S = 600.0  # since the last death
+MAX_KEPT = 1024  # fingerprints
 
 
 class Quarantine:
-    """How often a worker died over each request."""
+    """How many workers died while they ran each request."""
 
     def __init__(self) -> None:
-        self._deaths: dict[int, tuple[int, float]] = {}  # by fingerprint: how many, and the last
+        self._deaths: dict[int, tuple[int, float]] = {}  # by fingerprint: count, time of the last
 
     def check(self, request: Work) -> None:
-        """Raises HarmfulRequest."""
-        if not self._deaths:  # which saves the fingerprint
+        """Raises HarmfulRequest if the request is refused now."""
+        if not self._deaths:  # the usual case: saves the time for a fingerprint
             return
         n_deaths, died_s = self._deaths.get(fingerprint(request), (0, 0.0))
         left_s = died_s + REFUSED_S - time.monotonic()
@@ -39,7 +39,7 @@ class Quarantine:
             raise error
 
     def blame(self, requests: Iterable[Work]) -> None:
-        """A worker died while it ran these; equal ones count once."""
+        """Records a worker's death for the requests that it ran. Equal requests count once."""
         now = time.monotonic()
         for key in set(map(fingerprint, requests)):
             n_deaths, died_s = self._deaths.pop(key, (0, now))
@@ -47,16 +47,16 @@ class Quarantine:
                 n_deaths = 0
             self._deaths[key] = n_deaths + 1, now
             if len(self._deaths) > MAX_KEPT:
-                del self._deaths[next(iter(self._deaths))]  # the one that was blamed longest ago
+                del self._deaths[next(iter(self._deaths))]  # the oldest entry
 
     def clear(self, request: Work) -> None:
-        """The request was completed: it did not cause those deaths."""
+        """Forgets the deaths for a request that was completed: it did not cause them."""
         if self._deaths:
             self._deaths.pop(fingerprint(request), None)
 
 
 def fingerprint(request: Work) -> int:
-    """The same for equal requests, whatever their id and seed, and whether they are traced."""
+    """A hash of the request without its id, seed and trace flag."""
     if isinstance(request, Chat | Complete):
         request = replace(request, trace=False, params=replace(request.params, seed=None))
     return hash(frames.encode(replace(request, id=0)))

@@ -16,7 +16,7 @@ from lmlite.server.models.supervisor import Supervisor
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model file with its names, its worker, and what holds when a request says nothing."""
+    """A model file with its names, its supervisor, and its defaults for requests."""
 
     name: str  # in replies and in the log
     file: ModelFile
@@ -31,7 +31,7 @@ class ServedModel:
         return (self.name, *self.aliases)
 
     def memory(self) -> dict[str, object]:
-        """Bytes that the worker was estimated to take, may take, and holds; None: unknown."""
+        """The worker's memory in bytes: estimated, allowed and held now. None: unknown."""
         assert self.plan is not None
         estimate, pid = self.plan.estimate, self.supervisor.pid
         held = held_by(pid) if pid is not None else None
@@ -54,11 +54,11 @@ class Registry:
         self._models = models
 
     def models(self) -> list[ServedModel]:
-        """All of them, in the order of their listing."""
+        """All models, in the order in which `/v1/models` lists them."""
         return list(self._models)
 
     def find(self, name: str | None) -> ServedModel:
-        """The model with this name or file name; without a name, the only one.
+        """The model with this name or file name; without a name, the first one.
 
         Raises ModelNotFound.
         """
@@ -70,7 +70,7 @@ class Registry:
 
     @contextmanager
     def acquire(self, name: str | None) -> Iterator[ServedModel]:
-        """Lends a model for one request. Raises ModelNotFound."""
+        """The model for one request, until the `with` block ends. Raises ModelNotFound."""
         yield self.find(name)
 
     def close(self) -> None:

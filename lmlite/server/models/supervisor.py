@@ -1,12 +1,12 @@
 """Starts, watches, restarts and stops one worker, and carries requests to it.
 
 Three threads. The first starts the process, reads its events, and notices its death by the end
-of the pipe; it lives as long as the supervisor, because the kernel ends a worker when the thread
-that started it ends. The second writes requests to the worker as soon as one is ready. The third
-kills a worker that shows no sign of life.
+of the pipe. It lives as long as the supervisor, because the kernel ends a worker when the thread
+that started it ends. The second writes requests to the worker once it is ready. The third kills
+a worker that shows no sign of life.
 
-Requests that a worker had when it died are failed and never repeated: one of them may have
-killed it. Knows no HTTP.
+When a worker dies, its requests fail and are never repeated: one of them may have killed it.
+Does not depend on HTTP.
 """
 
 import itertools
@@ -34,13 +34,13 @@ from lmlite.server.models.restarts import MAX_DEATHS, Restarts
 from lmlite.server.models.watchdog import Watchdog
 from lmlite.server.models.worker_process import STOP_WAIT_S, WORKER_COMMAND, WorkerProcess, close
 
-LOOK_S = 1.0  # between two looks for another file, once a model has failed
-SPAWN_FAULTS = (OSError, RuntimeError, MemoryError)  # no descriptors, no threads, no memory
-WATCHDOG_S = 30.0  # how long a worker may owe an answer without a sign of life
+LOOK_S = 1.0  # after a failure: pause between two checks whether a file was replaced
+SPAWN_FAULTS = (OSError, RuntimeError, MemoryError)  # out of descriptors, threads or memory
+WATCHDOG_S = 30.0  # how long a worker may be silent while requests wait
 
 
 class Supervisor:
-    """One model's worker, whichever process that is at the moment."""
+    """Keeps one model's worker running: after a worker dies, it starts a new process."""
 
     def __init__(
         self,
@@ -52,9 +52,9 @@ class Supervisor:
         projector: Projector | None = None,
         prestarted: WorkerProcess | None = None,
     ) -> None:
-        """The files are what was checked; None for a command that loads none.
+        """`file` and `projector` have passed their checks; None if `command` loads no such file.
 
-        `prestarted` is a process of that command that has no model yet.
+        `prestarted` is a running process of `command` that has not been given a model yet.
         """
         self.load = load
         self.state: State = Unloaded()
@@ -63,16 +63,16 @@ class Supervisor:
         self._command, self._prestarted = command, prestarted
         self._watchdog_s = watchdog_s
         self._files = CheckedFiles(file, projector)
-        self._given_up: list[Identity | None] = []  # the files with which the model has failed
+        self._given_up: list[Identity | None] = []  # identities of the files when loading failed
         self._ids = itertools.count(1)
         self._open = OpenRequests(load.n_parallel + load.n_queue)
-        self._process: WorkerProcess | None = None  # that of the worker that runs now
-        self._n_events = 0  # of all workers
-        self._is_outdated = False  # a file that the worker has loaded was written to
-        self._loaded: Load | None = None  # the last that a worker could carry out
+        self._process: WorkerProcess | None = None  # the current worker
+        self._n_events = 0  # from all workers so far
+        self._is_outdated = False  # whether a file that the worker has loaded was written to
+        self._loaded: Load | None = None  # the last Load with which a worker became ready
         self._restarts = Restarts()
         self._changed = threading.Condition()  # guards all of the above
-        self._writing = threading.Lock()  # a frame goes down a pipe as a whole
+        self._writing = threading.Lock()  # frames must not interleave in the pipe
         self._stopping = threading.Event()
         self._pause: Callable[[float], bool] = self._stopping.wait
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
@@ -88,12 +88,12 @@ class Supervisor:
             thread.start()
 
     def wait_until_settled(self, timeout_s: float) -> None:
-        """Returns when the worker is ready, or has failed, or after timeout_s."""
+        """Waits until the worker is ready or has failed, at most timeout_s."""
         with self._changed:
             self._changed.wait_for(lambda: isinstance(self.state, Ready | Failed), timeout_s)
 
     def loaded(self) -> messages.Ready:
-        """What the worker says of its model. Raises Unavailable while none is ready."""
+        """The worker's description of its model. Raises Unavailable if no worker is ready."""
         state = self.state
         if not isinstance(state, Ready):
             raise refusal(state) or Unavailable("the model is still being loaded")
@@ -102,7 +102,7 @@ class Supervisor:
     def check_admission(self) -> None:
         """Raises Unavailable when any further request would be refused.
 
-        As many may be open while a model loads, or a worker is replaced, as at any other time.
+        The limit on open requests is the same while a model loads and while it is ready.
         """
         with self._changed:
             error = refusal(self.state)
@@ -111,10 +111,10 @@ class Supervisor:
             self._open.check_room()
 
     def submit(self, request: Work, names: FieldNames = CHAT_NAMES) -> OpenRequest:
-        """Lets a request in, for the worker that is ready or the next one that will be.
+        """Accepts a request, for the current worker or for the next one that becomes ready.
 
-        Raises Unavailable when there will be none, and when too many requests are open;
-        HarmfulRequest for a request that workers die of, BodyTooLarge for one that fits no frame.
+        Raises Unavailable if there will be no worker or too many requests are open, HarmfulRequest
+        for a request that has killed workers, BodyTooLarge for one that does not fit in a frame.
         """
         request = replace(request, id=next(self._ids))
         opened = OpenRequest(request, self._forget, names)
@@ -135,7 +135,7 @@ class Supervisor:
                 self._changed.notify_all()
 
     def stop(self) -> None:
-        """Ends the worker and fails what is still open."""
+        """Ends the worker and fails all open requests."""
         with self._changed:
             self._enter(Unloading())
             self._stopping.set()
@@ -149,7 +149,7 @@ class Supervisor:
             self._thread.join(STOP_WAIT_S)
 
     def _enter(self, state: State) -> None:
-        """Changes the state, unless the supervisor is being stopped. Some states end requests."""
+        """Changes the state, unless the supervisor is stopping. Some states fail open requests."""
         with self._changed:
             if not self._stopping.is_set():
                 self.state = state
@@ -166,7 +166,7 @@ class Supervisor:
 
     @property
     def pid(self) -> int | None:
-        """The process id of the worker that runs now."""
+        """The process id of the current worker."""
         process = self._process
         return process.pid if process else None
 
@@ -176,14 +176,14 @@ class Supervisor:
         return self._restarts.were_lately
 
     def n_open(self) -> int:
-        """Requests that are being worked on, or wait for it."""
+        """The number of requests that are running or waiting."""
         with self._changed:
             return len(self._open)
 
     # ---- the writer's thread ---------------------------------------------------------------
 
     def _hand_over(self) -> None:
-        """Writes requests to the worker that is ready, in the order in which they came."""
+        """Writes requests to the worker, in their order of arrival, whenever it is ready."""
         while not self._stopping.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping.is_set() or self._may_send)
@@ -197,7 +197,7 @@ class Supervisor:
         return self.ready is not None and self._open.has_frames
 
     def _send(self, process: WorkerProcess, frame: bytes) -> None:
-        """Writes one frame. A worker that takes none is dead, or as good as that."""
+        """Writes one frame. Kills the worker if that fails: it is dead or cannot be used."""
         with self._writing:
             try:
                 process.requests.write(frame)
@@ -231,7 +231,7 @@ class Supervisor:
         self.state = Unloaded()
 
     def _wait_for_another_file(self) -> None:
-        """A model that has failed is not tried again before one of its files is replaced."""
+        """After a failure, waits until a file of the model is replaced: only then may it load."""
         while not self._pause(LOOK_S):
             if self._files.identities() != self._given_up:
                 self._restarts.reset()
@@ -248,18 +248,18 @@ class Supervisor:
             self._is_outdated = False
             self.n_started += 1
             self._enter(Loading())
-        if self._stopping.is_set():  # `stop` may have come too early to see this process
+        if self._stopping.is_set():  # `stop` may have run before self._process was set
             close(process.requests)
         return process
 
     def _read_events(self, process: WorkerProcess) -> None:
-        """Has the model loaded, and hands events to their requests until the worker ends."""
+        """Sends the Load, then passes events to their requests until the worker ends."""
         try:
             self._send(process, frames.encode(self.load))
             while (event := frames.read(process.events, Event)) is not None:
                 self._n_events += 1
                 self._take(event)
-        except Exception as err:  # it broke the format, or we have no memory for what it says
+        except Exception as err:  # a malformed frame, or not enough memory for its content
             process.kill(f"cannot be trusted any more: {err}")
 
     def _take(self, event: Event) -> None:
@@ -290,13 +290,13 @@ class Supervisor:
         """The model could not be loaded."""
         if self._files.are_replaced():
             self._is_outdated = True
-        elif self._loaded == self.load:  # so it is not the model; memory, perhaps
+        elif self._loaded == self.load:  # it has loaded before: memory may be short for now
             self._lack(message)
         else:
             self._give_up(message)
 
     def _reap(self, process: WorkerProcess) -> None:
-        """After the end of a worker: fail what it had, and decide about another one."""
+        """After a worker has ended: fails its requests, and counts or explains its death."""
         with self._changed:
             is_explained = isinstance(self.state, Failed) or self._lacks is not None
             if not is_explained:
@@ -306,7 +306,7 @@ class Supervisor:
         why = process.reap()
         if is_explained or self._stopping.is_set():
             return
-        # When a mapped file is cut short, the worker dies before it can say so.
+        # When a mapped file is cut short, the worker dies before it can send Outdated.
         if self._is_outdated or self._files.are_replaced():
             error = Unavailable("the model's file was changed; it is being loaded again")
             self._log.line("warning", error.message)
@@ -326,7 +326,7 @@ class Supervisor:
             self._give_up(f"its worker ended {MAX_DEATHS} times in a row (it {why})")
 
     def _miss_start(self, err: BaseException) -> None:
-        """There is no process: what is lacking may come back, if there was enough of it before."""
+        """No process could be started. If a worker ran before, this may be temporary."""
         if self._loaded is None:
             self._count_death(f"could not be started: {err}")
         else:
@@ -337,23 +337,23 @@ class Supervisor:
         return self.state.reason if isinstance(self.state, Loading) else None
 
     def _lack(self, reason: str) -> None:
-        """Something is missing, perhaps for long: no request waits, but the start is repeated."""
+        """A file or memory is missing, maybe for long. Fails open requests and keeps trying."""
         reason = printable(reason)
         if self._lacks != reason and not self._stopping.is_set():
             self._log.line("warning", f"waiting, and trying again: {reason}")
         self._enter(Loading(reason=reason))
 
     def _give_up(self, reason: str) -> None:
-        self._given_up = self._files.identities()  # before anybody can react to the state
+        self._given_up = self._files.identities()  # before the new state can be seen
         reason = printable(reason)
         self._enter(Failed(reason))
-        if self._loaded is not None:  # else whoever started the model reports it
+        if self._loaded is not None:  # at the first start, `lmlite serve` reports the failure
             self._log.line("error", f"giving up: {reason}")
 
     # ---- the watchdog's thread -------------------------------------------------------------
 
     def _watch(self) -> None:
-        """Kills a worker that is loading, or owes an answer, and shows no sign of life."""
+        """Kills a worker that shows no sign of life while it loads or while requests wait."""
         watchdog = Watchdog(self._watchdog_s)
         while not self._stopping.wait(watchdog.look_s):
             with self._changed:

@@ -1,31 +1,31 @@
-"""Whether a worker that owes an answer is alive: it sends events, or at least its process works.
+"""Decides whether a busy worker is alive: it sends events, or its process uses the CPU or disk.
 
-A worker that was stopped, or whose threads wait for each other, does neither. One that works in
-silence gets more time: on a slow board a step of many tokens, or the first step of a model that
-is still on a slow disk, takes minutes. Time is counted in looks and not read from a clock, so
-that it stands still while this process, too, is stopped. Knows no frames and kills nobody.
+A worker that is stopped or in a deadlock does neither. A worker that is silent but uses the CPU
+or disk gets more time: on a slow board, a step of many tokens takes minutes, and so does the
+first step of a model that is read from a slow disk. Time is counted in looks, not read from a
+clock, so that it does not pass while this process itself is stopped. The supervisor does the kill.
 """
 
-LOOKS = 10  # within the limit
-PATIENCE = 10  # times the limit, for a silent worker whose process works
+LOOKS = 10  # per limit
+PATIENCE = 10  # a silent worker that uses the CPU or disk gets this many times the limit
 
 
 class Watchdog:
-    """Looks at one worker after the other, every `look_s`."""
+    """Looks at the current worker every `look_s` seconds."""
 
     def __init__(self, limit_s: float) -> None:
-        """`limit_s`: how long a worker may owe an answer and show no sign of life."""
+        """`limit_s`: how long a worker may show no sign of life while requests wait."""
         self.look_s = limit_s / LOOKS
         self.rest()
 
     def rest(self) -> None:
-        """The worker owes nothing."""
+        """Starts to count anew: no request waits, or the worker has just sent an event."""
         self._seen: tuple[int, int] | None = None
         self._work: tuple[int, ...] | None = None
-        self._n_silent = self._n_still = 0  # looks since it last sent an event, and last worked
+        self._n_silent = self._n_still = 0  # looks since its last event, and since its last work
 
     def is_overdue(self, pid: int, n_events: int) -> bool:
-        """One look at a worker that owes something and has sent so many events."""
+        """Looks once at a busy worker, which has sent n_events; True if it should be killed."""
         work = work_of(pid)
         if self._seen != (pid, n_events):
             self.rest()
@@ -38,14 +38,14 @@ class Watchdog:
 
 
 def work_of(pid: int) -> tuple[int, ...] | None:
-    """Numbers that grow while a process works: pages read from a disk, processor time.
+    """Numbers that grow while a process works: pages read from disk, CPU time.
 
-    None where the system does not tell: then only events are a sign of life.
+    None if they are unknown: then only events are a sign of life.
     """
     try:
         with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
             fields = file.read().rpartition(")")[2].split()
     except OSError:
         return None
-    major_faults, user_time, system_time = 9, 11, 12  # proc(5), from the field behind the name
+    major_faults, user_time, system_time = 9, 11, 12  # proc(5); 0 is the field after the name
     return tuple(int(fields[i]) for i in (major_faults, user_time, system_time))

@@ -1,6 +1,6 @@
-"""One worker's process: its start, its pipes, its end and the cause of that.
+"""One worker's process: its start, its pipes, its end and the cause of its end.
 
-The kernel ends a worker when the thread that started it ends. Knows no requests.
+The kernel ends a worker when the thread that started it ends.
 """
 
 import collections
@@ -18,28 +18,28 @@ from lmlite.server.logs import Log
 
 STOP_WAIT_S = 2.0  # how long a worker may take to end once its input has ended
 STDERR_WAIT_S = 1.0  # how long its standard error may take to be read after that
-MAX_LINE_BYTES = 4096  # of standard error; a longer line counts as several
+MAX_LINE_BYTES = 4096  # of standard error; a longer line is split
 
-# -P: nothing is imported from the folder that the server was started in.
+# -P: Python does not import modules from the current folder.
 WORKER_COMMAND = (sys.executable, "-P", "-m", "lmlite.worker")
 
-# Variables that a worker may see: no keys, no secrets.
+# Prefixes of environment variables that a worker may see. Others may hold keys and secrets.
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_", "TMPDIR", "LD_", "DYLD_", "PYTHON", "CUDA_", "HIP_",
               "ROCR_", "HSA_", "VK_", "GGML_", "OMP_", "GOMP_")  # fmt: skip
 _WORKER_ENVIRONMENT = {
-    # How often the library's threads spin before they sleep. The default starves other
-    # programs of the machine; never spinning halves the speed of an idle machine.
+    # How often OpenMP threads spin before they sleep. The default takes CPU time from other
+    # programs; without any spinning, generation is half as fast on an idle machine.
     "GOMP_SPINCOUNT": "1000",
-    # A crash ends the process at once, instead of starting a debugger.
+    # By default ggml starts a debugger after a crash. With this, the process ends at once.
     "GGML_NO_BACKTRACE": "1",
 }
 
 
 class WorkerProcess:
-    """A process that was started, until `reap`."""
+    """A running process. Its owner must call `reap` at its end."""
 
     def __init__(self, command: Sequence[str], log: Log) -> None:
-        """Starts it. Raises OSError, or RuntimeError when there can be no further thread."""
+        """Starts the process. Raises OSError, or RuntimeError if no thread can be started."""
         self._process = process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -63,12 +63,12 @@ class WorkerProcess:
             raise
 
     def kill(self, why: str | None = None) -> None:
-        """Ends it at once. May be called from any thread, also after its end."""
+        """Ends the process at once. May be called from any thread, also after its end."""
         self._kill_reason = self._kill_reason or why
         self._process.kill()
 
     def reap(self) -> str:
-        """After the end of its events: waits for the end of the process; returns the cause."""
+        """Waits for the process to end, after its events have ended; returns the cause."""
         try:
             code = self._process.wait(STOP_WAIT_S)
         except subprocess.TimeoutExpired:
@@ -90,7 +90,7 @@ class WorkerProcess:
 
 
 def exit_cause(code: int, stderr_lines: Iterable[str]) -> str:
-    """What an exit code means, with the last line that names an error.
+    """The meaning of an exit code, and the last line of standard error that names an error.
 
     >>> exit_cause(-6, ["loading", "GGML_ASSERT(n > 0) failed", "Fatal Python error: Aborted"])
     'was ended by SIGABRT: GGML_ASSERT(n > 0) failed'
@@ -100,22 +100,22 @@ def exit_cause(code: int, stderr_lines: Iterable[str]) -> str:
         known = {number.value: number.name for number in signal.Signals}
         cause = f"was ended by {known.get(-code, f'signal {-code}')}"
     words = ("GGML_ASSERT", "rror", "failed", "bad_alloc")
-    # Python adds a line to a signal, and indents those of a traceback: they name no cause.
+    # Python's own line about a signal and the indented lines of a traceback name no cause.
     lines = (line for line in stderr_lines if not line.startswith(("Fatal Python", " ")))
     errors = [line for line in lines if any(word in line for word in words)]
     return f"{cause}: {errors[-1]}" if errors else cause
 
 
 def worker_environment() -> dict[str, str]:
-    """The environment of a worker; the user's own settings of the library win."""
+    """A worker's environment. The user's settings override those of _WORKER_ENVIRONMENT."""
     passed_on = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
-    # Inside a zip file this is the path of the zip file, which is right, too.
+    # If lmlite runs from a zip file, this is the path of that file, which works, too.
     package_parent = str(Path(__file__).parents[3])
     search_path = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     return _WORKER_ENVIRONMENT | passed_on | {"PYTHONPATH": os.pathsep.join(search_path)}
 
 
 def close(stream: Any) -> None:
-    """Closes a pipe whose other end may be gone; what was buffered is lost then."""
+    """Closes a pipe. If its other end is already closed, buffered bytes are lost."""
     with contextlib.suppress(OSError):
         stream.close()
