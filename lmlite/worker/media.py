@@ -29,7 +29,7 @@ class UnreadableImage(Exception):
 
 @dataclass(frozen=True, eq=False)
 class InputChunk:
-    """What of a picture is encoded and read at once; a picture cut into tiles has several."""
+    """A part of a picture that is encoded and read at once; large pictures may have several."""
 
     pointer: Any
     owner: "_Owner"  # of what the pointer points to
@@ -126,7 +126,7 @@ class MediaEncoder:
         ).bitmap
 
     def _from_webp(self, data: bytes) -> Any:
-        """That of a WebP file, which libmtmd cannot read."""
+        """The bitmap of a WebP file, which libmtmd itself cannot read; None when it is damaged."""
         width, height = ctypes.c_int32(), ctypes.c_int32()
         pixels = self._bridge.lml_webp_decode(data, len(data), width, height)
         if not pixels:
@@ -154,7 +154,7 @@ class MediaEncoder:
         return bool(code == 0)
 
     def _embeddings(self, chunk: InputChunk) -> Any:
-        """Its vectors, encoded unless they are kept: float[n_tokens * n_embd]."""
+        """A chunk's vectors, encoded unless they are kept: float[n_tokens * n_embd]."""
         if chunk.key in self._kept:
             self._kept.move_to_end(chunk.key)
             return self._kept[chunk.key]

@@ -64,7 +64,7 @@ class Preparer:
         self._encoder, self._n_batch = encoder, n_batch
 
     def prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
-        """What the engine is to run. Raises ApiError: all that a client can get wrong."""
+        """What the engine runs for a request. Raises ApiError for what a client did wrong."""
         if isinstance(request, Embed):
             return self._embed(request)
         template = self._template
@@ -127,7 +127,7 @@ class Preparer:
         return found
 
     def _picture(self, image: Image, known: dict[int, Picture]) -> Picture:
-        """It is read once, however often its conversation is rendered."""
+        """An image as a picture; read only once, though a conversation may be rendered often."""
         if self._encoder is None:  # the server refuses them; a worker has other callers too
             raise Unsupported("this model takes no images", param=image.path)
         if id(image) not in known:
@@ -180,7 +180,7 @@ class Preparer:
     def _tokens(
         self, prompt: Prompt, param: str, remark: str = "", *, is_whole: bool = False
     ) -> list[int]:
-        """Tokens of a prompt that the client owns: its text may spell control tokens."""
+        """Tokens of a prompt without a template: its text may spell control tokens."""
         if isinstance(prompt, str):
             self._check_bytes(prompt, param, remark)
             tokens = self._model.vocab.tokenize(

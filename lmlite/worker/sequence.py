@@ -85,7 +85,7 @@ class Sequence:
     def n_next(self) -> int:
         """Tokens that may be read at once: up to the next checkpoint or picture, or all pending.
 
-        0 if a picture is next: it is no text.
+        0 if a picture is next, which is read by itself.
         """
         n_held = self.n_held
         end = self.checkpoints_at[0] if self.checkpoints_at else len(self.tokens)
@@ -103,7 +103,7 @@ class Sequence:
 
     @property
     def reusable(self) -> list[int]:
-        """Tokens that may come from memory, and one more: the last one's logits are needed."""
+        """Tokens that may come from memory, except the last one, whose logits are needed."""
         return self.tokens[:1] if self.wants_prompt_logprobs else self.tokens
 
     def n_cells(self, n_tokens: int) -> int:
@@ -174,7 +174,7 @@ class Sequence:
         return [Queued(self.request_id, self.index, n_ahead)]
 
     def started(self, closest: list[int], vocab: Vocab) -> Started:
-        """When it is first admitted; `closest` has most in common with it of all in memory."""
+        """When it is first admitted; `closest` are the tokens in memory most like its prompt."""
 
         def spell(token: int) -> str:
             piece = vocab.piece(token, special=True) if token >= 0 else b"<image>"

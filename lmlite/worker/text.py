@@ -68,9 +68,9 @@ class TextStream:
         return self.stop_string is not None
 
     def take_logprobs(self) -> tuple[TokenLogprob, ...]:
-        """Those of tokens whose whole text is released, each once.
+        """Log-probabilities of tokens whose whole text is released, each once.
 
-        At the end: those of all other tokens, except tokens behind a stop string.
+        After `finish`: also those of all other tokens, except tokens behind a stop string.
         """
         taken = []
         while self._logprobs:

@@ -68,7 +68,7 @@ class Memory:
         )
 
     def assign(self, place: Place, tokens: list[int]) -> int:
-        """Gives the lane to a prompt, with the longest beginning there is; how many tokens."""
+        """Gives the lane to a prompt, with the longest beginning there is. Returns its length."""
         lane = place.lane
         self._park_idle(place)
         n_tokens = self._restored(place, tokens) or self._taken(place)
@@ -78,7 +78,7 @@ class Memory:
         return n_tokens
 
     def _taken(self, place: Place) -> int:
-        """From a lane: its own, or another one, with which it then shares cells."""
+        """Starts from its own lane, or from another one, with which it then shares cells."""
         lane, source, n_tokens = place.lane, place.source, place.n_tokens
         # Trying to restore a checkpoint may have evicted the source.
         if not 0 < n_tokens <= len(source.tokens):
@@ -95,7 +95,7 @@ class Memory:
         return n_tokens
 
     def _restored(self, place: Place, tokens: list[int]) -> int:
-        """From a checkpoint, if one holds clearly more than any lane."""
+        """Starts from a checkpoint, if one holds clearly more than any lane."""
         lane, n_free = place.lane, self.n_max - self.n_cells()[0]
         for store in self._stores:
             n_tokens, checkpoint = store.best(tokens, self._can_cut)
@@ -168,7 +168,7 @@ class Memory:
                 self._park(lane, self._parked)
 
     def _park(self, lane: Lane, parked: ParkedLanes) -> None:
-        """Only into free room: free cells are worth less than another parked lane."""
+        """Parks a lane if there is free room: a parked lane is worth more than free cells."""
         n_known, _ = parked.best(lane.tokens, self._can_cut)
         if len(lane.tokens) - n_known > MIN_PARKED:
             if not parked.has_room(self._context.n_state_bytes(lane.seq_id)):
