@@ -1,8 +1,8 @@
 """A completion's text -> content, reasoning and tool calls, as its chat template writes them.
 
-llama.cpp's `common` knows which tags a model puts around a thought or a call, for every template
-that it can read. An Answer hands it the text as it grows, and says what that adds. Belongs to the
-engine thread, after the reader's thread has made it.
+llama.cpp's `common` library finds out from a chat template which tags the model puts around a
+thought or a call. An Answer passes the growing text to this library and returns what each piece
+adds. The reader's thread creates an Answer; after that it belongs to the engine thread.
 """
 
 import ctypes
@@ -17,22 +17,22 @@ from lmlite.worker.llama.capi import take_fault, take_text
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What rendering a prompt tells of the answer to it."""
+    """The form of the answer to a prompt, as the bridge reports it when it renders the prompt."""
 
     reply: bytes  # the bridge's reply, for lml_answer_init and lml_grammar_init
-    grammar: str  # GBNF, "" for none
-    grammar_waits: bool  # for a trigger, such as a tool call's opening tag
-    opening: str  # the end of the prompt, where the answer's turn begins
+    grammar: str  # GBNF; "" if the answer is free
+    grammar_waits: bool  # applies only after a trigger, such as a tool call's opening tag
+    opening: str  # the end of the prompt that belongs to the answer's turn
     separates: bool  # thoughts are kept out of the content
-    thinking_start: str  # "" for a template that has no thoughts
+    thinking_start: str  # the opening tag; "" if the template has no thoughts
     thinking_ends: tuple[str, ...]
-    preserved: frozenset[int]  # control tokens that are text here
-    one_call: bool  # further calls are dropped
+    preserved: frozenset[int]  # control tokens that count as text in this answer
+    one_call: bool  # calls after the first are dropped
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a piece of text adds to a message."""
+    """The content, reasoning and calls that a piece of text adds to a message."""
 
     content: str = ""
     reasoning: str = ""
@@ -43,7 +43,7 @@ class Answer:
     """One message, read from the text of a completion."""
 
     def __init__(self, lib: Any, form: Form) -> None:
-        """Raises ValueError when the library cannot read its own parser."""
+        """Raises ValueError if the library cannot load the parser in the form's `reply`."""
         self._lib = lib
         error = ctypes.c_void_p()
         self._pointer = lib.lml_answer_init(form.reply, ctypes.byref(error))
@@ -51,14 +51,14 @@ class Answer:
             raise ValueError(f"the answer's form cannot be read: {take_fault(lib, error)}")
         self.form = form
         self._call_ids: list[str] = []
-        self.call_done = False  # the one call that it may make is complete
-        self.is_plain: bool = lib.lml_answer_is_plain(self._pointer)  # all of it is content
+        self.call_done = False  # with form.one_call: the only allowed call is complete
+        self.is_plain: bool = lib.lml_answer_is_plain(self._pointer)  # all text is content
         self.has_thought = False  # a thought has begun
-        self.has_begun = False  # something else than a thought has
+        self.has_begun = False  # content or a call has begun
         self.is_thinking = False
-        self._recent = ""  # the end of the text, in which a tag may have begun
+        self._recent = ""  # the end of the text, which may hold the beginning of a tag
         self._follow_thoughts(form.opening)
-        self._recent, self.has_begun = "", False  # the opening is not the answer's own text
+        self._recent, self.has_begun = "", False  # the opening is part of the prompt
 
     def close(self) -> None:
         """Frees the parser."""
@@ -70,7 +70,7 @@ class Answer:
         return bool(self._call_ids)
 
     def push(self, text: str) -> Part | None:
-        """What more text adds; None for nothing yet."""
+        """Takes more text. Returns what it adds, or None if that is not known yet."""
         data = text.encode()
         found = self._read(self._lib.lml_answer_push(self._pointer, data, len(data)))
         part = self._part(found) if found else None
@@ -78,11 +78,11 @@ class Answer:
         return part
 
     def finish(self, *, is_whole: bool) -> Part | None:
-        """What was still unclear at the end of the text. `is_whole`: the model has ended it."""
+        """Returns what `push` has held back. `is_whole`: the model itself has ended the text."""
         found = self._read(self._lib.lml_answer_finish(self._pointer, is_whole))
         if found is None:
             return None
-        if "error" in found:  # text that is not in the form is content like any other
+        if "error" in found:  # the text does not match the form: treat it as content
             found = {"content": self._rest(found.get("text", ""), found.get("content", ""))}
         return self._part(found)
 
@@ -108,7 +108,7 @@ class Answer:
         return CallDelta(number, found["arguments"], self._call_ids[-1], found["name"])
 
     def _rest(self, text: str, content: str) -> str:
-        """What the text has behind its thoughts and the content that was sent."""
+        """The part of the text after its thoughts and after the content already sent."""
         if self.has_calls:
             return ""
         for end in self.form.thinking_ends:
@@ -116,7 +116,7 @@ class Answer:
         return text[len(content) :] if text.startswith(content) else ""
 
     def _follow_thoughts(self, text: str) -> None:
-        """Follows the tags around thoughts, until something else has begun."""
+        """Follows the tags around thoughts, until content or a call has begun."""
         start, ends = self.form.thinking_start, self.form.thinking_ends
         if not start or not ends:
             return

@@ -1,9 +1,9 @@
 """Finds out which steps of `rearrangement.py` a chat template needs to keep all texts.
 
-The template is asked: a conversation of the same shape, with a placeholder for each text, is
-rendered, and the placeholders are looked for. Thoughts have none, as many templates drop earlier
-ones on purpose. The result holds for all conversations of that shape, so that the usual request is
-rendered once. Belongs to the reader's thread.
+To find out, it renders a conversation of the same shape in which each text is a placeholder, and
+looks for the placeholders in the prompt. Thoughts have no placeholders because many templates drop
+earlier thoughts on purpose. The result is remembered for all conversations of that shape, so that
+a usual request is rendered only once. Belongs to the reader's thread.
 """
 
 import re
@@ -26,8 +26,8 @@ from lmlite.worker.chat.tools import PROBE, PROBE_NAME
 Json = dict[str, Any]
 Steps = tuple[Step, ...]
 
-MAX_SHAPES = 1024  # whose steps are remembered
-# Placeholders, which are in no template, and not a part of each other.
+MAX_SHAPES = 1024  # shapes for which the steps are remembered
+# Placeholders. No template contains one, and no placeholder is part of another.
 _TEXT, _CALL = "qzjtext{:06d}", "qzjcall{:06d}n{:06d}"
 _PLACEHOLDER = re.compile(r"qzj(?:text\d{6}|call\d{6}n\d{6})")
 _SHORT_ID = re.compile("[A-Za-z0-9]{9}")
@@ -35,7 +35,7 @@ _ATTEMPTS: tuple[Steps, ...] = tuple(STEPS[:n] for n in range(1, len(STEPS) + 1)
 
 
 class Lost(NamedTuple):
-    """How much of a conversation is not in the prompt; smaller is better."""
+    """How many texts and calls of a conversation are missing in the prompt; smaller is better."""
 
     texts: int
     calls: int
@@ -45,12 +45,12 @@ class Arranger:
     """The steps that one template needs, by the shape of a conversation."""
 
     def __init__(self, render: Callable[[Json], str]) -> None:
-        """`render` makes the prompt of a request. It raises BadRequest when it refuses."""
+        """`render` makes the prompt of a request. It raises BadRequest if the template refuses."""
         self._render = render
         self._found: OrderedDict[int, Steps] = OrderedDict()  # by shape, last used last
 
     def arrangements(self, request: Json) -> Iterator[Messages]:
-        """The request's messages as its template takes them; then others, should it refuse."""
+        """Yields arrangements of the messages to try in order, the most promising first."""
         tried: list[Messages] = []
         for steps in chain([self._steps(request)], _ATTEMPTS):
             messages = rearranged(request["messages"], steps)
@@ -68,7 +68,7 @@ class Arranger:
         return self._found[shape]
 
     def _find(self, probe: Json) -> Steps:
-        """The fewest steps that lose the least."""
+        """The fewest steps among those with which the template loses the least."""
         best: Steps = ()
         least, before = self._lost(probe, best), probe["messages"]
         for steps in _ATTEMPTS:
@@ -89,7 +89,7 @@ class Arranger:
         return best
 
     def _lost(self, probe: Json, steps: Steps) -> Lost | None:
-        """What these steps lose; None: the template refuses."""
+        """What the prompt lacks after these steps; None if the template refuses the messages."""
         messages = probe["messages"]
         try:
             prompt = self._render(probe | {"messages": rearranged(messages, steps)})
@@ -103,10 +103,10 @@ class Arranger:
 
 
 def shape_of(request: Json) -> int:
-    """A hash of the kinds of messages that follow each other, three at a time.
+    """A hash of the set of all sequences of three consecutive kinds of messages.
 
-    A template's opinion of a conversation depends on that. One that goes on as before keeps its
-    shape.
+    Whether a template accepts a conversation depends on this. A conversation that continues in
+    the same pattern keeps its shape.
     """
     kinds = ["", "", *map(_kind, request["messages"]), "", ""]
     threes = frozenset(zip(kinds, kinds[1:], kinds[2:], strict=False))
@@ -114,16 +114,16 @@ def shape_of(request: Json) -> int:
 
 
 def without_repetition(messages: Messages) -> Messages:
-    """A shorter conversation of the same shape: long ones repeat themselves."""
+    """A shorter conversation of the same shape, without turns that repeat a pattern."""
     kept: Messages = []
     kinds = ["", ""]
     seen: set[tuple[str, ...]] = set()
-    ends: dict[tuple[str, ...], int] = {}  # of pairs, since the last new three
+    ends: dict[tuple[str, ...], int] = {}  # last place of each pair since the last new three
     for message in messages:
         kept.append(message)
         kinds.append(_kind(message))
         three = tuple(kinds[-3:])
-        # Not between a call and its result.
+        # Never cut between a call and its result.
         if message["role"] == "tool" or (len(kept) > 1 and "tool_calls" in kept[-2]):
             ends = ends if three in seen else {}
         elif three in seen and three[1:] in ends:
@@ -153,7 +153,7 @@ def _kind(message: Json) -> str:
 
 
 def _probe_of(request: Json) -> Json:
-    """A request of the same shape, in which each text, and each call, is a placeholder."""
+    """A request of the same shape, in which each text and each call is a placeholder."""
     messages = without_repetition(request["messages"])
     probe: Json = {"messages": [_probed(i, each) for i, each in enumerate(messages)]}
     return probe | {"tools": PROBE["tools"], "tool_choice": "auto"} if "tools" in request else probe

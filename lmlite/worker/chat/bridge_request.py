@@ -1,4 +1,4 @@
-"""Messages and options -> a request to the bridge, in OpenAI's form. Pure."""
+"""Messages and options -> a request to the native bridge, in OpenAI's form. Pure."""
 
 from collections.abc import Sequence
 from itertools import compress
@@ -10,7 +10,7 @@ Json = dict[str, Any]
 
 
 def request_of(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
-    """The request, as lml_chat_render takes it (native/bridge.h)."""
+    """The request in the format that lml_chat_render takes (native/bridge.h)."""
     request: Json = {
         "messages": [_message_json(message) for message in messages],
         "enable_thinking": options.thinks,
@@ -29,7 +29,7 @@ def request_of(messages: Sequence[ChatMessage], options: ChatOptions) -> Json:
 
 
 def with_pictures(request: Json, messages: Sequence[ChatMessage], marker: str) -> Json:
-    """The request with a number between two markers in its contents for each picture."""
+    """The request with each picture's number, between two markers, at its place in the content."""
     if not any(message.images for message in messages):
         return request
     shown, number = [], 0
@@ -43,7 +43,7 @@ def with_pictures(request: Json, messages: Sequence[ChatMessage], marker: str) -
 
 
 def narrowed(request: Json, options: ChatOptions | None) -> Json:
-    """The request with only the tools that may be called."""
+    """The request with only those tools that the options allow to call."""
     if options is None or not options.tool_names:
         return request
     is_wanted = [tool["function"]["name"] in options.tool_names for tool in request["tools"]]

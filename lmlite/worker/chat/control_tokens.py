@@ -1,13 +1,13 @@
-"""Keeps a client's text from becoming control tokens. Pure: strings in, strings out.
+"""Prevents a client's text from becoming control tokens. Pure: strings in, strings out.
 
-A template writes control tokens as text, so its prompt is tokenized with control tokens parsed.
-A user who types `<|im_end|>` would then end the turn. So a marker, a character that occurs nowhere
-else, goes into each control token that a client's text spells, and to each end of a text where
-other text could complete one. The template renders the marked texts, and the prompt is cut at
-those markers that keep a control token apart.
+A template writes control tokens as text, so the tokenizer must parse control tokens in the prompt.
+Then a user who types `<|im_end|>` would end the turn. To prevent this, a marker is inserted into
+each control token that a client's text spells, and at each end of a text that other text could
+complete to a control token. A marker is a character that occurs nowhere else. The template renders
+the marked texts. Then the prompt is cut at each marker that is inside a control token.
 
-A template may trim a text, cut it, take words out of it, change its case, or read it as JSON.
-Whatever could be an end after that gets a marker. Markers that are not needed do no harm.
+A template may trim a text, cut it, remove words, change its case, or read it as JSON. Each place
+that could become an end of a text in this way gets a marker. Unneeded markers do no harm.
 """
 
 import json
@@ -21,14 +21,14 @@ from typing import Any
 
 Json = dict[str, Any]
 
-# Words that templates compare, by the field that has them: no client chooses them freely.
+# Fixed values of the API, by field. Templates compare them, so they get no markers.
 _API_WORDS: dict[str, Sequence[str]] = {
     "role": ("system", "user", "assistant", "tool"),
     "type": ("function", "string", "number", "integer", "boolean", "object", "array", "null"),
     "tool_choice": ("auto", "none", "required"),
     "reasoning_effort": ("none", "minimal", "low", "medium", "high", "xhigh", "max"),
 }
-# Names in JSON schemas: a marker would hide such a field from the template.
+# Names in JSON schemas. They get no markers, so that templates still find these fields.
 _SCHEMA_NAMES = frozenset(
     ("type", "description", "properties", "required", "items", "enum", "additionalProperties",
      "anyOf", "oneOf", "allOf", "default", "title", "format", "nullable", "examples", "$ref",
@@ -41,16 +41,16 @@ _CUT = re.compile(rf"(?:split|partition|replace|strip)\(\s*(?:{_QUOTED}|([A-Za-z
 _ENDS_WRITTEN = re.compile(r"""\s*(?:['"]|\{[{%#])""")
 _JSON_STRING = re.compile(r'"((?:[^"\\]|\\.)+)"', re.DOTALL)
 _JSON_LETTER = re.compile(r"\\u([0-9a-fA-F]{4})|\\(.)|(.)", re.DOTALL)
-# llama.cpp's Jinja changes the case of these letters only.
+# llama.cpp's Jinja changes the case of ASCII letters only.
 _LOWER = {upper: upper + 32 for upper in range(ord("A"), ord("Z") + 1)}
 
 
 class ControlTokens:
-    """The control tokens of a vocabulary, and what a template could make of parts of them."""
+    """Inserts markers for the control tokens of one vocabulary and one chat template."""
 
     def __init__(self, texts: Sequence[str], source: str = "") -> None:
-        """`texts` are the spellings of the tokens, `source` is that of the template."""
-        # A token of one character cannot be cut; no known model has one that is printable.
+        """`texts`: the spellings of the control tokens. `source`: the template's source."""
+        # A token of one character cannot be cut. No known model has a printable one.
         exact = [text for text in texts if len(text) > 1]
         lower = {_lower(text) for text in exact}
         self._exact, self._lower = _by_first_letter(exact), _by_first_letter(lower)
@@ -65,8 +65,8 @@ class ControlTokens:
         """The request with markers in every text and name that the client chose."""
         marked = {key: self._marked(value, marker, key) for key, value in request.items()}
         if "schemas" in request:
-            marked["schemas"] = request["schemas"]  # no model reads them
-        if "kwargs" in request:  # variables of the template, which cannot write their names
+            marked["schemas"] = request["schemas"]  # for the grammar only, not in the prompt
+        if "kwargs" in request:  # variables; a template cannot write the name of a variable
             marked["kwargs"] = {
                 name: self._marked(value, marker, name, _NO_NAMES)
                 for name, value in request["kwargs"].items()
@@ -74,14 +74,14 @@ class ControlTokens:
         return marked
 
     def marked(self, text: str, marker: str) -> str:
-        """The text with markers in control tokens, and at ends that could be completed to one.
+        """The text with markers in its control tokens and at ends that could become part of one.
 
         >>> ControlTokens(["<|end|>"]).marked("a <|end|> b <|en ", "~")
         'a <~|end|> b <|en~ '
         """
         places = self._places(text)
         if text.lstrip()[:1] in ('"', "{", "["):
-            places |= self._places_in_strings(text)  # llama.cpp reads some contents as JSON
+            places |= self._places_in_strings(text)  # llama.cpp may parse such a content as JSON
         return _inserted(text, places, marker)
 
     def marked_json(self, text: str, marker: str) -> str:
@@ -93,7 +93,7 @@ class ControlTokens:
         return _inserted(text, self._places_in_strings(text), marker)
 
     def parts(self, prompt: str, marker: str) -> list[str]:
-        """The prompt, cut at those markers that keep a control token from being spelled.
+        """The prompt without markers, cut at those markers that are inside a control token.
 
         >>> ControlTokens(["<|end|>"]).parts("a~ <~|end|>", "~")
         ['a <', '|end|>']
@@ -110,9 +110,9 @@ class ControlTokens:
     def _marked(
         self, value: Any, marker: str, key: str, names: frozenset[str] | None = None
     ) -> Any:
-        """A JSON value with markers. `key` is its name in an object.
+        """A JSON value with markers. `key` is the value's name in its object.
 
-        `names` are those that the client did not choose in that object; None: all of them.
+        `names`: names in that object that the client did not choose; None: all names.
         """
         if isinstance(value, list):
             return [self._marked(item, marker, key, names) for item in value]
@@ -143,9 +143,9 @@ class ControlTokens:
         return places
 
     def _places(self, text: str) -> set[int]:
-        """Where markers go: in front of the second character of a token, and at ends."""
+        """Places for markers: before the second character of each token, and at open ends."""
         letters = _lower(text)
-        begins: Sequence[int] = range(len(text) + 1)  # of these letters, in the text
+        begins: Sequence[int] = range(len(text) + 1)  # the place of each letter in the text
         places: set[int] = set()
         while True:
             found = {begin + 1 for begin, _ in _found(letters, self._lower)}
@@ -157,19 +157,19 @@ class ControlTokens:
             places |= {begins[place] for place in found}
             if not cuts:
                 return places
-            # What is left without those words may spell a token, or such a word again.
+            # After the template has removed those words, the rest may spell a token or a word.
             letters = "".join(letters[begin:end] for begin, end in kept)
             begins = [*(begins[i] for begin, end in kept for i in range(begin, end)), begins[-1]]
 
     def _open_ends(self, text: str, begin: int, end: int) -> Iterator[int]:
-        """The ends of this piece, trimmed or not, at which more text could complete a token."""
+        """The ends of a piece, trimmed or not, where adjacent text could complete a token."""
         piece = text[begin:end]
         bare_begin = begin + len(piece) - len(piece.lstrip())
         bare_end = max(bare_begin, begin + len(piece.rstrip()))
         for first, last in {(begin, end), (bare_begin, bare_end)}:
             if first == last:
-                continue  # a template may ask whether there is a text at all
-            lengths = range(1, min(self._longest, last - first + 1))  # of parts of tokens
+                continue  # stays empty: a template may test whether a text is empty
+            lengths = range(1, min(self._longest, last - first + 1))  # possible parts of tokens
             if any(text[first : first + n] in self._endings for n in lengths) or (
                 len(lengths) == last - first
                 and any(text[first:last] in rest for rest in self._completed)
@@ -180,7 +180,7 @@ class ControlTokens:
 
 
 def _names_below(key: str, names: frozenset[str] | None) -> frozenset[str] | None:
-    """The names that the client did not choose in the object that is called `key`."""
+    """The names that the client did not choose in the object under `key`; see `_marked`."""
     if names is None and key not in ("parameters", "json_schema"):
         return None
     return _NO_NAMES if names is _SCHEMA_NAMES and key in ("properties", "$defs") else _SCHEMA_NAMES
@@ -200,8 +200,8 @@ def _by_first_letter(tokens: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _found(text: str, tokens: dict[str, list[str]]) -> Iterator[tuple[int, int]]:
-    """(begin, end) of each spelling of each token, also of those that overlap."""
-    # Most texts have none of the few letters that tokens begin with.
+    """(begin, end) of each occurrence of each token, including overlapping ones."""
+    # Fast path: tokens begin with few different letters, and most texts contain none of these.
     for token in (each for first in tokens if first in text for each in tokens[first]):
         begin = text.find(token)
         while begin >= 0:
@@ -210,14 +210,14 @@ def _found(text: str, tokens: dict[str, list[str]]) -> Iterator[tuple[int, int]]
 
 
 def _json_letters(string: str) -> tuple[str, list[int]]:
-    """What a JSON string says, and where in it each letter begins (and the string ends)."""
+    """The decoded letters of a JSON string, and the place of each letter and of the end."""
     found = list(_JSON_LETTER.finditer(string))
     letters = "".join(chr(int(m[1], 16)) if m[1] else m[2] or m[3] for m in found)
     return letters, [*(m.start() for m in found), len(string)]
 
 
 def _cut_words(source: str) -> set[str]:
-    """The words at which a template cuts texts, or which it takes out of them."""
+    """The words at which a template splits texts, or which it removes from them."""
     words: set[str] = set()
     for single, double, name in _CUT.findall(source):
         words.add(single or double)
@@ -228,9 +228,9 @@ def _cut_words(source: str) -> set[str]:
 
 
 def _completed_by(source: str, tokens: Iterable[str], beginnings: set[str]) -> set[str]:
-    """The rests of tokens whose beginnings the template writes in front of something else.
+    """The ends of tokens for which the template itself writes the beginning.
 
-    A template that writes '<' + name + '>' makes the token <think> of the name think.
+    For example, a template that writes '<' + name + '>' turns the name `think` into <think>.
     """
     longest = max(map(len, beginnings), default=0)
     written: set[str] = set()

@@ -1,7 +1,7 @@
 """Ways to rewrite a conversation for chat templates that refuse it as it is. Pure.
 
-Each step takes messages in OpenAI's form and returns others that say the same. `arranger.py` finds
-out which steps a template needs.
+Each step takes messages in OpenAI's form and returns messages with the same meaning. `arranger.py`
+finds out which steps a template needs.
 """
 
 import json
@@ -19,7 +19,7 @@ Step = Callable[[Messages], Messages]
 
 
 def repair_arguments(messages: Messages) -> Messages:
-    """Arguments that are not a JSON object, as of a call that was cut short, become `{}`."""
+    """Replaces arguments that are not a JSON object (the call was cut short) with `{}`."""
 
     def repaired(call: Json) -> Json:
         function = call["function"]
@@ -30,7 +30,7 @@ def repair_arguments(messages: Messages) -> Messages:
 
 
 def shorten_ids(messages: Messages) -> Messages:
-    """Ids of calls get nine letters and digits: Mistral's templates take no others."""
+    """Replaces ids of calls with nine letters and digits, as Mistral's templates require."""
     short: dict[str, str] = {}
 
     def renamed(body: Json, key: str) -> Json:
@@ -67,19 +67,19 @@ def _with_calls(message: Json, change: Callable[[Json], Json]) -> Json:
 
 
 def join_leading_systems(messages: Messages) -> Messages:
-    """The system messages at the beginning become one."""
+    """Joins the system messages at the beginning into one."""
     n = _n_leading_systems(messages)
     return [_joined(messages[:n]), *messages[n:]] if n > 1 else messages
 
 
 def move_later_systems(messages: Messages) -> Messages:
-    """Later system messages go into the user message that follows."""
+    """Moves later system messages into the user message that follows."""
     n = _n_leading_systems(messages)
     return messages[:n] + move_all_systems(messages[n:])
 
 
 def move_all_systems(messages: Messages) -> Messages:
-    """System messages go into the next user message, or become one if none follows."""
+    """Moves system messages into the next user message; makes them one if none follows."""
     n_asked = max((i for i, each in enumerate(messages) if each["role"] == "user"), default=-1)
     moved: Messages = []
     held: Messages = []
@@ -104,8 +104,8 @@ def _n_leading_systems(messages: Messages) -> int:
 
 
 def move_results(messages: Messages) -> Messages:
-    """Each result goes behind the message with its call."""
-    caller: dict[str, int] = {}  # the last message with a call of this id
+    """Moves each result to the place after the message with its call."""
+    caller: dict[str, int] = {}  # call id -> index of the last message with that call
     results: dict[int, Messages] = {}
     others: list[tuple[int, Json]] = []
     for i, message in enumerate(messages):
@@ -118,14 +118,14 @@ def move_results(messages: Messages) -> Messages:
 
 
 def drop_thoughts(messages: Messages) -> Messages:
-    """No message has reasoning."""
+    """Removes the reasoning from all messages."""
     return [
         {key: message[key] for key in message if key != "reasoning_content"} for message in messages
     ]
 
 
 def orphans_to_text(messages: Messages) -> Messages:
-    """Results that follow no call become user messages."""
+    """Turns results that do not follow a call into user messages."""
     texts: Messages = []
     follows_call = False
     for message in messages:
@@ -138,7 +138,7 @@ def orphans_to_text(messages: Messages) -> Messages:
 
 
 def split_calls(messages: Messages) -> Messages:
-    """A message has one call, and its results follow."""
+    """Splits a message with several calls: one message for each call, followed by its results."""
     split: Messages = []
     begins = [i for i, each in enumerate(messages) if i == 0 or each["role"] != "tool"]
     for begin, end in pairwise([*begins, len(messages)]):
@@ -148,7 +148,7 @@ def split_calls(messages: Messages) -> Messages:
 
 
 def _split(messages: Messages) -> Iterator[Json]:
-    """A message for each call of the first one, with those of the others that are its results."""
+    """A message for each call of the first message, each followed by the results of that call."""
     first, *results = messages
     by_id: dict[str | None, Messages] = {}
     for result in results:
@@ -163,7 +163,7 @@ def _split(messages: Messages) -> Iterator[Json]:
 
 
 def split_texts(messages: Messages) -> Messages:
-    """A text that came with a call becomes a message of its own, before it."""
+    """Moves a text that came with a call into a message of its own before the call."""
     split: Messages = []
     for message in messages:
         if "tool_calls" in message and message["content"]:
@@ -174,12 +174,12 @@ def split_texts(messages: Messages) -> Messages:
 
 
 def calls_to_text(messages: Messages) -> Messages:
-    """Calls become text of the assistant."""
+    """Turns calls into text of the assistant."""
     return [_calls_text(each) if "tool_calls" in each else each for each in messages]
 
 
 def results_to_text(messages: Messages) -> Messages:
-    """Results become user messages; those that follow each other become one."""
+    """Turns results into user messages; consecutive results become one message."""
     texts: Messages = []
     for turns in _neighbours(messages):
         texts += [_results_text(turns)] if turns[0]["role"] == "tool" else turns
@@ -206,7 +206,7 @@ def _results_text(messages: Iterable[Json]) -> Json:
 
 
 def join_neighbours(messages: Messages) -> Messages:
-    """Texts of one role that follow each other become one."""
+    """Joins consecutive messages of one role. Calls and results stay as they are."""
     joined: Messages = []
     for turns in _neighbours(messages):
         stay = turns[0]["role"] == "tool" or "tool_calls" in turns[0]
@@ -215,7 +215,7 @@ def join_neighbours(messages: Messages) -> Messages:
 
 
 def alternate(messages: Messages) -> Messages:
-    """User and assistant take turns, the user first; empty messages fill the gaps.
+    """Makes user and assistant take turns, the user first; empty messages fill the gaps.
 
     A message with calls does not count as a turn of the assistant.
     """
@@ -235,13 +235,13 @@ def alternate(messages: Messages) -> Messages:
 
 
 def _neighbours(messages: Messages) -> Iterator[Messages]:
-    """Messages of one role that follow each other, those with calls apart."""
+    """Groups consecutive messages of one role; messages with calls form groups of their own."""
     for _, turns in groupby(messages, lambda each: (each["role"], "tool_calls" in each)):
         yield list(turns)
 
 
 def _joined(messages: Messages) -> Json:
-    """One message with the texts, and the reasoning, of several of one role."""
+    """One message with the texts and the reasoning of several messages of one role."""
     if len(messages) == 1:
         return messages[0]
     joined = messages[0] | {"content": _text(each["content"] for each in messages)}
@@ -255,7 +255,7 @@ def _text(texts: Iterable[str]) -> str:
 
 # ---- all of them -----------------------------------------------------------------------------
 
-# Those that change least come first, and those that turn calls into text last.
+# Steps that change little come first; steps that turn calls into text come last.
 STEPS: tuple[Step, ...] = (
     repair_arguments,
     shorten_ids,
@@ -273,11 +273,11 @@ STEPS: tuple[Step, ...] = (
     results_to_text,
 )
 TO_TEXT: tuple[Step, ...] = (calls_to_text, results_to_text)
-_LAST: tuple[Step, ...] = (join_neighbours, alternate)  # the others change the roles
+_LAST: tuple[Step, ...] = (join_neighbours, alternate)  # because the other steps change roles
 
 
 def rearranged(messages: Messages, steps: Sequence[Step]) -> Messages:
-    """The messages after some of the STEPS, each after those that have to come before it."""
+    """The messages after some of the STEPS, applied in an order that works."""
     for step in sorted(steps, key=_LAST.__contains__):
         messages = step(messages)
     return messages

@@ -1,9 +1,9 @@
-"""One chat template in llama.cpp's Jinja: the bridge's requests in, its replies out.
+"""Renders one chat template with llama.cpp's Jinja: passes requests to the bridge.
 
-A template is a program that comes with a model file, and llama.cpp runs it without bounds. So its
-memory and time are bounded here, for the calling thread alone: what it allocates beyond them fails
-with an error that the library reports. A call that does not even allocate is ended with its
-process, and the server sees a worker that died.
+A template is a program that comes with a model file, and llama.cpp runs it without limits. So its
+memory and time are limited here, for the calling thread only. Beyond a limit, the next allocation
+fails with an error that the library reports. If a call runs too long without allocating, a timer
+ends the process, and the server sees that the worker has died.
 """
 
 import ctypes
@@ -20,10 +20,10 @@ from lmlite.worker.llama.model import Model
 
 Json = dict[str, Any]
 
-MAX_SECONDS = 10.0  # the slowest known takes a hundredth, for a context full of messages
-MAX_BYTES = 1 << 30  # beside what its thread has allocated already
-TIME_TO_REPORT = 0.5  # of MAX_SECONDS: to free what was allocated, before the process ends
-SCHEMAS = ("schemas", "json_schema")  # fields of which llama.cpp makes grammars
+MAX_SECONDS = 10.0  # the slowest known template takes 0.1 s for a context full of messages
+MAX_BYTES = 1 << 30  # in addition to what the thread has allocated before the call
+TIME_TO_REPORT = 0.5  # fraction of MAX_SECONDS: extra time to free memory and report the error
+SCHEMAS = ("schemas", "json_schema")  # fields from which llama.cpp makes grammars
 
 
 class TemplateError(Exception):
@@ -31,10 +31,10 @@ class TemplateError(Exception):
 
 
 class Renderer:
-    """A template that was read. Not thread-safe."""
+    """A template that llama.cpp has parsed. Not thread-safe."""
 
     def __init__(self, model: Model, source: str | None = None) -> None:
-        """The model's own template where there is no source. Raises TemplateError."""
+        """Parses `source`, or the model's own template without it. Raises TemplateError."""
         self._lib = model.lib
         error = ctypes.c_void_p()
         data = source.encode() if source else None
@@ -50,10 +50,10 @@ class Renderer:
         self._lib.lml_chat_free(self._pointer)
 
     def reply(self, request: Json, fields: tuple[str, ...] = SCHEMAS) -> Json:
-        """The prompt and what belongs to it (see lml_chat_render in native/bridge.h).
+        """The prompt, the form of its answer and more (see lml_chat_render in native/bridge.h).
 
-        `fields` have the schemas whose numbers are held to their bounds. Raises BadRequest with
-        the template's own words, or for a schema of which llama.cpp can make no grammar.
+        The grammar enforces bounds on numbers for the schemas in `fields`. Raises BadRequest with
+        the template's own words, or if llama.cpp cannot make a grammar from a schema.
         """
         asked, rules = with_marks(request, fields)
         data = json.dumps(asked).encode()
@@ -69,7 +69,7 @@ class Renderer:
 
 @contextmanager
 def _bounded(lib: Any) -> Iterator[None]:
-    """For one call of the library that runs a template. Not within another."""
+    """Limits the memory and time of the one library call in its block. Must not be nested."""
     lib.lml_bound_thread(MAX_BYTES, MAX_SECONDS)
     signal.setitimer(signal.ITIMER_REAL, MAX_SECONDS * (1 + TIME_TO_REPORT))  # ends the process
     try:
@@ -80,7 +80,7 @@ def _bounded(lib: Any) -> Iterator[None]:
 
 
 def _refusal(fault: str, request: Json) -> BadRequest:
-    """The client's error, for a fault that llama.cpp or the template has found."""
+    """The error for the client, from an error message of llama.cpp or of the template."""
     _, is_of_schema, words = fault.partition("JSON schema error ")
     if is_of_schema:
         param = "tools" if "tools" in request else "response_format"
@@ -90,7 +90,7 @@ def _refusal(fault: str, request: Json) -> BadRequest:
 
 
 def _own_words(error: str) -> str:
-    """What the template itself said, without llama.cpp's account of where it said it.
+    """The template's own message, without llama.cpp's text about the place of the error.
 
     >>> _own_words("While executing ... Error: Jinja Exception: roles must alternate")
     'roles must alternate'

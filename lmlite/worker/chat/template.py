@@ -41,7 +41,7 @@ from lmlite.worker.media import InputChunk, Picture
 
 Json = dict[str, Any]
 
-# For answers that begin with JSON, whatever the model's own template is.
+# A template that adds nothing: llama.cpp makes the grammar of plain JSON answers from it.
 _BARE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 MAX_UNREADABLE = 64
 _PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
@@ -49,7 +49,7 @@ _PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A prompt, and how the answer to it is read."""
+    """A prompt, and the form in which its answer is read."""
 
     prompt: "Tokens"
     stops: tuple[str, ...]  # strings at which this template's answers end
@@ -58,14 +58,14 @@ class Rendered:
 
 @dataclass(slots=True)
 class Tokens:
-    """The tokens of a prompt, and the pictures that stand in place of some."""
+    """The tokens of a prompt, and the pictures among them."""
 
     ids: list[int] = field(default_factory=list)
     chunks: dict[int, InputChunk] = field(default_factory=dict)  # by the index of their first id
 
     @property
     def n_tokens(self) -> int:
-        """Cells of memory that they take."""
+        """Cells of memory that the prompt takes."""
         extra = (chunk.n_tokens - chunk.n_positions for chunk in self.chunks.values())
         return len(self.ids) + sum(extra)
 
@@ -77,14 +77,14 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Markers:
-    """Characters that occur in no text of a request."""
+    """Characters that do not occur in the request or in the template."""
 
-    token: str  # keeps a control token from being spelled
-    picture: str  # stands before and behind the number of a picture
+    token: str  # splits control tokens in a client's text
+    picture: str  # comes before and after the number of a picture
 
 
 class ChatTemplate:
-    """The chat template of a loaded model, or the one that replaces it."""
+    """The chat template of a loaded model, or the user's replacement for it."""
 
     def __init__(self, model: Model, override: str | None = None) -> None:
         """Reads the template; ChatML for a model without one. Raises TemplateError."""
@@ -96,7 +96,7 @@ class ChatTemplate:
             self._own.close()
             raise
         self._control_tokens = ControlTokens(self._vocab.control_texts(), self._own.source)
-        self._unreadable = deque[int](maxlen=MAX_UNREADABLE)  # hashes of tools that it refused
+        self._unreadable = deque[int](maxlen=MAX_UNREADABLE)  # hashes of refused lists of tools
         self._arranger = Arranger(lambda request: str(self._own.reply(request)["prompt"]))
 
     def close(self) -> None:
@@ -112,8 +112,8 @@ class ChatTemplate:
     ) -> Rendered:
         """The prompt for these messages; `pictures` are their decoded images.
 
-        Raises BadRequest with the template's own words when it refuses every arrangement of the
-        messages, and for a tool or a schema of which llama.cpp can make no grammar.
+        Raises BadRequest with the template's own words if it refuses every arrangement of the
+        messages, or if llama.cpp cannot make a grammar from a tool or a schema.
         """
         request = request_of(messages, options or ChatOptions())
         markers = self._markers(request)
@@ -130,19 +130,19 @@ class ChatTemplate:
         return Rendered(prompt, tuple(plain["stops"]), self._form(found, one_call))
 
     def grammar_of(self, schema: Json) -> str:
-        """The grammar of a text that is JSON of this schema."""
+        """The GBNF grammar of JSON texts that match this schema."""
         reply = self._bare.reply({"messages": [EMPTY], "json_schema": schema})
         return without_fence(str(reply["grammar"]))
 
-    # ---- what the template takes -----------------------------------------------------------
+    # ---- requests that the template accepts ------------------------------------------------
 
     def adapted(self, request: Json) -> Json:
-        """The request with tools in words, if the template knows none."""
+        """The request, with its tools described in a message if the template ignores tools."""
         return in_words(request) if has_tools(request) and not self._knows_tools else request
 
     @cached_property
     def _knows_tools(self) -> bool:
-        """Whether the template tells its model of tools, and llama.cpp knows its form of a call."""
+        """Whether the template writes tools, and llama.cpp recognizes the form of its calls."""
         try:
             reply = self._own.reply(PROBE)
         except BadRequest:
@@ -152,9 +152,9 @@ class ChatTemplate:
     def accepted(
         self, request: Json, markers: Markers | None = None, pictures: Sequence[Picture] = ()
     ) -> tuple[Json, Tokens, Json | None]:
-        """The request as the template takes it, and what `prompt` makes of it.
+        """The first variant of the request that the template accepts, and its `prompt`.
 
-        Raises BadRequest with what the template said first.
+        Raises BadRequest with the first refusal if the template accepts no variant.
         """
         refusal: BadRequest | None = None
         for variant in self._variants(request):
@@ -170,7 +170,7 @@ class ChatTemplate:
         raise refusal
 
     def _variants(self, request: Json) -> Iterator[Json]:
-        """The request; if it is refused, with plain schemas of tools, then with tools in words."""
+        """The request as it is, then with plain tool schemas, then with tools in words."""
         if "tools" not in request:
             yield request
             return
@@ -179,7 +179,7 @@ class ChatTemplate:
             yield request
             self._unreadable.append(known)
         yield request | {"tools": plain_tools(request["tools"])}
-        self._unreadable.remove(known)  # plain tools are refused as well
+        self._unreadable.remove(known)  # plain tools are refused, too: the schemas are not at fault
         yield in_words(request)
 
     # ---- the prompt ------------------------------------------------------------------------
@@ -187,18 +187,18 @@ class ChatTemplate:
     def prompt(
         self, request: Json, markers: Markers | None = None, pictures: Sequence[Picture] = ()
     ) -> tuple[Tokens, Json | None]:
-        """The tokens of a prompt, and the reply to the request, if that was rendered as it is.
+        """The tokens of a prompt; and the reply, if the request was rendered without changes.
 
-        `markers` has the character that stands for the pictures in the request.
+        `markers` are those with which the request's pictures were marked.
         """
         markers = markers or self._markers(request)
         marked = self._control_tokens.marked_request(request, markers.token)
-        # A template may let its model read the schema of the answer: it stays as it is.
+        # A template may show the answer's schema to the model: do not change that schema.
         _, rules = with_marks(request, ("json_schema",))
         reply = self._own.reply(marked, ("schemas",))
         text = reply["prompt"]
         for marker in (markers.token, markers.picture):
-            text = text.replace(_escaped(marker), marker)  # as in JSON that is ASCII
+            text = text.replace(_escaped(marker), marker)  # the template may have written JSON
         tokens = self._tokens(text, markers, pictures)
         return tokens, reply if marked == request and not rules else None
 
@@ -221,7 +221,7 @@ class ChatTemplate:
         return tokens
 
     def _markers(self, request: Json) -> Markers:
-        # One search instead of one for each text: json.dumps leaves such characters as they are.
+        # One search in the JSON of the whole request is faster than one search for each text.
         used = self._own.source + json.dumps(request, ensure_ascii=False).lower()
         unused = (m for m in map(chr, _PRIVATE_USE) if m not in used and _escaped(m) not in used)
         found = tuple(itertools.islice(unused, 2))
@@ -232,9 +232,9 @@ class ChatTemplate:
     # ---- the form of the answer ------------------------------------------------------------
 
     def _calling(self, request: Json, adapted: Json, plain: Json) -> Json:
-        """The library's reply for an answer that may call tools, or must.
+        """The library's reply for an answer that may call tools or has to.
 
-        `adapted` is the request as the template gets it, and `plain` the reply to that.
+        `adapted` is the request that the template accepted, `plain` the reply to `adapted`.
         """
         formless = {key: request[key] for key in request if key != "json_schema"}
 
@@ -262,10 +262,10 @@ class ChatTemplate:
         return reply | {"grammar": grammar, "grammar_lazy": False, "triggers": []}
 
     def _reply_in_words(self, adapted: Json, plain: Json, request: Json) -> Json:
-        """The reply for calls in words, behind the opening that the template gives an answer."""
+        """The reply for calls that are text, after the opening that the template writes."""
         *others, last = adapted["messages"]
         messages = [EMPTY]
-        if last["role"] == "assistant":  # it is continued, and part of the opening
+        if last["role"] == "assistant":  # the answer continues this message
             plain = self._own.reply(adapted | {"messages": others or [EMPTY]})
             messages.append(last)
         opening = plain["generation_prompt"], plain["thinking_start"], plain["thinking_ends"]
@@ -273,7 +273,7 @@ class ChatTemplate:
             return form.reply(request | {"messages": messages})
 
     def _bare_reply(self, plain: Json, schema: Json) -> Json:
-        """The reply for a schema, where llama.cpp makes no grammar for the template."""
+        """The reply for a schema if llama.cpp makes no grammar for this template."""
         if plain["thinking_start"] and plain["thinking_start"] in plain["generation_prompt"]:
             raise BadRequest(
                 "the chat template of this model begins with thoughts, behind which llama.cpp "

@@ -1,11 +1,11 @@
-"""Tools for chat templates that cannot read their schemas, or know no tools at all. Pure.
+"""Tools for chat templates that cannot read their schemas or do not support tools. Pure.
 
-Templates look into schemas: they join the values of an enum, ask each property for its type, and
-write that in capitals. A template that meets a null there, or `true` in place of a schema, fails.
-`plain_tools` has schemas that all of them can read.
+Templates read schemas: they join the values of an enum, look up the type of each property, and
+write it in capitals. A template fails if it finds null there, or `true` in place of a schema.
+`plain_tools` makes schemas that every template can read.
 
-For a template that knows no tools, `in_words` makes text of them, of calls and of their results.
-llama.cpp learns from `form_template`, which no model reads, how a model then writes its calls.
+If a template does not support tools, `in_words` turns tools, calls and results into text. Then
+`form_template` shows llama.cpp how the model writes its calls; it never makes a prompt.
 """
 
 import json
@@ -18,7 +18,7 @@ from lmlite.worker.chat.rearrangement import calls_to_text, results_to_text
 Json = dict[str, Any]
 
 EMPTY: Json = {"role": "user", "content": ""}
-# A request that shows whether a template tells its model of a tool.
+# A request that shows whether a template writes tools into the prompt.
 PROBE_NAME = "probe_of_tools"
 _FUNCTION = {"name": PROBE_NAME, "description": "",
              "parameters": {"type": "object", "properties": {}}}  # fmt: skip
@@ -34,7 +34,7 @@ _MAX_DEPTH = 32
 
 
 def plain_tools(tools: list[Json]) -> list[Json]:
-    """The tools with schemas of objects that have one type each, and lists of texts."""
+    """The tools with plain schemas: one type for each value, and enums only of strings."""
     return [
         tool | {"function": tool["function"] | {
             "parameters": _schema(tool["function"]["parameters"], _MAX_DEPTH)}}
@@ -63,7 +63,7 @@ def _schema(schema: Any, depth_left: int) -> Json:
 
 
 def _type(schema: Json) -> str:
-    """The first type that is not null."""
+    """The schema's first type that is not null; guessed if it does not name a type."""
     said = schema.get("type")
     names = [name for name in (said if type(said) is list else [said]) if type(name) is str]
     found = next((name for name in names if name != "null"), None)
@@ -84,8 +84,8 @@ To use a tool, write a call in this form, with the tool's name and its arguments
 </tool_call>
 Then stop: the result follows in <tool_response>. Without need for a tool, answer as usual."""
 
-# llama.cpp derives a grammar and a parser from it, by comparing what it writes with and without a
-# call or a thought. The rest is as short as possible.
+# llama.cpp renders this template with and without a call or a thought, compares the outputs, and
+# derives a grammar and a parser from them. The rest is as short as possible.
 _FORM = """\
 {%- for tool in tools or [] %}{{ tool | tojson }}{% endfor %}
 {%- for message in messages %}
@@ -111,7 +111,7 @@ def form_template(opening: str, thinking_start: str, thinking_ends: Sequence[str
     """A template whose answers begin with `opening`, may have thoughts, and call tools in tags."""
     head, begun, thought = opening, "", ""
     if thinking_start and thinking_ends:
-        # A prompt may have begun the thought already.
+        # The opening may already contain the start of the thought.
         head, start, rest = opening.partition(thinking_start)
         begun, tags = start + rest, (_quoted(thinking_start), _quoted(thinking_ends[0]))
         thought = Template(_THOUGHT).substitute(start=tags[0], end=tags[1])
@@ -119,15 +119,15 @@ def form_template(opening: str, thinking_start: str, thinking_ends: Sequence[str
 
 
 def has_tools(request: Json) -> bool:
-    """Whether a request has anything to do with tools."""
+    """Whether a request has tools, calls or results of calls."""
     return "tools" in request or any(
         message["role"] == "tool" or "tool_calls" in message for message in request["messages"]
     )
 
 
 def in_words(request: Json) -> Json:
-    """The request without tools, calls and results: the messages say all of it."""
-    # Many templates want turns to alternate, so results that follow each other become one.
+    """The request with its tools, calls and results turned into text of messages."""
+    # Many templates require alternating turns, so consecutive results become one message.
     messages = results_to_text(calls_to_text(request["messages"]))
     if "tools" in request:
         lines = [json.dumps(tool["function"], ensure_ascii=False) for tool in request["tools"]]

@@ -1,7 +1,7 @@
 """Drops the oldest turns of a conversation that is longer than the context. Pure.
 
-System messages stay, and so do the last user message and the last turn. A call is dropped together
-with its results.
+System messages, the last user message and the last turn are kept. A call is dropped together with
+its results.
 """
 
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from lmlite.messages import ChatMessage
 
 
 def n_turns(messages: Sequence[ChatMessage]) -> int:
-    """How many turns can be left out."""
+    """How many turns can be dropped."""
     return max(_turns(messages), default=0)
 
 
@@ -26,13 +26,13 @@ def without_oldest(messages: Sequence[ChatMessage], n: int) -> tuple[ChatMessage
 
 
 def _turns(messages: Sequence[ChatMessage]) -> list[int]:
-    """The number of each message's turn, the oldest's 1; 0 for what has to stay.
+    """Each message's turn, counted from 1; 0 for messages that must be kept.
 
-    A turn begins with a user message and, behind the last of those, with one of the assistant.
+    A turn begins with a user message; after the last user message, with an assistant message.
     """
     n_asked = max((i for i, each in enumerate(messages) if each.role == "user"), default=-1)
     turns: list[int] = []
-    caller: dict[str, int] = {}  # the turn with a call of this id
+    caller: dict[str, int] = {}  # call id -> turn of that call
     turn = 0
     for i, message in enumerate(messages):
         begins = message.role == ("user" if i < n_asked else "assistant")
