@@ -139,7 +139,7 @@ def token_us(model: Model, kind: str) -> list[float]:
         begin_s = time.perf_counter()
         grammar = made.active_grammar
         if grammar is not None and kind == "text beside tools":
-            grammar.hear(tokens[number % len(tokens)])
+            grammar.accept_free(tokens[number % len(tokens)])
         made.extended(pieces[number % len(tokens)], None)
         times.append((time.perf_counter() - begin_s) * 1e6)
     made.close()

@@ -98,13 +98,13 @@ class SamplerChain:
                     return self.sample(context, index, grammar)
             except NothingAllowed:
                 pass
-        held_to = grammar.pointer if grammar and grammar.is_awake else None
+        active = grammar.pointer if grammar and grammar.is_active else None
         chain, n_best = self.pointer, self._n_best
-        token: int = self._lib.lml_sample(context.pointer, index, chain, held_to, n_best)
+        token: int = self._lib.lml_sample(context.pointer, index, chain, active, n_best)
         if token < 0:
-            raise NothingAllowed if held_to else LlamaError(INVALID_NUMBERS)
-        if grammar and not grammar.is_awake:
-            grammar.hear(token)
+            raise NothingAllowed if active else LlamaError(INVALID_NUMBERS)
+        if grammar and not grammar.is_active:
+            grammar.accept_free(token)
         return token
 
     def close(self) -> None:
@@ -116,28 +116,28 @@ class Grammar:
     """Keeps a completion in a form. Each completion needs its own: it has a state."""
 
     def __init__(self, model: Model, text: str, reply: bytes | None = None) -> None:
-        """`text` is GBNF; `reply`, what lml_chat_render said, if the grammar is from there.
+        """`text` is GBNF; `reply` is that of lml_chat_render if the grammar comes from there.
 
-        Without it, the completion is held to the grammar from its first token. Raises LlamaError
-        for a grammar that llama.cpp cannot read.
+        Without a reply the grammar is active from the first token. Raises LlamaError if llama.cpp
+        cannot read it.
         """
         self._lib, self._vocab, self.text = model.lib, model.vocab, text
         if reply is None:
             own = {"grammar_lazy": False, "grammar_prefilled": False, "generation_prompt": ""}
             reply = json.dumps({"grammar": text, **own}).encode()
         parsed = json.loads(reply)
-        self.is_awake = not parsed["grammar_lazy"]  # else it waits for a trigger
-        self._triggers = Triggers(() if self.is_awake else parsed["triggers"])
+        self.is_active = not parsed["grammar_lazy"]  # else it waits for a trigger
+        self._triggers = Triggers(() if self.is_active else parsed["triggers"])
         error = ctypes.c_void_p()
         self.pointer = self._lib.lml_grammar_init(model.vocab.pointer, reply, ctypes.byref(error))
         if not self.pointer:
             raise LlamaError(capi.take_fault(self._lib, error))
 
-    def hear(self, token: int) -> None:
-        """Takes a token that was sampled while it waits for a trigger. Raises LlamaError."""
+    def accept_free(self, token: int) -> None:
+        """Takes a token that was sampled while the grammar is not active. Raises LlamaError."""
         heard = self._triggers.hear(token, self._vocab.piece(token, special=True))
         if heard:
-            self.is_awake = True
+            self.is_active = True
             tokens = (ctypes.c_int32 * len(heard))(*heard)
             if not self._lib.lml_grammar_accept(self.pointer, tokens, len(heard)):
                 raise NothingAllowed
