@@ -1,4 +1,4 @@
-"""A request as the server sees it: the work, how the reply is sent, what is not honoured."""
+"""A parsed request: the work for the worker, how to send the reply, and ignored fields."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -8,28 +8,28 @@ from lmlite.errors import CHAT_NAMES, FieldNames
 from lmlite.messages import Json, Work
 from lmlite.server.forms.schemas import UnheldPart
 
-MAX_NAMED = 20  # of the fields that are ignored
+MAX_NAMED = 20  # ignored fields that a header lists at most
 
 
 @dataclass(frozen=True)
 class Call:
-    """What a request asks of the worker, and how the reply is sent."""
+    """The worker's part of a request, and how to send the reply."""
 
     request: Work  # gets its id when it is sent
-    model: str | None  # None: the model that is served
+    model: str | None  # None: the server's default model
     stream: bool = False
     include_usage: bool = False
-    encoding_format: str = "float"  # of embeddings: float or base64
+    encoding_format: str = "float"  # format of embeddings: float or base64
     ignored: tuple[str, ...] = ()  # names of unknown fields and parts
-    custom_tools: frozenset[str] = frozenset()  # names of tools whose calls are a text
-    field_names: FieldNames = CHAT_NAMES  # in errors of the worker
-    unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that no grammar enforces
+    custom_tools: frozenset[str] = frozenset()  # names of tools that take free text
+    field_names: FieldNames = CHAT_NAMES  # names of the client's API, for errors of the worker
+    unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that the grammar does not enforce
 
 
 def ignored_fields(
     body: Json, known: Collection[str], others: Iterable[str] = ()
 ) -> tuple[str, ...]:
-    """The names of unknown fields of a body, and other names, sorted and fit for a header.
+    """The names of a body's unknown fields, and other names, sorted and safe for a header.
 
     >>> ignored_fields({"n": 1, "top_a": 0.1, "Ü x": 1, "ttl": None}, {"n"})
     ('??x', 'top_a')
@@ -40,7 +40,7 @@ def ignored_fields(
 
 
 def headers_of(call: Call) -> list[tuple[str, str]]:
-    """The headers that name ignored fields, and parts of the form that are not enforced."""
+    """The headers that list ignored fields and parts of the schema that are not enforced."""
     paths = [each.path.removeprefix(".") or "schema" for each in call.unheld if each.tool is None]
     named = {"X-Ignored-Params": call.ignored,
              "X-Ignored-Schema": [*map(_for_header, paths[:MAX_NAMED])]}  # fmt: skip
@@ -48,7 +48,7 @@ def headers_of(call: Call) -> list[tuple[str, str]]:
 
 
 def lines_of(unheld: Iterable[UnheldPart]) -> list[str]:
-    """A line of the log for each part of a tool's schema that is not enforced."""
+    """One log line for each part of a tool's schema that is not enforced."""
     return [
         f"tool {each.tool}: parameters{each.path:.200} {each.why:.200}: calls are not held to it"
         for each in unheld
@@ -57,5 +57,5 @@ def lines_of(unheld: Iterable[UnheldPart]) -> list[str]:
 
 
 def _for_header(name: str) -> str:
-    """A client chooses the name, so it may not end a header or a list."""
+    """Replaces characters that could end a header or a list: clients choose these names."""
     return re.sub(r"[^\w.$-]", "?", name[:64], flags=re.ASCII)

@@ -1,7 +1,7 @@
-"""The interface of all replies, whichever API they are for, and what they share.
+"""The interface of the replies of all APIs, and the code that they share.
 
-A reply is made for a request, takes the events of the worker, and gives what the client gets.
-Pure; knows no sockets.
+A reply is made for one request. It takes the worker's events and returns the JSON or the stream
+for the client. Pure: does no input or output.
 """
 
 from collections.abc import Sequence
@@ -26,14 +26,14 @@ from lmlite.server.models.registry import ServedModel
 
 
 class Reply:
-    """A reply in one piece: `add` each event, then `whole`."""
+    """A reply. For one JSON object: call `add` with each event, then `whole`."""
 
     def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         """`created`: seconds since 1970."""
         self.call, self.id, self.model, self.created = call, reply_id, model, created
 
     def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event. Returns its bytes on a stream; b"" if it has none there."""
+        """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
         raise NotImplementedError
 
     def whole(self) -> Json:
@@ -49,7 +49,7 @@ class ComputedReply(Reply):
         self._results: dict[int, Any] = {}
 
     def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event."""
+        """Takes the next event; nothing is streamed for it."""
         if isinstance(event, Embedded | Planned):
             self._results[event.index] = event
         return b""
@@ -60,7 +60,7 @@ class ComputedReply(Reply):
 
 
 class GeneratedReply(Reply, Writer):
-    """A reply with generated text. A stream is what `add` returns, and then `tail` or `failure`."""
+    """A reply with generated text. A stream is the bytes from `add`, then `tail` or `failure`."""
 
     is_sequential = has_text = False  # see Turn
 
@@ -71,11 +71,11 @@ class GeneratedReply(Reply, Writer):
         self.has_logprobs = call.request.params.n_logprobs is not None
         self.turns: dict[int, Turn] = {}  # by the index of the choice
         self.n_prompt = self.n_cached = self.n_completion = self.n_reasoning = 0  # tokens
-        self.written: list[bytes] = []  # stream events that `add` returns next
-        self._n_per_prompt = call.request.n  # choices
+        self.written: list[bytes] = []  # stream events that `add` will return
+        self._n_per_prompt = call.request.n  # choices for each prompt
 
     def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event. Returns its bytes on a stream; b"" if it has none there."""
+        """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
         if isinstance(event, Delta):
             logprobs = self.text_logprobs(event) if self.has_logprobs else ()
             self.turns[event.index].add(event, logprobs)
@@ -92,13 +92,13 @@ class GeneratedReply(Reply, Writer):
         writer = self if self.is_streamed else Writer()
         turn = Turn(self.call.custom_tools, writer, is_sequential=self.is_sequential)
         self.turns[event.index] = turn
-        if event.index % self._n_per_prompt == 0:  # choices share their prompt
+        if event.index % self._n_per_prompt == 0:  # count a prompt once for all its choices
             self.n_prompt += event.n_prompt
             self.n_cached += event.n_cached
         writer.started(event)
 
     def text_logprobs(self, _delta: Delta) -> Sequence[Json]:
-        """Log-probabilities for the part that gets the text of this delta."""
+        """Log-probabilities of this delta that belong to the part that gets its text."""
         return ()
 
     def tail(self) -> bytes:
@@ -111,5 +111,5 @@ class GeneratedReply(Reply, Writer):
 
 
 def typed_event(data: Json) -> bytes:
-    """A server-sent event with the `type` of its data as its name."""
+    """A server-sent event; its name is the `type` in its data."""
     return b"event: %b\n%b" % (data["type"].encode(), wire.sse_event(wire.to_json(data)))

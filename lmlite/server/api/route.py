@@ -1,7 +1,7 @@
-"""An endpoint as data. Each API lists its own in `ROUTES`; `http.py` serves all of them.
+"""Endpoints as data. Each API lists its endpoints in `ROUTES`; `http.py` serves all of them.
 
-Clients put `/v1/chat/completions` or `/chat/completions` behind a base URL that their user typed
-with `/v1` or without, and with a slash at its end or without. So a path has several spellings.
+Clients append `/v1/chat/completions` or `/chat/completions` to a base URL that a user has typed,
+with or without `/v1` and with or without a final slash. So several spellings of a path are valid.
 """
 
 from collections.abc import Callable, Iterable
@@ -23,39 +23,39 @@ def openai_error(error: ApiError, _request_id: str) -> Json:
     return error.body()
 
 
-# Makes the reply to a call: gets the reply's id, the model, and the seconds since 1970.
+# Makes the reply to a call. Arguments: the call, the reply's id, the model, seconds since 1970.
 MakeReply = Callable[[Call, str, ServedModel, int], Reply]
 
 
 @dataclass(frozen=True)
 class WorkerRoute:
-    """A POST of JSON that a worker answers."""
+    """A POST endpoint that takes JSON; a worker does the work."""
 
     path: str
     parse: Callable[[Json, Defaults], Call]
     reply: MakeReply
-    id_prefix: str  # of the reply's id
+    id_prefix: str  # the reply's id starts with it
     error_body: ErrorBody = openai_error
-    has_dry_run: bool = True  # X-Dry-Run shows the prompt
+    has_dry_run: bool = True  # the header X-Dry-Run makes the reply show the prompt
     method = "POST"
 
 
 @dataclass(frozen=True)
 class PageRoute:
-    """A GET of JSON that needs no worker. A path that ends with "/" is continued by a name."""
+    """A GET endpoint that returns JSON without a worker."""
 
-    path: str
-    show: Callable[[Registry, str], Json]  # gets that name
+    path: str  # if it ends with "/", clients append a name
+    show: Callable[[Registry, str], Json]  # arguments: the registry and that name
     error_body: ErrorBody = openai_error
     method = "GET"
 
 
 @dataclass(frozen=True)
 class OwnRoute:
-    """A GET about the server itself, which is part of no API."""
+    """A GET endpoint of lmlite's own, about the server itself."""
 
     path: str
-    answer: Callable[[Any], None]  # gets the request's handler
+    answer: Callable[[Any], None]  # argument: the request's handler
     error_body: ErrorBody = openai_error
     method = "GET"
 
@@ -64,11 +64,11 @@ Route = WorkerRoute | PageRoute | OwnRoute
 
 
 class Found(NamedTuple):
-    """What is at a path."""
+    """The routes at a client's path."""
 
-    routes: dict[str, Route]  # by method
-    name: str  # that continues the path of the routes
-    label: str  # in /metrics: clients must not choose labels
+    routes: dict[str, Route]  # by method; empty for an unknown path
+    name: str  # the name that the client appended to the routes' path
+    label: str  # the path in /metrics; one of ours, so that clients cannot create labels
 
 
 class RouteTable:
@@ -78,11 +78,11 @@ class RouteTable:
         self._routes: dict[str, dict[str, Route]] = {}  # by path and method
         for route in routes:
             self._routes.setdefault(route.path, {})[route.method] = route
-        # The first word of paths that have no version.
+        # The first words of the paths that do not start with /v1.
         self._unversioned = {path.split("/")[1] for path in self._routes} - {"v1"}
 
     def endpoint(self, path: str) -> str:
-        """A client's path as the table spells it."""
+        """A client's path in the spelling of this table."""
         words = [word for word in path.split("/") if word]
         while words[:1] == ["v1"]:
             del words[0]
@@ -90,7 +90,7 @@ class RouteTable:
         return "/".join(["", *version, *words])
 
     def find(self, path: str) -> Found:
-        """What is at a client's path; no routes when there is nothing."""
+        """The routes at a client's path."""
         found = self.endpoint(path)
         if found in self._routes:
             return Found(self._routes[found], "", found)
@@ -100,7 +100,7 @@ class RouteTable:
         return Found({}, "", "other")
 
     def error_body(self, path: str) -> ErrorBody:
-        """That of the route at a client's path, or else of the nearest one above it."""
+        """The error format of the route at a client's path, or of its nearest parent path."""
         found = self.endpoint(path)
         while found:
             for route in self._routes.get(found, {}).values():

@@ -1,7 +1,7 @@
 """The model's tokenizer for clients: POST /tokenize and /detokenize, GET /tokenizer_info.
 
-Evaluation harnesses use the fields of vLLM (`prompt`, `add_special_tokens`, `return_token_strs`, or
-the `messages` of a chat), others those of llama.cpp's server (`content`, `add_special`,
+Evaluation harnesses use vLLM's fields (`prompt`, `add_special_tokens`, `return_token_strs`, or the
+`messages` of a chat). Other clients use those of llama.cpp's server (`content`, `add_special`,
 `with_pieces`). Pure.
 """
 
@@ -21,20 +21,20 @@ from lmlite.server.models.registry import ServedModel
 _SHAPE = {"with_pieces", "return_token_strs"}
 _TEXT_FIELDS = {"model", "prompt", "add_special_tokens", "content", "add_special", "parse_special",
                 *_SHAPE}  # fmt: skip
-# In addition to those of a chat. A last message of the assistant is continued in any case.
+# Known besides a chat's fields. A last message of the assistant is always continued.
 _CHAT_FIELDS = {"add_generation_prompt", "continue_final_message", "add_special_tokens", *_SHAPE}
 
 
 @dataclass(frozen=True)
 class TokenizerCall(Call):
-    """A text to turn into tokens, or tokens to turn into a text."""
+    """A call to turn a text into tokens, or tokens into a text."""
 
-    with_pieces: bool = False  # the reply has each token as {"id", "piece"}
-    with_texts: bool = False  # the reply has a list of the tokens' texts
+    with_pieces: bool = False  # show each token as {"id", "piece"} in the reply
+    with_texts: bool = False  # add a list of the tokens' texts to the reply
 
 
 def parse_tokenize(body: Json, defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
-    """A body of POST /tokenize. Raises BadRequest."""
+    """Parses a body of POST /tokenize. Raises BadRequest."""
     call = _chat(body, defaults) if body.get("messages") is not None else _text(body)
     return replace(
         call,
@@ -44,7 +44,7 @@ def parse_tokenize(body: Json, defaults: Defaults = NO_DEFAULTS) -> TokenizerCal
 
 
 def parse_detokenize(body: Json, _defaults: Defaults = NO_DEFAULTS) -> TokenizerCall:
-    """A body of POST /detokenize. Raises BadRequest."""
+    """Parses a body of POST /detokenize. Raises BadRequest."""
     tokens = Field(body)["tokens"].required()
     ids = token_ids(tokens) if tokens.typed(list, "a list of token ids") else ()
     ignored = ignored_fields(body, {"model", "tokens"})
@@ -52,7 +52,7 @@ def parse_detokenize(body: Json, _defaults: Defaults = NO_DEFAULTS) -> Tokenizer
 
 
 def _text(body: Json) -> TokenizerCall:
-    """A text. By default vLLM adds special tokens to it, and llama.cpp's server does not."""
+    """Parses a body with a text. By default vLLM adds special tokens, llama.cpp does not."""
     asked = Field(body)
     is_content = asked["content"].value is not None
     text = asked["content" if is_content else "prompt"].text()
@@ -67,7 +67,7 @@ def _text(body: Json) -> TokenizerCall:
 def _chat(body: Json, defaults: Defaults) -> TokenizerCall:
     call = planned(parse_chat(body, defaults))
     known = set(_CHAT_FIELDS)
-    if body.get("add_generation_prompt") is False:  # which a template cannot leave out
+    if body.get("add_generation_prompt") is False:  # false is not supported
         known.remove("add_generation_prompt")
     ignored = tuple(name for name in call.ignored if name not in known)
     return TokenizerCall(call.request, call.model, ignored=ignored)
@@ -79,7 +79,7 @@ class TokenReply(ComputedReply):
     call: TokenizerCall
 
     def whole(self) -> Json:
-        """The JSON object, with the fields of both kinds of clients."""
+        """The JSON object, with the fields for both kinds of clients."""
         (planned,) = self.results()
         tokens: list[Any] = list(planned.tokens)
         if self.call.with_pieces:
@@ -98,14 +98,14 @@ class TextReply(ComputedReply):
     """The reply to POST /detokenize."""
 
     def whole(self) -> Json:
-        """The text, under the name that each kind of client expects."""
+        """The JSON object: the text under both names that clients expect."""
         (planned,) = self.results()
         text = b"".join(planned.pieces).decode("utf-8", "replace")
         return {"prompt": text, "content": text}
 
 
 def tokenizer_info(model: ServedModel) -> Json:
-    """The reply to GET /tokenizer_info, named like Hugging Face's tokenizer_config.json."""
+    """The reply to GET /tokenizer_info, with names from Hugging Face's tokenizer_config.json."""
     ready = model.supervisor.loaded()
     return {
         "tokenizer_class": "GGUF",
@@ -120,7 +120,7 @@ def tokenizer_info(model: ServedModel) -> Json:
 
 
 def _text_or_bytes(piece: bytes) -> str | list[int]:
-    """The piece as llama.cpp's server writes it: as bytes unless they are whole characters."""
+    """The piece as llama.cpp's server writes it: as a list of bytes if it is not valid UTF-8."""
     try:
         return piece.decode()
     except UnicodeDecodeError:

@@ -1,7 +1,7 @@
 """One choice of a generated reply as it grows: its thoughts, texts and tool calls.
 
-A Turn puts the worker's deltas together. Each API writes its whole reply from the parts of the
-turn, and its stream from what the turn tells a Writer. Pure.
+A Turn collects the worker's deltas into parts. Each API writes its whole reply from the parts, and
+its stream in the methods of a Writer, which the turn calls at each change. Pure.
 """
 
 from collections.abc import Collection, Sequence
@@ -19,19 +19,19 @@ Status = Literal["in_progress", "completed", "incomplete"]
 
 @dataclass(slots=True, eq=False)
 class Part:
-    """A stretch of thoughts or of text, or a tool call."""
+    """A piece of the turn: thoughts, text, or a tool call."""
 
     kind: Kind
-    index: int  # among the parts of its turn
+    index: int  # position in the turn's list of parts
     call: CallDelta | None = None  # the first delta of a tool call
     custom: CustomInput | None = None  # reads a custom tool's input from the JSON of its call
     status: Status = "in_progress"
     pieces: list[str] = field(default_factory=list)
-    logprobs: list[Json] = field(default_factory=list)  # of the tokens of a text
+    logprobs: list[Json] = field(default_factory=list)  # one for each token of the text
 
     @property
     def text(self) -> str:
-        """The whole text. That of a call is its arguments; of a custom tool's call, its input."""
+        """The whole text. For a call: its arguments. For a call of a custom tool: its input."""
         return "".join(self.pieces)
 
     def arguments(self) -> Json | None:
@@ -43,7 +43,7 @@ class Part:
 
 
 class Writer:
-    """Is told of every change of a turn as it happens. This one ignores all of it."""
+    """The turn calls these methods at each change. In this base class they do nothing."""
 
     def started(self, event: Started) -> None:
         """The turn starts."""
@@ -62,14 +62,14 @@ class Writer:
 
 
 class Turn:
-    """One choice. A sequential one holds back text that arrives in the middle of a call."""
+    """One choice: collects its deltas into parts."""
 
     def __init__(
         self, custom_tools: Collection[str | None], writer: Writer, *, is_sequential: bool
     ) -> None:
-        """Otherwise a text may begin while a call is still open."""
+        """`is_sequential`: text in the middle of a call waits until the call has ended."""
         self.parts: list[Part] = []
-        self.logprobs: list[TokenLogprob] = []  # of all tokens
+        self.logprobs: list[TokenLogprob] = []  # one for each token of the choice
         self.end: Finished | None = None
         self._custom_tools, self._writer = custom_tools, writer
         self._is_sequential = is_sequential
@@ -84,7 +84,7 @@ class Turn:
             self._say("reasoning", delta.reasoning)
         calls = delta.calls
         while self._is_sequential and calls and calls[0].id is None:
-            self._lengthen_call(calls[0].arguments)  # may complete the call in front of the text
+            self._lengthen_call(calls[0].arguments)  # first: this may end the call before the text
             calls = calls[1:]
         if delta.text:
             self._say("text", delta.text, text_logprobs)
@@ -96,7 +96,7 @@ class Turn:
             self._lengthen_call(call.arguments)
 
     def finish(self, event: Finished, *, has_text: bool = False) -> None:
-        """Ends the choice. `has_text`: if it consists of thoughts alone, it gets an empty text."""
+        """Ends the choice. `has_text`: adds an empty text if it has only thoughts."""
         self.end = event
         is_silent = all(part.kind == "reasoning" for part in self.parts)
         if has_text and is_silent and event.reason == "stop":
@@ -106,11 +106,11 @@ class Turn:
         self._writer.finished(event)
 
     def said(self, kind: Kind) -> str:
-        """All of the text, or all of the thoughts."""
+        """The joined text of all parts of this kind."""
         return "".join(part.text for part in self.parts if part.kind == kind)
 
     def calls(self) -> list[tuple[CallDelta, Part]]:
-        """Each tool call: its first delta, and its part."""
+        """The first delta and the part of each tool call."""
         return [(part.call, part) for part in self.parts if part.call]
 
     def _say(self, kind: Kind, text: str, logprobs: Sequence[Json] = ()) -> None:
@@ -119,7 +119,7 @@ class Turn:
             if self._is_sequential and self._is_amid_call():
                 self._held.append((kind, text))
                 return
-            # A call that is not sequential stays open: more arguments may follow the text.
+            # Unless sequential, a call stays open: more arguments may follow the text.
             others = [kind for kind in self._open if self._is_sequential or kind != "call"]
             self._close("completed", *others)
             part = self._begin(kind)
@@ -133,7 +133,7 @@ class Turn:
 
     def _lengthen_call(self, arguments: str) -> None:
         part = self._open.get("call")
-        if part is not None:  # else a text has ended it, and only white space is left
+        if part is not None:  # else a text has ended the call, and these are only white space
             text = part.custom.push(arguments) if part.custom else arguments
             if text:
                 self._grow(part, text)

@@ -8,15 +8,15 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 
 
 def anthropic_error(error: ApiError, request_id: str) -> Json:
-    """Anthropic's object, with the request's id."""
+    """Anthropic's error object, with the request's id."""
     return message_error(error) | {"request_id": request_id}
 
 
 def message_error(error: ApiError) -> Json:
-    """Anthropic's object. It has no field for the parameter at fault, so the message names it."""
+    """Anthropic's error object. It has no `param` field, so the message names the parameter."""
     kind = _TYPES.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     message = error.message
-    if isinstance(error, PromptTooLong):  # clients look for Anthropic's words
+    if isinstance(error, PromptTooLong):  # clients search for this wording of Anthropic's
         n_prompt, n_ctx = error.tokens
         message = f"prompt is too long: {n_prompt} tokens > {n_ctx} maximum. {error.advice}"
     elif error.param is not None and error.param not in message:

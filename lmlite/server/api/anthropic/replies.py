@@ -1,6 +1,6 @@
 """The worker's events -> Anthropic's message object, or the typed events of its stream.
 
-The formats are those of the types in Anthropic's Python package. Pure; knows no sockets.
+The formats follow the types in Anthropic's Python package. Pure: does no input or output.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lmlite.server.api.turn import Kind, Part
 from lmlite.server.front import wire
 from lmlite.server.models.registry import ServedModel
 
-# By the kind of a part: the type of its deltas, and their field for the text.
+# For each kind of part: the type of its deltas, and the field of a delta that has the text.
 _DELTAS = {"text": ("text_delta", "text"), "reasoning": ("thinking_delta", "thinking"),
            "call": ("input_json_delta", "partial_json")}  # fmt: skip
 _STOP_REASONS = {"end_token": "end_turn", "stop_string": "end_turn", "max_tokens": "max_tokens",
@@ -27,18 +27,18 @@ _STOP_REASONS = {"end_token": "end_turn", "stop_string": "end_turn", "max_tokens
 class MessageReply(GeneratedReply):
     """The reply to POST /v1/messages."""
 
-    is_sequential = True  # one content block after the other
+    is_sequential = True  # a content block must end before the next one starts
 
     def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
         assert isinstance(call.request, Chat)
         self._stops = call.request.params.stop
         last = call.request.messages[-1]
-        # A continued answer repeats what the client had begun.
+        # When the client sent the beginning of the answer, the worker's text repeats it.
         self._begun: dict[Kind, str] = {}
         if last.role == "assistant":
             self._begun = {"reasoning": last.reasoning or "", "text": last.content}
-        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by block: a delta around its text
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by block: bytes around a delta's text
 
     def whole(self) -> Json:
         """The message, after the last event."""
@@ -48,9 +48,9 @@ class MessageReply(GeneratedReply):
         return self._message(content, self._stop(end), end.n_completion)
 
     def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event. Returns its bytes on a stream; b"" if it has none there."""
+        """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
         if self._begun and isinstance(event, Delta):
-            # Thoughts in front of a text that the client began were the client's.
+            # If the client began the text, the thoughts before that text were the client's, too.
             thoughts = "" if self._begun.get("text") else event.reasoning
             reasoning = self._without_begun("reasoning", thoughts)
             event = replace(
@@ -64,13 +64,13 @@ class MessageReply(GeneratedReply):
     # ---- streamed --------------------------------------------------------------------------
 
     def started(self, _event: Started) -> None:
-        """Writes the message without content."""
+        """Writes the message, still without content."""
         message = self._message([], {"stop_reason": None, "stop_sequence": None}, 0)
         self._write("message_start", message=message)
         self._write("ping")
 
     def finished(self, event: Finished) -> None:
-        """Writes why the message ends, and its number of tokens."""
+        """Writes the stop reason and the number of output tokens."""
         usage = {"output_tokens": event.n_completion}
         self._write("message_delta", delta=self._stop(event), usage=usage)
 
@@ -79,7 +79,7 @@ class MessageReply(GeneratedReply):
         return typed_event({"type": "message_stop"})
 
     def failure(self, error: ApiError) -> bytes:
-        """The error object, as an event; no end follows it."""
+        """The error object as an event. It is the last event of the stream."""
         return typed_event(message_error(error))
 
     def begun(self, part: Part) -> None:
@@ -87,7 +87,7 @@ class MessageReply(GeneratedReply):
         self._write("content_block_start", index=part.index, content_block=_block(part))
 
     def grown(self, part: Part, text: str, _logprobs: Sequence[Json]) -> None:
-        """Writes more of a block: many times a second, so only the text is written each time."""
+        """Writes more text of a block. Called often, so it encodes only the text each time."""
         frame = self._frames.get(part.index)
         if frame is None:
             head, _, tail = _delta_event(part, *_DELTAS[part.kind]).rpartition(b'""')
@@ -96,7 +96,7 @@ class MessageReply(GeneratedReply):
 
     def ended(self, part: Part) -> None:
         """Writes the end of a block."""
-        if part.kind == "reasoning":  # clients wait for a signature; here it means nothing
+        if part.kind == "reasoning":  # clients expect a signature; an empty one is enough
             self.written.append(_delta_event(part, "signature_delta", "signature"))
         self._write("content_block_stop", index=part.index)
 
@@ -150,6 +150,6 @@ def _block(part: Part) -> Json:
 
 
 def _delta_event(part: Part, kind: str, field: str) -> bytes:
-    """An event of more text, with none in it."""
+    """A delta event with an empty text."""
     delta = {"type": kind, field: ""}
     return typed_event({"type": "content_block_delta", "index": part.index, "delta": delta})

@@ -1,6 +1,6 @@
 """The worker's events -> the replies of OpenAI's chats, completions and embeddings.
 
-The fields are those of OpenAI's schemas. Pure; knows no sockets.
+The fields are those of OpenAI's schemas. Pure: does no input or output.
 """
 
 import base64
@@ -29,21 +29,21 @@ from lmlite.server.api.turn import Part, Turn
 from lmlite.server.front import wire
 from lmlite.server.models.registry import ServedModel
 
-NO_LOGPROB = -9999.0  # OpenAI's number where there is none
+NO_LOGPROB = -9999.0  # OpenAI's value for a token without a log-probability
 
 
 class CompletionReply(GeneratedReply):
-    """The reply to POST /v1/completions; ChatReply differs in the shape of a choice."""
+    """The reply to POST /v1/completions. The subclass ChatReply has other fields in a choice."""
 
     object_whole = object_chunk = "text_completion"
-    key = "text"  # of a choice in a chunk
-    nothing: Any = ""  # its value in the last chunk
+    key = "text"  # the field of a chunk's choice that has the text
+    nothing: Any = ""  # the value of that field in the last chunk
 
     def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
         self._envelope: Json = {"id": reply_id, "created": created, "model": model.name,
                                 "system_fingerprint": "lmlite"}  # fmt: skip
-        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by choice: a chunk around its text
+        self._frames: dict[int, tuple[bytes, bytes]] = {}  # by choice: bytes around a chunk's text
         self._offsets: dict[int, _Offset] = {}  # by choice
         self._calls: list[Json] = []  # pieces of tool calls for the next chunks
 
@@ -76,17 +76,17 @@ class CompletionReply(GeneratedReply):
         }
 
     def _logprobs(self, index: int, entries: Sequence[TokenLogprob]) -> Json:
-        """Four parallel lists; offsets count characters of the choice's text, over all chunks."""
+        """Four parallel lists. An offset is a number of characters in the choice's whole text."""
         offset = self._offsets.setdefault(index, _Offset())
         found: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         for entry in entries:
             token = _text(entry.piece)
             found["tokens"].append(token)
             found["token_logprobs"].append(entry.logprob)
-            # Two pieces may print alike; reversed, so that the likelier one stays.
+            # Two pieces may have the same text. Reversed, so that the likelier one is kept.
             top = {_text(piece): value for piece, value in reversed(entry.top)}
             if entry.logprob is not None:
-                top.setdefault(token, entry.logprob)  # the token itself, however unlikely
+                top.setdefault(token, entry.logprob)  # OpenAI always includes the chosen token
             found["top_logprobs"].append(top if entry.logprob is not None else None)
             found["text_offset"].append(offset.pass_over(entry.piece))
         return found
@@ -94,7 +94,7 @@ class CompletionReply(GeneratedReply):
     # ---- streamed --------------------------------------------------------------------------
 
     def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event. A chunk of text needs nothing that came before it."""
+        """Takes the next event. Plain text goes to the stream at once, past the Turn."""
         if not isinstance(event, Delta):
             return super().add(event)
         if self.is_streamed and not (self.has_logprobs or event.reasoning or event.calls):
@@ -103,12 +103,12 @@ class CompletionReply(GeneratedReply):
         return self._chunks(event) if self.is_streamed else b""
 
     def begun(self, part: Part) -> None:
-        """A call begins without arguments."""
+        """Keeps the start of a call, without arguments, for the next chunk."""
         if part.call:
             self._calls.append({"index": part.call.number, **_whole_call(part.call, part)})
 
     def grown(self, part: Part, text: str, _logprobs: Sequence[Json]) -> None:
-        """Arguments come in pieces."""
+        """Keeps a piece of a call's arguments for the next chunk."""
         if part.call:
             kind, field = _call_form(part)
             self._calls.append({"index": part.call.number, kind: {field: text}})
@@ -126,21 +126,21 @@ class CompletionReply(GeneratedReply):
         return wire.sse_event(wire.to_json(self._envelope | chunk)) + wire.SSE_DONE
 
     def failure(self, error: ApiError) -> bytes:
-        """The error object, as an event; no end follows it."""
+        """The error object as an event. It is the last event of the stream."""
         return wire.sse_event(wire.to_json(error.body()))
 
     def _text_chunk(self, event: Delta) -> bytes:
-        """The chunk of a token: many times a second, so only the text is written each time."""
+        """A chunk of plain text. Called often, so it encodes only the text each time."""
         frame = self._frames.get(event.index)
         if frame is None:
-            # The last one, since a model may have this name.
+            # Search from the end: the model's name, which comes before, may contain <text>.
             parts = self._chunks(replace(event, text="<text>")).rpartition(b'"<text>"')
             frame = self._frames[event.index] = parts[0], parts[2]
         head, tail = frame
         return head + wire.to_json(event.text) + tail
 
     def _chunks(self, event: Delta) -> bytes:
-        """A chunk with at most one piece of a call; each further piece has its own."""
+        """The chunks of an event. A chunk has at most one piece of a call."""
         calls, self._calls = self._calls, []
         found = []
         if event.text or event.reasoning or event.logprobs or calls:
@@ -180,7 +180,7 @@ class ChatReply(CompletionReply):
 
     def started(self, event: Started) -> None:
         """Adds a chunk that announces the role."""
-        # An empty text and not null: clients add deltas up without looking.
+        # "" instead of null because some clients concatenate contents without a check.
         self.written.append(self._chunk(event.index, {"role": "assistant", "content": ""}))
 
     def _delta(self, event: Delta, calls: list[Json]) -> Any:
@@ -222,27 +222,27 @@ class EmbeddingReply(ComputedReply):
 
 
 class _Offset:
-    """Counts the characters in front of each token of a text."""
+    """Counts the characters before each token of a text."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._n_characters = 0
 
     def pass_over(self, piece: bytes) -> int:
-        """The character at which the piece begins, or which it continues."""
+        """The index of the character at which the piece begins, or which it continues."""
         begin = self._n_characters
         self._n_characters += len(self._decoder.decode(piece))
         return begin
 
 
 def logprob_object(entry: TokenLogprob) -> Json:
-    """A token and the likeliest alternatives, as chats and responses show them."""
+    """A token and its likeliest alternatives, in the format of chats and responses."""
     top = [_token(piece, value) for piece, value in entry.top]
     return _token(entry.piece, entry.logprob) | {"top_logprobs": top}
 
 
 def _token(piece: bytes, logprob: float | None) -> Json:
-    # From the bytes a client can restore a character that several tokens share.
+    # A character may be split over several tokens; clients can join their bytes.
     value = NO_LOGPROB if logprob is None else logprob
     return {"token": _text(piece), "logprob": value, "bytes": list(piece)}
 
@@ -257,7 +257,7 @@ def _whole_call(begin: CallDelta, part: Part) -> Json:
 
 
 def _call_form(part: Part) -> tuple[str, str]:
-    """The type of a call, and the field that has its text."""
+    """The type of a call, and the name of the field with its text."""
     return ("custom", "input") if part.custom else ("function", "arguments")
 
 

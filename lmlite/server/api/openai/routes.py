@@ -1,4 +1,4 @@
-"""The endpoints of OpenAI's API, but for responses."""
+"""The endpoints of OpenAI's API, except responses."""
 
 from lmlite.server.api.openai.models import model_list, model_object
 from lmlite.server.api.openai.replies import ChatReply, CompletionReply, EmbeddingReply

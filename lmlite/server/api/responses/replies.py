@@ -1,6 +1,6 @@
-"""The worker's events -> the reply to POST /v1/responses: output items, and events about them.
+"""The worker's events -> the reply to POST /v1/responses: output items and their stream events.
 
-Pure, except that a complete response is stored; knows no sockets.
+Does no input or output, but stores a complete response in memory.
 """
 
 from collections.abc import Iterable, Sequence
@@ -22,13 +22,13 @@ from lmlite.server.models.registry import ServedModel
 
 
 class _Form(NamedTuple):
-    """How the output items of one type are written."""
+    """The format of the output items of one type."""
 
     type: str
     id_prefix: str
-    event: str  # + ".delta" for more text, ".done" for all of it; "": no such events
-    field: str  # that has the text
-    more: Json = {}  # further fields
+    event: str  # followed by ".delta" for more text, ".done" for all text; "": no such events
+    field: str  # the field with the text
+    more: Json = {}  # constant fields
 
 
 _REASONING = _Form("reasoning", "rs", "response.reasoning_text", "text", {"summary": []})
@@ -42,13 +42,13 @@ class ResponseReply(GeneratedReply):
     """The reply to POST /v1/responses."""
 
     call: ResponseCall
-    has_text = True  # clients look for a message where there is no call
+    has_text = True  # clients expect a message if there is no call
 
     def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
-        self._frames: dict[int, bytes] = {}  # by item: the format of an event of more text
-        self._unsaid: list[Json] = []  # log-probabilities of tokens whose text has not come yet
-        self._numbers = count()  # of events
+        self._frames: dict[int, bytes] = {}  # by item: the format string of its delta events
+        self._unsaid: list[Json] = []  # log-probabilities of tokens whose text has not arrived
+        self._numbers = count()  # sequence numbers of events
 
     def whole(self) -> Json:
         """The response object, after the last event."""
@@ -64,7 +64,7 @@ class ResponseReply(GeneratedReply):
         return data
 
     def text_logprobs(self, delta: Delta) -> Sequence[Json]:
-        """Those of the last tokens, as many as make up the text: earlier ones wrote tags."""
+        """The entries of the last tokens that cover the text; earlier tokens were tags."""
         self._unsaid += map(logprob_object, delta.logprobs)
         entries, n_bytes, n = self._unsaid, len(delta.text.encode()), 0
         while n_bytes > 0 and n < len(entries):
@@ -82,31 +82,31 @@ class ResponseReply(GeneratedReply):
         return self._event(f"response.{response['status']}", {"response": response})
 
     def failure(self, error: ApiError) -> bytes:
-        """The response as far as it came, or only the error if it never began."""
+        """The failed response with its output so far; only the error if there is no response."""
         if not self.turns:
             about = {"code": error.code, "message": error.message, "param": error.param}
             return self._event("error", about)
         for part in self.turns[0].parts:
             if part.status == "in_progress":
                 part.status = "incomplete"
-        # Of the codes that OpenAI allows here, these two fit requests and servers.
+        # OpenAI allows only certain codes here. These two are the general ones.
         code = "server_error" if error.status >= 500 else "invalid_prompt"
         failure = {"error": {"code": code, "message": error.message}}
         return self._event("response.failed", {"response": self._response("failed") | failure})
 
     def started(self, _event: Started) -> None:
-        """Writes the response without output."""
+        """Writes the response, still without output."""
         response = {"response": self._response("in_progress")}
         self._write("response.created", response)
         self._write("response.in_progress", response)
 
     def begun(self, part: Part) -> None:
-        """Writes a new item, and its content part if it has one."""
+        """Writes the start of an item, and of its content part if it has one."""
         self._write_item("added", part)
         self._write_content("added", part)
 
     def grown(self, part: Part, text: str, logprobs: Sequence[Json]) -> None:
-        """Writes more text: many times a second, so only what differs is made each time."""
+        """Writes more text of an item. Called often, so a plain text fills a format string."""
         if logprobs:
             about = self._place(part) | {"delta": text, "logprobs": _without_bytes(logprobs)}
             self._write(f"{self._form(part).event}.delta", about)
@@ -118,7 +118,7 @@ class ResponseReply(GeneratedReply):
             self.written.append(frame % (wire.to_json(text), next(self._numbers)))
 
     def ended(self, part: Part) -> None:
-        """Writes all of the text, the content part and the item."""
+        """Writes the end events: with the whole text, the content part and the item."""
         form = self._form(part)
         if form.event:
             self._write(f"{form.event}.done", self._place(part) | self._all_text(part))
@@ -126,7 +126,7 @@ class ResponseReply(GeneratedReply):
         self._write_item("done", part)
 
     def _text_frame(self, part: Part) -> bytes:
-        """The format of an event of more text; b"" for items without such events."""
+        """The format string of an item's delta events; b"" for items without such events."""
         form = self._form(part)
         if not form.event:
             return b""
@@ -171,7 +171,7 @@ class ResponseReply(GeneratedReply):
         return found
 
     def _item(self, part: Part) -> Json:
-        """An output item. An incomplete one shows no content: events tell it."""
+        """An output item. While it is in progress its content is empty: events carry the text."""
         form = self._form(part)
         item: Json = {"id": self._item_id(part), "type": form.type, "status": part.status}
         if part.call is None:
@@ -199,7 +199,7 @@ class ResponseReply(GeneratedReply):
         return f"{self._form(part).id_prefix}_{self.id.removeprefix('resp_')}_{part.index}"
 
     def _place(self, part: Part) -> Json:
-        """The item, and the content part, that an event is about."""
+        """The fields that name the item and content part of an event."""
         place = {"item_id": self._item_id(part), "output_index": part.index}
         return place if part.kind == "call" else place | {"content_index": 0}
 
@@ -215,7 +215,7 @@ class ResponseReply(GeneratedReply):
     def _usage(self) -> Json:
         return {
             "input_tokens": self.n_prompt,
-            # Every token that was not in memory was read, and stays there.
+            # Each prompt token that was not in memory is in memory now.
             "input_tokens_details": {
                 "cached_tokens": self.n_cached,
                 "cache_write_tokens": self.n_prompt - self.n_cached,
@@ -226,7 +226,7 @@ class ResponseReply(GeneratedReply):
         }
 
     def _message(self) -> ChatMessage:
-        """The response as a message of the conversation."""
+        """The response as a message of the stored conversation."""
         turn = self.turns[0]
         calls = []
         for call, part in turn.calls():
@@ -244,7 +244,7 @@ def _content(part: Part) -> Json:
 
 
 def _without_bytes(logprobs: Iterable[Json]) -> list[Json]:
-    """Log-probabilities as events have them. Only items include the bytes."""
+    """Log-probabilities in the format of events, which lack the bytes that items have."""
     return [
         {
             "token": entry["token"],

@@ -1,4 +1,4 @@
-"""The endpoint of OpenAI's Responses API, and the conversations that it stores."""
+"""The endpoint of OpenAI's Responses API, and its stored conversations."""
 
 from functools import partial
 
@@ -7,6 +7,6 @@ from lmlite.server.api.responses.requests import parse_response
 from lmlite.server.api.responses.stored import StoredResponses
 from lmlite.server.api.route import WorkerRoute
 
-STORED = StoredResponses()  # those of this process
+STORED = StoredResponses()  # one store for the process
 
 ROUTES = (WorkerRoute("/v1/responses", partial(parse_response, STORED), ResponseReply, "resp_"),)

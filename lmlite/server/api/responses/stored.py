@@ -1,7 +1,7 @@
-"""Conversations that clients continue by the id of a response, kept in memory within bounds.
+"""Stored conversations, which clients continue by the id of a response. In memory, with limits.
 
-The least recently used one is dropped first. All are lost when the server ends. Any thread may
-call.
+The least recently used conversation is dropped first. All are lost when the server ends. Any
+thread may call these functions.
 """
 
 import sys
@@ -10,26 +10,26 @@ import threading
 from lmlite.errors import BadRequest
 from lmlite.messages import ChatMessage
 
-MAX_BYTES = 8 << 20  # of all conversations
+MAX_BYTES = 8 << 20  # for all conversations together
 MAX_RESPONSES = 1000
-# A conversation of this size and the largest body fit one frame to the worker together.
+# A conversation of this size and the largest body together fit in one frame to the worker.
 MAX_CONVERSATION_BYTES = 1 << 20
-MESSAGE_BYTES = 256  # of a message or a call without its texts, at most
+MESSAGE_BYTES = 256  # most that a message or a call takes without its texts
 
 Conversation = tuple[ChatMessage, ...]
 
 
 class StoredResponses:
-    """The conversation of each response, with its answer and without instructions."""
+    """The conversation of each response: with the response itself, without instructions."""
 
     def __init__(self, max_bytes: int = MAX_BYTES, max_responses: int = MAX_RESPONSES) -> None:
         self._max_bytes, self._max_responses = max_bytes, max_responses
         self._lock = threading.Lock()
-        self._kept: dict[str, tuple[Conversation, int]] = {}  # with its size; the last used is last
+        self._kept: dict[str, tuple[Conversation, int]] = {}  # + its size; last used comes last
         self._n_bytes = 0
 
     def keep(self, response_id: str, conversation: Conversation) -> None:
-        """Stores a conversation, unless it is too long, and drops others to make room."""
+        """Stores a conversation unless it is too long. Drops others to make room."""
         n_bytes = size_of(conversation)
         if n_bytes > min(self._max_bytes, MAX_CONVERSATION_BYTES):
             return
@@ -55,7 +55,7 @@ class StoredResponses:
 
 
 def size_of(conversation: Conversation) -> int:
-    """Bytes of memory, approximately. Texts that conversations share count in each of them."""
+    """Approximate size in memory, in bytes. A text shared by several conversations counts fully."""
     n_bytes = 0
     for message in conversation:
         texts = [message.content, message.reasoning, message.tool_call_id]
