@@ -120,17 +120,13 @@ def read_model_file(path: str | os.PathLike[str], *, vocab_only: bool = False) -
 
     `vocab_only` permits a file without weights, such as llama.cpp's vocabularies.
     """
-    first_path = os.fspath(path)
-    first = read_header(first_path)
+    first = read_header(os.fspath(path))
     try:
         paths = _part_paths(first)
-    except Fault as fault:
-        raise refusal(first_path, fault) from None
-    parts = [first, *(_read_later_part(paths, number) for number in range(1, len(paths)))]
-    try:
+        parts = [first, *(_read_later_part(paths, number) for number in range(1, len(paths)))]
         return _describe(parts, vocab_only)
     except Fault as fault:
-        raise refusal(first_path, fault) from None
+        raise refusal(first.path, fault) from None
 
 
 # ---- the parts of a split model ------------------------------------------------------------
