@@ -1,6 +1,6 @@
-# make run and make test do all of their own set-up on a machine that has Python 3.11 or
-# newer, a C++17 compiler and make. Everything that is fetched or built lies in .venv/,
-# native/build/ and lmlite/lib/, which `make clean` removes.
+# `make run` and `make test` need only Python 3.11 or newer, a C++17 compiler and make; they set
+# up everything else themselves. All that is fetched or built is in .venv/, native/build/ and
+# lmlite/lib/, which `make clean` removes.
 
 PYTHON        ?= python3
 MODEL         ?=
@@ -47,7 +47,7 @@ lint: .venv/lint/.complete ## check style and types (ruff, mypy)
 	@.venv/lint/bin/ruff format --check .
 	@.venv/lint/bin/mypy
 
-# Whatever reads what strangers send, and the tests that concern it.
+# The code that reads untrusted bytes (requests, images, model files), and its tests.
 COVERED      := lmlite/server/front/wire.py lmlite/server/front/chunked_body.py lmlite/server/front/connection.py \
   lmlite/frames.py lmlite/gguf/file.py lmlite/gguf/header.py lmlite/gguf/shape.py \
   lmlite/gguf/projector.py lmlite/server/models/model_check.py lmlite/server/api/chat/images.py \
@@ -58,7 +58,7 @@ TOO_SLOW     := --deselect tests/gguf/test_file.py::test_a_large_vocabulary_is_r
 COVERAGE     := COVERAGE_FILE=.venv/coverage/data .venv/coverage/bin/python -m coverage
 LEAST        := 95
 
-coverage: native .venv/coverage/.complete ## measure how much of what reads strangers' bytes is tested
+coverage: native .venv/coverage/.complete ## measure test coverage of the code that reads untrusted bytes
 	@LMLITE_LLAMA_CPP=$(SOURCE) $(COVERAGE) run --branch \
 	  --include=$$(echo $(COVERED) | tr ' ' ,) -m pytest $(COVERED_BY) $(TOO_SLOW) $(ARGS)
 	@$(COVERAGE) report --show-missing
@@ -82,10 +82,10 @@ fuzz-images: native ## send 100,000 damaged images (ARGS="--count 1000 --seed 2"
 fuzz-http: ## send damaged requests to the server's front (ARGS="raw --count 200000 --seed 2")
 	@$(PYTHON) -m tests.fuzz.http $(ARGS)
 
-soak: native .venv/test/.complete ## serve for an hour while everything goes wrong (MINUTES=5 ARGS="kills --seed 2")
+soak: native .venv/test/.complete ## serve for an hour while injecting faults (MINUTES=5 ARGS="kills --seed 2")
 	@.venv/test/bin/python -m tests.reliability.soak --minutes $(MINUTES) $(ARGS)
 
-reliability: native .venv/test/.complete ## print what is promised and what shows it (ARGS="F2 M", ARGS=--all)
+reliability: native .venv/test/.complete ## print each promise and the tests that prove it (ARGS="F2 M", ARGS=--all)
 	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m tests.reliability $(ARGS)
 
 bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="--only stream")
@@ -94,7 +94,7 @@ bench: $(BUILD)/peer.built ## measure beside llama-server, half an hour (ARGS="-
 profile: native ## measure Python's own share of a step (ARGS="--functions 20")
 	@$(PYTHON) -m tests.bench.profile_step $(ARGS)
 
-tiny-model: native .venv/tiny/.complete ## train the embedded model and its eye again, with a GPU (ARGS="--seed 2")
+tiny-model: native .venv/tiny/.complete ## train the embedded model and its projector again, with a GPU (ARGS="--seed 2")
 	@.venv/tiny/bin/python -m tests.tiny_model.train $(ARGS)
 	@.venv/tiny/bin/python -m tests.tiny_model.eye
 
@@ -105,8 +105,8 @@ clean: ## remove everything that was fetched or built
 	rm -rf .venv $(BUILD) lmlite/lib
 
 # ---- the native libraries -------------------------------------------------------------------
-# Each step ends by making the file that it is named after, so that one that was interrupted
-# is done again, and one that is complete is not.
+# Each rule creates its target file as its last step. So make repeats an interrupted rule, and
+# skips a complete one.
 
 $(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/libwebp.found $(BUILD)/options
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || command -v clang++ >/dev/null || { \
@@ -122,7 +122,7 @@ $(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/libwebp.found $(BUILD)/o
 	  --prefix $(CURDIR)/lmlite/lib > /dev/null
 	@touch $@
 
-# llama.cpp's own server and benchmark, of the source without the patch.
+# llama.cpp's own server and benchmark, built from the source without our patches.
 UNPATCHED := $(if $(LLAMA_CPP_DIR),$(SOURCE),$(SOURCE).unpatched)
 $(BUILD)/peer.built: $(LIBRARY)
 	@echo "building llama-server and llama-bench: about 6 minutes on two cores, once"
@@ -133,7 +133,7 @@ $(BUILD)/peer.built: $(LIBRARY)
 	@$(WITH_CMAKE) cmake --build $(BUILD)/peer --target llama-server llama-bench
 	@touch $@
 
-# CMake and Ninja come from the machine if it has both, else into this environment. So does patch.
+# If the machine lacks CMake or Ninja, both are installed in .venv/build; likewise for patch.
 HAS_PATCH  := $(shell command -v patch)
 PATCHES    := $(wildcard $(CURDIR)/native/llama.cpp*.patch)
 patch       = for each in $(PATCHES); do \
@@ -144,15 +144,15 @@ TOOLS      := $(if $(and $(shell command -v cmake),$(shell command -v ninja)),,c
 WITH_CMAKE := PATH="$(CURDIR)/.venv/build/bin:$$PATH"
 $(LIBRARY): | .venv/build/.complete
 
-# Rewritten only when the options change, so that a change builds again.
+# Written only when the options change, because a newer file makes the libraries be built again.
 .PHONY: force
 $(BUILD)/options: force
 	@mkdir -p $(BUILD)
 	@echo '$(OPTIONS)' | cmp -s - $@ || echo '$(OPTIONS)' > $@
 OPTIONS := $(SOURCE) $(LIBWEBP_DIR:%=% )$(CMAKE_ARGS)
 
-# A source tree that a source package carries: its name, which is that of its pin, and how large the
-# package is. What a rule does to the tree before it moves it to its place comes in between.
+# Downloads a source package and unpacks a source tree from it to $(BUILD)/NAME.part. Arguments:
+# NAME (its pin is native/NAME.txt), the package's size, the tree's path in it, that path's depth.
 package = $(shell sed -n 's/==.*//p' native/$(1).txt)
 define fetch
 	@rm -rf $(BUILD)/$(1).download $(BUILD)/$(1) $(BUILD)/$(1).part
@@ -160,7 +160,7 @@ define fetch
 	@echo "fetching the source of $(1) ($(2))"
 	@.venv/build/bin/pip download --quiet --disable-pip-version-check --no-deps \
 	  --no-binary $(package) --require-hashes -r native/$(1).txt -d $(BUILD)/$(1).download
-	@# -m: the archive's times may lie in the future, which build tools do not survive
+	@# -m: times in the archive may be in the future, which confuses build tools
 	@tar -xzmf $(BUILD)/$(1).download/*.tar.gz -C $(BUILD)/$(1).part \
 	  --strip-components=$(4) --exclude=.git --wildcards '*/$(3)/*'
 	@rm -rf $(BUILD)/$(1).download

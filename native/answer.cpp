@@ -1,10 +1,10 @@
-// Reads an answer while it grows, at a cost per token that does not grow with it.
+// Parses an answer while it grows, at a cost per token that does not depend on the answer's length.
 //
-// llama.cpp's parsers read whole texts only. But the middle of a long stretch (a thought, content, a string
-// among arguments) does not change what they make of it: until the stretch ends, each character is one more of
-// the same kind. So the parser is given a window, which is the text without such middles, and what the window
-// adds is what the text adds. Where no middle can be left out, the parser is asked less often, the longer the
-// window is. At the end it reads all of the text.
+// llama.cpp's parsers read only whole texts. But the middle of a long stretch (a thought, content, a string in
+// arguments) does not change the structure of the result: until the stretch ends, each character is one more of
+// the same kind. So the parser gets a window, which is the text without such middles. New text adds the same to
+// the window's message as to the text's. If no middle can be cut, the longer the window is, the less often it
+// is parsed. At the end the parser reads the whole text.
 
 #include <algorithm>
 #include <map>
@@ -20,11 +20,11 @@
 
 namespace {
 
-// In bytes, but for MAX_DEPTH.
-constexpr size_t KEPT       = 160;   // of both ends of a stretch: longer than any tag
+// In bytes, except MAX_DEPTH.
+constexpr size_t KEPT       = 160;   // kept at both ends of a stretch: longer than any tag
 constexpr size_t MIN_CUT    = 256;   // a shorter middle is not worth a cut
-constexpr size_t MIN_WINDOW = 1024;  // a window of this size is read with each token
-constexpr size_t MAX_DEPTH  = 64;    // of containers in each other, in which a cut is looked for
+constexpr size_t MIN_WINDOW = 1024;  // a window up to this size is parsed for each token
+constexpr size_t MAX_DEPTH  = 64;    // of nested containers; deeper in, no cut is tried
 constexpr size_t ESCAPE     = 6;     // the longest escape in a JSON string
 
 struct reading {
@@ -44,7 +44,7 @@ std::unique_ptr<common_chat_peg_mapper> mapper_of(common_chat_format format, com
     }
 }
 
-// As common_chat_peg_parse, but it copies no parser, and keeps the tree.
+// As common_chat_peg_parse, but without a copy of the parser, and it returns the syntax tree, too.
 reading read(const common_chat_parser_params & params, const std::string & text, bool is_partial) {
     reading made{ common_peg_parse_context(text, COMMON_PEG_PARSE_FLAG_LENIENT), {}, {} };
     made.result = params.parser.parse(made.context);
@@ -56,7 +56,7 @@ reading read(const common_chat_parser_params & params, const std::string & text,
     return made;
 }
 
-// ---- middles that may be left out ------------------------------------------------------------
+// ---- middles that can be cut -----------------------------------------------------------------
 
 struct stretch {
     size_t begin = 0, end = 0;
@@ -68,7 +68,7 @@ bool begins_character(const std::string & text, size_t at) {
     return (static_cast<unsigned char>(text[at]) & 0xC0) != 0x80;
 }
 
-// The next place from `at` on, if one is near, that is neither within a character nor within an escape.
+// The next place from `at` on, at most KEPT / 2 away, that is not inside a character or an escape.
 size_t next_border(const std::string & text, size_t at) {
     const auto is_border = [&text](size_t place) {
         const size_t from = place - std::min(place, ESCAPE);
@@ -81,16 +81,16 @@ size_t next_border(const std::string & text, size_t at) {
     return at < end ? at : std::string::npos;
 }
 
-// For a stretch whose characters are all alike to the parser.
+// The middle of a stretch in which all characters mean the same to the parser.
 stretch middle_of_text(const std::string & text, size_t begin, size_t end) {
     const stretch found{ next_border(text, begin + KEPT), next_border(text, end - KEPT) };
     return found.begin < found.end && found.end < end ? found : stretch{};
 }
 
-// Follows JSON, or the same in Python's syntax, to tell whether a parser is in the same state at two places.
+// Follows JSON, or the same in Python's syntax, to tell if a parser is in the same state at two places.
 class json_state {
   public:
-    // The open containers, and the quote of an open string or a comma. Empty where no cut may be.
+    // The state: the open containers, and the quote of an open string or a comma. "" where a cut is not allowed.
     std::string key() const {
         if (n_escaped > 0 || (quote == 0 && last != ',') || open.size() > MAX_DEPTH) {
             return "";
@@ -111,7 +111,7 @@ class json_state {
         } else if ((c == '}' || c == ']') && !open.empty()) {
             open.pop_back();
         } else if (!open.empty() && open.back() != '[' && (c == ':' || c == ',')) {
-            open.back() = c == ':' ? ':' : '{';  // a value is next, or a name
+            open.back() = c == ':' ? ':' : '{';  // ':' if a value follows, '{' if a name follows
         }
         last = c;
     }
@@ -159,14 +159,14 @@ void find_middle(const reading & of, common_peg_ast_id id, stretch & longest) {
     longest = found.size() > longest.size() ? found : longest;
 }
 
-// Whether a text is the other one, or that one without a middle.
+// Whether `text` equals `other`, or is `other` without a middle.
 bool is_shorter(const std::string & text, const std::string & other) {
     if (text.size() >= other.size()) {
         return text == other;
     }
     const size_t n_head = std::mismatch(text.begin(), text.end(), other.begin()).first - text.begin();
     const size_t n_tail = std::mismatch(text.rbegin(), text.rend(), other.rbegin()).first - text.rbegin();
-    return n_head + n_tail >= text.size() && n_tail >= ESCAPE;  // a missing end would be sent twice
+    return n_head + n_tail >= text.size() && n_tail >= ESCAPE;  // else the end may be cut, and would be sent twice
 }
 
 bool is_shorter(const common_chat_msg & message, const common_chat_msg & other) {
@@ -196,7 +196,7 @@ void add(common_chat_msg & message, const common_chat_msg_diff & diff) {
     call.arguments += diff.tool_call_delta.arguments;
 }
 
-// Whether a parser takes any text as content, and for nothing else.
+// Whether a parser takes any text, and all of it as content.
 bool is_content_only(const common_peg_parser_variant & parser) {
     if (const auto * until = std::get_if<common_peg_until_parser>(&parser)) {
         return until->delimiters.empty();
@@ -279,12 +279,12 @@ struct lml_answer {
         return common_chat_msg_diff::compute_diffs(sent, read(params, text, !is_whole).message);
     }
 
-    // Leaves middles out of the window, one by one, as long as the message stays the same but for them.
+    // Cuts middles out of the window, one by one, as long as the message is the same apart from them.
     void shorten() {
         while (window.size() > MIN_WINDOW) {
             const reading before = read(params, window, true);
             if (before.message != message) {
-                return;  // the parser has taken something back
+                return;  // the parser now reads the earlier text differently
             }
             stretch middle;
             for (const common_peg_ast_id id : before.result.nodes) {
@@ -306,13 +306,13 @@ struct lml_answer {
     }
 
     common_chat_parser_params params;
-    std::string               text;          // the prompt's end and all that came
-    std::string               window;        // the same without the middles of long stretches
-    common_chat_msg           message;       // what the parser makes of the window
-    common_chat_msg           sent;          // what was said of the text so far
-    size_t                    n_opening;     // bytes of the text that the prompt holds
-    size_t                    n_unread = 0;  // bytes that came since the parser was last asked
-    size_t                    n_worth_cut;   // a window of so many bytes is worth a cut
+    std::string               text;          // the answer's opening from the prompt, and all text so far
+    std::string               window;        // `text` without the middles of long stretches
+    common_chat_msg           message;       // the parsed window
+    common_chat_msg           sent;          // the sum of all results of `push`
+    size_t                    n_opening;     // bytes of `text` that are part of the prompt
+    size_t                    n_unread = 0;  // bytes since the window was last parsed
+    size_t                    n_worth_cut;   // a longer window should be shortened (bytes)
 };
 
 struct lml_answer * lml_answer_init(const char * reply, char ** error) {
@@ -345,7 +345,7 @@ char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_b
         const common_json found = json_of(answer->push(std::string(text, n_bytes)));
         return found.empty() ? nullptr : owned(found.dump());
     } catch (const std::exception &) {
-        return nullptr;  // while it grows, a text may not be in any form yet
+        return nullptr;  // an unfinished text may not match the form yet
     }
 }
 

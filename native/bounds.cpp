@@ -1,8 +1,8 @@
-// Bounds on the memory and time of one call in one thread. A chat template is a program that comes with a
-// model file, and llama.cpp runs it without bounds.
+// Limits the memory and time of one call in one thread. A chat template is a program that comes with a
+// model file, and llama.cpp runs it without limits.
 //
-// llama.cpp allocates in each step of a template, and always with operator new. The one below replaces the
-// standard library's in all that is loaded with the bridge.
+// llama.cpp allocates memory in each step of a template, always with operator new. The operator below
+// replaces the standard library's in all libraries that are loaded with the bridge.
 
 #include "bridge.h"
 
@@ -16,10 +16,10 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// In allocations, as reading the clock costs as much as one. An error can be reported with the allocations
-// until the next look; a template that goes on in spite of it soon gets another.
+// The clock is read once in so many allocations, because reading it takes as long as one. After an error,
+// the allocations before the next look suffice to report it; a template that continues soon gets another.
 constexpr int    LOOK_EVERY  = 256;
-constexpr size_t LARGE_BYTES = 1 << 16;  // look before such an allocation: much has happened since the last
+constexpr size_t LARGE_BYTES = 1 << 16;  // look before a large allocation, too: filling it takes long
 
 struct Bounds {
     bool              is_on;
@@ -28,8 +28,8 @@ struct Bounds {
     Clock::time_point end;
 };
 
-// Read by every allocation. In glibc's static block that needs no call, which would cost a tenth of the time
-// of a short prompt; other C libraries have no room there for a library that is loaded later.
+// Each allocation reads this. In glibc's static TLS block it is read without a function call, which would take
+// a tenth of the time of a short prompt. Other C libraries have no room there for a library loaded later.
 #ifdef __GLIBC__
 [[gnu::tls_model("initial-exec")]]
 #endif

@@ -17,7 +17,7 @@ namespace {
 
 int log_level = GGML_LOG_LEVEL_WARN;
 
-// Collects the n likeliest tokens, best first; of equal ones those with the smaller ids.
+// Collects the n likeliest tokens, best first. Among equal logits, smaller ids are preferred.
 void collect_best(const float * logits, int32_t n_vocab, int32_t n, std::vector<llama_token_data> & best) {
     const auto likelier = [](const llama_token_data & a, const llama_token_data & b) {
         return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
@@ -27,7 +27,7 @@ void collect_best(const float * logits, int32_t n_vocab, int32_t n, std::vector<
     for (llama_token token = 0; token < n; token++) {
         best.push_back({ token, logits[token], 0.0f });
     }
-    // A heap with the least likely in front: nearly all tokens take one comparison.
+    // A heap with the least likely token in front, so that nearly all tokens need one comparison.
     std::make_heap(best.begin(), best.end(), likelier);
     for (llama_token token = n; token < n_vocab; token++) {
         if (logits[token] > best.front().logit) {
@@ -42,7 +42,7 @@ void collect_best(const float * logits, int32_t n_vocab, int32_t n, std::vector<
 }  // namespace
 
 void lml_log(enum ggml_log_level level, const char * text, void *) {
-    // CONT continues the line before it, which is shown or not.
+    // CONT continues the previous line: it is shown if that line was.
     static bool shown = false;
     shown = level == GGML_LOG_LEVEL_CONT ? shown : level >= log_level;
     if (shown) {
@@ -57,7 +57,7 @@ void lml_log_level(int32_t level) {
 }
 
 bool lml_are_numbers(const float * logits, int32_t n_vocab) {
-    int32_t is_bad = 0;  // compilers vectorize a loop without an early end
+    int32_t is_bad = 0;  // no early exit, so that compilers can vectorize the loop
     for (int32_t i = 0; i < n_vocab; i++) {
         is_bad |= !(logits[i] < INFINITY);
     }
@@ -86,13 +86,13 @@ float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token,
 
 llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
                        struct llama_sampler * grammar, int32_t n_best) {
-    // Kept between calls: candidates for a whole vocabulary are too large to allocate for each token.
+    // Kept between calls: allocating candidates for a whole vocabulary for each token is too slow.
     static std::vector<llama_token_data> candidates;
     const float *  logits  = llama_get_logits_ith(ctx, index);
     const int32_t  n_vocab = llama_vocab_n_tokens(llama_model_get_vocab(llama_get_model(ctx)));
     const auto     is_possible = [](const llama_token_data & one) { return one.logit > -INFINITY; };
     const auto     choose      = [&](bool constrained) -> llama_token {
-        const bool cut = n_best > 0 && !constrained;  // the grammar may refuse the likeliest
+        const bool cut = n_best > 0 && !constrained;  // with a grammar, the likeliest may all be refused
         if (cut) {
             collect_best(logits, n_vocab, n_best, candidates);
         } else {
@@ -109,7 +109,7 @@ llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_s
             }
         }
         llama_sampler_apply(chain, &all);
-        // Nothing is selected where logits are not numbers.
+        // No token is selected if logits are not numbers.
         return all.selected < 0 ? LLAMA_TOKEN_NULL : all.data[all.selected].id;
     };
     const auto allowed = [&](llama_token token) {
@@ -144,7 +144,7 @@ const char * lml_layout(void) {
         };
 #define FIELD(type, field) line(#type "." #field, offsetof(type, field), sizeof(type::field));
 #define SIZE(type)         line(#type " sizeof", sizeof(type));
-#include "build/layout.inc"  // a line for each that Python declares, from capi.py
+#include "build/layout.inc"  // generated from capi.py: a line for each struct and field that Python declares
 #undef SIZE
 #undef FIELD
         return out;

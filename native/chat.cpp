@@ -1,4 +1,4 @@
-// Chats: from messages to a prompt, and to what holds the answer to its form.
+// Chats: from messages to a prompt, and to the grammar and parser of the answer.
 
 #include "chat.h"
 
@@ -21,7 +21,7 @@ namespace {
 common_chat_templates_inputs inputs_of(const lml_chat & chat, const common_json & request) {
     common_chat_templates_inputs inputs;
     inputs.messages = common_chat_msgs_parse_oaicompat(request.at("messages"));
-    // Calls cannot be continued: the model begins a turn of its own behind them.
+    // A message with calls cannot be continued: after it, the model begins a new turn.
     if (!inputs.messages.empty() && inputs.messages.back().role == "assistant" &&
         inputs.messages.back().tool_calls.empty()) {
         inputs.continue_final_message = COMMON_CHAT_CONTINUATION_AUTO;
@@ -32,7 +32,7 @@ common_chat_templates_inputs inputs_of(const lml_chat & chat, const common_json 
         const auto caps    = common_chat_templates_get_caps(chat.templates.get());
         inputs.parallel_tool_calls = request.value("parallel_tool_calls", caps.at("supports_parallel_tool_calls"));
         if (request.contains("schemas")) {
-            // The grammar of calls is made of these; the template reads the tools as they are.
+            // The grammar of calls is made from `schemas`; the template sees the tools unchanged.
             inputs.chat_template_kwargs["tools"] = common_chat_tools_to_json_oaicompat(inputs.tools).dump();
             for (size_t i = 0; i < inputs.tools.size(); i++) {
                 inputs.tools[i].parameters = request.at("schemas").at(i).dump();
@@ -78,7 +78,7 @@ std::string render(const lml_chat & chat, const std::string & request) {
     return reply.dump();
 }
 
-// The reason is lost on the way out of common_chat_templates_init; reading the source again finds it.
+// The exception of common_chat_templates_init lacks the reason; parsing the source again finds it.
 std::string template_fault(const llama_model * model, const char * override, const std::exception & lost) {
     const char * source = override != nullptr ? override : llama_model_chat_template(model, nullptr);
     try {
@@ -131,7 +131,7 @@ llama_sampler * grammar_of(const llama_vocab * vocab, const common_json & reply)
         return lazy_grammar(vocab, grammar, reply.at("triggers"));
     }
     llama_sampler * sampler = llama_sampler_init_grammar(vocab, grammar.c_str(), "root");
-    // A template's grammar describes an answer from its opening on, which is in the prompt already.
+    // A template's grammar starts with the answer's opening, which is already in the prompt.
     const std::string opening = reply.at("generation_prompt").get<std::string>();
     if (sampler == nullptr || opening.empty()) {
         return sampler;
@@ -140,7 +140,7 @@ llama_sampler * grammar_of(const llama_vocab * vocab, const common_json & reply)
         const llama_tokens tokens = common_tokenize(vocab, opening, false, true);
         for (size_t i = 0; i < tokens.size(); i++) {
             const std::string piece = common_token_to_piece(vocab, tokens[i], true);
-            // Some tokenizers put a space in front of the first token.
+            // Some tokenizers add a space before the first token.
             if (i > 0 || piece.empty() || piece[0] != ' ' || opening[0] == ' ') {
                 llama_sampler_accept(sampler, tokens[i]);
             }

@@ -1,4 +1,4 @@
-// Text that crosses to the caller, who frees it with lml_free.
+// Strings that the bridge returns. The caller frees them with lml_free.
 #pragma once
 
 #include <cstdlib>
@@ -8,7 +8,7 @@
 
 #include "json.h"
 
-// By malloc, not new: lml_free uses free, whatever allocator C++ has.
+// A copy made with malloc and not with new, because lml_free calls free.
 inline char * owned(const std::string & text) {
     char * copy = static_cast<char *>(std::malloc(text.size() + 1));
     if (copy != nullptr) {
@@ -17,11 +17,11 @@ inline char * owned(const std::string & text) {
     return copy;
 }
 
-// {"error": what}, and what more there is to say.
+// {"error": what} with the fields of `more`.
 inline char * failure(const std::string & what, common_json more = common_json::object()) {
     try {
         more["error"] = what;
-        return owned(more.dump_safe());  // it may quote half a character
+        return owned(more.dump_safe());  // `what` may quote a cut UTF-8 character
     } catch (const std::exception &) {
         return owned("{\"error\": \"the failure cannot be described\"}");
     }

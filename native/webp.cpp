@@ -21,7 +21,7 @@ void * lml_webp_malloc(size_t n_bytes) {
     return take(n_bytes) ? std::malloc(n_bytes) : nullptr;
 }
 
-void * lml_webp_calloc(size_t n, size_t n_bytes) {  // libwebp has seen that the product is a size_t
+void * lml_webp_calloc(size_t n, size_t n_bytes) {  // libwebp has checked that the product does not overflow
     return take(n * n_bytes) ? std::calloc(n, n_bytes) : nullptr;
 }
 
@@ -30,7 +30,7 @@ char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32
     if (!WebPGetInfo(file, n_bytes, width, height)) {
         return nullptr;
     }
-    // Pixels, twice, and more codes than any encoder writes: a file of 580 KB can ask for 387 MB of them.
+    // The pixels twice, and 64 MiB for Huffman codes, more than encoders need: 580 KB can ask for 387 MB of codes.
     const size_t n_pixels = static_cast<size_t>(*width) * *height;
     n_bytes_left          = (64u << 20) + 8 * n_pixels;
     auto * pixels         = static_cast<uint8_t *>(std::malloc(3 * n_pixels));

@@ -1,5 +1,5 @@
-// Bounds what libwebp allocates for one picture: CMakeLists.txt puts this in front of each of its
-// files. Its own bound is 16 GB, and only for a single piece.
+// Limits the memory that libwebp allocates for one picture. CMakeLists.txt includes this header at the
+// start of each of libwebp's files. libwebp's own limit is 16 GB for each allocation.
 #pragma once
 
 #include <stdlib.h>
@@ -8,7 +8,7 @@
 extern "C" {
 #endif
 
-// As those of the standard library, but NULL once a picture's share is used up.
+// As malloc and calloc, but they return NULL once the picture's limit is reached.
 void * lml_webp_malloc(size_t n_bytes);
 void * lml_webp_calloc(size_t n, size_t n_bytes);
 
