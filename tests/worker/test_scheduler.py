@@ -389,7 +389,7 @@ class Stage:
             n_taken = len(self.choices[key].events) + n_before[key]
             if fault is not None and fault.kind == "emit" and n_taken >= fault.after:
                 self._at_fault.add(event.id)
-                raise FAULTS[fault.kind]
+                raise FAULTS[fault.kind].with_traceback(None)  # or it would grow each time
             n_before[key] += 1
         try:
             self.take(events)
