@@ -120,7 +120,8 @@ class Handler(StrictRequestHandler):
         assert head is not None
         self.reply_headers += server.gate.headers(head)
         self._routes, self._name, self._path_label = ROUTES.find(head.path)
-        with server.counted_request():
+        server.begin_request()
+        try:
             server.gate.check(head)
             if head.method != "OPTIONS":  # browsers send it before a page may show its key
                 server.gate.check_key(head)
@@ -132,6 +133,8 @@ class Handler(StrictRequestHandler):
             is_last = self._n_requests >= server.limits.max_requests_per_connection
             self.close_connection = is_last or not head.keep_alive
             getattr(self, f"do_{self.command}")()
+        finally:
+            server.end_request()
 
     def _read_body(self, head: wire.Head) -> bytes:
         # Only a POST has a use for a body; that of another method is read and dropped.
@@ -167,7 +170,7 @@ class Handler(StrictRequestHandler):
         body = wire.parse_json(self.rfile.read(), self.server.limits.max_values)
         defaults = self.server.registry.models()[0].defaults
         call, make_reply = route.parse(body, defaults), route.reply
-        if route.has_dry_run and self.headers.get("X-Dry-Run", "0") != "0":
+        if route.has_dry_run and self.headers.get("x-dry-run", "0") != "0":
             call, make_reply = planned(call), partial(DryRun, body, defaults)
         self._serve(call, f"{route.id_prefix}{self._token}", make_reply)
 

@@ -5,8 +5,7 @@ Everything here may be called from any thread.
 
 import socket
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 
@@ -61,19 +60,18 @@ class Server(Listener):
         if not isinstance(error, OSError):
             self.log.line("error", f"a connection failed: {error!r}")
 
-    @contextmanager
-    def counted_request(self) -> Iterator[None]:
-        """Counts a request while it is served. Raises Unavailable while the server drains."""
+    def begin_request(self) -> None:
+        """Counts a request in. Raises Unavailable while the server drains."""
         with self._changed:
             if self.is_draining:
                 raise Unavailable("the server is stopping")
             self.n_active += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self.n_active -= 1
-                self._changed.notify_all()
+
+    def end_request(self) -> None:
+        """Counts a request out."""
+        with self._changed:
+            self.n_active -= 1
+            self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> None:
         """Accepts no more connections and requests, and waits for those that run."""
