@@ -1,17 +1,17 @@
 """How many threads a step gets: fewer while other processes keep this machine busy.
 
-The threads of a step meet after each operation, hundreds of times, and the slowest decides. A
-thread that shares its core with another process makes all others wait: then one thread less is
-faster. The start of such a load shows in the time of a step, its end does not: load on an unused
-core is invisible; only a trial shows it. So from time to time another number of threads runs in
-turns with the current one, on comparable steps, and replaces it after winning every turn.
+The threads of a step wait for each other after each operation, hundreds of times in a step. A
+thread that shares its core with another process delays all others; then one thread less is faster.
+The start of such a load shows in the time of a step. Its end does not: load on an unused core is
+invisible; only a trial shows it. So from time to time a different number of threads takes turns
+with the current number, on comparable steps. It becomes the current number if it wins every turn.
 
-Steps that generate take part, and short steps that read prompts, as with a small model that
-answers many short requests. A long step that reads always has every thread: a trial of a worse
-number on it would keep a client waiting.
+Steps that generate take part in trials, and so do short steps that read prompts, which are common
+when a small model answers many short requests. A long step that reads a prompt always gets all
+threads: a trial of a worse number would make a client wait.
 
-Pure policy: no C, no threads, no clock. It is told how long steps took, and counts its waits in
-samples, so that trials cost the same share of the time whether a step takes 1 ms or 1 s.
+Pure policy: no C, no threads, no clock. `note` gets the times of steps. Waits are counted in
+samples, so that trials take the same share of the time whether a step takes 1 ms or 1 s.
 """
 
 import math
@@ -19,14 +19,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from statistics import median
 
-SAMPLE_S = 0.02  # a scheduler's time slices are milliseconds: shorter steps make one sample
-N_SAMPLES = 5  # that a median is taken of: it hides what disturbs one or two of them
+SAMPLE_S = 0.02  # least time of a sample: a scheduler's time slices take milliseconds
+N_SAMPLES = 5  # samples in a median, which ignores one or two disturbed samples
 MAJORITY = N_SAMPLES // 2 + 1
-GAIN = 0.9  # of the time of a step: a smaller gain is not worth a change
-UNUSUAL = 1.4  # times as slow as usual: perhaps a load has come
-FIRST_WAIT, MAX_WAIT = 64, 512  # samples between trials; doubled each time no number is better
-SHORT_S = 0.02  # the longest step that reads prompts and takes part
-READS, UNIT = 0, 16  # the kind of such steps; their times are compared per so many tokens
+GAIN = 0.9  # a new number must need less than this share of the current step time
+UNUSUAL = 1.4  # a step this many times slower than usual suggests a new load
+FIRST_WAIT, MAX_WAIT = 64, 512  # samples between surveys; doubled after each one without a winner
+SHORT_S = 0.02  # longest step that reads prompts and takes part in trials
+READS, UNIT = 0, 16  # the kind of these steps; their times are compared per UNIT tokens
 
 
 class _Times:
@@ -34,11 +34,11 @@ class _Times:
 
     def __init__(self) -> None:
         self.recent: deque[float] = deque(maxlen=N_SAMPLES)  # samples, in seconds per step
-        self.usual_s = 0.0  # the median when numbers were last compared; 0 before
+        self.usual_s = 0.0  # the median when numbers of threads were last compared; 0 before that
         self._n_steps, self._sum_s = 0, 0.0
 
     def add(self, elapsed_s: float) -> bool:
-        """Whether this step completes a sample."""
+        """Adds a step's time. True if this completes a sample."""
         self._n_steps += 1
         self._sum_s += elapsed_s
         if self._sum_s < SAMPLE_S:
@@ -54,17 +54,17 @@ class _Times:
 
     @property
     def median_s(self) -> float:
-        """Of the last few samples."""
+        """The median of the last N_SAMPLES samples, in seconds per step."""
         return median(self.recent)
 
 
 def _trial(n_new: int, n_current: int, before_s: float) -> Generator[int, float, bool]:
-    """One number of threads against the current one: new, current, new.
+    """Compares a new number of threads with the current one in three turns: new, current, new.
 
-    Yields the number for the next step and is sent the time of that step; returns whether the new
-    number has won. Each turn is compared with the one before it, `before_s` per step, so that a
-    load that comes or goes meanwhile does not decide. Three of five samples win a turn; the first
-    lost turn ends the trial.
+    Yields the number for the next step and is sent that step's time. Returns whether the new number
+    has won. Each turn is compared with the turn before it (`before_s` per step), so that a load
+    that starts or ends during the trial does not decide it. Three of five samples win a turn. The
+    first turn that the new number loses ends the trial.
     """
     for n_threads in (n_new, n_current, n_new):
         times, n_won, n_lost = _Times(), 0, 0
@@ -87,19 +87,19 @@ class ThreadGovernor:
     """Chooses the number of threads of each step, from 1 to `n_max`."""
 
     def __init__(self, n_max: int, *, on_change: Callable[[int, int], None] | None = None) -> None:
-        """`on_change` is called with the old number and the new one."""
+        """`on_change` is called with the old and the new number."""
         self.n_max = self.n_threads = n_max
         self._on_change = on_change
-        self._token_s = math.inf  # of a step that reads, per token
+        self._token_s = math.inf  # seconds per token in steps that read prompts
         self._times: dict[int, _Times] = {}  # by kind: how many sequences generate, or READS
         self._survey: Generator[int, float, int | None] | None = None
-        self._surveyed, self._on_trial = READS, n_max  # its kind, and the number of its next step
-        self._n_foreign = 0  # samples of other kinds since its last step
-        self._n_samples = 0  # of all kinds: the clock that waits are counted in
+        self._surveyed, self._on_trial = READS, n_max  # the survey's kind; threads of its next step
+        self._n_foreign = 0  # samples of other kinds since the survey's last step
+        self._n_samples = 0  # samples of all kinds: the clock for waits
         self._compared_at, self._due, self._wait = 0, FIRST_WAIT, FIRST_WAIT
 
     def choose(self, n_tokens: int, *, reads: bool = False) -> int:
-        """How many threads the next step gets; unless it reads, each token extends a sequence."""
+        """How many threads the next step gets. Unless it `reads`, it has a token per sequence."""
         kind = self._kind(n_tokens, reads)
         if kind is None:
             return self.n_max
@@ -107,7 +107,7 @@ class ThreadGovernor:
         return self._on_trial if is_trial else self.n_threads
 
     def note(self, n_tokens: int, elapsed_s: float, *, reads: bool = False) -> None:
-        """How long that step took."""
+        """Takes the time of a step for which `choose` was called."""
         kind = self._kind(n_tokens, reads)
         if reads:
             token_s = elapsed_s / n_tokens
@@ -125,21 +125,21 @@ class ThreadGovernor:
             self._end_survey(end.value)
 
     def _kind(self, n_tokens: int, reads: bool) -> int | None:
-        """Steps of one kind can be compared. None: a long step, which has every thread."""
+        """The kind of a step; steps of one kind are comparable. None: a long step that reads."""
         if not reads:
             return n_tokens
         return READS if n_tokens * self._token_s < SHORT_S else None
 
     def pause(self) -> None:
-        """No sequence generates for a while; the other load may be gone afterwards."""
+        """Generation pauses. Afterwards the other load may be gone, so a survey is due early."""
         if self.n_threads < self.n_max:
             self._hurry()
 
     def candidates(self) -> Iterator[int]:
-        """Other numbers of threads, the likeliest first.
+        """Other numbers of threads, the most promising first.
 
-        All of them, for a load that has gone; then 1, 2, 4, ... more or fewer: a busy process takes
-        one core, and to leave it one of several is nearly free, but many processes take many.
+        First all threads, because the load may have gone. Then 1, 2, 4, ... more or fewer, because
+        each busy process takes one core, and there may be one such process or many.
         """
         steps = [1 << i for i in range(self.n_max.bit_length())]
         nearest = (self.n_threads + sign * step for sign in (1, -1) for step in steps)
@@ -148,14 +148,14 @@ class ThreadGovernor:
                 yield other
 
     def _watch(self, kind: int, elapsed_s: float) -> None:
-        """Notes a step with the current number; begins a survey when one is due."""
+        """Takes the time of a step with the current number; begins a survey when one is due."""
         times = self._times.setdefault(kind, _Times())
         if not times.add(elapsed_s):
             return
         self._n_samples += 1
         if self._survey is not None:
             self._n_foreign += 1
-            if self._n_foreign > 2 * N_SAMPLES:  # steps of its kind have stopped coming
+            if self._n_foreign > 2 * N_SAMPLES:  # there are no more steps of the survey's kind
                 self._survey = None
         elif times.is_full:
             times.usual_s = times.usual_s or times.median_s
@@ -166,7 +166,7 @@ class ThreadGovernor:
                 self._on_trial = next(self._survey)
 
     def _make_survey(self, times: _Times) -> Generator[int, float, int | None]:
-        """Trials of the candidates, one after the other; returns the first that wins."""
+        """Tries the candidates one after the other; returns the first that wins, or None."""
         for n_new in self.candidates():
             if (yield from _trial(n_new, self.n_threads, times.median_s)):
                 return n_new
@@ -188,5 +188,5 @@ class ThreadGovernor:
                 self._on_change(old, winner)
 
     def _hurry(self) -> None:
-        """The next survey comes as soon as its cost allows."""
+        """Makes the next survey due early, but at least FIRST_WAIT samples after the last one."""
         self._due = min(self._due, self._compared_at + FIRST_WAIT)

@@ -1,1 +1,1 @@
-"""Grammars that hold an answer to a form."""
+"""Grammars that keep an answer in a required form."""

@@ -1,8 +1,8 @@
-"""Grammars of answers that call tools, corrected: llama.cpp's GBNF in, GBNF out. Pure.
+"""Corrects llama.cpp's grammars of answers that call tools: GBNF in, GBNF out. Pure.
 
-llama.cpp lets any amount of text come before a call that must be made. It has no grammar for
-answers that are either a call or in a form, nor for calls in bare JSON that may be made. The rules
-that it writes are known here by their names.
+llama.cpp allows any text before a required call. It makes no grammar for an answer that is either
+a call or JSON of a schema, nor for optional calls that are bare JSON. This code finds the rules in
+llama.cpp's grammars by their names.
 """
 
 import re
@@ -14,7 +14,7 @@ _PATTERN = 2  # COMMON_GRAMMAR_TRIGGER_TYPE_PATTERN
 # A literal, a class of characters, a count, or the name of a rule.
 _PART = re.compile(r'"(?:[^"\\]|\\.)*"|\[(?:[^\]\\]|\\.)*\]|\{[^}]*\}|[A-Za-z][\w-]*')
 _ROOT = re.compile(r"^root ::= (.*)$", re.MULTILINE)
-# Any text in front of a call and its opening; and a message that is not a call.
+# Matches free text before a call's opening, and the alternative of a message without a call.
 _TALK = re.compile(
     r'until-\d+\?? (?=(?:space |"[^"]*"\? )*[\w-]*tool-)|"all\\n" until-\d+ (?:tools|\(.*?\)) \| '
 )
@@ -23,7 +23,7 @@ _FENCED = '("```json" space response-format space "```" | space response-format 
 
 
 def without_small_talk(grammar: str) -> str:
-    """The grammar of calls that must be made, without text before them except thoughts.
+    """A grammar of required calls, without the text before them. Thoughts stay allowed.
 
     >>> without_small_talk('root ::= ("<think>" until-1 "</think>")? until-7 tool-calls')
     'root ::= ("<think>" until-1 "</think>")? tool-calls'
@@ -32,9 +32,9 @@ def without_small_talk(grammar: str) -> str:
 
 
 def woken_by_name(grammar: str, names: Sequence[str]) -> dict[str, Any]:
-    """Fields for a reply of the library, so that calls in bare JSON are held from their name on.
+    """Fields for the library's reply: a grammar that starts at the name in a bare JSON call.
 
-    `grammar` is that of calls that must be made. {} where calls are not bare JSON.
+    `grammar` is the grammar of required calls. Returns {} if its calls are not bare JSON.
     """
     root = _BARE_CALL.search(grammar)
     if root is None:
@@ -48,21 +48,21 @@ def woken_by_name(grammar: str, names: Sequence[str]) -> dict[str, Any]:
 
 
 def call_or_form(calls: str, form: str) -> str | None:
-    """A grammar of answers that call tools or are in a form; None if that cannot be made."""
+    """A grammar of answers that are either calls or in a form; None if there can be none."""
     form = without_fence(form)
     if not form or "```" in form:
-        return None  # the parser of calls would take the fence for content
+        return None  # the parser of calls would read a Markdown fence as content
     rules = ["root ::= calls-root | form-root", _renamed(calls, "calls-"), _renamed(form, "form-")]
     return "\n".join(rules)
 
 
 def without_fence(form: str) -> str:
-    """The grammar of a form, without the fence of Markdown around it."""
+    """The grammar of a form, without the optional Markdown fence around the JSON."""
     return form.replace(_FENCED, "(space response-format space)")
 
 
 def _renamed(grammar: str, prefix: str) -> str:
-    """The same rules, with a prefix to each name."""
+    """The same rules, with a prefix before each name."""
 
     def rename(part: re.Match[str]) -> str:
         return prefix + part[0] if part[0][0].isalpha() else part[0]

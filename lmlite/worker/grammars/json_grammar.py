@@ -1,7 +1,7 @@
-"""llama.cpp's grammars of JSON schemas, corrected: its GBNF in, GBNF out. Pure.
+"""Corrects llama.cpp's grammars of JSON schemas: GBNF in, GBNF out. Pure.
 
-It only knows bounds of integers, no steps, and no number of more than 16 digits; and its rule for
-the names of an object's other properties is wrong for names that begin alike.
+llama.cpp supports bounds only for integers, no multipleOf, and at most 16 digits in a number. Its
+rule for names of additional properties is wrong if two properties start with the same character.
 """
 
 import json
@@ -26,14 +26,14 @@ _ESCAPES = {'"': '"', "\\": "\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\
 
 
 def with_marks(request: Json, keys: tuple[str, ...]) -> tuple[Json, dict[str, str]]:
-    """(the request with a number in place of each schema of numbers, their rules by that number).
+    """(the request with a constant in place of each schema of numbers, their rules by constant).
 
-    `keys` are the fields of the request that have schemas. llama.cpp writes such a constant into
-    its grammar as a text, which `mended` replaces.
+    `keys`: the fields of the request that have schemas. llama.cpp copies the constant into its
+    grammar, where `mended` replaces it with the rule.
     """
     schemas = {key: request[key] for key in keys if key in request}
     text = json.dumps(schemas)
-    # 19 digits: as many as a parser of JSON keeps in an integer.
+    # 19 digits in all, which still fit in a 64-bit integer of a JSON parser.
     begin = next(n for n in map(str, range(10**12, 10**13)) if n not in text)
     rules: dict[str, str] = {}
 
@@ -52,7 +52,7 @@ def with_marks(request: Json, keys: tuple[str, ...]) -> tuple[Json, dict[str, st
 
 
 def mended(grammar: str, rules: dict[str, str]) -> str:
-    """The grammar with the rules of numbers in it, and with right names and long numbers."""
+    """The grammar with the rules of numbers, and with corrected names and longer numbers."""
     bodies = dict(_RULE.findall(grammar))
     changed = {name: body for name, body in _LONGER.items() if name in bodies}
     changed |= _names_of_others(bodies)
@@ -66,7 +66,7 @@ def mended(grammar: str, rules: dict[str, str]) -> str:
 
 
 def _names_of_others(bodies: dict[str, str]) -> dict[str, str]:
-    """New rules for the names that an object may have besides those that its schema names."""
+    """Corrected rules for the names of additional properties."""
     wrong = {name for name, body in bodies.items()
              if _OTHER_NAME.fullmatch(name) and body.startswith('["] (')}  # fmt: skip
     changed = {}
@@ -81,12 +81,12 @@ def _names_of_others(bodies: dict[str, str]) -> dict[str, str]:
 
 
 def _name_in(literal: str) -> str:
-    """The name of a property, from a GBNF literal of it as JSON."""
+    """The name of a property, from a GBNF literal that contains the name as JSON."""
     return str(json.loads(re.sub(r"\\(.)", r"\1", literal)))
 
 
 def _other_than(names: list[str]) -> str:
-    """GBNF of the texts that are none of these."""
+    """GBNF of all JSON texts except these names."""
     behind: dict[str, list[str]] = {}
     for name in names:
         behind.setdefault(name[:1], []).append(name[1:])

@@ -1,6 +1,6 @@
-"""Numbers between bounds, as GBNF: each text that a grammar takes is a number of the schema.
+"""GBNF of numbers between bounds: every text that the grammar allows is valid for the schema.
 
-Numbers are written out to DECIMALS places; very small and very large ones may have an exponent.
+Numbers have at most DECIMALS decimals. Very small and very large ones may have an exponent.
 """
 
 import math
@@ -9,13 +9,13 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import Any
 
-DIGITS = 20  # in front of the point, where no bound says how many
-DECIMALS = 22  # behind it
-_MAX_EXPONENT = 307  # with any digits in front of it, a float
+DIGITS = 20  # most digits before the point if there is no bound
+DECIMALS = 22  # most digits after the point
+_MAX_EXPONENT = 307  # with it, any mantissa below 10 is still a finite float
 
 
 def number_rule(node: dict[str, Any]) -> str:
-    """The GBNF of a schema with `minimum`, `maximum` (both inclusive) or `multipleOf`.
+    """GBNF for a schema with `minimum`, `maximum` (both inclusive) or `multipleOf`.
 
     >>> number_rule({"type": "integer", "minimum": 8, "maximum": 11})
     '([8-9] | "1" [0-1])'
@@ -51,7 +51,7 @@ def _between(low: Decimal, high: Decimal | None, n_decimals: int) -> list[str]:
     if high is None:
         large = " | ".join(_integers(max(low.adjusted() + 1, 1), _MAX_EXPONENT))
         parts.append(f'{mantissa} "+"? "0"? ({large})')
-    # Not where all numbers are below 10: a model that began with 7 would have to go on with e-2.
+    # Not if all numbers are below 10: a model that starts with 7 might be forced to go on with e-2.
     most = min(-low.adjusted() - 1, _MAX_EXPONENT) if low else _MAX_EXPONENT
     if (high is None or high >= 10) and most >= 2:
         small = " | ".join(_integers(2, most))
@@ -64,8 +64,8 @@ def _integers(low: int, high: int) -> list[str]:
 
 
 def _written_out(low: Decimal, high: Decimal | None, n_decimals: int) -> list[str]:
-    """Without exponents: an alternative for each number of digits in front of the point."""
-    # Numbers are counted in units of the last decimal from here on.
+    """Numbers without exponents: an alternative for each number of digits before the point."""
+    # From here on, numbers are integers in units of the last decimal.
     at = math.ceil(Fraction(low) * 10**n_decimals)
     n_digits = max(len(str(at)), n_decimals + 1)
     last = 10**n_digits - 1 if high is None else math.floor(Fraction(high) * 10**n_decimals)
@@ -81,9 +81,9 @@ def _written_out(low: Decimal, high: Decimal | None, n_decimals: int) -> list[st
 
 
 def _digits(low: str, high: str, n_whole: int) -> str:
-    """The texts of digits from `low` to `high`, which are as long as each other.
+    """GBNF of the digits from `low` to `high`, which have the same length.
 
-    The point is behind the first `n_whole`. Zeros at the end of the others may be missing.
+    The point comes after the first `n_whole` digits. Zeros at the end of decimals may be omitted.
     """
     n, most = len(low), high[:1]
     if not low.strip("0") and most in ("0", "9") and not high.strip(most):
@@ -92,7 +92,7 @@ def _digits(low: str, high: str, n_whole: int) -> str:
     if first == last:
         spans = [(first, last, low[1:], high[1:])]
     else:
-        # The first and the last digit go on within their bounds, those between freely.
+        # After the first and after the last digit the bounds go on; between them all is allowed.
         begin, end = first + (low[1:] != zeros), last - (high[1:] != nines)
         spans = [(first, first, low[1:], nines)] if begin > first else []
         spans += [(begin, end, zeros, nines)] if begin <= end else []
@@ -110,7 +110,7 @@ def _digits(low: str, high: str, n_whole: int) -> str:
 
 
 def _run(low: int, high: int, n_decimals: int, most: str = "9") -> str:
-    """From `low` to `high` digits in front of the point, and decimals if there are any."""
+    """From `low` to `high` digits before the point, and optional decimals."""
     whole = f"[0-{most}]{{{low},{high}}}"
     return f'{whole} ("." [0-{most}]{{1,{n_decimals}}})?' if n_decimals else whole
 
@@ -119,10 +119,10 @@ def _run(low: int, high: int, n_decimals: int, most: str = "9") -> str:
 
 
 def _multiples(unit: int, n_decimals: int) -> str:
-    """Multiples of a number whose digits divide a power of ten, told by their last digits."""
+    """Multiples of a number that divides a power of ten. Their last digits identify them."""
     n_digits = next(n for n in range(20) if 10**n % unit == 0)
     endings = [f"{n:0{n_digits}}" for n in range(0, 10**n_digits, unit)]
-    n_free = n_decimals - n_digits  # decimals in front of the ending
+    n_free = n_decimals - n_digits  # decimals before the ending
     large = f"[1-9] [0-9]{{0,{DIGITS - 1}}}"
     if n_free < 0:
         few = (_pointed(str(int(ending)), n_decimals) for ending in endings)

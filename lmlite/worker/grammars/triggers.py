@@ -1,6 +1,6 @@
-"""What starts a grammar that waits: words, patterns or tokens at the end of a growing text. Pure.
+"""Triggers start a grammar that waits: words, patterns or tokens in a growing text. Pure.
 
-llama.cpp's own grammars search the whole text again with each token.
+llama.cpp's own code would search the whole text again at each token; this code searches the end.
 """
 
 import re
@@ -10,11 +10,11 @@ from typing import Any
 
 # enum common_grammar_trigger_type
 _TOKEN, _WORD, _PATTERN, _PATTERN_FULL = range(4)
-MAX_BYTES = 512  # of text that is searched; half of it is kept, which is longer than any trigger
+MAX_BYTES = 512  # searched text; beyond it, only half is kept, which is longer than any trigger
 
 
 class Triggers:
-    """Listens to tokens until one of the triggers is complete.
+    """Takes tokens until one of the triggers is complete.
 
     >>> triggers = Triggers([{"type": 1, "value": "<tool>", "token": -1}])
     >>> [triggers.hear(token, piece) for token, piece in enumerate((b"I see. ", b"<to", b"ol>"))]
@@ -22,14 +22,14 @@ class Triggers:
     """
 
     def __init__(self, triggers: Iterable[dict[str, Any]]) -> None:
-        """As the bridge's reply to a request for a prompt has them."""
+        """`triggers`: the list of that name in the bridge's reply (see lml_chat_render)."""
         self._tokens: set[int] = set()
         self._searched: list[re.Pattern[bytes]] = []
-        self._whole: list[re.Pattern[bytes]] = []  # for the whole text
+        self._whole: list[re.Pattern[bytes]] = []  # must match the whole text
         for trigger in triggers:
             self._add(trigger["type"], trigger["value"].encode(), trigger["token"])
         self._heard: deque[tuple[int, bytes]] = deque()
-        self._text = b""  # of the tokens in _heard
+        self._text = b""  # the joined pieces in _heard
 
     def _add(self, kind: int, value: bytes, token: int) -> None:
         if kind == _TOKEN:
@@ -42,7 +42,7 @@ class Triggers:
             self._searched.append(re.compile(value))
 
     def hear(self, token: int, piece: bytes) -> list[int]:
-        """Once a trigger is complete, the latest tokens, which contain it; else an empty list."""
+        """Takes a token. Returns the latest tokens if they contain a complete trigger, else []."""
         self._heard.append((token, piece))
         self._text += piece
         if self._is_complete(token):
@@ -59,7 +59,7 @@ class Triggers:
         )
 
     def _forget(self) -> None:
-        """Drops the oldest tokens, and the patterns that needed the text from its beginning."""
+        """Drops the oldest tokens, and the patterns that can match only from the beginning."""
         n_bytes = len(self._text)
         while n_bytes > MAX_BYTES // 2:
             n_bytes -= len(self._heard.popleft()[1])

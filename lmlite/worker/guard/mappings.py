@@ -1,7 +1,7 @@
 """Drops the pages of mapped weights after llama.cpp has copied them.
 
-llama.cpp maps a model's file. It copies weights that go to a GPU, or that its kernels want repacked
-in another order. The mapped pages would stay in memory beside their copies.
+llama.cpp maps a model's file. It copies weights that go to a GPU, or that its kernels need in a
+different order. Without this, the mapped pages would stay in memory in addition to the copies.
 """
 
 import ctypes
@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 MAPS, STATUS = Path("/proc/self/maps"), Path("/proc/self/status")
-WORTH = 0.25  # of a file; the weights that were not copied are read again, at 0.1 s per gigabyte
+WORTH = 0.25  # least copied share of a file; the rest must be read again, at 0.1 s per gigabyte
 
 
 def own_bytes() -> int:
-    """Memory of this process that is not mapped from files; 0 without /proc."""
+    """Bytes of this process's memory that are not mapped from files; 0 without /proc."""
     try:
         found = re.search(r"^RssAnon:\s+(\d+) kB$", STATUS.read_text(), re.MULTILINE)
     except OSError:
@@ -24,9 +24,9 @@ def own_bytes() -> int:
 
 
 def drop_pages(inodes: Collection[int]) -> None:
-    """Drops this process's pages of these files; the kernel reads them again when they are used.
+    """Drops this process's pages of these files; the kernel reads them again on the next access.
 
-    Only read-only shared mappings are dropped, as their pages are those of the file.
+    Drops only pages of read-only shared mappings, because they have no content besides the file's.
     """
     advise = ctypes.CDLL(None).madvise
     advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
@@ -36,7 +36,7 @@ def drop_pages(inodes: Collection[int]) -> None:
 
 def _ranges(inodes: Collection[int]) -> Iterator[tuple[int, int]]:
     try:
-        lines = MAPS.read_bytes().splitlines()  # bytes: names of files need not be UTF-8
+        lines = MAPS.read_bytes().splitlines()  # bytes, because file names may not be UTF-8
     except OSError:
         return
     for line in lines:

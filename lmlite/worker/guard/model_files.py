@@ -1,7 +1,7 @@
 """Whether the files of a loaded model still have the content that was checked.
 
-The weights are mapped, not copied. A file that is deleted or replaced lives on under its mapping.
-One that is written to in place changes what the model computes.
+The weights are mapped, not copied. If a file is deleted or replaced, the mapping keeps the old
+content. If a file is overwritten in place, the model computes wrong results.
 """
 
 import os
@@ -16,7 +16,7 @@ class FilesChanged(Exception):
 
 
 class ModelFiles:
-    """Open files, which stay the same if their names are moved. Any thread may use them."""
+    """The open files of a model; renaming does not affect them. Any thread may use this."""
 
     def __init__(self, parts: Sequence[ModelPart]) -> None:
         """Opens the files. Raises FilesChanged."""
@@ -35,7 +35,7 @@ class ModelFiles:
         return [identity(os.fstat(fd)) for fd in self._fds] != self._known
 
     def check_names(self) -> None:
-        """Checks, after loading, that the names still mean these files. Raises FilesChanged."""
+        """Checks, after loading, that the paths still lead to these files. Raises FilesChanged."""
         try:
             named = [identity(os.stat(path)) for path in self._paths]
         except OSError as err:

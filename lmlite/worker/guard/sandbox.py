@@ -1,10 +1,10 @@
-"""A worker's sandbox: once its model is loaded, it may compute, read files and use its pipes.
+"""A worker's sandbox: once its model is loaded, it can only compute, read files and use its pipes.
 
-A model and its template come from strangers, and a million lines of C++ read them. Whatever goes
-wrong there must reach no network, start no program, touch no other process and write only to the
-cache folder. Linux has two means that need no privileges: a seccomp filter refuses system calls by
-number (network, programs, processes), and Landlock refuses writes by path. Both also hold for
-threads that start later, and cannot be undone.
+A model and its template are untrusted, and a million lines of C++ read them. An attacker who takes
+over this code must not reach the network, start programs, affect other processes, or write outside
+the cache folder. Linux has two mechanisms that need no privileges: a seccomp filter refuses system
+calls by number (network, programs, processes), and Landlock refuses writes by path. Both also apply
+to threads that start later, and cannot be undone.
 """
 
 import ctypes
@@ -22,15 +22,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class _Machine(NamedTuple):
-    """A processor."""
+    """A processor architecture."""
 
     audit_arch: int  # AUDIT_ARCH_... in linux/audit.h
-    column: int  # in the tables below
+    column: int  # its column in the tables below
 
 
 _MACHINES = {"x86_64": _Machine(0xC000003E, 0), "aarch64": _Machine(0xC00000B7, 1)}
 
-# System calls and their numbers on x86_64 and aarch64; None where a processor lacks the call.
+# System calls and their numbers on x86_64 and aarch64; None if the architecture lacks the call.
 _Calls = dict[str, tuple[int | None, int | None]]
 _SECCOMP: _Calls = {"seccomp": (317, 277)}
 _LANDLOCK: _Calls = {
@@ -48,7 +48,7 @@ _NEVER: _Calls = {
     "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
     "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438),
     "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
-    # ways around a filter: calls made by the kernel instead, and other views of the files
+    # ways around a filter: calls that the kernel makes for the process, other views of the files
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
     "open_by_handle_at": (304, 265), "mount": (165, 40), "umount2": (166, 39),
     "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268),
@@ -59,27 +59,27 @@ _NEVER: _Calls = {
     "chmod": (90, None), "fchmodat": (268, 53), "chown": (92, None), "lchown": (94, None),
     "fchownat": (260, 54),
 }  # fmt: skip
-# Refused in addition where Landlock is missing and there is no folder to write to.
+# Refused in addition if the kernel lacks Landlock and no folder for writes was given.
 _WRITES: _Calls = {
     "creat": (85, None), "truncate": (76, 45), "unlink": (87, None), "unlinkat": (263, 35),
     "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, None),
     "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36), "mkdir": (83, None),
     "mkdirat": (258, 34), "rmdir": (84, None), "mknod": (133, None), "mknodat": (259, 33),
 }  # fmt: skip
-_OPENS: dict[str, tuple[tuple[int | None, int | None], int]] = {  # numbers; argument of flags
+_OPENS: dict[str, tuple[tuple[int | None, int | None], int]] = {  # numbers; index of flags
     "open": ((2, None), 1),
     "openat": ((257, 56), 2),
 }
-_OPENAT2 = (437, 437)  # its flags lie in memory, which a filter cannot read
+_OPENAT2 = (437, 437)  # its flags are in memory, which a filter cannot read
 _CLONE, _CLONE3 = (56, 220), (435, 435)
-_OWN_SIGNALS: _Calls = {"kill": (62, 129), "tgkill": (234, 131)}  # allowed to itself, for abort()
-_X32 = 0x40000000  # numbers from here on belong to another ABI of x86_64
+_OWN_SIGNALS: _Calls = {"kill": (62, 129), "tgkill": (234, 131)}  # only to itself, for abort()
+_X32 = 0x40000000  # numbers from here on belong to a different ABI of x86_64
 
 
 def enter(folder: str | None, *, use_landlock: bool = True) -> list[str]:
-    """Puts this process into the sandbox; writes stay allowed in `folder`, which must exist.
+    """Puts this process into the sandbox. Writes stay allowed in `folder`, which must exist.
 
-    Returns a sentence for each protection that this kernel lacks. Raises OSError for the folder.
+    Returns a sentence for each missing protection. Raises OSError if the folder cannot be opened.
     """
     machine = _MACHINES.get(platform.machine())
     if machine is None or platform.system() != "Linux":
@@ -97,14 +97,14 @@ def enter(folder: str | None, *, use_landlock: bool = True) -> list[str]:
     return missing
 
 
-# ---- seccomp: which calls ------------------------------------------------------------------
+# ---- seccomp: filters system calls ---------------------------------------------------------
 
 _PR_SET_NO_NEW_PRIVS = 38
 _SET_MODE_FILTER, _FOR_ALL_THREADS = 1, 1
 # Classic BPF: load a word; jump if equal, if not less, if any bit is set; return.
 _LOAD, _EQUAL, _NOT_LESS, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _NUMBER_AT, _ARCH_AT, _ARGUMENTS_AT = 0, 4, 16  # in struct seccomp_data
-_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # SECCOMP_RET_...; an errno is added to the second
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # SECCOMP_RET_...; _REFUSE is combined with an errno
 
 
 class _Instruction(ctypes.Structure):
@@ -120,7 +120,7 @@ class _Program(ctypes.Structure):
     _fields_ = [("len", ctypes.c_uint16), ("filter", ctypes.POINTER(_Instruction))]
 
 
-_Rule = list[_Instruction]  # decides about one call, and passes over all others
+_Rule = list[_Instruction]  # decides about one system call; for others, the next rule runs
 
 
 def _refused(number: int, errno: int = EPERM) -> _Rule:
@@ -128,7 +128,7 @@ def _refused(number: int, errno: int = EPERM) -> _Rule:
 
 
 def _tested(number: int, argument: int, test: int, operand: int, *, refuse_if: bool) -> _Rule:
-    """Refuses a call if a test of its argument, _EQUAL or _ANY_BIT, has that result."""
+    """Refuses a call if the test (_EQUAL or _ANY_BIT) of its argument gives `refuse_if`."""
     verdicts = (_REFUSE | EPERM, _ALLOW) if refuse_if else (_ALLOW, _REFUSE | EPERM)
     return [
         _Instruction(_EQUAL, 0, 4, number),
@@ -177,14 +177,14 @@ def _install(code: list[_Instruction], machine: _Machine) -> bool:
     return _call(number, _SET_MODE_FILTER, flags, ctypes.byref(program)) == 0
 
 
-# ---- Landlock: which files -----------------------------------------------------------------
+# ---- Landlock: restricts writes to files ---------------------------------------------------
 
-_VERSION = 1  # a flag: asks for the version of the interface
+_VERSION = 1  # flag: return the version of the interface
 _PATH_BENEATH = 1
-# Rights, by the version that introduced them.
+# Access rights, by the version that introduced them.
 _EXECUTE, _WRITE_FILE, _REMOVE_FILE, _MAKE_REGULAR, _TRUNCATE = 1, 1 << 1, 1 << 5, 1 << 8, 1 << 14
 _RIGHTS = {
-    1: _EXECUTE | _WRITE_FILE | 0x1FF0,  # and to remove and create entries of every kind
+    1: _EXECUTE | _WRITE_FILE | 0x1FF0,  # 0x1FF0: to remove and create entries of every kind
     2: 1 << 13,  # to move files to another folder
     3: _TRUNCATE,
 }
@@ -200,7 +200,7 @@ class _PathBeneath(ctypes.Structure):
 
 
 def _allow_writes_in(folder: str | None, machine: _Machine) -> bool:
-    """Refuses all other writes of this thread and its children. False: the kernel cannot."""
+    """Refuses all other writes of this thread and its children. False: not supported."""
     create, add, restrict = (numbers[machine.column] for numbers in _LANDLOCK.values())
     version = _call(create, None, ctypes.c_size_t(0), _VERSION)
     if version < 1:
@@ -225,5 +225,5 @@ def _allow_writes_in(folder: str | None, machine: _Machine) -> bool:
 
 
 def _call(number: int | None, *arguments: Any) -> int:
-    """A system call for which the C library has no function."""
+    """Makes a system call for which the C library has no function."""
     return int(_libc.syscall(ctypes.c_long(number or -1), *arguments))

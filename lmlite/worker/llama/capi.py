@@ -1,9 +1,9 @@
-"""llama.h, mtmd.h and bridge.h as seen from ctypes: prototypes, structs, and the check of both.
+"""llama.h, mtmd.h and bridge.h for ctypes: prototypes, structs, and a check of both.
 
-Both are the headers' own lines, and Python derives its types from them. `make abi` lets a C
-compiler compare them with the real headers, so neither can drift. The bridge reports how its build
-lays structs out, and `load` refuses a library that does so in another way. Nothing is loaded at
-import.
+Prototypes and structs are lines copied from the headers; ctypes types are derived from them.
+`make abi` lets a C compiler compare them with the real headers, so that they cannot drift apart.
+The bridge reports the layout of structs in its build, and `load` refuses a library with a
+different layout. Nothing is loaded at import.
 """
 
 import ctypes
@@ -161,12 +161,12 @@ struct llama_token_data_array {
 TOKEN_ATTR_UNKNOWN, TOKEN_ATTR_CONTROL = 1 << 0, 1 << 3
 POOLING_TYPE_UNSPECIFIED, POOLING_TYPE_NONE = -1, 0
 POOLING_TYPE_MEAN, POOLING_TYPE_CLS, POOLING_TYPE_LAST, POOLING_TYPE_RANK = 1, 2, 3, 4
-DEFAULT_SEED = 0xFFFFFFFF  # a sampler with it draws a seed of its own
-MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama-cparams.h, which is no public header
+DEFAULT_SEED = 0xFFFFFFFF  # makes a sampler draw a random seed
+MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama-cparams.h, which is not a public header
 LOG_LEVELS = {"debug": 1, "info": 2, "warning": 3, "error": 4}
 ROPE_SCALING_TYPES = {None: -1, "none": 0, "linear": 1, "yarn": 2}
 FLASH_ATTN_TYPES = {"auto": -1, "off": 0, "on": 1}
-# enum ggml_type: the types of keys and values that llama.cpp accepts
+# enum ggml_type: the types that llama.cpp accepts for keys and values
 CACHE_TYPES = {"f32": 0, "f16": 1, "bf16": 30, "q8_0": 8, "q4_0": 2, "q4_1": 3, "iq4_nl": 20,
                "q5_0": 6, "q5_1": 7}  # fmt: skip
 
@@ -205,7 +205,7 @@ STRUCTS: dict[str, Any] = {}  # by C name, in C order
 
 
 def _ctype(declaration: str) -> Any:
-    """The ctypes type of a C type, as `const struct llama_vocab *`, or None for void."""
+    """The ctypes type of a C type such as `const struct llama_vocab *`; None for void."""
     words = re.sub(r"\b(const|struct|unsigned)\b", "", declaration).replace("*", " * ").split()
     base, n_stars = words[0], words.count("*")
     if base == "enum":
@@ -217,7 +217,7 @@ def _ctype(declaration: str) -> Any:
     if n_stars == 0:
         return STRUCTS[base] if base in STRUCTS else _SCALARS[base]
     if base == "char" and "unsigned" not in declaration:
-        # A string to be freed must stay a pointer; ctypes turns c_char_p into bytes.
+        # `char *` must be freed, so it must stay a pointer; ctypes converts c_char_p to bytes.
         text = c_char_p if "const" in declaration else c_void_p
         return text if n_stars == 1 else POINTER(c_void_p)
     if base == "void":
@@ -230,7 +230,7 @@ def _ctype(declaration: str) -> Any:
 
 @functools.cache
 def _handle(name: str) -> Any:
-    """A pointer type of its own for each opaque struct: a wrong handle is an ArgumentError."""
+    """A separate pointer type for each opaque struct: a wrong handle raises ArgumentError."""
     return type(name, (c_void_p,), {})
 
 
@@ -268,7 +268,7 @@ def signatures(prototypes: str = PROTOTYPES) -> Iterator[tuple[str, Any, list[An
 
 
 def c_check() -> Iterator[str]:
-    """Lines of C that compile only when all of the above agrees with the headers (`make abi`)."""
+    """Lines of C that compile only if the declarations agree with the headers (`make abi`)."""
     yield '#include "bridge.h"'
     yield '#include "mtmd-helper.h"'
     yield from (PROTOTYPES + mtmd.PROTOTYPES).strip().splitlines()
@@ -283,7 +283,7 @@ def c_check() -> Iterator[str]:
 
 
 def layout_lines() -> Iterator[str]:
-    """Lines of C++ with which lml_layout tells of each struct and field above (`make native`)."""
+    """Lines of C++ for lml_layout: one for each struct and field (`make native`)."""
     for struct in STRUCTS.values():
         yield f"SIZE({struct.__name__})"
         yield from (f"FIELD({struct.__name__}, {name})" for name, *_ in struct._fields_)
@@ -295,7 +295,7 @@ _TYPEDEFS = {"llama_logit_bias", "llama_token_data", "llama_token_data_array", "
 
 LIBRARY_NAME = "liblmlite_bridge.so"
 MTMD_NAME = "libmtmd.so"
-LLAMA_NAME = "libllama.so"  # the bridge pulls it in; states that it writes belong to its build
+LLAMA_NAME = "libllama.so"  # loaded with the bridge; its saved states fit only the same build
 
 
 class LlamaError(Exception):
@@ -303,14 +303,14 @@ class LlamaError(Exception):
 
 
 class LibraryError(Exception):
-    """The native library is missing, incomplete or of another build; one sentence says so."""
+    """The native library is missing, incomplete or from a different build. Has one sentence."""
 
 
 def load(lib_path: str | None = None) -> Any:
-    """The library with every prototype declared.
+    """The library with every prototype declared. Raises LibraryError.
 
-    The bridge pulls the other libraries in through its run path, and a symbol looked up in it
-    is found in them too. Raises LibraryError.
+    The dynamic linker loads the other libraries with the bridge (through its run path), and a
+    symbol looked up in the bridge is found in them, too.
     """
     path = library_folder(lib_path) / LIBRARY_NAME
     if not path.is_file():
@@ -325,7 +325,7 @@ def load(lib_path: str | None = None) -> Any:
 
 
 def load_mtmd(lib_path: str | None = None) -> Any:
-    """libmtmd with every prototype declared, behind `load`, which has checked its structs.
+    """libmtmd with every prototype declared. Call `load` first: it checks the structs.
 
     Raises LibraryError.
     """
@@ -344,7 +344,7 @@ def _declared(path: Path, prototypes: str) -> Any:
 
 
 def expected_layout() -> list[str]:
-    """What `lml_layout()` prints for a library that matches the structs above."""
+    """The lines that `lml_layout()` returns for a library that matches the structs above."""
     lines = []
     for struct in STRUCTS.values():
         lines.append(f"{struct.__name__} sizeof {ctypes.sizeof(struct)}")
@@ -355,7 +355,7 @@ def expected_layout() -> list[str]:
 
 
 def layout_difference(layout: str) -> str | None:
-    """The first line in which a library's layout differs from ours, or None."""
+    """The first difference between a library's layout and ours, or None."""
     theirs, ours = layout.splitlines(), expected_layout()
     for line, expected in zip(theirs, ours, strict=False):
         if line != expected:
@@ -364,12 +364,12 @@ def layout_difference(layout: str) -> str | None:
 
 
 def take_fault(lib: Any, error: ctypes.c_void_p) -> str:
-    """Why C returned NULL, in its own words if it gave any."""
+    """The message in `error` after C returned NULL; `error` may be unset."""
     return take_text(lib, error.value) if error.value else "the library gives no reason"
 
 
 def take_text(lib: Any, pointer: int | None) -> str:
-    """A copy of a string that C made; the string is freed."""
+    """Copies a string that C has allocated, and frees it."""
     if not pointer:
         raise MemoryError("the library has no memory for a reply")
     text = ctypes.string_at(pointer).decode("utf-8", "replace")

@@ -1,6 +1,6 @@
-"""Batch and Context: a model at work. Both belong to one thread, the engine's.
+"""Batch and Context: the tokens of a step, and the state of a running model.
 
-A negative code of C raises LlamaError, a recoverable one is a value.
+Both belong to the engine thread. C's negative codes raise LlamaError; recoverable codes are values.
 """
 
 import ctypes
@@ -17,21 +17,21 @@ from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.model import Model
 
 INVALID_NUMBERS = "the model produced invalid numbers"
-MIN_LOGPROB = -9999.0  # for a probability of 0: OpenAI's number, as JSON has no infinity
+MIN_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, because JSON has no infinity
 
 
 class Batch:
     """The tokens of one decode, in arrays that live as long as the batch."""
 
     def __init__(self, n_max: int) -> None:
-        """Room for n_max tokens, each of one sequence."""
+        """Makes room for n_max tokens. Each token belongs to one sequence."""
         self.n_max = n_max
         self._seq_ids = (ctypes.c_int32 * n_max)()
         self._n_seq_ids = (ctypes.c_int32 * n_max)(*[1] * n_max)
         self._tokens = (ctypes.c_int32 * n_max)()
         self._positions = (ctypes.c_int32 * n_max)()
         self._outputs = (ctypes.c_int8 * n_max)()
-        # Each row of C's seq_id points into the one flat array above.
+        # C's seq_id is an array of pointers; each points to an element of _seq_ids.
         start, size = ctypes.addressof(self._seq_ids), ctypes.sizeof(ctypes.c_int32)
         row = ctypes.POINTER(ctypes.c_int32)
         self._rows = (row * n_max)()
@@ -46,7 +46,7 @@ class Batch:
 
     @property
     def n_free(self) -> int:
-        """Tokens that still fit."""
+        """How many more tokens fit."""
         return self.n_max - len(self)
 
     def clear(self) -> None:
@@ -54,7 +54,7 @@ class Batch:
         self.struct.n_tokens = 0
 
     def add(self, token: int, position: int, seq_id: int, output: bool) -> int:
-        """Appends a token; `output` asks for its logits, found at the returned index."""
+        """Appends a token and returns its index. `output`: compute logits at this index."""
         i = int(self.struct.n_tokens)
         self._tokens[i] = token
         self._positions[i] = position
@@ -71,7 +71,7 @@ class Batch:
         output_last: bool,
         output_all: bool = False,
     ) -> int:
-        """Appends tokens of a prompt, the first at `position`; the index of the last one."""
+        """Appends prompt tokens, the first at `position`. Returns the index of the last token."""
         begin = int(self.struct.n_tokens)
         end, n = begin + len(tokens), len(tokens)
         self._tokens[begin:end] = list(tokens)
@@ -84,7 +84,7 @@ class Batch:
 
 
 class Context:
-    """A model at work: its memory and its compute buffers. One thread, the engine's."""
+    """The memory (KV cache) and compute buffers of a model. Used by the engine thread only."""
 
     def __init__(
         self,
@@ -102,9 +102,9 @@ class Context:
         n_ctx_max: int | None = None,
         pooling_type: int | None = None,
     ) -> None:
-        """A `pooling_type` makes a context for embeddings. Raises LlamaError.
+        """With a `pooling_type`, the context is for embeddings. Raises LlamaError.
 
-        A sequence has at most n_ctx_max tokens; None: as many as the model was trained for.
+        n_ctx_max: most tokens of a sequence; None: as many as the model was trained for.
         """
         self._lib = lib = model.lib
         params = lib.llama_context_default_params()
@@ -124,7 +124,7 @@ class Context:
                 f"llama.cpp cannot make a context of {n_ctx:,} tokens: too little memory, "
                 "or options that exclude each other"
             )
-        # C pads the context; a sequence still ends where the model's training did.
+        # C rounds the context up; a sequence is still limited by the model's training.
         self.n_ctx: int = lib.llama_n_ctx(self.pointer)
         n_ctx_max = n_ctx_max or model.n_ctx_train
         self.n_ctx_seq: int = min(lib.llama_n_ctx_seq(self.pointer), n_ctx_max)
@@ -136,25 +136,25 @@ class Context:
         self._memory = lib.llama_get_memory(self.pointer)  # NULL for an encoder
 
     def close(self) -> None:
-        """Frees its memory and buffers."""
+        """Frees the memory and buffers."""
         self._lib.llama_free(self.pointer)
 
     def set_n_threads(self, n_threads: int) -> None:
-        """Of the next decode, for prompts and for single tokens."""
+        """Sets the number of threads from the next decode on."""
         self._lib.llama_set_n_threads(self.pointer, n_threads, n_threads)
 
     def decode(self, batch: Batch) -> bool:
-        """Runs the batch. False: memory has no room for it, and is as before. Raises LlamaError."""
+        """Runs the batch. False: no room in memory, which is unchanged. Raises LlamaError."""
         code = self._lib.llama_decode(self.pointer, batch.struct)
         if code not in (0, 1):
             raise LlamaError(f"llama_decode failed with code {code}")
         return bool(code == 0)
 
     def can_begin(self, seq_id: int, n_tokens: int) -> bool:
-        """Whether a prompt can continue behind a sequence's first n_tokens.
+        """Whether a prompt can continue after a sequence's first n_tokens.
 
-        A recurrent memory can continue only behind its last token, and a sliding window may have
-        dropped the tokens that it has to see there.
+        A recurrent memory can continue only after its last token. With a sliding window, memory may
+        have dropped tokens that the window would need.
         """
         n_held = self._lib.llama_memory_seq_pos_max(self._memory, seq_id) + 1
         if n_tokens in (0, n_held):
@@ -163,12 +163,12 @@ class Context:
         return self._can_cut and bool(first <= max(0, n_tokens - self._n_swa))
 
     def keep(self, seq_id: int, n_tokens: int) -> None:
-        """Drops a sequence's memory behind its first n_tokens, which `can_begin` must allow."""
+        """Drops a sequence's memory after its first n_tokens. `can_begin` must allow this."""
         if not self._lib.llama_memory_seq_rm(self._memory, seq_id, n_tokens, -1):
             raise LlamaError(f"llama.cpp cannot cut a sequence behind token {n_tokens:,}")
 
     def share(self, source_id: int, seq_id: int, n_tokens: int) -> None:
-        """Lets an empty sequence begin with the first n_tokens of another."""
+        """Makes an empty sequence begin with the first n_tokens of `source_id`."""
         self._lib.llama_memory_seq_cp(self._memory, source_id, seq_id, 0, n_tokens)
 
     def n_state_bytes(self, seq_id: int) -> int:
@@ -183,27 +183,27 @@ class Context:
         return memoryview(buffer)[:n].tobytes()
 
     def restore(self, seq_id: int, state: bytes) -> bool:
-        """Fills an empty sequence with such a copy. False: memory has no room for it."""
+        """Fills an empty sequence from a copy by `state`. False: no room in memory."""
         return bool(self._lib.llama_state_seq_set_data(self.pointer, state, len(state), seq_id))
 
     def clear_memory(self, *, data: bool = False) -> None:
-        """Forgets every sequence. `data` zeroes the numbers, too.
+        """Forgets all sequences. `data`: also overwrite the memory with zeros.
 
-        A NaN in a free cell spreads to other sequences: attention weighs it with zero, and zero
-        times NaN is NaN.
+        This removes NaNs. A NaN in a free cell would spread to other sequences: attention gives it
+        the weight zero, and zero times NaN is NaN.
         """
         if self._memory:
             self._lib.llama_memory_clear(self._memory, data)
 
     def logprobs(self, index: int, token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-        """log p(token) at a batch index, and the n_top likeliest (token, log p), best first.
+        """The log-probability of `token`, and the n_top likeliest (token, log p), best first.
 
         Raises LlamaError if a logit is NaN.
         """
         tokens, values = (ctypes.c_int32 * n_top)(), (ctypes.c_float * n_top)()
         logits = self._logits(index)
         chosen = self._lib.lml_logprobs(logits, self.n_vocab, token, n_top, tokens, values)
-        if chosen != chosen:  # NaN anywhere in the row makes the softmax NaN
+        if chosen != chosen:  # NaN: if any logit is NaN, the softmax is NaN
             raise LlamaError(INVALID_NUMBERS)
         n = min(n_top, self.n_vocab)
         finite = [max(value, MIN_LOGPROB) for value in values[:n]]
@@ -212,15 +212,15 @@ class Context:
     def check_numbers(self, index: int) -> None:
         """Raises LlamaError if a logit is NaN or positive infinity.
 
-        A damaged model gives NaN; one damaged row of an output matrix gives it for one token only.
-        Samplers pass over it, or choose the same token each time.
+        A damaged model can produce NaN, maybe for one token only (a damaged row of the output
+        matrix). Samplers do not detect it: they ignore NaN or choose the same token each time.
         """
         if not self._lib.lml_are_numbers(self._logits(index), self.n_vocab):
             raise LlamaError(INVALID_NUMBERS)
 
     @contextmanager
     def without(self, tokens: Sequence[int], index: int) -> Iterator[None]:
-        """Makes tokens impossible at a batch index while this context manager is open."""
+        """Excludes tokens at a batch index inside the `with` block."""
         logits = self._logits(index)
         saved = [logits[token] for token in tokens]
         for token in tokens:
@@ -238,7 +238,7 @@ class Context:
         return logits
 
     def embedding(self, seq_id: int) -> "array[float]":
-        """The pooled vector of a sequence of the last decode. Raises LlamaError."""
+        """The pooled embedding of a sequence in the last decode. Raises LlamaError."""
         pointer = self._lib.llama_get_embeddings_seq(self.pointer, seq_id)
         if not pointer:
             raise LlamaError("llama.cpp returned no embedding")
@@ -246,7 +246,7 @@ class Context:
 
 
 def _scale_rope(params: Any, rope: RopeScaling) -> None:
-    """Sets the parameters that are given; the library takes the others from the model."""
+    """Sets the given parameters; the library takes the others from the model."""
     params.rope_scaling_type = capi.ROPE_SCALING_TYPES[rope.kind]
     values = asdict(rope)
     del values["kind"]

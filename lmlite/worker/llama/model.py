@@ -1,4 +1,4 @@
-"""Model: the weights of one GGUF, and what they say about their memory."""
+"""Model: the weights of one GGUF file, and the properties of its memory (KV cache or states)."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ from lmlite.worker.llama.vocab import Vocab
 
 
 class Model:
-    """The weights of one GGUF, and its vocabulary."""
+    """The weights of one GGUF file, and its vocabulary."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class Model:
         vocab_only: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Loads the file; on_progress hears the share that is loaded, 0..1. Raises LlamaError."""
+        """Loads the file. on_progress gets the loaded fraction, 0 to 1. Raises LlamaError."""
         self.lib = lib
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
@@ -43,15 +43,15 @@ class Model:
         self.n_embd: int = lib.llama_model_n_embd_out(self.pointer)
         self.n_gpu_layers = 0
         if lib.llama_supports_gpu_offload():
-            n_layers = lib.llama_model_n_layer(self.pointer) + 1  # one is the output layer
+            n_layers = lib.llama_model_n_layer(self.pointer) + 1  # + 1: the output layer
             self.n_gpu_layers = n_layers if n_gpu_layers < 0 else min(n_gpu_layers, n_layers)
         self.has_encoder: bool = lib.llama_model_has_encoder(self.pointer)
-        # A recurrent state sums up all tokens: it cannot be cut, and no beginning can be shared.
+        # A recurrent state sums up all tokens: it cannot be cut at a token, nor shared in part.
         is_recurrent: bool = lib.llama_model_is_recurrent(self.pointer)
         self.can_cut_memory: bool = not (is_recurrent or lib.llama_model_is_hybrid(self.pointer))
-        self.takes_cells: bool = not is_recurrent  # one of memory for each token
+        self.takes_cells: bool = not is_recurrent  # each token takes a cell of memory
         self.n_swa: int = lib.llama_model_n_swa(self.pointer)  # tokens of a sliding window, or 0
 
     def close(self) -> None:
-        """Frees the weights; every context of this model must be closed before."""
+        """Frees the weights. All contexts of this model must be closed first."""
         self.lib.llama_model_free(self.pointer)

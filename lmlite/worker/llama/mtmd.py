@@ -1,6 +1,6 @@
-"""mtmd.h and mtmd-helper.h as `capi.py` declares them: prototypes and structs, and nothing else.
+"""The prototypes and structs of mtmd.h and mtmd-helper.h, for `capi.py`.
 
-The library of both, libmtmd, is loaded for models that see, and for no others.
+Their library, libmtmd, is loaded only for models that take images.
 """
 
 PROTOTYPES = """

@@ -1,8 +1,8 @@
 """SamplerChain and Grammar: from a row of logits to a token. Each has one owner with a close().
 
-A chain is llama.cpp's samplers in order. If the first keeps only the likeliest tokens, the others
-are not even collected: for 150,000 tokens that would take half a millisecond. The engine thread
-uses both; a grammar is made earlier, when its request is prepared.
+A chain is a list of llama.cpp's samplers. If its first sampler keeps only the likeliest tokens, the
+chain gets only those: collecting 150,000 tokens would take half a millisecond. The engine thread
+uses both; a grammar is created earlier, when its request is prepared.
 """
 
 import ctypes
@@ -17,8 +17,8 @@ from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.context import INVALID_NUMBERS, Context
 from lmlite.worker.llama.model import Model
 
-MAX_BEST = 128  # up to here a heap is faster than a sort; the bound of llama.cpp's top-k, too
-REPEAT_WINDOW = 64  # last tokens that repeat_penalty counts, as in llama.cpp
+MAX_BEST = 128  # up to this number a heap is faster than a sort, as in llama.cpp's top-k
+REPEAT_WINDOW = 64  # repeat_penalty looks at this many last tokens, as in llama.cpp
 
 
 class NothingAllowed(LlamaError):
@@ -29,21 +29,21 @@ class NothingAllowed(LlamaError):
 
 
 class SamplerChain:
-    """C samplers in order: from a row of logits to a token. Remembers what it sampled."""
+    """A list of C samplers: from a row of logits to a token. Remembers the sampled tokens."""
 
     def __init__(
         self, model: Model, params: SamplingParams, *, seed: int, n_ctx: int, prompt: Sequence[int]
     ) -> None:
-        """The chain for one completion of `prompt`. Raises LlamaError.
+        """Makes the chain for one completion of `prompt`. Raises LlamaError.
 
-        Order as in llama.cpp: bias and penalties on all tokens, then the cuts, then temperature.
+        Order as in llama.cpp: bias and penalties, then top-k, top-p and min-p, then temperature.
         """
         self._lib = model.lib
         self._n_best = n_best(params)
         self.pointer = self._lib.llama_sampler_chain_init(
             self._lib.llama_sampler_chain_default_params()
         )
-        if not self.pointer:  # a NULL anywhere here would end the process
+        if not self.pointer:  # passing NULL on to C would crash the process
             raise LlamaError("llama.cpp refused a chain of samplers")
         for sampler in self._samplers(model.vocab.n_tokens, params, seed, n_ctx, prompt):
             if not sampler:
@@ -64,11 +64,11 @@ class SamplerChain:
                 n_vocab, REPEAT_WINDOW, params.repeat_penalty, 0, 0
             )
             window = prompt[-REPEAT_WINDOW:]
-            for token in (token for token in window if token >= 0):  # a picture's are negative
+            for token in (token for token in window if token >= 0):  # ids of pictures are negative
                 lib.llama_sampler_accept(repeat, token)
             yield repeat
         if params.presence_penalty or params.frequency_penalty:
-            # OpenAI counts what was sampled, and all of it: its own sampler, not fed the prompt.
+            # OpenAI counts all sampled tokens but not the prompt, so this is a separate sampler.
             yield lib.llama_sampler_init_penalties(
                 n_vocab, n_ctx, 1, params.frequency_penalty, params.presence_penalty
             )
@@ -88,9 +88,9 @@ class SamplerChain:
         grammar: "Grammar | None" = None,
         banned: Sequence[int] = (),
     ) -> int:
-        """The next token, from the logits at a batch index; one that the grammar allows.
+        """The next token, which the grammar allows, from the logits at a batch index.
 
-        A banned token is chosen only if the grammar allows no other. Raises NothingAllowed.
+        Chooses a banned token only if the grammar allows no others. Raises NothingAllowed.
         """
         if banned:
             try:
@@ -113,13 +113,13 @@ class SamplerChain:
 
 
 class Grammar:
-    """Keeps a completion in a form. Each completion needs its own: it has a state."""
+    """Keeps one completion in a form. It has a state, so each completion needs its own."""
 
     def __init__(self, model: Model, text: str, reply: bytes | None = None) -> None:
-        """`text` is GBNF; `reply` is that of lml_chat_render if the grammar comes from there.
+        """`text` is GBNF; `reply` is the reply of lml_chat_render that contains the grammar.
 
         Without a reply the grammar is active from the first token. Raises LlamaError if llama.cpp
-        cannot read it.
+        cannot read the grammar.
         """
         self._lib, self._vocab, self.text = model.lib, model.vocab, text
         if reply is None:
@@ -134,7 +134,7 @@ class Grammar:
             raise LlamaError(capi.take_fault(self._lib, error))
 
     def accept_free(self, token: int) -> None:
-        """Takes a token that was sampled while the grammar is not active. Raises LlamaError."""
+        """Takes a token sampled without the grammar, and looks for a trigger. Raises LlamaError."""
         heard = self._triggers.hear(token, self._vocab.piece(token, special=True))
         if heard:
             self.is_active = True
@@ -148,7 +148,7 @@ class Grammar:
 
 
 def n_best(params: SamplingParams) -> int:
-    """How many of the likeliest tokens a chain starts with; 0: all tokens.
+    """How many of the likeliest tokens a chain needs; 0: all tokens.
 
     >>> n_best(SamplingParams(temperature=0)), n_best(SamplingParams(repeat_penalty=1.1))
     (1, 0)

@@ -8,8 +8,8 @@ from typing import Any
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.capi import LlamaError
 
-_GUARDS = "\n.0a東"  # so unlike each other that hardly any text merges with all of them
-MAX_TOKENS = 1 << 26  # of a text; C answers -(1 << 31) when it cannot count them
+_GUARDS = "\n.0a東"  # so different that hardly any text merges with all of them into one token
+MAX_TOKENS = 1 << 26  # most tokens of a text; C returns -(1 << 31) if it cannot count them
 
 
 class Vocab:
@@ -32,23 +32,23 @@ class Vocab:
     ) -> list[int]:
         """Tokens of the text. Raises LlamaError.
 
-        `add_special` adds the token that the model wants before a text (BOS) and, if the text
-        `is_whole`, the one behind it (EOS); behind any other text a completion follows.
-        `parse_special` lets the text spell control tokens. `continues`: other text precedes this
-        one, so the tokenizer must not put a space in between.
+        `add_special` adds the token that the model expects before a text (BOS) and, if the text
+        `is_whole`, the token after it (EOS); a text that is not whole is followed by a completion.
+        `parse_special`: control tokens in the text are parsed. `continues`: other text comes before
+        this text, so the tokenizer must not add a space between them.
         """
         for guard, before in self._guards if continues else ():
             tokens = self._tokenize(guard + text, False, parse_special)
-            if tokens[: len(before)] == before:  # else the guard merged with some of the text
+            if tokens[: len(before)] == before:  # else the guard and the text merged to one token
                 return tokens[len(before) :]
         tokens = self._tokenize(text, add_special, parse_special)
         return tokens[:-1] if add_special and self._adds_eos and not is_whole else tokens
 
     @functools.cached_property
     def _guards(self) -> list[tuple[str, list[int]]]:
-        """Texts to put before one that continues another, with the tokens to take off again.
+        """Texts to put before a text that continues another, with their tokens to remove again.
 
-        Empty if the tokenizer adds no space before its texts.
+        Empty if the tokenizer does not add a space before a text.
         """
         guards = [(text, self._tokenize(text, False, False)) for text in _GUARDS]
         return [(text, tokens) for text, tokens in guards if self._spelled(tokens) == f" {text}"]
@@ -58,7 +58,7 @@ class Vocab:
 
     def _tokenize(self, text: str, add_special: bool, parse_special: bool) -> list[int]:
         data = text.encode()
-        n_max = len(data) + 2  # most tokens hold a byte or more; BOS and EOS hold none
+        n_max = len(data) + 2  # most tokens have at least one byte; BOS and EOS have none
         while True:
             tokens = (ctypes.c_int32 * n_max)()
             n = self._lib.llama_tokenize(
@@ -71,7 +71,7 @@ class Vocab:
             n_max = -n
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
-        """The token's bytes; control tokens have none unless `special`."""
+        """The token's bytes. Without `special`, those of a control token are empty."""
         buffer = ctypes.create_string_buffer(64)
         while True:
             n: int = self._lib.llama_token_to_piece(
@@ -79,10 +79,10 @@ class Vocab:
             )
             if n >= 0:
                 return buffer.raw[:n]
-            buffer = ctypes.create_string_buffer(-n)  # C asks for -n bytes
+            buffer = ctypes.create_string_buffer(-n)  # C reports that it needs -n bytes
 
     def pieces(self, tokens: Sequence[int]) -> list[bytes]:
-        """The bytes of each token; joined, they are the text that was tokenized."""
+        """The bytes of each token; joined, they are the tokenized text."""
         pieces = [self.piece(token, special=True) for token in tokens]
         if pieces and self._has_space_in_front:
             pieces[0] = pieces[0].removeprefix(b" ")
@@ -90,12 +90,12 @@ class Vocab:
 
     @functools.cached_property
     def _has_space_in_front(self) -> bool:
-        """Whether the tokenizer adds a space before its texts."""
+        """Whether the tokenizer adds a space before a text."""
         (first, *_) = self._tokenize("a", False, False)
         return self.piece(first).startswith(b" ")
 
     def spelling(self, name: str) -> str | None:
-        """The spelling of the token that ends (`eos`), begins (`bos`) or pads (`pad`) a text."""
+        """The text of a special token: `bos` (begins a text), `eos` (ends it) or `pad`."""
         token: int = getattr(self._lib, f"llama_vocab_{name}")(self.pointer)
         return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else None
 
@@ -109,7 +109,7 @@ class Vocab:
         return bool(self._lib.llama_vocab_is_eog(self.pointer, token))
 
     def control_texts(self) -> list[str]:
-        """The spellings of control tokens, which only `parse_special` understands."""
+        """The spellings of control tokens, which are parsed only with `parse_special`."""
         pieces = {self.piece(token, special=True) for token in self.control_tokens}
         return sorted({piece.decode("utf-8", "replace") for piece in pieces} - {""})
 
@@ -120,7 +120,7 @@ class Vocab:
 
     @functools.cached_property
     def control_tokens(self) -> list[int]:
-        """Tokens that stand for no text."""
+        """Tokens that do not stand for text."""
         wanted = capi.TOKEN_ATTR_CONTROL | capi.TOKEN_ATTR_UNKNOWN
         attribute, pointer = self._lib.llama_vocab_get_attr, self.pointer
         return [t for t in range(self.n_tokens) if attribute(pointer, t) & wanted]
