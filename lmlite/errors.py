@@ -13,7 +13,7 @@ class ModelFileError(Exception):
 
 
 class ModelFileMissing(ModelFileError):
-    """A model file, or a part of it, that is not there; it may come back."""
+    """A missing model file, or a missing part of a split one; it may come back."""
 
 
 class ApiError(Exception):
@@ -37,20 +37,20 @@ class ApiError(Exception):
             self.code = code
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """The JSON object of the reply; all four keys, always."""
+        """The JSON object of the reply. It always has all four keys."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
     def headers(self) -> list[tuple[str, str]]:
-        """Headers of the reply that say what a client can do about the error."""
+        """Headers of the reply that tell the client whether to retry."""
         if self.retry_after_s is not None:
             return [("Retry-After", str(self.retry_after_s))]
-        # OpenAI's clients obey this one.
+        # OpenAI's clients obey this header.
         return [("X-Should-Retry", "false")] if self.status >= 500 else []
 
 
 class InternalError(ApiError):
-    """Our own mistake, or a library call that failed."""
+    """A bug in lmlite, or a library call that failed."""
 
 
 class BadRequest(ApiError):
@@ -72,7 +72,7 @@ class PromptTooLong(BadRequest):
     code = "context_length_exceeded"
 
     def __init__(self, advice: str, *, param: str, tokens: tuple[int, int]) -> None:
-        """`tokens` are those of the prompt, and those that fit."""
+        """`tokens`: how many tokens the prompt has, and how many fit."""
         n_prompt, n_ctx = self.tokens = tokens
         self.advice = advice
         message = (
@@ -83,7 +83,7 @@ class PromptTooLong(BadRequest):
 
 
 class Unsupported(BadRequest):
-    """A feature that this server or model lacks. Clients would retry after the status 501."""
+    """A feature that this server or model lacks. Not 501: clients would retry after it."""
 
     code = "unsupported_feature"
 
@@ -95,7 +95,7 @@ class Unauthorized(BadRequest):
     code = "invalid_api_key"
 
     def headers(self) -> list[tuple[str, str]]:
-        """How a key is sent, among others."""
+        """Adds a header that says how to send a key."""
         return [*super().headers(), ("WWW-Authenticate", "Bearer")]
 
 
@@ -126,7 +126,7 @@ class MethodNotAllowed(BadRequest):
     allowed: tuple[str, ...] = ()
 
     def headers(self) -> list[tuple[str, str]]:
-        """The allowed methods, among others."""
+        """Adds the allowed methods."""
         return [*super().headers(), ("Allow", ", ".join(self.allowed))]
 
 
@@ -187,7 +187,7 @@ class Unavailable(ApiError):
 
 
 class ModelFailed(Unavailable):
-    """There is no worker and none will start: waiting does not help."""
+    """The model has no worker and will not get one: waiting does not help."""
 
     retry_after_s = None
 
@@ -203,10 +203,10 @@ KINDS: dict[str, type[ApiError]] = {kind.__name__: kind for kind in _family(ApiE
 
 @dataclass(frozen=True)
 class FieldNames:
-    """What an API calls the parts of a chat that a worker may find wrong."""
+    """An API's names of the fields in which a worker may find an error."""
 
     messages: str
-    form: str  # of the reply
+    form: str  # the form of the reply
 
 
-CHAT_NAMES = FieldNames("messages", "response_format")  # as the worker calls them
+CHAT_NAMES = FieldNames("messages", "response_format")  # the names that the worker uses

@@ -1,15 +1,15 @@
 """What crosses the pipe: requests from the server to a worker, and events back.
 
 Frozen dataclasses and nothing else. `frames.py` turns them into bytes by reading the annotations
-below, so a field's annotation is its format in the pipe. `id` names a request, unique among those
-of one worker. `index` names one of its choices (or inputs), from 0.
+below, so a field's annotation is its format in the pipe. `id` identifies a request of one worker.
+`index` identifies one of the request's choices (or inputs), from 0.
 """
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 Prompt = str | tuple[int, ...]  # text, or token ids that the client chose
-Json = dict[str, Any]  # a client's object, as it came
+Json = dict[str, Any]  # a JSON object as the client sent it
 # Why a completion ended; the first two are OpenAI's "stop", the others its "length".
 Cause = Literal["end_token", "stop_string", "max_tokens", "context_full", "time_limit"]
 
@@ -22,15 +22,15 @@ class SamplingParams:
     top_k: int = 40  # 0: all tokens
     top_p: float = 0.95
     min_p: float = 0.05
-    repeat_penalty: float = 1.0  # 1: none; over the last 64 tokens, also of the prompt
-    presence_penalty: float = 0.0  # over the completion, as OpenAI defines it
+    repeat_penalty: float = 1.0  # 1: off; counts the last 64 tokens, prompt included
+    presence_penalty: float = 0.0  # counts completion tokens only, as at OpenAI
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
-    seed: int | None = None  # None: a random one
+    seed: int | None = None  # None: random
     max_tokens: int | None = None  # None: until the model ends or the context is full
     stop: tuple[str, ...] = ()
-    n_logprobs: int | None = None  # alternatives of each token; None: no log-probabilities
-    min_tokens: int = 0  # neither the model nor a stop string ends a completion before
+    n_logprobs: int | None = None  # alternatives per token; None: send no log-probabilities
+    min_tokens: int = 0  # no end token or stop string ends a completion earlier
     ignore_eos: bool = False  # the model never ends a completion
 
 
@@ -39,7 +39,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True)
 class ModelPart:
-    """A file of a model when it was checked. If the file changes, one of these values does."""
+    """A model file as it was when checked. A file that changes differs in one of these values."""
 
     path: str
     dev: int
@@ -50,7 +50,7 @@ class ModelPart:
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How a context becomes longer than in training, with llama.cpp's names. None: the model's."""
+    """How to extend a context past its training length, as llama.cpp does. None: the model's."""
 
     kind: Literal["none", "linear", "yarn"] | None = None
     freq_base: float | None = None
@@ -73,12 +73,12 @@ class Load:
     n_ctx: int | None = None  # tokens of the context, shared by all sequences
     n_parallel: int = 4  # sequences that generate at the same time
     n_queue: int = 64  # requests that may wait
-    max_s: float = 600.0  # for a completion, from its first token
+    max_s: float = 600.0  # limit of a completion, from its first token
     n_threads: int | None = None
     n_batch: int = 512  # tokens of one decode
-    prefill_budget_s: float = 0.25  # for prompts in a step that also generates
+    prefill_budget_s: float = 0.25  # time for prompts in a step that also generates
     n_gpu_layers: int = -1  # -1: as many as fit
-    uses_gpu: bool = False  # the library may look for one
+    uses_gpu: bool = False  # whether the library may look for a GPU
     cache_type_k: str = "f16"
     cache_type_v: str = "f16"
     flash_attn: str = "auto"
@@ -86,11 +86,11 @@ class Load:
     chat_template: str | None = None  # Jinja source; None: the model's own
     cache_dir: str | None = None  # for checkpoints that survive a restart
     cache_size: int = 512 << 20  # bytes in that folder
-    checkpoint_memory: int = 128 << 20  # bytes outside of the context
+    checkpoint_memory: int = 128 << 20  # bytes of checkpoints in memory, outside the context
     mmproj_path: str | None = None  # the projector, which lets the model see images
     image_memory: int = 64 << 20  # bytes for encoded images
     sandbox: bool = False  # after loading: no network, no programs, no writes
-    embeds: bool = True  # False: no memory for embeddings beside a model that generates
+    embeds: bool = True  # False: a generating model keeps no memory for embeddings
     log_level: Literal["debug", "info", "warning", "error"] = "error"  # of llama.cpp
 
 
@@ -105,11 +105,11 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image file in a message; its head is checked."""
+    """An image file in a message; its header has been checked."""
 
     data: bytes
     at: int  # characters of the message's content before it
-    path: str  # of its content part in the client's request, for errors
+    path: str  # its content part's place in the client's request, for errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,24 +121,24 @@ class ChatMessage:
     name: str | None = None
     reasoning: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None  # of the call whose result it is
-    images: tuple[Image, ...] = ()  # in their order
+    tool_call_id: str | None = None  # the call that this message is the result of
+    images: tuple[Image, ...] = ()  # in order
 
 
 @dataclass(frozen=True, slots=True)
 class ChatOptions:
-    """What a chat asks of the template and of the form of the completion."""
+    """A chat's options for the template and for the form of the completion."""
 
-    tools: tuple[Json, ...] = ()  # as OpenAI's function tools
+    tools: tuple[Json, ...] = ()  # in OpenAI's format of function tools
     tool_choice: Literal["auto", "none", "required"] = "auto"
     tool_names: tuple[str, ...] = ()  # the only tools that may be called; (): all
-    parallel_tool_calls: bool | None = None  # None: if the template is made for it
-    json_schema: Json | None = None  # of the completion
+    parallel_tool_calls: bool | None = None  # None: if the template supports it
+    json_schema: Json | None = None  # that the completion must match
     thinks: bool = True  # False: no reasoning, if the template can turn it off
-    template_kwargs: Json | None = None  # further variables of the template
-    separate_reasoning: bool = True  # False: it stays in the content, with its tags
+    template_kwargs: Json | None = None  # more variables for the template
+    separate_reasoning: bool = True  # False: reasoning stays in the content, with its tags
     stop_in_reasoning: bool = False  # stop strings also end the reasoning
-    tool_schemas: tuple[Json, ...] = ()  # of the arguments, as grammars enforce them
+    tool_schemas: tuple[Json, ...] = ()  # of each tool's arguments, as the grammar enforces them
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,17 +177,17 @@ class Embed:
 
     id: int
     inputs: tuple[Prompt, ...]
-    dimensions: int | None = None  # of the vector, from the first; None: all
+    dimensions: int | None = None  # how many numbers of the vector to keep; None: all
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenize:
-    """Turn a text into tokens, or tokens into a text; a `Planned` comes back."""
+    """Turn a text into tokens, or tokens into a text. The answer is a `Planned`."""
 
     id: int
     prompt: Prompt
     add_special: bool = False  # add the model's BOS and EOS
-    parse_special: bool = True  # control tokens in the text are control tokens
+    parse_special: bool = True  # control tokens spelled in the text become tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class Cancel:
     id: int
 
 
-Work = Chat | Complete | Embed | Tokenize  # events come back
+Work = Chat | Complete | Embed | Tokenize  # answered by events
 Request = Load | Work | Cancel
 
 # ---- events: worker to server -------------------------------------------------------------
@@ -222,10 +222,10 @@ class Ready:
     n_gpu_layers: int
     generates: bool  # False: an embedding model
     sees: bool = False  # takes images
-    bos_token: str | None = None  # its text; None: the model has none
+    bos_token: str | None = None  # its text; None: the model does not have one
     eos_token: str | None = None
     pad_token: str | None = None
-    adds_bos: bool = False  # at the start of each prompt
+    adds_bos: bool = False  # whether each prompt starts with BOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class EngineState:
 
     n_running: int  # sequences
     n_waiting: int
-    n_cells: int  # tokens that memory can hold; sequences, for a recurrent model
+    n_cells: int  # capacity of memory in tokens; in sequences for a recurrent model
     n_cells_used: int  # by running sequences
     n_cells_idle: int  # by finished sequences, which later prompts may continue
     n_bytes_parked: int  # by finished sequences, outside of the cells
@@ -292,21 +292,21 @@ class Returned(ChoiceEvent):
 class Queued(ChoiceEvent):
     """A choice waits for a free sequence."""
 
-    n_ahead: int  # choices that are before it
+    n_ahead: int  # choices ahead of it in the queue
 
 
 @dataclass(frozen=True, slots=True)
 class Started(ChoiceEvent):
-    """The prompt is accepted: no error of the client's can follow."""
+    """The prompt is accepted: any later error is not the client's fault."""
 
     n_prompt: int
     n_cached: int  # prompt tokens that were in memory already
-    cache: str = ""  # how many and why not more, for the log stream
+    cache: str = ""  # why not more were cached, for the log stream
 
 
 @dataclass(frozen=True, slots=True)
 class Planned(ChoiceEvent):
-    """The prompt and the grammar of a choice: the end of a dry run, or of a Tokenize."""
+    """The prompt and the grammar of a choice. It ends a dry run or a Tokenize."""
 
     tokens: tuple[int, ...]
     pieces: tuple[bytes, ...]  # of each token
@@ -316,7 +316,7 @@ class Planned(ChoiceEvent):
 
 @dataclass(frozen=True, slots=True)
 class Reading(ChoiceEvent):
-    """How much of a long prompt is in memory; sent until all of it is."""
+    """How much of a long prompt is in memory; sent repeatedly until all of it is."""
 
     n_read: int
     n_prompt: int
@@ -333,9 +333,9 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class CallDelta:
-    """More of a tool call's arguments; the first one has its id and name."""
+    """The next part of a tool call's arguments; the first part also has its id and name."""
 
-    number: int  # among the calls of its choice, from 0
+    number: int  # index of the call within its choice, from 0
     arguments: str
     id: str | None = None
     name: str | None = None
@@ -343,7 +343,7 @@ class CallDelta:
 
 @dataclass(frozen=True, slots=True)
 class Delta(ChoiceEvent):
-    """More of a choice: whole characters, without any part of a stop string."""
+    """The next part of a choice: whole characters, without any part of a stop string."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -359,7 +359,7 @@ class Finished(ChoiceEvent):
     n_completion: int  # sampled tokens, the end token included
     cause: Cause = "end_token"
     n_reasoning: int = 0  # completion tokens that are reasoning
-    stop_string: str | None = None  # the one that ended it
+    stop_string: str | None = None  # the stop string that ended the choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +367,7 @@ class Embedded(ChoiceEvent):
     """The vector of one input."""
 
     n_prompt: int
-    vector: bytes  # float32, little endian; its length is 1
+    vector: bytes  # float32, little endian; a unit vector
 
 
 @dataclass(frozen=True, slots=True)
@@ -375,10 +375,10 @@ class Failed:
     """The request ends with an error."""
 
     id: int
-    kind: str  # of `errors.KINDS`
-    message: str  # of a PromptTooLong, its advice
+    kind: str  # a key of `errors.KINDS`
+    message: str  # for a PromptTooLong: its advice
     param: str | None = None
-    tokens: tuple[int, int] | None = None  # those of a PromptTooLong
+    tokens: tuple[int, int] | None = None  # for a PromptTooLong: its tokens
 
 
 # Events of one request.

@@ -1,4 +1,4 @@
-"""The reply to a request with `X-Dry-Run: 1`: its prompts and values, no completion. Pure."""
+"""The reply to a request with `X-Dry-Run: 1`: prompts and sampling values, nothing generated."""
 
 import codecs
 from collections.abc import Mapping
@@ -63,7 +63,7 @@ class DryRun(ComputedReply):
 
 
 def _spelled(event: Planned) -> list[Json]:
-    """Each token and its text; a character of several tokens belongs to the last of them."""
+    """Each token and its text; a character that spans tokens belongs to the last of them."""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     return [
         {"id": token, "text": decoder.decode(piece)}

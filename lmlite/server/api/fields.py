@@ -1,7 +1,7 @@
-"""A client's JSON, read field by field: each of a type and in a range, or an error that names it.
+"""Reads a client's JSON field by field: checks types and ranges, and errors name the field.
 
-An explicit null counts as absent, as OpenAI's clients send it. A boolean is not a number, and
-1.0 is not a count.
+An explicit null counts as absent, because OpenAI's clients send it. A boolean is not a number,
+and 1.0 is not a count.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from lmlite.errors import BadRequest, MissingParameter, Unsupported
 
 
 class Field:
-    """A value of a client's JSON, None where it is absent, and the path that errors call it by.
+    """A value in a client's JSON (None: absent), and its path, which errors name.
 
     Every reader raises BadRequest.
 
@@ -31,7 +31,7 @@ class Field:
         return type(self)(self.value.get(name), f"{self.path}.{name}" if self.path else name)
 
     def of(self, value: Any) -> Self:
-        """Another value in this one's place."""
+        """The same path with a different value."""
         return type(self)(value, self.path)
 
     # ---- errors ----------------------------------------------------------------------------
@@ -48,7 +48,7 @@ class Field:
     # ---- types -----------------------------------------------------------------------------
 
     def required(self, words: str = "") -> Self:
-        """The same field, which must be there; `words` replace the message of the error."""
+        """The same field, which must be present; `words` replace the message of the error."""
         if self.value is None:
             raise MissingParameter(words or f"{self.path} is missing", param=self.path)
         return self
@@ -60,7 +60,7 @@ class Field:
         return self.value
 
     def object(self) -> Self:
-        """The same field, which must be an object; an empty one where it is absent."""
+        """The same field, which must be an object; an empty object if absent."""
         return self.of(self.typed(dict, "an object") or {})
 
     def entry(self, what: str) -> Self:
@@ -70,7 +70,7 @@ class Field:
         return self
 
     def items(self) -> Iterator[Self]:
-        """The items of a list; none where it is absent."""
+        """The items of a list; an absent list counts as empty."""
         for i, value in enumerate(self.typed(list, "a list") or ()):
             yield type(self)(value, f"{self.path}.{self.ITEM % i}")
 
@@ -80,7 +80,7 @@ class Field:
         return text
 
     def text(self) -> str:
-        """A string that must be there."""
+        """A string, which must be present."""
         return self.required().string() or ""
 
     def boolean(self) -> bool:
@@ -104,7 +104,7 @@ class Field:
         return float(self.value)
 
     def clamped(self, low: float, high: float, default: float) -> float:
-        """A number, brought into a range; or the default."""
+        """A number, clamped to a range; or the default."""
         return default if self._is_absent_number() else float(min(max(low, self.value), high))
 
     def _is_absent_number(self) -> bool:

@@ -1,7 +1,7 @@
-"""Sampling values: those of a request, and the defaults that stand in for them.
+"""Sampling values of requests, and the defaults that replace missing ones.
 
-Values of the command line come before those of the model file, and these before llama.cpp's own.
-All of them are checked as a request's are. Pure.
+Defaults of the command line override those of the model file, which override llama.cpp's own.
+All are checked like the values of a request. Pure.
 """
 
 import json
@@ -28,7 +28,7 @@ SAMPLING_FIELDS = {*NAMES, "seed", "logit_bias", "min_tokens", "ignore_eos"}
 def sampling_params(
     body: Field, defaults: Defaults, *, max_tokens: Field, stop: Field, n_logprobs: int | None
 ) -> SamplingParams:
-    """The parameters of a request; APIs name the fields of two of them differently.
+    """The sampling parameters of a request. The arguments are fields that APIs name differently.
 
     Raises BadRequest.
     """
@@ -54,8 +54,8 @@ def sampling_values(
 ) -> dict[str, Any]:
     """Each of NAMES: the body's value, or that of params. Raises BadRequest.
 
-    A value out of its range is refused if strict. Otherwise it becomes the nearest one in it, as
-    far as that has a meaning.
+    If strict, a value out of its range is refused. Otherwise it is clamped to the range, unless
+    that would make no sense.
     """
     read = Field.number if is_strict else Field.clamped
     values: dict[str, Any] = {
@@ -66,13 +66,13 @@ def sampling_values(
         body["repeat_penalty"].refuse("repeat_penalty must be greater than 0")
     least, most = (-1, MAX_INT) if is_strict else (-math.inf, math.inf)
     top_k = body["top_k"].integer(least, most)
-    # Less than 0 means all tokens, as 0 does.
+    # A negative value means all tokens, as 0 does.
     values["top_k"] = params.top_k if top_k is None else min(max(0, top_k), MAX_INT)
     return values
 
 
 def _seed(field: Field) -> int | None:
-    """Any whole number; the sampler takes 32 bits of it. In llama.cpp, -1 means any seed."""
+    """The seed in 32 bits, as the sampler takes it. None: random; llama.cpp writes that as -1."""
     seed = field.integer(-(2**63), 2**64 - 1)
     return None if seed is None or seed == -1 else seed % 2**32
 
@@ -87,7 +87,7 @@ def _stop_strings(field: Field, limits: Limits) -> tuple[str, ...]:
         field.refuse(f"{field.path} has more than {limits.max_stops} strings")
     if not all(len(stop) <= limits.max_stop_length for stop in stops):
         field.refuse(f"a stop string has at most {limits.max_stop_length} characters")
-    return tuple(filter(None, stops))  # an empty one never comes
+    return tuple(filter(None, stops))  # an empty stop string never matches
 
 
 def _logit_bias(field: Field, most: int) -> tuple[tuple[int, float], ...]:
@@ -95,7 +95,7 @@ def _logit_bias(field: Field, most: int) -> tuple[tuple[int, float], ...]:
     if len(biases.value) > most:
         field.refuse(f"logit_bias has more than {most:,} entries")
     for token in biases.value:
-        # One spelling for each id, or a token could have two biases.
+        # One spelling per id; otherwise a token could have two biases.
         if not re.fullmatch("0|[1-9][0-9]{0,9}", token):
             field.refuse("logit_bias maps token ids to numbers")
     return tuple((int(token), biases[token].clamped(-100, 100, 0.0)) for token in biases.value)
@@ -109,10 +109,10 @@ def default_params(
     of_command_line: Mapping[str, float],
     warn: Callable[[str], None],
 ) -> tuple[SamplingParams, dict[str, str]]:
-    """The default parameters of a model, and by name where they come from, if not llama.cpp.
+    """A model's default parameters, and by name the origin of those that are not llama.cpp's.
 
-    A wrong value in the file is left out, and `warn` gets a line about it. Raises BadRequest for
-    one of the command line.
+    A wrong value in the file is ignored, and `warn` gets a line about it. A wrong value of the
+    command line raises BadRequest.
     """
     params, origins = SamplingParams(), dict[str, str]()
     for name, value in of_file.items():

@@ -1,7 +1,7 @@
 """Content blocks of Anthropic's messages -> pieces of a message's content.
 
-A block that a chat has no place for, as a document or what Anthropic's own tools say, becomes its
-text, or a line that tells of it. Pure. The formats are those of the types in Anthropic's Python
+Blocks that chats lack, such as documents or results of Anthropic's own tools, become their text,
+or a line that describes them. Pure. The formats are those of the types in Anthropic's Python
 package. Errors are BadRequest.
 """
 
@@ -11,20 +11,20 @@ from collections.abc import Iterable
 from lmlite.server.api.chat.content_parts import ContentReader, Piece, told, unreadable
 from lmlite.server.api.fields import Field
 
-# Claude Code begins its system prompt with this line, whose value is another one in each turn:
-# nothing behind it would be found in memory.
+# Claude Code begins its system prompt with this line, and its value changes with each turn. The
+# line is removed, because nothing after a changed token could be reused from memory.
 _BILLING = re.compile(r"\Ax-anthropic-billing-header:[^\n]*\n*")
 
 BLOCKS_OF = {"user": ("text", "image", "tool_result"), "system": ("text",),
              "assistant": ("text", "thinking", "redacted_thinking", "tool_use")}  # fmt: skip
 RESULT_BLOCKS = ("text", "image")
 _KNOWN = {kind for kinds in BLOCKS_OF.values() for kind in kinds}
-# Blocks that have places of their own in a chat.
+# Blocks that are not content in a chat, but fields or messages of their own.
 _NO_CONTENT = ("thinking", "redacted_thinking", "tool_use", "tool_result")
 
 
 class MessageField(Field):
-    """A field, and its path as Anthropic writes it: `messages.0.content`."""
+    """A field whose path is written as Anthropic does: `messages.0.content`."""
 
     ITEM = "%d"
     __slots__ = ()
@@ -37,7 +37,7 @@ class BlockReader:
         self._contents = contents
 
     def blocks(self, content: Field, kinds: tuple[str, ...]) -> list[Field]:
-        """The blocks: those of a known kind are of `kinds`; a text is a block of that text."""
+        """The blocks of a content; a string is one text block. Known types must be in `kinds`."""
         if type(content.value) is str:
             return [content.of({"type": "text", "text": content.value})]
         if type(content.value) is not list:
@@ -52,7 +52,7 @@ class BlockReader:
         return blocks
 
     def pieces(self, blocks: Iterable[Field], *, is_result: bool = False) -> list[Piece]:
-        """What is said and shown in the blocks; `is_result` marks what a tool returned."""
+        """The texts and images in the blocks; `is_result`: they are a tool's result."""
         return [piece for block in blocks for piece in self._pieces(block, is_result)]
 
     def _pieces(self, block: Field, is_result: bool) -> list[Piece]:
@@ -80,7 +80,7 @@ class BlockReader:
         return self._contents.image(block, url, is_result=is_result)
 
     def _document(self, block: Field, is_result: bool) -> list[Piece]:
-        """Its text, where it has one, or a line that says that it cannot be read."""
+        """The document's text, or a line that says that it cannot be read."""
         source = block["source"].object()
         match source.value:
             case {"type": "text", "data": str(text)}:
@@ -98,7 +98,7 @@ class BlockReader:
         return found
 
     def system_text(self, system: Field) -> str:
-        """The text of a system prompt; nothing is added between its blocks."""
+        """The text of a system prompt; its blocks are joined without a separator."""
         blocks = self.blocks(system.of(system.value or ""), BLOCKS_OF["system"])
         texts = (piece for piece in self.pieces(blocks) if isinstance(piece, str))
         return "".join(_BILLING.sub("", text) for text in texts)
@@ -110,5 +110,5 @@ def of_kind(blocks: Iterable[Field], kind: str) -> list[Field]:
 
 
 def _line(text: str) -> str:
-    """Ended, so that the following text is on a line of its own."""
+    """The text with a line break at its end, so that more text starts on a new line."""
     return text if text.endswith("\n") else f"{text}\n"

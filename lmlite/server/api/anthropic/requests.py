@@ -1,4 +1,4 @@
-"""Bodies of Anthropic's Messages API -> the chat that they mean.
+"""Bodies of Anthropic's Messages API -> chats.
 
 Pure. The formats are those of the types in Anthropic's Python package. Errors are BadRequest.
 """
@@ -23,7 +23,7 @@ from lmlite.server.api.fields import Field
 from lmlite.server.api.sampling import MAX_INT, SAMPLING_FIELDS, sampling_params
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
-_INERT = {"metadata", "cache_control"}  # every prompt is cached as far as memory goes
+_INERT = {"metadata", "cache_control"}  # every prompt is cached anyway, as memory allows
 MESSAGE_FIELDS = {*SAMPLING_FIELDS, *_INERT, "model", "stream", "stop_in_reasoning", "max_tokens",
                   "messages", "system", "tools", "tool_choice", "stop_sequences", "thinking",
                   "output_config"}  # fmt: skip
@@ -44,7 +44,7 @@ def parse_count(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
 
 def _parse(body: Json, defaults: Defaults) -> Call:
     asked, contents = MessageField(body), ContentReader(defaults)
-    asked["max_tokens"].integer(0, MAX_INT)  # -1 has a meaning in other APIs
+    asked["max_tokens"].integer(0, MAX_INT)  # -1 is allowed only in other APIs
     tools = _tools(asked["tools"])
     choice, parallel = _tool_choice(asked["tool_choice"], tools)
     config = asked["output_config"].object()
@@ -94,7 +94,7 @@ def _messages(body: Field, reader: BlockReader) -> tuple[ChatMessage, ...]:
 
 
 def _turns(body: Field, reader: BlockReader) -> list[ChatMessage]:
-    """A message as those of a chat, where each result of a tool is one of its own."""
+    """The messages of a chat for one message: each tool result becomes a message of its own."""
     role = body["role"].text()
     if role not in BLOCKS_OF:
         body["role"].refuse("role is user, assistant or system")
@@ -110,7 +110,7 @@ def _turns(body: Field, reader: BlockReader) -> list[ChatMessage]:
 
 
 def _user_turns(blocks: list[Field], content: Field, reader: BlockReader) -> list[ChatMessage]:
-    """In their order; texts and images that follow each other are one message."""
+    """A user's messages, in order; consecutive texts and images form one message."""
     turns: list[ChatMessage] = []
     said: list[Piece] | None = None if blocks else []
     for block in blocks:
@@ -127,7 +127,7 @@ def _user_turns(blocks: list[Field], content: Field, reader: BlockReader) -> lis
 
 
 def _result(block: Field, reader: BlockReader) -> ChatMessage:
-    block["is_error"].boolean()  # templates have no place for it
+    block["is_error"].boolean()  # checked, but templates have no place for it
     content = block["content"]
     blocks = reader.blocks(content.of(content.value or ""), RESULT_BLOCKS)
     pieces = reader.pieces(blocks, is_result=True)
@@ -135,7 +135,7 @@ def _result(block: Field, reader: BlockReader) -> ChatMessage:
 
 
 def _tool_call(block: Field) -> ToolCall | None:
-    """A call; its input is text where a client kept what came of half an object."""
+    """A call; its input is text if a client kept an incomplete object."""
     arguments = block["input"]
     if type(arguments.value) is not str:
         arguments = arguments.object()
@@ -151,7 +151,7 @@ def _tools(field: Field) -> Tools:
     tools = Tools()
     for tool in field.items():
         kind = tool.entry("a tool")["type"].value
-        # Other tools are those that Anthropic describes to its models, or runs.
+        # Tools of other types are known to Anthropic's models, or run on its servers.
         if kind in (None, "custom") or "input_schema" in tool.value:
             tool["input_schema"].required()
             tools.add(tool, "input_schema")
@@ -161,11 +161,11 @@ def _tools(field: Field) -> Tools:
 
 
 def _tool_choice(choice: Field, tools: Tools) -> tuple[Choice, bool | None]:
-    """Which tools may be called, and whether several at once; None: the template's choice."""
+    """Which tools may be called, and whether several at once; None: the template decides."""
     if choice.typed(dict, "an object") is None:
         return ("auto", ()), None
     kind = choice["type"].text()
-    # That several calls are allowed does not mean that they are wanted.
+    # False only allows several calls; it does not ask for them.
     parallel = False if choice["disable_parallel_tool_use"].boolean() else None
     if kind == "tool":
         name = choice["name"].text()
@@ -176,7 +176,7 @@ def _tool_choice(choice: Field, tools: Tools) -> tuple[Choice, bool | None]:
 
 
 def _effort(thinking: Field, effort: Field) -> str | None:
-    """How much to think; None: as much as the model does."""
+    """The reasoning effort; None: the model's default."""
     asked = thinking.object()
     kind = asked["type"].text() if asked.value else "adaptive"
     if kind not in ("enabled", "disabled", "adaptive"):

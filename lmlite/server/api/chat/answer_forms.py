@@ -1,8 +1,7 @@
-"""The form that a reply is to have: a JSON schema, a regular expression, choices or a grammar.
+"""The form that a client asks of a reply: JSON schema, regular expression, choices or grammar.
 
-From `response_format`, `grammar`, or vLLM's `structured_outputs` and its older `guided_...`, whose
-names and meanings are those of vLLM's documentation. Pure. Each error names the field that is
-wrong.
+Read from `response_format`, `grammar`, or vLLM's `structured_outputs` and its older `guided_...`,
+as vLLM's documentation defines them. Pure. Each error names the field that is wrong.
 """
 
 import json
@@ -17,7 +16,7 @@ from lmlite.server.forms.patterns import raw_pattern
 from lmlite.server.forms.schemas import UnheldPart, honoured_schema, widened_schema
 from lmlite.server.forms.texts import prefix_tree
 
-Form = tuple[Json | None, tuple[UnheldPart, ...]]  # a schema, the parts that it does not enforce
+Form = tuple[Json | None, tuple[UnheldPart, ...]]  # a schema, the parts that it leaves unenforced
 
 FREE: Form = None, ()
 
@@ -26,25 +25,25 @@ FIELDS = {"structured_outputs", "guided_json", "guided_json_object", "guided_reg
           "guided_whitespace_pattern"}  # fmt: skip
 MAX_LENGTH = 2048  # of an expression
 MAX_CHOICES = 1000
-MAX_REPEATED = 2000  # by llama.cpp's own bound
+MAX_REPEATED = 2000  # llama.cpp's own bound
 
 _KINDS = ("json", "json_object", "regex", "choice", "grammar")
-# Without effect here, or always so: an answer never has other properties than its schema.
+# Ignored: no effect here, or always on (a reply never has properties outside its schema).
 _INERT = ("disable_fallback", "disable_additional_properties", "backend", "_backend")
 _ANY_OBJECT: Json = {"type": "object"}
 
 
 class Guided(NamedTuple):
-    """The form that a body asks for in vLLM's words."""
+    """The form that a body asks for in vLLM's fields."""
 
     kind: str  # one of _KINDS
-    field: Field  # and its value
+    field: Field  # that asks for it
 
 
 def guided(body: Field) -> Guided | None:
-    """The form that a body asks for in vLLM's words, if any.
+    """The form that a body asks for in vLLM's fields or `grammar`, if any.
 
-    Raises BadRequest for more than one, and for forms that are not supported.
+    Raises BadRequest for more than one form, and for forms that are not supported.
     """
     if body["guided_whitespace_pattern"].value is not None:
         body["guided_whitespace_pattern"].unsupported("the space between values cannot be chosen")
@@ -69,8 +68,8 @@ def guided(body: Field) -> Guided | None:
 def parse_form(wanted: Field, asked: Guided | None, schema_in: str | None = None) -> Form:
     """The schema in a `response_format`, or in the API's own field for it. Raises BadRequest.
 
-    `asked` is what the body asks for in vLLM's words. `schema_in` is the field that has the schema
-    and its strictness, where they are not beside the type.
+    `asked` is the form in vLLM's fields. `schema_in` names the field that holds the schema and its
+    strictness; None: they are beside the type.
     """
     wanted = wanted.object()
     kind = wanted.value.get("type", "text")
@@ -80,7 +79,7 @@ def parse_form(wanted: Field, asked: Guided | None, schema_in: str | None = None
         return guided_form(asked)
     if kind == "json_object" and (schema_in is None or wanted["schema"].value is None):
         return _ANY_OBJECT, ()
-    if kind == "json_object":  # as llama.cpp's own server takes a schema
+    if kind == "json_object":  # llama.cpp's own server accepts a schema here
         return held_form(wanted["schema"], is_strict=False)
     if kind != "json_schema":
         wanted["type"].refuse(f"{wanted.path}.type is text, json_object or json_schema")
@@ -89,7 +88,7 @@ def parse_form(wanted: Field, asked: Guided | None, schema_in: str | None = None
 
 
 def guided_form(asked: Guided | None) -> Form:
-    """The schema that a body asks for in vLLM's words, if any. Raises BadRequest."""
+    """The schema that a body asks for in vLLM's fields, if any. Raises BadRequest."""
     if asked is None or asked.kind not in ("json", "json_object"):
         return FREE
     if asked.kind == "json_object":
@@ -98,7 +97,7 @@ def guided_form(asked: Guided | None) -> Form:
 
 
 def held_form(schema: Field, *, is_strict: bool) -> Form:
-    """The form of a schema. Raises BadRequest for none, or for one that is strict and not held."""
+    """The form of a schema. Raises BadRequest if it is no schema, or strict but unenforceable."""
     if is_strict:
         return honoured_schema(schema.value, schema.path), ()
     if type(schema.value) is not dict:
@@ -108,7 +107,7 @@ def held_form(schema: Field, *, is_strict: bool) -> Form:
 
 
 def _parsed(schema: Field) -> Field:
-    """A schema that may be written as a text."""
+    """The schema, which may also come as JSON text."""
     if type(schema.value) is not str:
         return schema
     try:
@@ -121,7 +120,7 @@ def _parsed(schema: Field) -> Field:
 
 
 def guided_grammar(asked: Guided | None, allows_grammars: bool) -> str | None:
-    """The grammar in GBNF that the whole reply has to match, if any. Raises BadRequest."""
+    """The GBNF grammar that the whole reply must match, if any. Raises BadRequest."""
     if asked is None or asked.kind not in ("regex", "choice", "grammar"):
         return None
     kind, field = asked

@@ -1,7 +1,7 @@
-"""Content of messages: texts, images, and text in place of what a model cannot be shown.
+"""Content of messages: texts, images, and text in place of parts that a model cannot see.
 
-Agents send with every turn all that they and other servers have said before, so a part or an item
-of an unknown type must not end their conversation: what can be read of it is told. Pure.
+Agents resend the whole conversation with every turn, including parts that other servers made. A
+part of an unknown type must not end the conversation, so its readable fields become text. Pure.
 """
 
 import base64
@@ -16,8 +16,8 @@ from lmlite.server.api.fields import Field
 from lmlite.server.models.defaults import Defaults
 
 MAX_LINE = 2000  # characters
-_MAX_WORD = 200  # of a value without a space: anything longer is data, not text
-# The types of parts that are text, in chats and in responses, and the field that has it.
+_MAX_WORD = 200  # characters; a longer value without a space is data, not text
+# Types of text parts in chats and in responses -> the field that has the text.
 _TEXTS = dict.fromkeys(("text", "input_text", "output_text", "summary_text", "reasoning_text"),
                        "text") | {"refusal": "refusal"}  # fmt: skip
 _IMAGES = ("image_url", "input_image", "computer_screenshot")
@@ -25,7 +25,7 @@ _SECRET = {"encrypted_content", "signature", "cache_control", "citations"}
 _NOT_TOLD = {*_SECRET, "id", "type", "status", "call_id", "tool_use_id"}
 _EMPTY: tuple[Any, ...] = (None, "", [], {})
 
-Piece = str | Image  # of a content, in its order; an image does not know its place yet
+Piece = str | Image  # one part of a content; an image's `at` is set later
 
 
 class ContentReader:
@@ -33,12 +33,12 @@ class ContentReader:
 
     def __init__(self, defaults: Defaults) -> None:
         self._images = ImageReader(defaults.takes_images, defaults.limits)
-        self.ignored: set[str] = set()  # "content.TYPE" of each part that is told as text
+        self.ignored: set[str] = set()  # "content.TYPE" of each part that is replaced by text
 
     def pieces(self, content: Field, *, is_result: bool = False) -> list[Piece]:
         """A text, or OpenAI's list of content parts. Raises BadRequest.
 
-        `is_result` marks what a tool returned.
+        `is_result`: the content is a tool's result.
         """
         if content.value is None or type(content.value) is str:
             return [content.value or ""]
@@ -55,10 +55,10 @@ class ContentReader:
         return part_text(part)
 
     def image(self, part: Field, url: str | None, *, is_result: bool) -> Piece:
-        """The image of a part; its URL is in the part's `image_url` if it is not given.
+        """The image of a part; `url` None: the URL in the part's `image_url`.
 
-        An unreadable image that a tool returned is told as text: the client sends it again with
-        each later turn, so an error would end the conversation.
+        An unreadable image in a tool's result is replaced by text: the client resends it with each
+        later turn, so an error would end the conversation.
         """
         try:
             return Image(self._images.read(part, url), 0, part.path)
@@ -70,7 +70,7 @@ class ContentReader:
 
 
 def part_text(part: Field) -> str:
-    """The text of an OpenAI content part that is no image. Raises BadRequest."""
+    """The text of an OpenAI content part other than an image. Raises BadRequest."""
     kind = part["type"].value
     if kind == "file" and type(part["file"].value) is dict:
         return _file_text(part["file"].value)
@@ -85,7 +85,7 @@ def part_text(part: Field) -> str:
 
 
 def _file_text(file: Json) -> str:
-    """The content of a file of a text type; for others, a line that says that it is unreadable."""
+    """The content of a text file; for other files, a line that says that it is unreadable."""
     data = file.get("file_data")
     text = _text_of_url(data) if type(data) is str else None
     return text if text is not None else unreadable("file", file.get("filename"))
@@ -114,7 +114,7 @@ def unreadable(kind: str, *facts: Any) -> str:
 
 
 def told(kind: Any, facts: Json) -> str:
-    """A line that says what is known of something; "" if it has nothing to say.
+    """A line with the readable fields of a part or item; "" if there is nothing to show.
 
     >>> told("web_search_call", {"id": "ws_1", "action": {"type": "search"}}).strip()
     '[web_search_call: {"action": {"type": "search"}}]'
@@ -126,11 +126,11 @@ def told(kind: Any, facts: Json) -> str:
 
 
 def facts_of(item: Json) -> str:
-    """The parts of an item that a reader understands, as JSON: no ids, no data. "" for nothing."""
+    """The fields of an item that make sense to a reader, as JSON; "" if only ids and data."""
     try:
         known = _readable({key: item[key] for key in item if key not in _NOT_TOLD})
         return json.dumps(known, ensure_ascii=False) if known else ""
-    except RecursionError:  # the body's parser goes deeper than this
+    except RecursionError:  # the parser of bodies accepts deeper nesting
         return ""
 
 

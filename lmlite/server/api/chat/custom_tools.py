@@ -1,8 +1,8 @@
 """Custom tools take one text. The model sees each as a function with one parameter.
 
-A model writes every call as JSON. The value of the parameter is read from it as it grows, and
-becomes the input of the custom tool's call. The forms are those of OpenAI's custom tools in chats
-and in responses. Pure.
+A model writes every call as JSON. The parameter's value is read from the JSON as it streams, and
+becomes the input of the custom tool's call. Formats: OpenAI's custom tools in chats and in
+responses. Pure.
 """
 
 import json
@@ -15,7 +15,7 @@ from lmlite.server.front import wire
 PARAMETER = "input"
 
 _OPENING = re.compile(rf'\s*{{\s*"{PARAMETER}"\s*:\s*"')
-# As much of a JSON string as can be decoded: no half of an escape, or of a pair of surrogates.
+# The decodable start of a JSON string: it does not end within an escape or a surrogate pair.
 _HIGH = r"\\u[dD][89abAB][0-9a-fA-F]{2}"
 _DECODABLE = re.compile(
     rf'(?:[^"\\]|\\["\\/bfnrt]|(?!{_HIGH})\\u[0-9a-fA-F]{{4}}'
@@ -24,12 +24,12 @@ _DECODABLE = re.compile(
 
 
 def as_function(tool: Field) -> Json:
-    """The function that is offered in place of a custom tool. Raises BadRequest.
+    """The function that the model sees in place of a custom tool. Raises BadRequest.
 
-    A grammar of its input is told to the model, but the input is not held to it.
+    Its description shows the grammar of the input to the model, but nothing enforces it.
     """
     form = tool["format"].object().value
-    grammar = form.get("grammar") or form  # chats and responses differ by this level
+    grammar = form.get("grammar") or form  # only chats have this level
     wanted: Json = {"type": "string"}
     if type(grammar) is dict and type(grammar.get("definition")) is str:
         words = f"A text that follows this {grammar.get('syntax')} grammar"
@@ -48,7 +48,7 @@ def as_arguments(text: str) -> str:
 
 
 class CustomInput:
-    """The text in a call's arguments, {"input": text}, whose JSON comes in pieces."""
+    """Reads the text in a call's arguments, {"input": text}, while their JSON comes in pieces."""
 
     def __init__(self) -> None:
         self._raw = ""  # JSON that is not read yet
@@ -56,7 +56,7 @@ class CustomInput:
 
     @property
     def unread(self) -> str:
-        """The arguments, if they are JSON of another form; "" if they were cut short."""
+        """The arguments, if they are JSON of a different form; "" if they were cut short."""
         try:
             json.loads("" if self._has_begun else self._raw)
         except (ValueError, RecursionError):

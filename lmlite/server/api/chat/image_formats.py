@@ -1,8 +1,8 @@
-"""Checks image files: each must be whole, and as large as its head says, within bounds. Pure.
+"""Checks image files: complete, as large as the header says, and within limits. Pure.
 
-The decoder in the worker believes each number in a file's head: 64 bytes can ask for gigabytes. So
-the head is checked here first. The packed data of a PNG or GIF must have exactly as many pixels as
-the head says, and each file must have its end. The formats:
+The worker's decoder trusts the header, so a file of 64 bytes can ask for gigabytes. The header is
+therefore checked here first. The packed data of a PNG or GIF must have exactly as many pixels as
+the header says, and each file must have its end. The formats:
 https://www.w3.org/TR/png-3/, ITU-T T.81 (JPEG), RFC 9649 (WebP), RFC 6386 (VP8),
 https://www.w3.org/Graphics/GIF/spec-gif89a.txt, BITMAPINFOHEADER (BMP).
 """
@@ -16,9 +16,9 @@ from typing import Any
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
 MAX_RATIO = 200  # of the longer side to the shorter one
-MAX_SCANS = 32  # of a progressive JPEG, each of which passes over all pixels
+MAX_SCANS = 32  # of a progressive JPEG; each scan passes over all pixels
 MAX_PARTS = 50_000  # chunks, segments or blocks
-MAX_GIF_BYTES = 2 << 20  # of a frame's data, of which 2 MB a second are measured
+MAX_GIF_BYTES = 2 << 20  # of a frame's data; measured speed: 2 MB a second
 
 _PACKED_BYTES, _UNPACKED_BYTES = 16 << 10, 64 << 10  # of a PNG's data, at a time
 
@@ -30,7 +30,7 @@ class ImageFault(Exception):
 
 
 def checked_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Size:
-    """The size of an image file. Raises ImageFault unless it is whole and within bounds.
+    """The size of an image file. Raises ImageFault unless it is complete and within limits.
 
     Only the first frame of an animated GIF is checked. An animated WebP is refused.
     """
@@ -52,7 +52,7 @@ def _check_size(width: int, height: int, limits: Limits) -> Size:
 
 
 def _unpack(layout: str, data: bytes, place: int) -> tuple[Any, ...]:
-    """Numbers of a file. Raises ImageFault if it ends before them."""
+    """Numbers from a file. Raises ImageFault if it ends before them."""
     try:
         return struct.unpack_from(layout, data, place)
     except struct.error:
@@ -62,10 +62,10 @@ def _unpack(layout: str, data: bytes, place: int) -> tuple[Any, ...]:
 # ---- PNG -----------------------------------------------------------------------------------
 
 _PNG_BEGIN = b"\x89PNG\r\n\x1a\n"
-# Colour type -> numbers of a pixel, and the bits that each may have.
+# Colour type -> channels of a pixel, and the allowed bits per channel.
 _PNG_COLOURS = {0: (1, (1, 2, 4, 8, 16)), 2: (3, (8, 16)), 3: (1, (1, 2, 4, 8)),
                 4: (2, (8, 16)), 6: (4, (8, 16))}  # fmt: skip
-# An interlaced image comes in seven smaller ones: first column and row, and steps between them.
+# An interlaced image is seven smaller ones: first column, first row, column step, row step.
 _PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2),
                (0, 1, 1, 2))  # fmt: skip
 
@@ -113,10 +113,10 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _check_unpacked(packed: list[bytes], n_expected: int) -> None:
-    """Raises ImageFault unless the data unpacks to this many bytes. None are kept."""
+    """Raises ImageFault unless the data unpacks to this many bytes, which are not kept."""
     unpacker = zlib.decompressobj()
     n_bytes = 0
-    # The rest of a piece is copied in each turn, so pieces are small.
+    # Each turn copies the rest of a piece, so pieces are small.
     pieces = (each[i : i + _PACKED_BYTES] for each in packed
               for i in range(0, len(each), _PACKED_BYTES))  # fmt: skip
     try:
@@ -132,7 +132,7 @@ def _check_unpacked(packed: list[bytes], n_expected: int) -> None:
 
 # ---- JPEG ----------------------------------------------------------------------------------
 
-# A marker of a JPEG within its data: no stuffed byte, no restart, no filling.
+# A marker within JPEG data, other than a stuffed byte, a restart or fill bytes.
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")
 _SOF0, _SOF1, _SOF2, _DHT, _JPG, _DAC = 0xC0, 0xC1, 0xC2, 0xC4, 0xC8, 0xCC
 _EOI, _SOS = 0xD9, 0xDA
@@ -160,9 +160,9 @@ def _check_jpeg(data: bytes, limits: Limits) -> Size:
 
 
 def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Each marker between begin and end, and its segment. Raises ImageFault without an end.
+    """Each marker between start and end, and its segment. Raises ImageFault without an end.
 
-    The data behind a scan's segment is skipped, with the markers in it.
+    The data after a scan's segment is skipped, with the markers in it.
     """
     found = _JPEG_MARKER.match(data, 2)
     for _ in range(MAX_PARTS):
@@ -182,11 +182,11 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 # ---- WebP ----------------------------------------------------------------------------------
 
-_MOVES = 0x02  # among the flags of an extended file
+_MOVES = 0x02  # the animation flag of an extended file
 
 
 def _check_webp(data: bytes, limits: Limits) -> Size:
-    """The size of the only frame, which must be that of the canvas, if there is one."""
+    """The size of the only frame. If the file has a canvas, it must have the same size."""
     canvas: Size | None = None
     for kind, body in _webp_chunks(data):
         if kind in (b"VP8 ", b"VP8L"):
@@ -219,7 +219,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _vp8_size(body: bytes) -> Size:
-    """The size in a lossy picture: a key frame's tag, a start code, 14 bits for each side."""
+    """The size of a lossy picture. Format: key frame tag, start code, 14 bits per side."""
     tag, high, start, width, height = _unpack("<BH3sHH", body, 0)
     if tag & 1 or start != b"\x9d\x01\x2a" or (tag | high << 8) >> 5 > len(body):
         raise ImageFault("is a WebP with a wrong head")
@@ -227,7 +227,7 @@ def _vp8_size(body: bytes) -> Size:
 
 
 def _vp8l_size(body: bytes) -> Size:
-    """The size in a lossless picture: a signature, 14 bits for each side, alpha, version 0."""
+    """The size of a lossless picture. Format: signature, 14 bits per side, alpha, version 0."""
     signature, bits = _unpack("<BI", body, 0)
     if signature != 0x2F or bits >> 29:
         raise ImageFault("is a WebP with a wrong head")
@@ -260,7 +260,7 @@ def _check_gif(data: bytes, limits: Limits) -> Size:
 
 
 def _behind_extensions(data: bytes, place: int) -> int:
-    """The place where the first frame begins. Raises ImageFault if there is none."""
+    """The offset of the first frame. Raises ImageFault if the file has no frame."""
     for _ in range(MAX_PARTS):
         (sign,) = _unpack("<c", data, place)
         if sign == b",":
@@ -272,12 +272,12 @@ def _behind_extensions(data: bytes, place: int) -> int:
 
 
 def _palette_bytes(flags: int) -> int:
-    """The length of the palette behind a GIF's head, or a frame's."""
+    """The length of the palette that follows a GIF's header or a frame's."""
     return 3 << 1 + (flags & 7) if flags & 0x80 else 0
 
 
 def _gif_blocks(data: bytes, place: int) -> tuple[int, bytes]:
-    """Blocks up to an empty one: where they end, and their data. Raises ImageFault."""
+    """Blocks up to an empty one: the offset after it, and the blocks' data. Raises ImageFault."""
     held = []
     for _ in range(MAX_PARTS):
         (n_bytes,) = _unpack("<B", data, place)
@@ -289,7 +289,7 @@ def _gif_blocks(data: bytes, place: int) -> tuple[int, bytes]:
 
 
 def _lzw_length(packed: bytes, n_bits: int, most: int) -> int:
-    """How many pixels a frame's data unpacks to; any number above `most` if they are more.
+    """How many pixels a frame's data unpacks to; counting stops above `most`.
 
     The decoder does not stop when the picture is full: a megabyte would take it seconds.
     Raises ImageFault for data that cannot be unpacked.
@@ -325,10 +325,10 @@ def _lzw_length(packed: bytes, n_bits: int, most: int) -> int:
 # ---- BMP -----------------------------------------------------------------------------------
 
 _BMP_HEADS = (40, 56, 108, 124)
-# Bits of a pixel, and how pixels are packed: 0 is plain, 3 has masks. Others are run lengths, or
-# whole files within the file, for printers.
+# Bits of a pixel, and its compression: 0 is plain, 3 has masks. The others are refused: run
+# lengths, and embedded files for printers.
 _BMP_KINDS = {(1, 0), (4, 0), (8, 0), (16, 0), (24, 0), (32, 0), (16, 3), (32, 3)}
-# Bits of a pixel -> the highest number of a colour in each byte of data.
+# Bits of a pixel -> for each value of a data byte, the highest palette index in it.
 _BMP_NUMBERS = {
     1: bytes(i > 0 for i in range(256)),
     4: bytes(max(i >> 4, i & 15) for i in range(256)),

@@ -1,7 +1,6 @@
-"""Images of a chat: data URLs -> image files that are whole and within bounds. Pure.
+"""Images of a chat: data URLs -> image files that are complete and within limits. Pure.
 
-Nothing is fetched, and no path is opened. What a file says of itself is checked in
-`image_formats.py`.
+Nothing is fetched, and no path is opened. `image_formats.py` checks the files.
 """
 
 import base64
@@ -12,11 +11,11 @@ from lmlite.server.api.chat.image_formats import ImageFault, checked_size
 from lmlite.server.api.fields import Field
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
-PIXELS_FACTOR = 4  # times as many pixels in all images of a request as in one
+PIXELS_FACTOR = 4  # all images of a request may have so many times the pixels of one
 DETAILS = ("auto", "low", "high")
 
 _URL = re.compile(r"\s*([a-z][a-z0-9+.\-]{0,31}):", re.IGNORECASE)
-_PLAIN = bytes.maketrans(b"-_", b"+/")  # base64 may have the alphabet for URLs
+_PLAIN = bytes.maketrans(b"-_", b"+/")  # base64 may use the URL-safe alphabet
 _SPACES = b" \t\r\n"
 _NO_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 
@@ -29,7 +28,7 @@ class ImageReader:
         self._n_images = self._n_pixels = 0
 
     def read(self, part: Field, url: str | None = None) -> bytes:
-        """The file in a content part, at a data URL; None: the one in its `image_url`.
+        """The image file of a content part, from a data URL; None: the URL in its `image_url`.
 
         Raises BadRequest.
         """
@@ -55,7 +54,7 @@ class ImageReader:
 
 
 def _url_of(part: Field) -> str:
-    """The URL; clients send it bare, too."""
+    """The URL of a part: in an object, or as a bare string, which some clients send."""
     image = part["image_url"].required()
     if type(image.value) is str:
         return image.value
@@ -70,7 +69,7 @@ def _url_of(part: Field) -> str:
 
 
 def _decoded(url: str, part: Field, most_bytes: int) -> bytes:
-    """The bytes in a data URL, or in bare base64; line breaks in it are skipped."""
+    """The bytes in a data URL, or in bare base64; line breaks are skipped."""
     scheme, payload = _URL.match(url), url
     if scheme is not None:
         if scheme[1].lower() != "data":
@@ -84,15 +83,15 @@ def _decoded(url: str, part: Field, most_bytes: int) -> bytes:
         if len(symbols) * 3 // 4 > most_bytes:
             part.refuse(f"the image is over {most_bytes:,} bytes")
         return base64.b64decode(symbols + b"=" * (-len(symbols) % 4), validate=True)
-    except ValueError:  # binascii.Error and UnicodeEncodeError are such, too
+    except ValueError:  # includes binascii.Error and UnicodeEncodeError
         part.refuse("the image is not valid base64")
 
 
 def _unescaped(payload: bytes) -> bytes:
     """The payload without the escapes of a URL. Raises ValueError.
 
-    It is decoded as quoted-printable text, which has =41 for %41: in one pass and without other
-    objects, while `urllib.parse.unquote` takes 1.3 GiB for 15 MiB.
+    Each %41 is rewritten as =41 and decoded as quoted-printable text, in one pass.
+    `urllib.parse.unquote` would take 1.3 GiB for 15 MiB.
     """
     if b"%" not in payload:
         return payload

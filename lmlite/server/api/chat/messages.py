@@ -12,7 +12,7 @@ from lmlite.server.api.fields import Field
 
 
 def message(role: str, pieces: Sequence[Piece], content: Field, **more: Any) -> ChatMessage:
-    """The message of a role; nothing is added between the pieces of its content."""
+    """A message; the pieces of its content are joined without a separator."""
     text, images = "", list[Image]()
     for piece in pieces:
         if isinstance(piece, str):
@@ -25,7 +25,7 @@ def message(role: str, pieces: Sequence[Piece], content: Field, **more: Any) -> 
 
 
 def conversation(messages: Sequence[ChatMessage], field: Field) -> tuple[ChatMessage, ...]:
-    """The messages without empty ones of the assistant; at least one must be left."""
+    """The messages, except empty ones of the assistant; at least one must be left."""
     if not messages:
         field.refuse(f"{field.path} is a list of at least one message")
     found = tuple(filter(says_something, messages))
@@ -35,15 +35,15 @@ def conversation(messages: Sequence[ChatMessage], field: Field) -> tuple[ChatMes
 
 
 def says_something(message: ChatMessage) -> bool:
-    """False for a reply that ended before it began."""
+    """False for an empty message of the assistant: its reply was cut off at once."""
     said = message.content or message.reasoning or message.tool_calls
     return message.role != "assistant" or bool(said)
 
 
 def function_call(call_id: Field, name: Field, arguments: Field) -> ToolCall | None:
-    """An earlier call of a function; None for one that was cut before its name.
+    """An earlier call of a function; None if it was cut off before its name.
 
-    The name is not checked, as models make names up. Arguments that were cut stay as they are.
+    The name is not checked, because models invent names. Incomplete arguments stay as they are.
     """
     if not name.value:
         return None
@@ -56,7 +56,7 @@ def function_call(call_id: Field, name: Field, arguments: Field) -> ToolCall | N
 
 
 def custom_call(call_id: Field, name: Field, text: Field) -> ToolCall | None:
-    """An earlier call of a custom tool, as the function's that is offered in its place."""
+    """An earlier call of a custom tool, as a call of the function that stands for the tool."""
     if not name.value:
         return None
     arguments = as_arguments(text.string() or "")
@@ -67,5 +67,5 @@ def json_text(field: Field) -> str:
     """The value as JSON."""
     try:
         return json.dumps(field.value, ensure_ascii=False)
-    except RecursionError:  # the body's parser goes deeper than this
+    except RecursionError:  # the parser of bodies accepts deeper nesting
         field.refuse(f"{field.path.rpartition('.')[2]} is nested too deeply")

@@ -1,4 +1,4 @@
-"""What a chat asks of its template and of the form of the reply, from the parts of its request."""
+"""A chat's options for its template and for the form of the reply, from its request."""
 
 import json
 
@@ -25,8 +25,8 @@ def chat_options(
 ) -> ChatOptions:
     """The options of a chat. Raises BadRequest.
 
-    `parallel`: whether a reply may have several calls, None leaves it to the template. `effort` is
-    one of EFFORTS, None leaves it to the model. `kwargs` are the template's other variables.
+    `parallel`: whether a reply may have several calls; None leaves that to the template. `effort`
+    is one of EFFORTS; None leaves it to the model. `kwargs` are more variables for the template.
     """
     variables = dict(kwargs.object().value) if kwargs is not None else {}
     thinks = variables.pop("enable_thinking", None)
@@ -51,7 +51,7 @@ def chat_options(
 
 
 def parse_effort(field: Field, words: str | None = None) -> str | None:
-    """How much to think; `words` are the field's name in an error. Raises BadRequest."""
+    """The reasoning effort; `words` are the field's name in an error. Raises BadRequest."""
     effort = field.string()
     if effort is not None and effort not in EFFORTS:
         field.refuse(f"{words or field.path} is one of {', '.join(EFFORTS)}")
@@ -61,6 +61,6 @@ def parse_effort(field: Field, words: str | None = None) -> str | None:
 def _is_small(variables: Json) -> bool:
     try:
         n_values(variables, MAX_KWARGS_BYTES, MAX_TOLD_LEVELS)
-    except ValueError:  # too deep for `json.dumps`, too
+    except ValueError:  # too large, or nested deeper than `json.dumps` can write
         return False
     return len(json.dumps(variables)) <= MAX_KWARGS_BYTES

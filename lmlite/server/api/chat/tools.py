@@ -15,17 +15,18 @@ from lmlite.server.forms.bounds import n_values
 from lmlite.server.forms.schemas import ToolSchemas, UnheldPart
 
 MAX_TOOLS = 512
-# What a template is to read of all tools: 2 ms for a value, and its square for a level, at most.
+# Limits of all tools' schemas together: a template takes up to 2 ms per value, and its time grows
+# with the square of the levels.
 MAX_TOLD_VALUES, MAX_TOLD_LEVELS = 12_000, 400
-TOOL_TYPES = ("function", "custom")  # others are left out
-# Names of tools stand in grammars, so they have no character that could end a string there.
+TOOL_TYPES = ("function", "custom")  # tools of other types are left out
+# Tool names become strings in grammars, so they have no character that could end a string.
 MAX_NAME = 128
 
 _NAME = re.compile(rf"[\w.:/-]{{1,{MAX_NAME}}}", re.ASCII)
 _NO_PARAMETERS = {"type": "object", "properties": {}}
-_TEXT = {"type": "text"}  # the format of a custom tool's input that asks for nothing
+_TEXT = {"type": "text"}  # the format of a custom tool whose input is free text
 
-# Whether a tool may or must be called, and the only ones that may: () for all.
+# Whether a tool may or must be called, and the names of the tools that may be; (): all.
 Choice = tuple[Literal["auto", "none", "required"], tuple[str, ...]]
 
 
@@ -35,18 +36,18 @@ class Tools:
     def __init__(self) -> None:
         self.names: list[str] = []
         self.told: list[Json] = []  # OpenAI's function tools, as templates read them
-        self.schemas: list[Json] = []  # what the arguments of each are held to
+        self.schemas: list[Json] = []  # enforced on the arguments of each
         self.unheld: list[UnheldPart] = []
-        self.custom: set[str] = set()  # the names of those that take one text
-        self.ignored: set[str] = set()  # "tools.TYPE" of each that is left out
+        self.custom: set[str] = set()  # names of custom tools, which take one text
+        self.ignored: set[str] = set()  # "tools.TYPE" of each tool that is left out
         self._n_added = 0
         self._n_values_left = MAX_TOLD_VALUES
         self._room = ToolSchemas()
 
     def add(self, function: Field, parameters: str = "parameters") -> None:
-        """Takes a function; `parameters` is the field that has its schema.
+        """Adds a function; `parameters` names the field with its schema.
 
-        Only what templates know of it is kept: frameworks add other fields.
+        Only the fields that templates know are kept: frameworks add others.
         """
         self._count()
         schema = function[parameters]
@@ -71,14 +72,14 @@ class Tools:
         self.unheld += held.unheld
 
     def add_custom(self, tool: Field) -> None:
-        """Takes a custom tool."""
+        """Adds a custom tool."""
         self.add(tool.of(as_function(tool)))
         self.custom.add(self.names[-1])
         if (tool["format"].value or _TEXT) != _TEXT:
             self.ignored.add(f"tools.{self.names[-1]}.format")
 
     def leave_out(self, kind: Any) -> None:
-        """Counts and names a tool of a type that this server does not know."""
+        """Counts a tool of an unknown type, and lists it as ignored."""
         self._count()
         self.ignored.add(f"tools.{kind}")
 
@@ -101,11 +102,11 @@ def _name(name: Field) -> str:
     return str(name.value)
 
 
-# ---- which of them may be called -----------------------------------------------------------
+# ---- which tools may be called -------------------------------------------------------------
 
 
 def names_of(tool: Any) -> list[str]:
-    """The name in a chat's reference to a function or custom tool; [] for another type."""
+    """The name in a chat's reference to a function or custom tool; [] for other types."""
     kind = tool.get("type") if type(tool) is dict else None
     named = tool.get(kind) if kind in TOOL_TYPES else None
     name = named.get("name") if type(named) is dict else None
@@ -115,7 +116,7 @@ def names_of(tool: Any) -> list[str]:
 def parse_tool_choice(
     choice: Field, offered: Sequence[str], names: Callable[[Any], list[str]] = names_of
 ) -> Choice:
-    """A `tool_choice`; `offered` are the names of the tools, `names` reads those in a reference."""
+    """A `tool_choice`; `offered`: names of all tools; `names` reads the names in a reference."""
     value = choice.value
     if value is None or (not offered and value in ("auto", "none")):
         return "auto", ()
@@ -135,7 +136,7 @@ def parse_tool_choice(
 def allowed_tools(
     choice: Field, allowed: Any, offered: Sequence[str], names: Callable[[Any], list[str]]
 ) -> Choice:
-    """The tools on a list. Unknown names on it are ignored as long as one is left."""
+    """The choice of an `allowed_tools` list. Unknown names on it are ignored."""
     tools = allowed.get("tools") if type(allowed) is dict else None
     if type(tools) is not list or allowed.get("mode") not in ("auto", "required"):
         choice.refuse("allowed_tools has a mode, auto or required, and a list of tools")

@@ -1,7 +1,7 @@
 """Bodies of OpenAI's chat completions, completions and embeddings -> calls.
 
-Fields that this server does not know are ignored, as LM Studio does, and named in a header.
-Features that it lacks are refused by name. Pure.
+Unknown fields are ignored, as in LM Studio, and listed in a header of the reply. Unsupported
+features are refused by name. Pure.
 """
 
 from dataclasses import replace
@@ -25,7 +25,7 @@ from lmlite.server.api.openai.messages import parse_messages, parse_tools
 from lmlite.server.api.sampling import MAX_INT, SAMPLING_FIELDS, sampling_params
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
-MAX_GRAMMARS = 64  # of one request: each choice has one of its own, 20 ms for the largest
+MAX_GRAMMARS = 64  # of one request: each choice builds its own, in up to 20 ms
 
 _EVERYWHERE = {"model", "user"}
 _INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
@@ -80,9 +80,9 @@ def chat_call(
     schema_in: str | None = None,
     n: int = 1,
 ) -> Call:
-    """A chat in OpenAI's words. Chat completions and responses differ in what is passed here.
+    """A chat in OpenAI's format. Raises BadRequest.
 
-    Everything else is read from the body. Raises BadRequest.
+    The arguments differ between chat completions and responses. The rest is read from the body.
     """
     asked = guided(body)
     grammar = guided_grammar(asked, defaults.allows_grammars)
@@ -101,7 +101,7 @@ def chat_call(
         effort=parse_effort(effort),
         kwargs=body["chat_template_kwargs"],
     )
-    if grammar is not None:  # it leaves no place for thoughts
+    if grammar is not None:  # the grammar has no place for reasoning
         options = replace(options, thinks=False)
     params = sampling_params(
         body, defaults, max_tokens=max_tokens, stop=body["stop"], n_logprobs=n_logprobs
@@ -189,7 +189,7 @@ def _includes_usage(body: Field) -> bool:
 
 
 def _n_logprobs(chat: Field) -> int | None:
-    """How many alternatives of each token; None for no log-probabilities."""
+    """The number of alternatives per token; None: no log-probabilities."""
     if chat["logprobs"].boolean():
         return chat["top_logprobs"].integer(0, 20) or 0
     if chat["top_logprobs"].value is not None:
@@ -214,7 +214,7 @@ def _prompts(field: Field, most: int) -> tuple[Prompt, ...]:
 
 
 def token_ids(field: Field) -> tuple[int, ...]:
-    """A list of token ids, at least one. Raises BadRequest."""
+    """A list of at least one token id. Raises BadRequest."""
     value = field.value
     if type(value) is not list or not value or any(type(item) is not int for item in value):
         _refuse_prompt(field)

@@ -1,7 +1,7 @@
 """Input items of POST /v1/responses -> messages of a chat.
 
-What the assistant thought, said and called in a row is one message. Items of other types, which
-other servers have made, are calls and results if they have ids. The rest is told in a line of text.
+Consecutive reasoning, text and calls of the assistant form one message. Items of unknown types,
+which other servers made, become calls and results if they have ids, and otherwise a line of text.
 Pure; errors are BadRequest.
 """
 
@@ -15,7 +15,7 @@ from lmlite.server.api.fields import Field
 from lmlite.server.api.responses.tools import SEARCH, ToolReader, flat_name, flat_names
 
 ROLES = {"user": "user", "assistant": "assistant", "system": "system", "developer": "system"}
-# Parts of a message of the assistant, in the only order in which they can follow each other.
+# Parts of a message of the assistant. A message has them in this order.
 _REASONING, _CONTENT, _CALLS = range(3)
 
 
@@ -23,13 +23,13 @@ class InputReader:
     """Reads the input of a request."""
 
     def __init__(self, field: Field, contents: ContentReader, tools: ToolReader) -> None:
-        """`field` has a text or a list of items, of which some bring `tools`."""
+        """`field` is a string or a list of items. Tools in the items are added to `tools`."""
         self.messages: list[ChatMessage] = []
-        self.ignored: set[str] = set()  # "input.TYPE" of each item that is left out or told
+        self.ignored: set[str] = set()  # "input.TYPE" of each item that is left out or made text
         self._contents, self._tools = contents, tools
         self._call_ids: set[str] = set()
         self._last_part = _REASONING  # of the last message, if it is the assistant's
-        self._told_at = -1  # the index of the last message that was made of a line of text
+        self._told_at = -1  # index of the last message made from such lines of text
         if type(field.value) is str:
             self.messages.append(ChatMessage("user", field.value))
             return
@@ -37,7 +37,7 @@ class InputReader:
             field.refuse("input is a string or a list of items")
         for item in field.items():
             self._read(item.entry("an item"))
-        # A model continues a last message of its own, but it did not write these words.
+        # The model would continue the last message as its own, but it did not write these lines.
         if self._is_told_last and self._last_part == _CONTENT:
             self.messages.pop()
 
@@ -71,7 +71,7 @@ class InputReader:
         role, content = item["role"].required(), item["content"]
         if type(role.value) is not str or role.value not in ROLES:
             role.refuse(f"role is one of {', '.join(ROLES)}")
-        if role.value != "assistant":  # which may have said nothing
+        if role.value != "assistant":  # the assistant's content may be empty
             content.required()
         read = message(ROLES[role.value], self._contents.pieces(content), content)
         if role.value == "assistant":
@@ -103,7 +103,7 @@ class InputReader:
             self._tools.add(tool)
 
     def _read_other(self, kind: str, item: Field) -> None:
-        """An item that another server has made: a call, its result, or a line about it."""
+        """An item of an unknown type: it becomes a call, a result, or a line of text."""
         self.ignored.add(f"input.{kind}")
         call_id, output = item["call_id"], item["output"]
         name = re.fullmatch(r"(\w{1,64})_call", kind, re.ASCII)
@@ -118,7 +118,7 @@ class InputReader:
             self._tell(line)
 
     def _tell(self, line: str) -> None:
-        """Lines that follow each other are one message."""
+        """Adds a line about an item; consecutive lines form one message."""
         if self._is_told_last:
             self._change(content=self.messages[-1].content + line)
         else:
@@ -130,7 +130,7 @@ class InputReader:
         return 0 <= self._told_at == len(self.messages) - 1
 
     def _assistant(self, part: int) -> ChatMessage:
-        """The assistant's message that is going on, if this part may follow; else a new one."""
+        """The assistant's last message, if this part may follow in it; else a new message."""
         may_follow = _CALLS if part == _CALLS else _REASONING
         last = self.messages[-1] if self.messages else None
         if last is None or last.role != "assistant" or self._last_part > may_follow:
@@ -143,7 +143,7 @@ class InputReader:
 
 
 def _named(item: Field) -> tuple[Field, Field]:
-    """The id of a call, and the name that the model knows its tool by."""
+    """The id of a call, and the tool's name as the model sees it."""
     name, namespace = item["name"], item["namespace"].value
     if type(name.value) is str and type(namespace) is str:
         name = name.of(flat_name(name.value, namespace))
@@ -151,7 +151,7 @@ def _named(item: Field) -> tuple[Field, Field]:
 
 
 def _reasoning_text(item: Json) -> str:
-    """The model's thoughts, or their summary where only that is known; "" where neither is."""
+    """The reasoning; its summary if there is only that; "" if there is neither."""
     for name in ("content", "summary"):
         parts = item.get(name)
         parts = parts if type(parts) is list else [{"text": parts}]

@@ -1,6 +1,6 @@
-"""A body of POST /v1/responses -> the chat that it means.
+"""A body of POST /v1/responses -> a chat.
 
-Pure, but for the conversations that earlier responses have left.
+Pure, except that it looks up the conversations of earlier responses.
 """
 
 from dataclasses import dataclass, field, replace
@@ -17,9 +17,9 @@ from lmlite.server.api.responses.stored import Conversation, StoredResponses
 from lmlite.server.api.responses.tools import ResponseTools, ToolReader
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 
-LOGPROBS = "message.output_text.logprobs"  # what `include` says to get them
+LOGPROBS = "message.output_text.logprobs"  # the value of `include` that asks for them
 
-# Fields of a chat that this API spells otherwise, or does not have.
+# Fields of chat completions that this API names differently or does not have.
 _OF_CHATS = {"messages", "n", "max_tokens", "max_completion_tokens", "response_format",
              "reasoning_effort", "functions", "audio", "modalities", "logprobs"}  # fmt: skip
 _OWN = {"input", "instructions", "previous_response_id", "max_output_tokens", "text", "reasoning",
@@ -33,11 +33,11 @@ _NAMES = FieldNames(messages="input", form="text.format")
 
 @dataclass(frozen=True)
 class ResponseCall(Call):
-    """A call, and what its response says and leaves behind."""
+    """A call, with what its response repeats and stores."""
 
-    conversation: Conversation = ()  # up to the reply, without instructions
-    stored: StoredResponses | None = None  # where the conversation is kept; None: nowhere
-    settings: Json = field(default_factory=dict)  # those of the request, as the response has them
+    conversation: Conversation = ()  # before the reply, without instructions
+    stored: StoredResponses | None = None  # where to keep the conversation; None: not kept
+    settings: Json = field(default_factory=dict)  # of the request, as the response repeats them
     tools: ResponseTools = field(default_factory=ResponseTools)
 
 

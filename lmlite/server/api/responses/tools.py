@@ -1,7 +1,7 @@
-"""Tools of POST /v1/responses -> those of a chat: names in namespaces become flat ones, and back.
+"""Tools of POST /v1/responses -> tools of a chat: namespaced names become flat names, and back.
 
-Agents put the tools of each of their servers in a namespace. A chat has no namespaces, so the model
-is offered `namespace__name`, and a call says both apart again. Pure; errors are BadRequest.
+Agents put the tools of each of their servers in a namespace. Chats have no namespaces, so the model
+sees `namespace__name`, and the reply splits it again. Pure; errors are BadRequest.
 """
 
 import zlib
@@ -25,10 +25,10 @@ SEARCH = "tool_search"
 
 @dataclass
 class ResponseTools:
-    """How a client knows the tools that the model is offered."""
+    """The client's names of the tools that the model sees."""
 
-    apart: dict[str, tuple[str, str]] = field(default_factory=dict)  # flat: namespace and name
-    has_search: bool = False  # the client's own, for tools that it has not sent yet
+    apart: dict[str, tuple[str, str]] = field(default_factory=dict)  # flat name -> namespace, name
+    has_search: bool = False  # the client can search for tools that it has not sent yet
 
 
 class ToolReader:
@@ -37,19 +37,19 @@ class ToolReader:
     def __init__(self) -> None:
         self.offered = Tools()
         self.known_as = ResponseTools()
-        self.as_sent: list[Json] = []  # those of the body that are offered
+        self.as_sent: list[Json] = []  # the body's tools that the model sees
 
     def read(self, field: Field) -> None:
-        """Takes the tools of a body."""
+        """Adds the tools of a body."""
         for tool in field.items():
             self.add(tool)
             if tool["type"].value in (*TOOL_TYPES, "namespace") or _is_clients_search(tool):
-                # A function always has these two.
+                # In a response, a function always has these two fields.
                 keys = ("strict", "parameters") if tool["type"].value == "function" else ()
                 self.as_sent.append(dict.fromkeys(keys) | tool.value)
 
     def add(self, tool: Field, namespace: str | None = None) -> None:
-        """Takes a tool, or all in a namespace."""
+        """Adds a tool, or all tools of a namespace."""
         kind = tool.entry("a tool")["type"].required().value
         if kind == "namespace":
             name = tool["name"].text()
@@ -72,7 +72,7 @@ class ToolReader:
         return tool.of(tool.value | {"name": flat})
 
     def _offer(self, kind: str, tool: Field) -> None:
-        """A name is that of the first tool that has it: agents send some tools twice."""
+        """Adds a tool unless its name is taken: agents send some tools twice."""
         if tool["name"].value in self.offered.names:
             return
         if kind == "custom":
@@ -90,7 +90,7 @@ class ToolReader:
         return allowed_tools(choice, allowed, self.offered.names, self._names_of)
 
     def _names_of(self, tool: Json) -> list[str]:
-        """The flat names that a reference means: those of a namespace, or of a name."""
+        """The flat names of the tools that a reference names: one, or all of a namespace."""
         kind, name, namespace = tool.get("type"), tool.get("name"), tool.get("namespace")
         apart = self.known_as.apart
         if kind == "namespace":
@@ -99,18 +99,18 @@ class ToolReader:
             return []
         if type(namespace) is str:
             return [flat_name(name, namespace)]
-        # Without a namespace, a name may be that of a tool in one.
+        # A name without a namespace may still mean a tool in one.
         inner = [flat for flat, (_, own) in apart.items() if own == name]
         return [name] if name in self.offered.names or not inner else inner
 
 
 def _is_clients_search(tool: Field) -> bool:
-    """Whether it is a search that the client runs, which then sends the tools that it finds."""
+    """Whether the client runs this search for tools; it then sends the tools that it finds."""
     return bool(tool["type"].value == SEARCH and tool["execution"].value == "client")
 
 
 def flat_names(tools: Any) -> list[str]:
-    """The names that the model knows some tools by, as far as they are in order."""
+    """The names of tools as the model sees them; malformed tools are skipped."""
     found = []
     for tool in tools if type(tools) is list else ():
         name = tool.get("name") if type(tool) is dict else None
@@ -122,7 +122,7 @@ def flat_names(tools: Any) -> list[str]:
 
 
 def flat_name(name: str, namespace: str | None) -> str:
-    """The name that the model knows a tool by.
+    """The name of a tool as the model sees it.
 
     >>> flat_name("read", "mcp__files__"), flat_name("read", "mcp__files"), flat_name("read", None)
     ('mcp__files__read', 'mcp__files__read', 'read')
@@ -132,4 +132,4 @@ def flat_name(name: str, namespace: str | None) -> str:
     flat = f"{namespace.removesuffix(_SEPARATOR)}{_SEPARATOR}{name}"
     if len(flat) <= MAX_NAME:
         return flat
-    return f"{flat[: MAX_NAME - 9]}_{zlib.crc32(flat.encode()):08x}"  # still one of its own
+    return f"{flat[: MAX_NAME - 9]}_{zlib.crc32(flat.encode()):08x}"  # the checksum keeps it unique
