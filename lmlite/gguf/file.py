@@ -1,8 +1,8 @@
-"""What a GGUF file says about itself and whether it may be loaded, without the library.
+"""Reads a GGUF file's description, and checks whether it may be loaded, without the library.
 
-llama.cpp checks a file's form and trusts its meaning: two equal tokens, a model without layers or
-a negative epsilon end the process that loads it. `read_model_file` looks for all such faults first.
-It reads only the header, never the weights. Any thread may call it.
+llama.cpp checks a file's format but trusts its values: two equal tokens, a model without layers or
+a negative epsilon crash the process that loads it. `read_model_file` looks for all such faults
+first. It reads only the header, never the weights. Any thread may call it.
 """
 
 import os
@@ -33,7 +33,7 @@ MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 MAX_EMBEDDING = 131_072
 MAX_PLAMO_TOKEN = 256  # bytes
 
-# enum llama_ftype, the names without "mostly".
+# enum llama_ftype: the names without "mostly".
 _FILE_TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K",
     11: "Q3_K_S", 12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S",
@@ -43,7 +43,7 @@ _FILE_TYPES = {
     38: "MXFP4", 39: "NVFP4", 40: "Q1_0", 41: "Q2_0",
 }  # fmt: skip
 
-# llama.cpp's names of sampling values (llama-arch.cpp), and OpenAI's.
+# llama.cpp's names of sampling values (llama-arch.cpp) -> OpenAI's names.
 _SAMPLING_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p",
                   "penalty_repeat": "repeat_penalty"}  # fmt: skip
 
@@ -61,8 +61,8 @@ _NOT_SERVED = {
 }
 
 _BYTE_TOKEN = 6  # LLAMA_TOKEN_TYPE_BYTE
-# Tokenizers that need a token for each byte, and how they spell it. If one is missing, "llama" ends
-# the process at an unknown character, and "rwkv" loops for ever.
+# Tokenizers that need a token for each byte, and the spelling of this token. If a token is missing,
+# an unknown character crashes the process ("llama") or causes an endless loop ("rwkv").
 _BYTE_SPELLINGS: dict[str, Callable[[int], str]] = {
     "llama": "<0x{:02X}>".format,
     "rwkv": lambda byte: repr(bytes([byte]))[2:-1],
@@ -71,14 +71,14 @@ _TOKEN_IDS = ("bos", "eos", "eot", "eom", "unknown")
 
 
 class _Tokenizer(NamedTuple):
-    """llama.cpp's defaults for one kind: the first and last token, and whether they are added."""
+    """llama.cpp's defaults for a kind of tokenizer: which tokens begin and end a text."""
 
     first: int | None
     adds_first: bool
     last: int | None
     adds_last: bool
     last_key: str = "eos"
-    asks_the_file: bool = True  # whether the file's add_..._token keys override them
+    asks_the_file: bool = True  # the file's keys add_..._token override adds_first and adds_last
 
 
 _BPE = _Tokenizer(11, True, 11, False)
@@ -106,19 +106,19 @@ class ModelFile:
     n_ctx_train: int
     n_vocab: int
     chat_template: str | None
-    sampling: dict[str, float]  # its maker's advice, by OpenAI's names; unchecked
+    sampling: dict[str, float]  # recommended by the model's authors; OpenAI's names; unchecked
     pooling: str  # one of _POOLINGS, or "unspecified"
-    embeds_only: bool  # an encoder, which generates no text
+    embeds_only: bool  # an encoder, which cannot generate text
     n_tensor_bytes: int
     mtime: int  # whole seconds
-    parts: tuple[ModelPart, ...]  # in order; one, unless the model is split
+    parts: tuple[ModelPart, ...]  # the model's files in order; several if the model is split
     shape: Shape
 
 
 def read_model_file(path: str | os.PathLike[str], *, vocab_only: bool = False) -> ModelFile:
-    """The file's description. Raises ModelFileError when it may not be loaded.
+    """The file's description. Raises ModelFileError if it must not be loaded.
 
-    `vocab_only` permits a file without weights, such as llama.cpp's vocabularies.
+    `vocab_only` permits a file without weights, such as the vocabularies in llama.cpp's sources.
     """
     first = read_header(os.fspath(path))
     try:
@@ -135,7 +135,7 @@ _PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def _part_paths(first: Header) -> list[str]:
-    """All files of the model, in order: one, unless it is split."""
+    """The paths of all files of the model, in order; one path unless the model is split."""
     n_parts = first.metadata.whole("split.count", 0, MAX_PARTS) or 1
     if n_parts == 1:
         return [first.path]
@@ -155,7 +155,7 @@ def _read_later_part(paths: list[str], number: int) -> Header:
     part = read_header(paths[number])
     for key, expected in (("split.no", number), ("split.count", len(paths))):
         value = part.metadata.get(key)
-        # A wrong type of other keys is an error for llama.cpp; here it ends the process.
+        # For other keys, llama.cpp reports a wrong type; for these, a wrong type crashes it.
         if value is None or (value.kind, value.n) != (UINT16, None):
             raise refusal(part.path, f"is not a part of a model: it has no {key} of 16 bits")
         if value.numbers() != (expected,):
@@ -163,11 +163,11 @@ def _read_later_part(paths: list[str], number: int) -> Header:
     return part
 
 
-# ---- what would end the process ------------------------------------------------------------
+# ---- values that would crash the process ---------------------------------------------------
 
 
 def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
-    """Checks the meaning. Only the metadata of the first part counts."""
+    """Checks the values. llama.cpp uses only the metadata of the first part."""
     first, metadata = parts[0], parts[0].metadata
     architecture = metadata.text("general.architecture") or ""
     if not re.fullmatch(r"[a-z0-9_.-]{1,64}", architecture):
@@ -213,7 +213,7 @@ def _sampling(metadata: Metadata) -> dict[str, float]:
 
 
 def _quantisation(metadata: Metadata, tensors: list[Tensor]) -> str:
-    """The type that the file claims, else the type of most of its weights."""
+    """The type that the file names, else the type of most of its weights."""
     file_type = metadata.whole("general.file_type", 0, (1 << 32) - 1)
     if file_type in _FILE_TYPES:
         return _FILE_TYPES[file_type]
@@ -229,7 +229,7 @@ def _check_tensors(tensors: list[Tensor], metadata: Metadata, n_parts: int) -> N
     if len({tensor.name for tensor in tensors}) < len(tensors):
         raise Fault("has two tensors of one name")
     for tensor in tensors:
-        # ggml adds and multiplies element by element only in 32 bits.
+        # ggml supports element-wise addition and multiplication only for 32-bit floats.
         is_vector = len(tensor.dims) == 1 or tensor.name.endswith(("_norm.weight", ".bias"))
         if is_vector and tensor.type_name != "F32":
             raise Fault(f"has the vector {tensor.name!r} in {tensor.type_name} instead of F32")
@@ -240,7 +240,7 @@ def _check_tensors(tensors: list[Tensor], metadata: Metadata, n_parts: int) -> N
 def _check_layers(metadata: Metadata, widths: dict[str, int]) -> None:
     n_layer = metadata.need(".block_count", 1, MAX_LAYERS)
     n_embd = metadata.need(".embedding_length", 1, MAX_EMBEDDING)
-    # Only a dense layer behind the pooling makes vectors longer than the model's own.
+    # Only a dense layer after the pooling can make vectors longer than the model's own.
     has_dense = any(name.startswith("dense_") for name in widths)
     metadata.whole(".embedding_length_out", 1, MAX_EMBEDDING if has_dense else n_embd)
     metadata.need(".context_length", 1, 1 << 26)
@@ -269,7 +269,7 @@ def _check_layers(metadata: Metadata, widths: dict[str, int]) -> None:
 def _check_key_sizes(
     metadata: Metadata, head_size: int, n_kv_heads: list[int], widths: dict[str, int]
 ) -> None:
-    """Where heads differ by layer: the library compares key sizes with those of the first only."""
+    """Checks key sizes if heads differ by layer: the library checks only the first layer."""
     sizes = {head_size}
     for key in (".attention.key_length", ".attention.key_length_swa"):
         sizes |= {*metadata.wholes(key, 0, MAX_EMBEDDING)}
@@ -280,7 +280,7 @@ def _check_key_sizes(
 
 
 def _check_rotation(metadata: Metadata, head_size: int) -> None:
-    """Positions rotate pairs of numbers, so a head must have an even number of them."""
+    """Checks that heads have an even size: RoPE rotates pairs of numbers."""
     n_rot = head_size
     for key in (".attention.key_length", ".rope.dimension_count"):
         given = metadata.whole(key, 0, MAX_EMBEDDING)
@@ -290,10 +290,10 @@ def _check_rotation(metadata: Metadata, head_size: int) -> None:
 
 
 def _check_experts(metadata: Metadata, n_layer: int) -> None:
-    """What llama.cpp asserts about a mixture of experts."""
+    """Checks what llama.cpp asserts about a mixture of experts."""
     n_experts = metadata.whole(".expert_count", 0, MAX_EXPERTS) or 0
     if metadata.architecture.startswith("hunyuan") and n_experts <= 1:
-        return  # llama.cpp ignores the experts there
+        return  # llama.cpp ignores the experts of such a model
     n_used = max(metadata.per_layer(".expert_used_count", n_layer, 0, n_experts))
     if n_experts and not n_used:
         raise Fault(f"has {n_experts} experts but uses none")
@@ -320,7 +320,7 @@ def _check_vocabulary(metadata: Metadata, tokens: list[bytes]) -> None:
     n_byte_tokens = token_types.numbers().count(_BYTE_TOKEN) if token_types else 0
     if kind == "bert" and n_byte_tokens:
         raise Fault("has byte tokens, which a bert tokenizer cannot have")
-    # The time to build its table grows with the cube of a token's length.
+    # The time to build this tokenizer's table grows with the cube of a token's length.
     if kind == "plamo2" and max(map(len, tokens)) > MAX_PLAMO_TOKEN:
         raise Fault(f"has a plamo2 token of more than {MAX_PLAMO_TOKEN} bytes")
     for byte in range(256) if kind in _BYTE_SPELLINGS else ():
@@ -329,7 +329,7 @@ def _check_vocabulary(metadata: Metadata, tokens: list[bytes]) -> None:
 
 
 def _unique(tokens: list[bytes]) -> set[bytes]:
-    """The tokens as llama.cpp sees them: cut at a zero byte, empty ones numbered. Raises Fault."""
+    """The tokens as llama.cpp reads them: cut at a zero byte, empty ones numbered. Raises Fault."""
     texts = [text.split(b"\0", 1)[0] if b"\0" in text else text for text in tokens]
     unique = {text or b"[EMPTY_%d]" % i for i, text in enumerate(texts)}
     if len(unique) < len(tokens):

@@ -1,8 +1,8 @@
-"""A GGUF file's header, read without trust: keys, values, and where each tensor's weights lie.
+"""Reads the header of an untrusted GGUF file: keys, values, and the place of each tensor's weights.
 
-The file is read from front to back, never mapped: truncating a mapped file kills its reader. Each
-length is compared with the bytes that are left before anything is read. This module knows only
-the form; `file.py` knows what the values mean and whether llama.cpp survives them.
+The file is read from front to back and never mapped, because truncating a mapped file would kill
+this process. Each length is checked against the bytes that are left before it is used. This module
+checks only the format; `file.py` checks the values.
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
@@ -17,11 +17,11 @@ from typing import BinaryIO, NamedTuple
 from lmlite.errors import ModelFileError
 
 MAX_COUNT = 65_536  # of keys, and of tensors
-MAX_HEADER_BYTES = 128 << 20  # everything before the weights; the largest known has 16 MiB
+MAX_HEADER_BYTES = 128 << 20  # everything before the weights; the largest known header has 16 MiB
 MAX_KEY_BYTES = 1024
-MAX_NAME_BYTES = 63  # GGML_MAX_NAME and its zero
-MAX_SIZE = 1 << 26  # of a number that sizes are computed from
-MAX_STRINGS = 1 << 21  # in all arrays together, to bound the time; the largest known has 0.8 M
+MAX_NAME_BYTES = 63  # GGML_MAX_NAME without the final zero
+MAX_SIZE = 1 << 26  # largest number from which sizes are computed
+MAX_STRINGS = 1 << 21  # in all arrays together, to limit the time; the largest known has 0.8 M
 ALIGNMENT = 32  # ggml's default, and its minimum for weights in a mapped file
 
 # enum gguf_type
@@ -29,8 +29,8 @@ UINT16, BOOL, STRING, ARRAY = 2, 7, 8, 9
 _LETTERS = {0: "B", 1: "b", UINT16: "H", 3: "h", 4: "I", 5: "i", 6: "f", BOOL: "?", 10: "Q",
             11: "q", 12: "d"}  # fmt: skip
 
-# enum ggml_type -> name, weights per block, bytes per block. Only types that weights may have: with
-# integers, F64, Q8_1 or Q8_K the library calls a null pointer.
+# enum ggml_type -> name, weights per block, bytes per block. Only types that weights may have: for
+# integers, F64, Q8_1 and Q8_K the library would call a null pointer.
 TENSOR_TYPES = {
     0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
     2: ("Q4_0", 32, 18), 3: ("Q4_1", 32, 20), 6: ("Q5_0", 32, 22), 7: ("Q5_1", 32, 24),
@@ -45,7 +45,7 @@ TENSOR_TYPES = {
 _EXPERT_TABLE = re.compile(r"blk\.\d+\.ffn_gate_tid2eid\.weight")  # token -> experts: 32-bit ids
 _INT32_TENSOR = ("I32", 1, 4)
 
-# First bytes of files that are often mistaken for a model.
+# First bytes of other files that users often try to load.
 _NOT_MODELS = {
     b"<": "is a web page, not a GGUF file",
     b"version https://git-lfs": "is a Git LFS pointer, not the model that it stands for",
@@ -54,24 +54,24 @@ _NOT_MODELS = {
 
 
 class Fault(Exception):
-    """A fault of a file, worded to follow "it": "is empty"."""
+    """A fault of a file. Its message continues a sentence that starts with "it": "is empty"."""
 
 
 def refusal(path: str, fault: object) -> ModelFileError:
-    """The error for a client: the fault behind the file's name."""
+    """The error for a client: the file's name and the fault."""
     name = os.fsencode(os.path.basename(path)).decode(errors="backslashreplace")
     return ModelFileError(f"{name or path} cannot be loaded: it {fault}")
 
 
 class Value(NamedTuple):
-    """A metadata value as it is in the file."""
+    """A metadata value with its bytes as in the file."""
 
-    kind: int  # enum gguf_type; of the elements, in an array
-    n: int | None  # elements of an array, None for a single value
-    data: bytes  # empty for an array of strings, which is checked but not kept
+    kind: int  # enum gguf_type; for an array, the type of its elements
+    n: int | None  # number of elements of an array; None for a single value
+    data: bytes  # empty for an array of strings: it is checked but not stored
 
     def numbers(self) -> tuple[float, ...]:
-        """The elements, or the single one; empty for strings."""
+        """The elements of the array, or the single value; empty for strings."""
         if self.kind == STRING:
             return ()
         n = 1 if self.n is None else self.n
@@ -79,33 +79,33 @@ class Value(NamedTuple):
 
 
 class Metadata(dict[str, Value]):
-    """The keys of a header. Its methods answer with the right type and in range, or raise Fault.
+    """The keys of a header. Methods raise Fault if a value has the wrong type or is out of range.
 
-    Where a method takes a key that begins with a dot, the architecture stands before it.
+    If a key begins with a dot, methods add the architecture before it.
     """
 
     architecture = ""
 
     def full(self, key: str) -> str:
-        """The key as it is in the file."""
+        """The key as it is written in the file."""
         return self.architecture + key if key.startswith(".") else key
 
     def find(self, key: str) -> Value | None:
-        """The value as it is; None when the key is absent."""
+        """The value, unchecked; None if the key is absent."""
         return self.get(self.full(key))
 
     def text(self, key: str) -> str | None:
-        """A string; None when the key is absent."""
+        """A string; None if the key is absent."""
         value = self.find(key)
         if value is None:
             return None
         if value.kind != STRING or value.n is not None:
             raise Fault(f"has a {self.full(key)} that is not a string")
-        # C sees a string up to its first zero byte, and so must every rule.
+        # In C a string ends at its first zero byte, so checks must look at this part, too.
         return value.data.split(b"\0", 1)[0].decode(errors="replace")
 
     def wholes(self, key: str, low: int, high: int) -> list[int]:
-        """The whole numbers of a list, or the single one; none when the key is absent."""
+        """The whole numbers of a list, or a single one; [] if the key is absent."""
         value = self.find(key)
         if value is None:
             return []
@@ -119,35 +119,35 @@ class Metadata(dict[str, Value]):
         return wholes
 
     def whole(self, key: str, low: int, high: int) -> int | None:
-        """A single whole number; None when the key is absent."""
+        """A single whole number; None if the key is absent."""
         if self.is_list(key):
             raise Fault(f"has a list for {self.full(key)}, which is one number")
         return next(iter(self.wholes(key, low, high)), None)
 
     def is_list(self, key: str) -> bool:
-        """Whether the key is there and has an array."""
+        """Whether the key is present and its value is an array."""
         value = self.find(key)
         return value is not None and value.n is not None
 
     def need(self, key: str, low: int, high: int) -> int:
-        """A single whole number that must be there."""
+        """A single whole number. Raises Fault if the key is absent."""
         number = self.whole(key, low, high)
         if number is None:
             raise Fault(f"has no {self.full(key)}")
         return number
 
     def has(self, *keys: str) -> bool:
-        """Whether one of the keys is there."""
+        """Whether one of the keys is present."""
         return any(self.full(key) in self for key in keys)
 
     def largest(self, key: str, default: int = 0) -> int:
-        """A size, or the largest of a list of sizes."""
+        """A size, or the largest in a list of sizes."""
         return max(self.wholes(key, 0, MAX_SIZE), default=default)
 
     def per_layer(
         self, key: str, n_layer: int, low: int = 0, high: int = MAX_SIZE, default: int = 0
     ) -> list[int]:
-        """One number for each layer: a list, or a single number that holds for all layers."""
+        """One number for each layer. In the file: a list, or a single number for all layers."""
         numbers = self.wholes(key, low, high) or [default]
         if not self.is_list(key):
             return numbers[:1] * n_layer
@@ -174,15 +174,15 @@ class Header:
     path: str
     status: os.stat_result
     metadata: Metadata
-    tokens: list[bytes]  # the vocabulary; no other array of strings is kept
+    tokens: list[bytes]  # the vocabulary, the only array of strings that is stored
     tensors: list[Tensor]
 
 
 def read_header(path: str) -> Header:
-    """One file's header, well-formed. Raises ModelFileError."""
+    """Reads one file's header and checks its format. Raises ModelFileError."""
     try:
         # Opening a pipe blocks, and reading a device may never end. So the type is checked before
-        # opening, and again afterwards: the name may point to another file by then.
+        # opening, and again afterwards, because the path may lead to a different file by then.
         _require_regular(os.stat(path))
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with open(fd, "rb", buffering=1 << 18) as file:
@@ -201,7 +201,7 @@ def read_header(path: str) -> Header:
 
 
 class _Reader:
-    """Reads a header from front to back, and never more than is left of it."""
+    """Reads a header from front to back. Checks each length against the bytes that are left."""
 
     def __init__(self, file: BinaryIO, n_bytes: int) -> None:
         self._file = file
@@ -220,26 +220,26 @@ class _Reader:
         return data
 
     def require(self, n: int) -> None:
-        """A Fault when fewer than n bytes are left."""
+        """Raises Fault if fewer than n bytes are left."""
         if n > self._n_left:
             raise Fault("ends in the middle of its header" if self._is_whole else
                          f"has a header of more than {MAX_HEADER_BYTES:,} bytes")  # fmt: skip
 
     def number(self, letter: str) -> int:
-        """A whole number of one of `struct`'s types."""
+        """A whole number. `letter`: its type in the module `struct`."""
         layout = struct.Struct("<" + letter)
         number: int = layout.unpack(self.take(layout.size))[0]
         return number
 
     def count(self, what: str) -> int:
-        """How many keys or tensors follow."""
+        """The number of keys or tensors that follow."""
         n = self.number("Q")
         if n > MAX_COUNT:
             raise Fault(f"claims {n:,} {what}, of {MAX_COUNT:,} at most")
         return n
 
     def string(self, n_max: int = MAX_HEADER_BYTES) -> bytes:
-        """A length and that many bytes."""
+        """A string: its length, then that many bytes."""
         n = self.number("Q")
         self.require(n)
         if n > n_max:
@@ -247,7 +247,7 @@ class _Reader:
         return self.take(n)
 
     def walk_strings(self, n: int, kept: list[bytes] | None) -> None:
-        """Reads n strings: the only loop that runs a million times, so its calls are inlined."""
+        """Reads n strings. Up to a million iterations, so `take` and `number` are inlined."""
         self._n_strings_left -= n
         self.require(8 * n)
         if self._n_strings_left < 0:
@@ -264,7 +264,7 @@ class _Reader:
         self._n_left = n_left
 
     def value(self, key: str) -> Value:
-        """A key's value. An array of arrays is refused as an unknown type."""
+        """A key's value. An array of arrays is refused, as an unknown type."""
         kind = self.number("I")
         n = None
         if kind == ARRAY:
@@ -290,7 +290,7 @@ def _require_regular(status: os.stat_result) -> None:
 
 
 def identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    """(dev, ino, size, mtime_ns): differs after any change to the file."""
+    """(device, inode, size, mtime_ns): differs after any change to the file."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
@@ -302,7 +302,7 @@ def _parse(path: str, file: BinaryIO, status: os.stat_result) -> Header:
     metadata = Metadata()
     for _ in range(n_keys):
         key = reader.string(n_max=MAX_KEY_BYTES).decode(errors="replace")
-        if not key or "\0" in key:  # C would see only what is before the zero
+        if not key or "\0" in key:  # in C the key would end at the zero
             raise Fault(f"has a key without a proper name: {key!r}")
         if key in metadata:
             raise Fault(f"has the key {key} twice")
@@ -350,7 +350,7 @@ def _parse_tensor(reader: _Reader) -> Tensor:
 
 
 def _check_places(tensors: list[Tensor], metadata: Metadata, header_end: int, n_bytes: int) -> None:
-    """Checks that the weights lie one behind the other, aligned, inside the file."""
+    """Checks that the weights follow one after the other, aligned, and end inside the file."""
     alignment = metadata.whole("general.alignment", ALIGNMENT, 1 << 20) or ALIGNMENT
     if alignment & (alignment - 1):
         raise Fault(f"has the alignment {alignment}, which is not a power of two")

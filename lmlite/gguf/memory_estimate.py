@@ -1,11 +1,11 @@
-"""How much memory a worker will take, reckoned from the model's header, and what of a Load fits.
+"""Estimates a worker's memory from the model's header, and shrinks a Load to fit into memory.
 
-Memory that is written to is counted: llama.cpp reserves more, but the system hands out pages only
-as they are used. Weights are mapped from their file and count in full: a worker whose weights do
-not stay in memory reads them from the disk at each step.
+Counts the memory that is written to: llama.cpp reserves more, but the kernel provides pages only
+when they are used. Weights are mapped from their file and count in full, because a worker that
+cannot keep them in memory reads them from the disk at each step.
 
-llama.cpp can reckon by itself, loading without weights (`no_alloc`), but it takes a process: 0.12 s
-for the embedded model, 0.5 s for a vocabulary of 262,144 tokens. The tests compare the two.
+llama.cpp can compute this itself by loading without weights (`no_alloc`), but that takes a process
+and 0.12 s for the embedded model, 0.5 s for a vocabulary of 262,144 tokens. Tests compare both.
 """
 
 import math
@@ -28,12 +28,12 @@ from lmlite.gguf.header import TENSOR_TYPES
 from lmlite.gguf.projector import Projector
 from lmlite.messages import Load
 
-LEAST_N_CTX = 512  # tokens; a model with room for less is refused
-N_CTX_BLOCK = 256  # llama.cpp rounds up to that
+LEAST_N_CTX = 512  # tokens; if the memory allows only a smaller context, the model is refused
+N_CTX_BLOCK = 256  # tokens; llama.cpp rounds context sizes up to a multiple of this
 
 PROCESS_BYTES = 34 << 20  # Python, the library, and its graphs
-TOKEN_BYTES, MERGE_BYTES, TRIE_TOKEN_BYTES = 150, 160, 530  # in the library's vocabulary
-CELL_BYTES = 64  # bookkeeping of the library and the engine for a cell
+TOKEN_BYTES, MERGE_BYTES, TRIE_TOKEN_BYTES = 150, 160, 530  # each, in the library's vocabulary
+CELL_BYTES = 64  # bookkeeping of the library and the engine for each cell
 _NUMBER_BYTES = 4
 
 _BYTES_PER_NUMBER = {name.lower(): size / block for name, block, size in TENSOR_TYPES.values()}
@@ -41,22 +41,22 @@ _BYTES_PER_NUMBER = {name.lower(): size / block for name, block, size in TENSOR_
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes, by what takes them."""
+    """A worker's memory in bytes, by use."""
 
     weights: int
     cells: int  # keys and values of the context
-    states: int  # of recurrent layers
-    buffers: int  # of a step
-    logits: int  # of those tokens of a step that need them
+    states: int  # states of recurrent layers
+    buffers: int  # compute buffers of a step
+    logits: int  # output of a step, for the tokens that need logits
     vocabulary: int
-    checkpoints: int  # the bound of `--checkpoint-memory`
-    projector: int = 0  # its weights, and buffers for the largest picture
-    images: int = 0  # the bound of `--image-memory`
+    checkpoints: int  # the limit --checkpoint-memory
+    projector: int = 0  # the projector's weights, and buffers for the largest picture
+    images: int = 0  # the limit --image-memory
     process: int = PROCESS_BYTES
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """The sum of all fields."""
         return sum(getattr(self, field.name) for field in fields(self))
 
     def __str__(self) -> str:
@@ -65,24 +65,24 @@ class Estimate:
 
 
 class DoesNotFit(Exception):
-    """There is too little memory for the model; the message has the figures."""
+    """There is too little memory for the model; the message has the numbers."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to load a model, and what that will take."""
+    """How to load a model, and how much memory that will take."""
 
     load: Load
     estimate: Estimate
-    n_allowed: int | None  # bytes
-    notes: tuple[str, ...] = ()  # a line for each thing that is less than was asked for
+    n_allowed: int | None  # bytes; None: no known limit
+    notes: tuple[str, ...] = ()  # a line for each value that is smaller than asked for
 
 
 def estimate(file: ModelFile, load: Load, projector: Projector | None = None) -> Estimate:
-    """What a worker takes at most while it answers.
+    """The most memory that a worker takes while it answers.
 
-    Not counted: the embeddings of a model that generates, which `embedding_bytes` counts, and the
-    pixels of a picture, for the moment in which it is decoded.
+    Not counted: embeddings by a model that generates (see `embedding_bytes`), and the pixels of a
+    picture during its decoding.
     """
     shape = file.shape
     n_ctx = _padded(context_size(load, file.n_ctx_train))
@@ -108,7 +108,7 @@ def estimate(file: ModelFile, load: Load, projector: Projector | None = None) ->
 
 
 def embedding_bytes(file: ModelFile, load: Load) -> int:
-    """What a worker that generates takes in addition, from its first embedding on."""
+    """The additional bytes of a worker that generates, from its first embedding request on."""
     n_ctx_seq = min(context_size(load, file.n_ctx_train), n_ctx_max(load, file.n_ctx_train))
     n_batch, n_ctx = min(EMBEDDING_BATCH, n_ctx_seq), _padded(n_ctx_seq)
     return (
@@ -126,10 +126,10 @@ def plan(
     because: str = "",
     projector: Projector | None = None,
 ) -> Plan:
-    """As much of the Load as fits into n_allowed bytes. Raises DoesNotFit.
+    """Shrinks the Load to fit into n_allowed bytes. Raises DoesNotFit.
 
-    Caches, then the context, shrink to fit: images first, then checkpoints, then embeddings.
-    `because` names the bound in notes: "--memory allows".
+    Shrinks in this order: memory for images, checkpoints, embeddings, then the context.
+    `because` names the limit in notes, for example "--memory allows".
     """
     reckon = partial(estimate, file, projector=projector)
     n_usable = n_ctx_max(load, file.n_ctx_train) * load.n_parallel
@@ -164,7 +164,7 @@ def _with_caches(
     because: str,
     projector: Projector | None,
 ) -> tuple[Load, list[str]]:
-    """Shares out the memory that a context leaves; a note for each cache that is smaller."""
+    """Divides the memory left by the context; returns a note for each cache that is smaller."""
     notes = []
     n_embedding = embedding_bytes(file, fitting) if load.generates else 0
     embeds = n_embedding <= n_left
@@ -186,7 +186,7 @@ def _with_caches(
 
 
 def _largest_context(reckon: Callable[[Load], Estimate], load: Load, n_allowed: int) -> int:
-    """The largest context that fits, or the least one."""
+    """The largest context that fits, but at least LEAST_N_CTX tokens if that many were wanted."""
     assert load.n_ctx is not None
     n_ctx = load.n_ctx
 
@@ -199,7 +199,7 @@ def _largest_context(reckon: Callable[[Load], Estimate], load: Load, n_allowed: 
 
 
 def _unused(file: ModelFile, load: Load, wanted: Load) -> list[str]:
-    """A note if --ctx asks for more than one sequence, or all of them, can use."""
+    """A note if --ctx asks for more tokens than one sequence, or all sequences, can use."""
     n_most = n_ctx_max(load, file.n_ctx_train)
     if load.n_ctx is None or load.n_ctx <= n_most:
         return []
@@ -222,21 +222,21 @@ def _states(file: ModelFile, n_seq: int) -> int:
 def _buffers(
     file: ModelFile, attention: str, n_ctx: int, n_batch: int, n_outputs: int, n_seq: int
 ) -> int:
-    """Buffers of a step: the widest layer or the logits, whichever is more, and the masks."""
+    """Buffers of a step: the larger of the widest layer and the logits, and the masks."""
     shape = file.shape
     numbers = n_batch * shape.n_wide + n_seq * shape.n_state
     mask_bytes = 2
-    if attention == "off":  # each head has a weight for each token and cell
+    if attention == "off":  # each head then stores a weight for each pair of token and cell
         mask_bytes = 4
         numbers = max(numbers, n_batch * (shape.n_head * n_ctx + 6 * shape.n_embd))
-    if not file.embeds_only:  # an encoder makes none
+    if not file.embeds_only:  # an encoder has no logits
         numbers = max(numbers, n_outputs * file.n_vocab + 2 * n_batch * shape.n_embd)
     n_masks = shape.n_masks if shape.cells else 0
     return _NUMBER_BYTES * numbers + n_masks * mask_bytes * n_ctx * n_batch
 
 
 def _projector(projector: Projector, n_ctx: int) -> int:
-    """Its weights, which are read and not mapped, and all that is alive at once of a picture."""
+    """The projector's weights, which are read and not mapped, and its buffers for a picture."""
     n_patches = min(projector.n_patches, n_ctx * projector.n_token_patches)
     return projector.n_tensor_bytes + _NUMBER_BYTES * n_patches * projector.n_wide
 
@@ -246,7 +246,7 @@ def _padded(n_ctx: int) -> int:
 
 
 def in_words(n_bytes: int) -> str:
-    """For people.
+    """A number of bytes with a unit.
 
     >>> in_words(1 << 20), in_words(1536 << 20)
     ('1 MiB', '1.5 GiB')

@@ -1,7 +1,7 @@
 """Whether a projector file (mmproj) may be loaded, and how much memory it takes.
 
-libmtmd trusts a file's numbers as llama.cpp does. Numbers that would make it divide by zero, or
-allocate without end, are refused here. Only the header is read. Any thread may call it.
+libmtmd trusts a file's values, as llama.cpp does. Values that would make it divide by zero or
+allocate without limit are refused here. Only the header is read. Any thread may call this.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from lmlite.messages import ModelPart
 
 MAX_LAYERS, MAX_WIDTH, MAX_HEADS = 512, 131_072, 4096
 MAX_IMAGE_SIDE, MAX_PATCH_SIDE = 8192, 1024  # pixels
-MAX_MERGE = 16  # patches along each side of a token
+MAX_MERGE = 16  # patches along each side of the square that becomes a token
 MAX_PIXELS = 1 << 28
 
-# Kinds that take pictures of any size: tokens of the largest picture, and patches along each side
-# of a token (clip.cpp). Other kinds scale a picture to one size, or cut it into pieces of it.
+# Kinds that accept pictures of any size: tokens of the largest picture, and patches along each side
+# of a token (clip.cpp). Other kinds scale pictures to one size, or cut them into tiles of one size.
 _OF_ANY_SIZE = {
     "gemma4uv": (1120, 3), "gemma4v": (1120, 3), "glm4v": (4096, 2), "hunyuanvl": (16_384, 2),
     "kimik25": (4096, 2), "kimivl": (1024, 2), "lfm2": (256, 2), "ling3vl": (4096, 2),
@@ -31,15 +31,15 @@ class Projector:
     """A projector file that may be loaded."""
 
     path: str
-    parts: tuple[ModelPart]  # itself
+    parts: tuple[ModelPart]  # the file itself
     n_tensor_bytes: int
-    n_patches: int  # of the largest picture that it encodes at once
-    n_token_patches: int  # patches that become one token; a picture's tokens must fit a context
-    n_wide: int  # numbers of a patch in the widest part; fitted to libmtmd's own reservations
+    n_patches: int  # patches of the largest picture that is encoded at once
+    n_token_patches: int  # patches that become one token
+    n_wide: int  # floats per patch in the widest layer; fitted to libmtmd's own reservations
 
 
 def read_projector_file(path: str) -> Projector:
-    """The file's description. Raises ModelFileError unless it is a projector that may be loaded."""
+    """The file's description. Raises ModelFileError if it is not a projector or not valid."""
     header = read_header(path)
     try:
         if header.metadata.text("general.architecture") != "clip":
@@ -57,7 +57,7 @@ def read_projector_file(path: str) -> Projector:
 
 
 def projector_beside(model_path: str) -> str | None:
-    """The only projector file in a model's folder; None where there is none, or more than one."""
+    """The projector file in a model's folder; None unless there is exactly one."""
     found = sorted(Path(model_path).resolve().parent.glob("mmproj*.gguf"))
     return str(found[0]) if len(found) == 1 else None
 
@@ -89,13 +89,13 @@ def _describe(header: Header) -> Projector:
         n_tensor_bytes=sum(tensor.n_bytes for tensor in header.tensors),
         n_patches=n_patches,
         n_token_patches=n_token_patches,
-        # Its pixels are there twice: in the picture, and as the encoder's input.
+        # Pixels are stored twice: in the picture, and as the encoder's input.
         n_wide=3 * n_embd + max((2 if has_gate else 1) * n_ff, 3 * n_embd) + 6 * patch**2,
     )
 
 
 def _patches(metadata: Metadata, side: int, patch: int) -> tuple[int, int]:
-    """Patches of the largest picture, and of a token: all of them if pictures have one size."""
+    """(patches of the largest picture, patches of a token); equal if pictures have one size."""
     kind = metadata.text("clip.projector_type") or metadata.text(".projector_type")
     n_patches = (side // patch) ** 2
     n_pixels = metadata.whole(".image_max_pixels", 0, MAX_PIXELS) or 0

@@ -1,37 +1,37 @@
-"""The sizes in a header that decide how much memory a model takes: layers, states, widths.
+"""The sizes in a header that determine how much memory a model takes: layers, states, widths.
 
-The rules are llama.cpp's (llama-hparams.cpp, llama-model.cpp). Most hold for all architectures; a
-rule for some of them is chosen by the keys that they have, or else by name.
+The rules are llama.cpp's (llama-hparams.cpp, llama-model.cpp). Most apply to all architectures. The
+others apply to a model that has certain keys or, if keys do not tell, a certain architecture.
 """
 
 from dataclasses import dataclass
 
 from lmlite.gguf.header import Metadata, Tensor
 
-WITHOUT_ATTENTION = ("mamba", "rwkv", "arwkv")  # prefixes of architectures: each layer has a state
-_BOTH = ("falcon-h1",)  # each layer has attention and a state
-# Every fourth layer has attention, if the file gives no other interval.
+WITHOUT_ATTENTION = ("mamba", "rwkv", "arwkv")  # prefixes; all layers are recurrent
+_BOTH = ("falcon-h1",)  # architectures in which each layer has attention and a state
+# Architectures in which every fourth layer has attention, unless the file gives another interval.
 _INTERVALS = ("qwen3next", "qwen35", "qwen35moe", "qwen4exp", "minimax-01")
-_OWN_CACHES = {"gemma3n": 20}  # layers with keys and values of their own; later ones reuse them
+_OWN_CACHES = {"gemma3n": 20}  # number of layers with keys and values; later layers reuse them
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Counts of numbers (floats); those of a layer are for each token unless noted."""
+    """Sizes in floats. Those of a layer are per token unless noted."""
 
     n_embd: int
     n_head: int
-    n_wide: int  # all that is alive at once in the widest part of a layer
-    cells: tuple[tuple[int, int], ...]  # key and value of each layer that keeps them
-    n_state: int  # of one layer's recurrent state, for each lane; 0 without recurrent layers
+    n_wide: int  # floats that are in use at once in the widest part of a layer
+    cells: tuple[tuple[int, int], ...]  # sizes of key and value, for each layer that stores them
+    n_state: int  # one layer's recurrent state, per lane; 0 without recurrent layers
     n_state_layers: int
-    n_masks: int  # of attention: a sliding window needs a second one
-    n_merges: int  # of the tokenizer
+    n_masks: int  # number of attention masks: a sliding window needs a second one
+    n_merges: int  # number of merges of the tokenizer
     has_trie: bool  # the tokenizer keeps its vocabulary in a trie
 
 
 def shape_of(metadata: Metadata, tensors: list[Tensor]) -> Shape:
-    """The shape of a model whose layers were checked. Raises Fault."""
+    """The shape of a model. Its layers must be checked before. Raises Fault."""
     n_layer = metadata.largest(".block_count")
     n_embd = metadata.largest(".embedding_length")
     n_heads = metadata.per_layer(".attention.head_count", n_layer)
@@ -52,7 +52,7 @@ def shape_of(metadata: Metadata, tensors: list[Tensor]) -> Shape:
 
 
 def _recurrent_layers(metadata: Metadata, n_layer: int) -> list[bool]:
-    """Whether each layer keeps a state."""
+    """For each layer, whether it has a recurrent state."""
     arch = metadata.architecture
     if arch.startswith(WITHOUT_ATTENTION) or arch in _BOTH:
         return [True] * n_layer
@@ -66,7 +66,7 @@ def _recurrent_layers(metadata: Metadata, n_layer: int) -> list[bool]:
         return [False] * n_layer
     n_kv_heads = metadata.per_layer(".attention.head_count_kv", n_layer, default=1)
     n_ff = metadata.per_layer(".feed_forward_length", n_layer)
-    # A layer of Nemotron has one part only: attention, a feed-forward network or a state.
+    # A layer of Nemotron has only one part: attention, a feed-forward network or a state.
     is_nemotron = arch.startswith("nemotron")
     return [
         n_kv == 0 and not (is_nemotron and width)
@@ -75,7 +75,7 @@ def _recurrent_layers(metadata: Metadata, n_layer: int) -> list[bool]:
 
 
 def _n_state(metadata: Metadata, n_embd: int, n_head: int) -> int:
-    """llama_hparams::n_embd_r + n_embd_s: a layer's state of all tokens."""
+    """The size of a layer's recurrent state: llama_hparams::n_embd_r + n_embd_s."""
     if metadata.has(".wkv.head_size"):
         return n_embd * (
             metadata.largest(".token_shift_count", 2) + metadata.largest(".wkv.head_size")
@@ -92,7 +92,7 @@ def _n_state(metadata: Metadata, n_embd: int, n_head: int) -> int:
 
 
 def _n_wide(metadata: Metadata, n_embd: int, n_layer: int, names: set[str]) -> int:
-    """All that is alive at once in the widest part; fitted to llama.cpp's own reservations."""
+    """See Shape.n_wide. The formula is fitted to llama.cpp's own reservations."""
     n_ff = max(metadata.per_layer(".feed_forward_length", n_layer), default=0)
     n_gates = 3 if any(".ffn_gate" in name for name in names) else 2
     n_used = metadata.largest(".expert_used_count")
@@ -111,7 +111,7 @@ def _cells(
     recurrent: list[bool],
     tensors: list[Tensor],
 ) -> tuple[tuple[int, int], ...]:
-    """Keys and values of one token, by layer. Where weights are there, their widths decide."""
+    """Sizes of keys and values by layer: from the widths of weights if present, else from keys."""
     arch, n_layer = metadata.architecture, len(n_heads)
     widths = {tensor.name: tensor.dims[-1] for tensor in tensors}
     n_kv_heads = n_heads
