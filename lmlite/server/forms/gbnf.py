@@ -1,9 +1,9 @@
-"""Bounds of a client's grammar in llama.cpp's GBNF, checked before llama.cpp reads it.
+"""Checks the size of a client's GBNF grammar before llama.cpp reads it.
 
-llama.cpp cannot be interrupted while it reads a grammar. It writes each repetition out, and does
-not notice every rule that begins with itself, which then fills the memory. Whether a text is a
-grammar at all is left to llama.cpp. An ambiguous grammar within these bounds may still be slow to
-sample: that is why clients need `--allow-grammar`.
+llama.cpp cannot be interrupted while it reads a grammar. It expands each repetition, and does not
+detect every left-recursive rule, which then fills the memory. The syntax is checked by llama.cpp,
+not here. Sampling with an ambiguous grammar may still be slow even within these limits, so
+grammars are accepted only with --allow-grammar.
 """
 
 import re
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from lmlite.errors import BadRequest
 
 MAX_BYTES = 16 << 10
-MAX_DEPTH = 64  # of parentheses
-MAX_COUNT = 1000
-MAX_RULES = 500  # and groups, each of which is a rule of its own
-MAX_ELEMENTS = 40_000  # with all repetitions written out: 20 ms for llama.cpp
-MAX_PRODUCT = 10_000  # of counts inside each other
-MAX_BEGINNINGS = 250  # of what a rule may begin with
+MAX_DEPTH = 64  # nested parentheses
+MAX_COUNT = 1000  # the largest number of a repetition
+MAX_RULES = 500  # including groups: for llama.cpp each group is a rule
+MAX_ELEMENTS = 40_000  # after all repetitions are expanded; llama.cpp reads these in 20 ms
+MAX_PRODUCT = 10_000  # the largest product of the counts of nested repetitions
+MAX_BEGINNINGS = 250  # ways in which a rule may begin
 
 _TOKEN = re.compile(
     r"""(?P<comment>\#[^\n]*)
@@ -33,24 +33,24 @@ _TOKEN = re.compile(
 
 @dataclass
 class _Item:
-    """A text, a rule's name or a group in a sequence, and how often it comes."""
+    """A literal, a rule's name or a group in a sequence, and how often it is repeated."""
 
-    name: str  # "" for a text
-    size: int = 1  # elements that llama.cpp makes of it
+    name: str  # "" for a literal
+    size: int = 1  # elements that llama.cpp makes from it
     low: int = 1
     high: int | None = 1
 
     @property
     def times(self) -> int:
-        """How often llama.cpp writes it out."""
+        """How many copies llama.cpp makes when it expands the repetition."""
         return max(self.low, self.high or 1, 1)
 
 
-_Rules = dict[str, list[list[_Item]]]  # by name: the sequences to choose from
+_Rules = dict[str, list[list[_Item]]]  # by name: the alternative sequences
 
 
 def checked_grammar(text: str, path: str = "grammar") -> str:
-    """The grammar at `path`, as it is. Raises BadRequest for one that would hold up a worker."""
+    """Returns the grammar of the field `path` unchanged. Raises BadRequest if it is too costly."""
     try:
         if len(text.encode()) > MAX_BYTES:
             raise ValueError(f"is larger than {MAX_BYTES >> 10} KiB")
@@ -70,7 +70,7 @@ def checked_grammar(text: str, path: str = "grammar") -> str:
 
 def _parsed(text: str) -> _Rules:
     rules: _Rules = {}
-    open_rules: list[str] = []  # the rule that is being read, and the groups that are open in it
+    open_rules: list[str] = []  # the current rule, and its groups that are not closed yet
     for token in _TOKEN.finditer(text):
         word = token[0]
         if token["comment"] is not None:
@@ -97,7 +97,7 @@ def _parsed(text: str) -> _Rules:
 
 
 def _add(sequence: list[_Item], token: re.Match[str]) -> None:
-    """Appends a text or a name to a sequence, or counts its last item."""
+    """Appends a literal or a name to a sequence, or sets the repetition of the last item."""
     if token["name"] is not None:
         sequence.append(_Item(token["name"]))
     elif token["text"] is not None:
@@ -112,7 +112,7 @@ def _add(sequence: list[_Item], token: re.Match[str]) -> None:
 def _count(token: re.Match[str]) -> tuple[int, int | None]:
     if token["low"] is None:
         return int(token[0] == "+"), 1 if token[0] == "?" else None
-    # Ten digits are enough to be too many.
+    # Ten digits are enough to exceed MAX_COUNT.
     low = int(token["low"].lstrip("0")[:10] or "0")
     high = int(token["high"].lstrip("0")[:10] or "0") if token["high"] else None
     most = high if token["comma"] else low
@@ -124,8 +124,8 @@ def _count(token: re.Match[str]) -> tuple[int, int | None]:
 
 
 def _empty(rules: _Rules) -> set[str]:
-    """The rules that take the empty text. None may begin with itself, or in too many ways."""
-    known: dict[str, int] = {}  # in how many ways each rule may begin; 0 while they are counted
+    """The rules that match the empty text. Raises ValueError for left recursion."""
+    known: dict[str, int] = {}  # number of ways in which each rule may begin; 0 during counting
     empty: set[str] = set()
 
     def count(name: str) -> int:
@@ -153,8 +153,8 @@ def _empty(rules: _Rules) -> set[str]:
 
 
 def _check_counts(rules: _Rules, empty: set[str]) -> None:
-    """No repetition is of an empty part, nor too much when it is written out."""
-    products: dict[str, int] = {}  # of the counts inside each rule; 1 while they are looked for
+    """Raises ValueError for repetitions of empty parts, and for too large expansions."""
+    products: dict[str, int] = {}  # product of the counts inside each rule; 1 during computation
 
     def product(name: str) -> int:
         if name not in products:

@@ -1,6 +1,6 @@
-"""Several JSON schemas that a value has to fit at once, as one: allOf, and keywords beside $ref.
+"""Merges JSON schemas that a value must all match into one: allOf, and keywords beside $ref.
 
-For schemas that may be widened: what cannot be combined is left out.
+Only for schemas that may be widened: keywords that cannot be combined are left out.
 """
 
 from collections.abc import Callable
@@ -17,15 +17,15 @@ from lmlite.server.forms.parts import (
     with_integers,
 )
 
-_MAX_DEPTH = 24  # of schemas that are merged into each other
-_MAX_COMPARED = 10_000  # pairs of values
+_MAX_DEPTH = 24  # nested merges
+_MAX_COMPARED = 10_000  # pairs of values in two enums
 _OF_OBJECTS = ("properties", "patternProperties", "additionalProperties")
 
 
 def merged(schema: Any, path: str, reading: Reading, depth: int = 0) -> tuple[Json, set[str]]:
-    """(a schema's keywords with those of its allOf and $ref, the references in it).
+    """(a schema's keywords merged with those of its allOf and $ref, the merged references).
 
-    Raises Unheld for a value that is not a schema, and for too much.
+    Raises Unheld for a value that is not a schema, and for a schema that is too large.
     """
     if schema is True:
         return {}, set()
@@ -44,7 +44,7 @@ def merged(schema: Any, path: str, reading: Reading, depth: int = 0) -> tuple[Js
 
 
 def united(schema: Json, reading: Reading) -> Json:
-    """The keywords of the root, with anyOf or oneOf replaced by the properties of all in it."""
+    """The root's keywords. Replaces anyOf or oneOf by one object that has all their properties."""
     for key in ("anyOf", "oneOf"):
         several = list_of(schema.get(key))
         if several and "properties" not in schema:
@@ -70,7 +70,7 @@ def _both(a: Json, b: Json, path: str, reading: Reading) -> Json:
 
 
 def _either(a: Json, b: Json) -> Json:
-    """The keywords of an object that fits one of two schemas."""
+    """The keywords of an object that matches either of two schemas."""
     required = list_of(b.get("required"))
     names = {**properties_of(a), **properties_of(b)}
     return {
@@ -94,7 +94,7 @@ def _property_of_either(name: str, a: Json, b: Json) -> Any:
     return found[0] if len(found) == 1 or found[0] == found[1] else {"anyOf": found}
 
 
-# ---- keywords that are given twice; None for values that cannot be combined ----------------
+# ---- how to combine a keyword's two values; None if they cannot be combined ----------------
 
 
 def _all_of(a: Any, b: Any) -> Any:

@@ -1,13 +1,13 @@
-"""A JSON schema from a client, before llama.cpp makes a grammar of it.
+"""Prepares a client's JSON schema for llama.cpp, which makes a grammar from it.
 
-llama.cpp's converter leaves out what it does not know. So a schema is read here first, and
-rewritten so that a grammar enforces each of its keywords. A keyword that no grammar can enforce is
-refused by its name and path where the schema is strict. Elsewhere it is noted, and the value that
-it belongs to is widened. Annotations are dropped.
+llama.cpp's converter silently ignores keywords that it does not know. So a schema is first
+rewritten here so that the grammar enforces each keyword. If no grammar can enforce a keyword, a
+strict schema is refused, with the keyword's name and path. Any other schema is widened at this
+place, and the place is noted. Annotations are dropped.
 
-All values of a rewritten strict schema fit the client's, which may take more: an object with
-properties has no others, a tuple has all of its items. All values of the client's schema fit a
-widened one, which may take more.
+Every value of a rewritten strict schema is valid for the client's schema, which may allow more: the
+rewritten one has no additional properties, and all items of a tuple. Every value of the client's
+schema is valid for a widened schema, which may allow more.
 """
 
 import json
@@ -34,26 +34,26 @@ _TOO_DEEP = "refers too far from one part to another"
 
 @dataclass(frozen=True)
 class UnheldPart:
-    """A part of a client's schema that answers are not held to."""
+    """A part of a client's schema that is not enforced."""
 
     path: str  # from the schema's root, which is ""
     why: str
-    tool: str | None = None  # the name of the tool whose arguments it is about
+    tool: str | None = None  # the name of the tool, if the schema is that of its arguments
 
 
 @dataclass(frozen=True)
 class Widened:
-    """A schema for llama.cpp, and the parts of the client's that it does not enforce."""
+    """A schema for llama.cpp, and the parts of the client's schema that it does not enforce."""
 
     schema: Json
     unheld: tuple[UnheldPart, ...] = ()
 
 
 def honoured_schema(schema: Any, param: str) -> Json:
-    """The schema for llama.cpp: all of its values fit the client's.
+    """The schema for llama.cpp. All of its values are valid for the client's schema.
 
-    Raises BadRequest for a schema that is too large, and for one with a part that no grammar can
-    enforce; the message names the keyword and its path.
+    Raises BadRequest if the schema is too large, or if no grammar can enforce a part of it; the
+    message names the keyword and its path.
     """
     if type(schema) is not dict:
         raise BadRequest(f"{param} is not a JSON schema", param=param)
@@ -71,19 +71,19 @@ def honoured_schema(schema: Any, param: str) -> Json:
 
 
 def widened_schema(schema: Any) -> Widened:
-    """The schema for llama.cpp: all values of the client's fit it."""
+    """The schema for llama.cpp. All values of the client's schema are valid for it."""
     return _widened(Reading(schema, is_strict=False))
 
 
 class ToolSchemas:
-    """The parameters of a request's tools, which share the room for their grammar."""
+    """The parameters of a request's tools. They share the limits on the size of their grammar."""
 
     def __init__(self) -> None:
         self._room = new_room(times=4)
         self._n = 0
 
     def widened(self, parameters: Any, name: str) -> Widened:
-        """The widened schema of the next tool's arguments: always of an object."""
+        """The widened schema of the next tool's arguments. It always describes an object."""
         self._n += 1
         reading = Reading(parameters, is_strict=False, shared=self._room)
         return _widened(reading, name, f"tool{self._n}x")

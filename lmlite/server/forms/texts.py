@@ -1,4 +1,4 @@
-"""Texts of a JSON schema, as patterns of which llama.cpp makes the right grammar."""
+"""Strings of a JSON schema: rewritten to patterns from which llama.cpp makes a correct grammar."""
 
 import itertools
 import math
@@ -15,9 +15,9 @@ from lmlite.server.forms.bounds import (
 from lmlite.server.forms.parts import Json
 from lmlite.server.forms.patterns import grammar_pattern, literal
 
-MAX_LISTED = 16  # texts; of more, the beginnings that they share are written once
-_MAX_WRITTEN_OUT = 64  # characters; more are counted in blocks
-_FORMAT_WAYS, _LENGTH_WAYS = 16, 4  # in place of the count by rule, which is too high
+MAX_LISTED = 16  # texts in an enum; a longer list becomes a pattern that shares beginnings
+_MAX_WRITTEN_OUT = 64  # characters; longer lengths are counted in blocks
+_FORMAT_WAYS, _LENGTH_WAYS = 16, 4  # known numbers; the computed ones would be too high
 
 _DATE = (
     "((([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)-02-29)|"
@@ -37,9 +37,9 @@ _LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,28}[A-Za-z0-9])?"
 _ANY_LABEL = r"[A-Za-z0-9]([A-Za-z0-9\-]{0,61}[A-Za-z0-9])?"
 _IN_PATH = r"([A-Za-z0-9\-._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})"
 _QUERY = rf"(\?({_IN_PATH}|[/?])*)?(#({_IN_PATH}|[/?])*)?"
-_N = r"\d{1,6}"  # so that a model cannot write digits of a duration for ever
+_N = r"\d{1,6}"  # limited, so that a model cannot write digits without end
 _DURATION_TIME = f"T({_N}H({_N}M({_N}S)?)?|{_N}M({_N}S)?|{_N}S)"
-# name -> (a pattern that only matches such texts, one that matches all of them)
+# name -> (a pattern that matches only valid texts, a pattern that matches all valid texts)
 _FORMATS = {
     "date": (_DATE, _DATE),
     "time": (_TIME, _ANY_TIME),
@@ -66,7 +66,7 @@ _FORMATS = {
 
 
 def text_node(schema: Json, reading: Reading, path: str) -> Json:
-    """A schema of type string, rewritten. Raises Unheld."""
+    """Rewrites a schema of type string. Raises Unheld."""
     for key in (key for key in ("pattern", "format") if key in schema):
         expression, n_ways = _expression(key, schema[key], reading, f"{path}.{key}")
         if expression:
@@ -83,7 +83,7 @@ def text_node(schema: Json, reading: Reading, path: str) -> Json:
 
 
 def listed_texts(texts: list[str], reading: Reading, path: str) -> Json:
-    """The schema of one of these texts. Raises Unheld."""
+    """A schema that allows exactly these texts. Raises Unheld."""
     if len(texts) <= MAX_LISTED:
         return {"type": "string", "enum": texts}
     try:
@@ -94,7 +94,7 @@ def listed_texts(texts: list[str], reading: Reading, path: str) -> Json:
 
 
 def _expression(key: str, value: Any, reading: Reading, path: str) -> tuple[str, int]:
-    """(an expression, its ways if they are known, else 0); "" for one that is left out."""
+    """(a pattern, its number of ways or 0 if unknown). The pattern is "" if it is left out."""
     if key == "format":
         if type(value) is str and value in _FORMATS:
             return f"^({_FORMATS[value][0 if reading.is_strict else 1]})$", _FORMAT_WAYS
@@ -122,17 +122,17 @@ def _matching(expression: str, reading: Reading, path: str, n_ways: int = 0) -> 
 
 
 def _any_text(low: int, high: int | None) -> str:
-    """The expression for any text of so many characters.
+    """The pattern of any text of `low` to `high` characters.
 
-    llama.cpp's own counts a character twice that is written as two escapes.
+    llama.cpp's own rule counts a character that is written as two escapes twice.
     """
     return _characters(low) + ("[^]*" if high is None else _characters(high - low, "0,"))
 
 
 def _characters(n: int, low: str = "") -> str:
-    """So many characters, or with "0," up to so many.
+    """The pattern of n characters or, if `low` is "0,", of up to n characters.
 
-    Counted in blocks: what llama.cpp writes out is as long as the root of the number.
+    It counts in blocks, so that llama.cpp expands it to about sqrt(n) elements, not n.
 
     >>> _characters(100, "0,")
     '([^]{10}){0,9}[^]{0,10}'
@@ -140,12 +140,12 @@ def _characters(n: int, low: str = "") -> str:
     if n <= _MAX_WRITTEN_OUT:
         return f"[^]{{{low}{n}}}"
     size = math.isqrt(n)
-    n_blocks = (n - size + 1) // size  # leaves enough single ones for the numbers between blocks
+    n_blocks = (n - size + 1) // size  # leaves enough characters to reach any length
     return f"([^]{{{size}}}){{{low}{n_blocks}}}[^]{{{low}{n - n_blocks * size}}}"
 
 
 def prefix_tree(texts: list[str]) -> str:
-    """An expression for these texts, which writes each beginning that some share once.
+    """A pattern of these texts in which each shared beginning is written only once.
 
     >>> prefix_tree(["car", "cat", "dog"])
     '(ca(r|t)|dog)'
