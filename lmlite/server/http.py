@@ -1,9 +1,9 @@
-"""Routes: one line each; a connection's requests, checks in order; events to bytes.
+"""Routes: one line each; the checks of a request, in order; events to bytes.
 
 `Handler.handle_one_request` reads a head, checks it, reads the body and calls `do_GET`, `do_POST`
-or another. Most routes have a worker answer: `_stream` or `_fold` turns its events into bytes.
-Each connection has a thread, which also notices when its client leaves. Every failure is an
-ApiError, and `_refuse` writes its reply.
+or another method. On most routes a worker answers: `_stream` or `_fold` turns its events into
+bytes. Each connection has a thread, which also notices when its client leaves. Every failure is
+an ApiError, and `_refuse` writes its reply.
 """
 
 import contextlib
@@ -36,10 +36,10 @@ from lmlite.server.server import Server
 from lmlite.server.watch import metrics
 from lmlite.server.watch.request_count import RequestCount
 
-CLIENT_LEFT = 499  # nginx's status for it, which no client ever sees
-POLL_S = 0.1  # how often a waiting thread looks whether its client is gone
-# Between signs of life of a reply in one piece. OpenAI's clients give up after 600 s without a
-# byte, and ask again; leading spaces are valid JSON. The first one also sends the status.
+CLIENT_LEFT = 499  # nginx's status, for the log only: the client is gone
+POLL_S = 0.1  # between a waiting thread's checks whether its client is gone
+# A reply in one piece sends a space this often until it is complete. OpenAI's clients give up and
+# retry after 600 s without a byte. Leading spaces are valid JSON. The first also sends the status.
 SPACE_S = 60.0
 
 PING = wire.sse_comment("ping")
@@ -56,16 +56,16 @@ class Handler(StrictRequestHandler):
     server: Server
 
     def setup(self) -> None:
-        """Before the first request."""
+        """Runs before the first request."""
         super().setup()
         self._n_requests = 0
 
     def handle_one_request(self) -> None:
-        """In place of the base class's, which has no checks, no limits, and errors in HTML."""
+        """Replaces the base class's method, which lacks checks and limits and sends HTML errors."""
         self._token = secrets.token_hex(12)
-        self._outcome: int | None = None  # the status of a reply that did not come to its end
+        self._outcome: int | None = None  # the status of a reply that was not completed
         self._count: RequestCount | None = None
-        self._path_label = "other"  # until a head is read
+        self._path_label = "other"  # until the head is read
         self.reset(f"req-{self._token}")
         is_refused = False
         try:
@@ -78,7 +78,7 @@ class Handler(StrictRequestHandler):
             is_refused = self._refuse(RequestTimeout("the request did not arrive in time"))
         except ConnectionError:
             self._outcome = CLIENT_LEFT
-        except Exception as err:  # our fault: the client gets a status, the log a name
+        except Exception as err:  # a bug: the client gets a status, the log the error's name
             self.server.log.line("error", f"{type(err).__name__}: {err}")
             is_refused = self._refuse(InternalError("the server made a mistake"))
         self._log_request()
@@ -86,7 +86,7 @@ class Handler(StrictRequestHandler):
             self.client.linger()
 
     def _refuse(self, error: ApiError) -> bool:
-        """Sends an error as a whole reply. False when a reply has begun, or the client is gone."""
+        """Sends an error as a whole reply. False if a reply has begun or the client is gone."""
         self._outcome = error.status
         if not self.status:
             try:
@@ -123,7 +123,7 @@ class Handler(StrictRequestHandler):
         server.begin_request()
         try:
             server.gate.check(head)
-            if head.method != "OPTIONS":  # browsers send it before a page may show its key
+            if head.method != "OPTIONS":  # browsers send OPTIONS without the page's key
                 server.gate.check_key(head)
             if not self._routes and head.path != "*":  # OPTIONS may ask about the server itself
                 raise NotFound(f"there is nothing at {head.path}")
@@ -137,34 +137,34 @@ class Handler(StrictRequestHandler):
             server.end_request()
 
     def _read_body(self, head: wire.Head) -> bytes:
-        # Only a POST has a use for a body; that of another method is read and dropped.
+        # Only POST uses its body; a body of any other method is read and dropped.
         limits, is_post = self.server.limits, self.command == "POST"
         most = limits.max_body if is_post else limits.max_head
         n_bytes = wire.body_length(head, most)
-        if is_post:  # a body that no worker has room for is not read
+        if is_post:  # may refuse, before the body is read
             self.server.registry.models()[0].supervisor.check_admission()
         if n_bytes != 0 and head.expects_continue:
             self.handle_expect_100()
         return self.client.read_chunks(most) if n_bytes is None else self.client.read_body(n_bytes)
 
     def do_GET(self) -> None:
-        """Answers without a worker."""
+        """Replies without a worker."""
         match self._routes["GET"]:
             case PageRoute() as route:
                 self.send_json(200, route.show(self.server.registry, self._name))
             case OwnRoute() as route:
                 route.answer(self)
 
-    do_HEAD = do_GET  # `send_head` leaves the body out
+    do_HEAD = do_GET  # `send_head` omits the body
 
     def do_OPTIONS(self) -> None:
-        """Says which methods a path has, and to browsers what a page may send."""
+        """Lists the methods of a path, and tells browsers what a page may send."""
         assert self.head is not None
         headers = [("Allow", ", ".join(allowed_by(self._routes)))]
         self.send_head(204, headers + self.server.gate.preflight_headers(self.head))
 
     def do_POST(self) -> None:
-        """Has a worker answer."""
+        """Passes the request to a worker."""
         route = self._routes["POST"]
         assert isinstance(route, WorkerRoute)
         body = wire.parse_json(self.rfile.read(), self.server.limits.max_values)
@@ -177,13 +177,13 @@ class Handler(StrictRequestHandler):
     # ---- about the server itself -----------------------------------------------------------
 
     def send_health(self) -> None:
-        """Whether the model is loaded. Only clients with a key are told more about it."""
+        """Sends whether the model is loaded. Only clients with a key get details."""
         assert self.head is not None
         model, has_key = self.server.registry.models()[0], self.server.gate.has_key(self.head)
         supervisor = model.supervisor
         match supervisor.state:
             case life.Ready():
-                # It serves, but what ended its last worker may come again.
+                # It serves, but the cause of its last worker's end may return.
                 status = "degraded" if supervisor.has_recovered_lately else "ready"
                 memory = {"memory": model.memory()} if has_key and model.plan is not None else {}
                 self.send_json(200, {"status": status, **memory})
@@ -197,7 +197,7 @@ class Handler(StrictRequestHandler):
                 raise Unavailable("the server is stopping")
 
     def send_metrics(self) -> None:
-        """Counts, for Prometheus."""
+        """Sends counts for Prometheus."""
         server, supervisor = self.server, self.server.registry.models()[0].supervisor
         ready = supervisor.ready
         text = server.metrics.text(
@@ -211,7 +211,7 @@ class Handler(StrictRequestHandler):
         self.send_body(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
 
     def send_log(self) -> None:
-        """Records of the log as they are made, until the client leaves or the server stops."""
+        """Sends log records as they are made, until the client leaves or the server stops."""
         query = urllib.parse.parse_qs(self.path.partition("?")[2])
         source = query.get("source", ["model"])[0]
         if source not in ("model", "server"):
@@ -258,7 +258,7 @@ class Handler(StrictRequestHandler):
                 events.close()
 
     def _stream(self, events: OpenRequest, count: RequestCount, reply: GeneratedReply) -> None:
-        """Server-sent events. The first event, or a long silence, decides the status."""
+        """Sends server-sent events. The first event, or a long wait, decides the status."""
         try:
             self._send_events(self._reply_events(events, count, reply))
         except ApiError as err:
@@ -279,7 +279,7 @@ class Handler(StrictRequestHandler):
             yield reply.add(event) if event is not None else b"", wire.sse_comment(progress)
 
     def _send_events(self, events: Iterable[tuple[bytes, bytes]]) -> None:
-        """Each event when it comes; when none has come for long, the comment beside it."""
+        """Sends each event at once; after a long time without events, sends the comment instead."""
         last_write_s = time.monotonic()
         for data, comment in events:
             now = time.monotonic()
@@ -291,7 +291,7 @@ class Handler(StrictRequestHandler):
                 last_write_s = now
 
     def _fold(self, events: OpenRequest, count: RequestCount, reply: Reply) -> None:
-        """One JSON object: the same events, put together."""
+        """Sends one JSON object, made from the same events."""
         last_write_s = time.monotonic()
         try:
             for event in self._events(events, count):
@@ -314,7 +314,7 @@ class Handler(StrictRequestHandler):
             self.end_pieces()
 
     def _events(self, events: OpenRequest, count: RequestCount) -> Iterator[ReplyEvent | None]:
-        """The events of a reply; None now and then while there are none.
+        """The events of a reply; None now and then while waiting for one.
 
         Raises ConnectionAbortedError when the client is gone, ApiError when the request failed.
         """
@@ -338,7 +338,7 @@ class Handler(StrictRequestHandler):
 
 
 def progress_of(event: ReplyEvent | None) -> str:
-    """What to tell a client that has to wait; "" when the event is about something else."""
+    """What a waiting client is told; "" for events that are not about waiting."""
     match event:
         case Queued():
             return f"queued {event.n_ahead}"

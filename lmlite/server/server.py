@@ -1,4 +1,4 @@
-"""What all connections share: models, log, gate and counts; and the end of serving.
+"""Everything that connections share: models, log, gate and counts; and the shutdown.
 
 Everything here may be called from any thread.
 """
@@ -19,7 +19,7 @@ from lmlite.server.watch.metrics import Metrics
 
 
 class Server(Listener):
-    """A listener with models, which knows how many requests it is serving."""
+    """A listener with models. It counts the requests that it is serving."""
 
     def __init__(
         self,
@@ -32,9 +32,9 @@ class Server(Listener):
         limits: Limits = DEFAULT_LIMITS,
         is_strict: bool = False,
     ) -> None:
-        """Takes over sockets that listen; `handler` gets each connection after `start`.
+        """Takes over listening sockets; after `start`, `handler` gets each connection.
 
-        A strict server refuses requests with fields that it does not know.
+        A strict server refuses requests with unknown fields.
         """
         super().__init__(sockets, handler, limits)
         self.registry = registry
@@ -47,7 +47,7 @@ class Server(Listener):
 
     @property
     def url(self) -> str:
-        """Where clients find this server."""
+        """The address of this server."""
         return f"http://{self.server_name}:{self.server_port}"
 
     def count_refusal(self, reason: str) -> None:
@@ -55,26 +55,26 @@ class Server(Listener):
         self.metrics.count_refusal(reason)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
-        """A line of the log; the base class prints a traceback, also when a client just left."""
+        """Logs one line. The base class prints a traceback, even if only a client has left."""
         error = sys.exception()
         if not isinstance(error, OSError):
             self.log.line("error", f"a connection failed: {error!r}")
 
     def begin_request(self) -> None:
-        """Counts a request in. Raises Unavailable while the server drains."""
+        """Counts a request that begins. Raises Unavailable while the server drains."""
         with self._changed:
             if self.is_draining:
                 raise Unavailable("the server is stopping")
             self.n_active += 1
 
     def end_request(self) -> None:
-        """Counts a request out."""
+        """Counts a request that has ended."""
         with self._changed:
             self.n_active -= 1
             self._changed.notify_all()
 
     def drain(self, timeout_s: float) -> None:
-        """Accepts no more connections and requests, and waits for those that run."""
+        """Stops accepting connections and requests, and waits for running requests to end."""
         with self._changed:
             self.is_draining = True
         self.stop_accepting()

@@ -1,1 +1,1 @@
-"""Bytes, and who may send them: sockets, requests on the wire, keys, hosts, limits."""
+"""The network side: sockets, requests as bytes, and access by key, host and limit."""

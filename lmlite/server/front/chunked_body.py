@@ -1,7 +1,7 @@
-"""A request's body that comes in chunks, as RFC 9112 (7.1) defines them, put together.
+"""Decodes a request body in chunks (RFC 9112, 7.1).
 
-Strict, as the reading of a head is: what another parser might end elsewhere is refused. Chunk
-extensions and trailers are read and dropped.
+As strict as the reading of a head: a body that other parsers might end elsewhere is refused.
+Chunk extensions and trailers are read and dropped.
 """
 
 import re
@@ -14,24 +14,24 @@ from lmlite.server.front.limits import Limits
 _SIZE_LINE = re.compile(r"([0-9A-Fa-f]{1,16})([ \t]*;.*)?")
 _BEGINNING = re.compile(rb"([0-9A-Fa-f]{1,16}[ \t]*(;.*)?\r?)?", re.DOTALL)  # of a size line
 _LINE_END = b"\r\n"
-# A chunk of one byte takes as long to read as one of kilobytes. So the bytes around the data are
-# bounded: by the size of a head, and one for so many bytes that the body may have.
+# A chunk of one byte takes as long to read as one of kilobytes. So the bytes of framing are
+# bounded: the maximum size of a head, plus one for so many bytes of the body's maximum size.
 DATA_PER_FRAMING = 16
 
 
 class ChunkedBody:
-    """Reads one body from a buffer, which `receive` fills. It gets the bytes announced so far."""
+    """Reads one body from a buffer. `receive` fills it, and gets the bytes announced so far."""
 
     def __init__(
         self, buffer: bytearray, receive: Callable[[int], None], max_bytes: int, limits: Limits
     ) -> None:
         self._buffer, self._receive = buffer, receive
         self._max_bytes, self._limits = max_bytes, limits
-        self._n_announced = 0  # bytes of data, by the sizes of the chunks
+        self._n_announced = 0  # bytes of data: the sum of chunk sizes so far
         self._n_framing_left = limits.max_head + max_bytes // DATA_PER_FRAMING
 
     def read(self) -> bytes:
-        """The data of all chunks. Raises an ApiError for a malformed body, or one over a limit."""
+        """The data of all chunks. Raises an ApiError for a malformed or too large body."""
         data = bytearray()
         while self._read_size():
             while len(data) < self._n_announced:
@@ -69,8 +69,8 @@ class ChunkedBody:
     def _read_line(self, beginning: re.Pattern[bytes] | None = None) -> str:
         """The next line without its end.
 
-        A line that does not begin as it has to is refused before its end: a client that sends no
-        chunks may never end it, and wait for a reply.
+        A line that begins wrongly is refused before its end: a client that does not send chunks
+        may never send that end, and would wait for a reply.
         """
         most = self._limits.max_request_line
         while (end := self._buffer.find(b"\n", 0, most)) < 0:
@@ -85,7 +85,7 @@ class ChunkedBody:
         return wire.split_lines(line)[0]
 
     def _drop(self, n_bytes: int) -> None:
-        """Takes bytes that are no data."""
+        """Removes bytes of framing from the buffer."""
         self._n_framing_left -= n_bytes
         if self._n_framing_left < 0:
             raise BadRequest("the body's chunks are too small, or have too much beside their data")

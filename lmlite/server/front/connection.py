@@ -1,8 +1,8 @@
-"""One client's socket: heads and bodies with deadlines, whole writes, and whether it is gone.
+"""One client's socket: deadlines for heads and bodies, whole writes, and whether it is gone.
 
 Python's buffered readers have no deadline for a whole head, and lose data at a time-out, so
-`recv` fills a buffer of our own. Knows no HTTP beyond where heads and bodies end. Belongs to the
-connection's thread.
+`recv` fills a buffer here. Of HTTP, this module knows only where heads and bodies end. Belongs to
+the connection's thread.
 """
 
 import io
@@ -17,9 +17,9 @@ from lmlite.server.front.limits import Limits
 
 LINE_END = b"\r\n"
 HEAD_END = LINE_END * 2
-MAX_EMPTY_LINES = 2  # before a head
+MAX_EMPTY_LINES = 2  # allowed before a head
 RECEIVE_BYTES = 64 << 10
-LINGER_S, LINGER_BYTES = 2.0, 32 << 20  # for what a refused client is still sending
+LINGER_S, LINGER_BYTES = 2.0, 32 << 20  # bounds on reading what a refused client still sends
 
 
 class Connection(io.BufferedIOBase):
@@ -36,8 +36,8 @@ class Connection(io.BufferedIOBase):
     def read_head(self) -> bytes | None:
         """The next head with its end, or more bytes than a head may have.
 
-        None when the client closes or stays silent before a first byte. Raises TimeoutError when a
-        head does not end in time, ConnectionError when it is cut short.
+        None if the client closes or stays silent before the first byte. Raises TimeoutError if a
+        head does not end in time, and ConnectionError if it is cut short.
         """
         if not self._wait_for_head():
             return None
@@ -60,7 +60,7 @@ class Connection(io.BufferedIOBase):
     def read_chunks(self, max_bytes: int) -> bytes:
         """A body in chunks. Raises TimeoutError, ConnectionError or an ApiError.
 
-        Its deadline moves with the data that the chunks announce, and with nothing else.
+        Only data that the chunks announce extends its deadline.
         """
         began_s = time.monotonic()
 
@@ -76,11 +76,11 @@ class Connection(io.BufferedIOBase):
         return len(data)
 
     def is_gone(self, question: bytes = b"") -> bool:
-        """Whether the client reads no more. What it may have sent ahead stays readable.
+        """Whether the client has stopped reading. Data that it sent before stays readable.
 
-        A client that closed its connection looks like one that only ended its side and waits for
-        the reply. Sending the question tells them apart: it resets a closed connection. Without a
-        question both count as gone.
+        A client that closed its connection looks like one that only ended its sending side and
+        waits for the reply. Sending `question` tells them apart: it resets a closed connection.
+        Without a question, both count as gone.
         """
         if not self._hang_up():
             return False
@@ -94,15 +94,15 @@ class Connection(io.BufferedIOBase):
         return not question or bool(self._hang_up() & (select.POLLHUP | select.POLLERR))
 
     def _hang_up(self) -> int:
-        """POLLRDHUP: the client sends no more. POLLHUP or POLLERR: it reads no more. Or 0."""
+        """POLLRDHUP: the client has stopped sending. POLLHUP, POLLERR: also reading. Else 0."""
         poll = select.poll()
         poll.register(self._socket, select.POLLRDHUP)
         return sum(events for _, events in poll.poll(0))
 
     def linger(self) -> None:
-        """After a refusal: ends this side, and waits for the client to end its own.
+        """After a refusal: ends this side, and waits for the client to end its side.
 
-        Closing while the client still sends would reset the connection, and the reply be lost.
+        Closing while the client still sends would reset the connection and lose the reply.
         """
         deadline_s, n_read = time.monotonic() + LINGER_S, 0
         try:
@@ -117,7 +117,7 @@ class Connection(io.BufferedIOBase):
             pass  # the client is gone
 
     def _wait_for_head(self) -> bool:
-        """Waits for the first byte of a head; False when none comes.
+        """Waits for the first byte of a head. False if it does not come in time.
 
         Empty lines are skipped: some clients send one after a body (RFC 9112, 2.2).
         """

@@ -1,6 +1,6 @@
-"""API keys: where they come from, and whether a client offers one of them.
+"""API keys: reads them, and compares a client's key with them.
 
-Keys are bytes: `hmac.compare_digest` refuses text beyond ASCII, which a client may send.
+Keys are bytes: `hmac.compare_digest` refuses non-ASCII text, which a client may send.
 """
 
 import hmac
@@ -11,13 +11,13 @@ from pathlib import Path
 
 VARIABLE = "LMLITE_API_KEY"
 
-_KEY = re.compile("[!-~]{16,}")  # too long to guess, and fit for a header
+_KEY = re.compile("[!-~]{16,}")  # too long to guess, and valid in a header
 
 
 def read_keys(path: str | None) -> tuple[bytes, ...]:
-    """The keys of a file and of the environment, where they are deleted.
+    """The keys of a file and of the environment variable, which is deleted.
 
-    Raises ValueError with a sentence that never shows a key.
+    Raises ValueError with a message that never shows a key.
     """
     texts = {}
     if path is not None:
@@ -40,5 +40,5 @@ def _keys_in(text: str, name: str) -> list[str]:
 
 
 def is_known(offered: bytes, keys: Iterable[bytes]) -> bool:
-    """Whether a key is among these, in a time that does not depend on which, or how nearly."""
+    """Whether a key is in the list. The time does not depend on which key matches, or how far."""
     return any([hmac.compare_digest(offered, key) for key in keys])  # noqa: C419 - compares all

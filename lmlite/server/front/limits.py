@@ -1,7 +1,7 @@
-"""What a client may cost, at most. Every limit can be raised, and none removed.
+"""Limits on what a client may use. Each limit can be raised but not removed.
 
-Each field is a flag of `lmlite serve`: `max_body` is `--max-body`. Its default, range and words are
-those that `--help` and the manual show.
+Each field is a flag of `lmlite serve`: `max_body` is `--max-body`. `--help` and the manual show its
+default, range and description from here.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ _SIZES = {"": 0, "K": 10, "M": 20, "G": 30}
 
 @dataclass(frozen=True)
 class Bound:
-    """The range of a limit, and its words in `--help`."""
+    """The range of a limit, and its description in `--help`."""
 
     unit: str  # N, SIZE (bytes) or SECONDS
     low: float
@@ -22,7 +22,7 @@ class Bound:
     help: str
 
     def parse(self, text: str) -> float:
-        """The value of a flag. Raises ValueError with a sentence that says what is allowed."""
+        """The value of a flag. Raises ValueError with a message that says what is allowed."""
         value = float(parse_size(text) if self.unit == "SIZE" else text)
         if self.unit == "N" and not value.is_integer():
             raise ValueError("must be a whole number")
@@ -69,16 +69,16 @@ _K, _M = 1 << 10, 1 << 20
 
 @dataclass(frozen=True)
 class Limits:
-    """All of them, in the order in which a request meets them."""
+    """All limits, in the order in which they apply to a request."""
 
-    # A connection costs 24 KiB and a thread. 256 are enough for 128 streams and as many idle ones,
-    # which clients keep for later. Another machine gets a quarter of them.
+    # A connection costs 24 KiB and a thread. 256 are enough for 128 streams and 128 idle
+    # connections, which clients keep for later. Any other machine gets at most a quarter.
     max_connections: int = _count(256, 10_000, "open connections; further ones get a 503")
     max_connections_per_address: int = _count(64, 10_000, "open connections of one other machine")
     # A backlog of 5 turns a burst of connects into time-outs.
     backlog: int = _count(1024, 65_535, "connections that may wait in the kernel")
-    # Python 3.13 needs 2.5 MiB to find that a body nests too deeply, and dies with less. Untouched
-    # parts of a stack take no memory.
+    # Python 3.13 needs 2.5 MiB of stack to find that a body nests too deeply, and crashes with
+    # less. Unused parts of a stack take no memory.
     thread_stack: int = _size(4 * _M, 4 * _M, 64 * _M, "stack of a connection's thread")
     # The kernel would keep megabytes for a client that does not read.
     send_buffer: int = _size(
@@ -97,7 +97,7 @@ class Limits:
         10, 3600, "wait for a whole body, and a second more per --body-rate"
     )
     body_rate: int = _size(256 * _K, 1, 1 << 30, "part of a body that gives it another second")
-    # Each may become an object: a megabyte of brackets becomes twenty megabytes.
+    # Each may become a Python object: a megabyte of brackets becomes twenty megabytes.
     max_values: int = _count(500_000, 5_000_000, "brackets and commas in a body")
     max_n: int = _count(8, 64, "choices per request")
     max_stops: int = _count(16, 256, "stop strings per request")
@@ -108,10 +108,10 @@ class Limits:
     max_images: int = _count(32, 1000, "images per request")
     max_image_bytes: int = _size(10 * _M, _K, 64 * _M, "size of an image file")
     max_image_side: int = _count(8192, 65_500, "pixels of an image's longer side")
-    # Each takes three bytes for a moment, and as many again while it is unpacked.
+    # A pixel briefly takes three bytes, and three more while the image is decoded.
     max_image_pixels: int = _count(16 * _M, 256 * _M, "pixels of an image; a request may have four "
                                    "times as many")  # fmt: skip
-    # OpenAI's clients wait that long for a byte. A client that asks again loses its place.
+    # OpenAI's clients wait this long for a byte. A client that retries loses its place.
     queue_seconds: float = _seconds(600, 86_400, "wait of a request for its turn, before a 503")
     max_seconds: float = _seconds(600, 86_400, "time of a reply from its first token to its last")
     ping_seconds: float = _seconds(15, 600, "silence on a stream before a sign of life is sent")

@@ -1,7 +1,7 @@
-"""`http.server`'s server, which accepts connections here as far as the limits allow.
+"""`http.server`'s server, with limits on connections.
 
-`ThreadingHTTPServer` gives each connection a thread and a request handler. Added to it: several
-listening sockets, caps, refusals that need no thread, and an end that waits for no client.
+`ThreadingHTTPServer` gives each connection a thread and a request handler. Added here: several
+listening sockets, caps, refusals without a thread, and a shutdown that does not wait for clients.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from lmlite.server.front import wire
 from lmlite.server.front.limits import Limits
 from lmlite.server.front.sockets import host_of, is_loopback
 
-# Without descriptors or memory `accept` fails, and the waiting connection wakes the thread again
-# at once: without a pause it would take a whole core.
+# Without free descriptors or memory `accept` fails, and the waiting connection wakes the thread
+# again at once. A pause keeps the thread from using a whole core.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 EXHAUSTED_S = 0.05
-POLL_S = 3600.0  # `stop_accepting` wakes the thread, so it need not look whether it is to stop
-UNREAD_BYTES = 64 << 10  # of a refused connection
+POLL_S = 3600.0  # `stop_accepting` wakes the thread, so it need not poll
+UNREAD_BYTES = 64 << 10  # read from a refused connection
 
 _REFUSAL_BODY = wire.to_json(Unavailable("too many connections").body())
 _REFUSAL = (
@@ -46,12 +46,12 @@ class Listener(ThreadingHTTPServer):
         handler: Callable[[Any, Any, Any], BaseHTTPRequestHandler],
         limits: Limits,
     ) -> None:
-        """Takes over sockets that listen already; the base class would open one of its own."""
+        """Takes over listening sockets; the base class would open its own socket."""
         BaseServer.__init__(self, sockets[0].getsockname(), handler)
         self.server_name, self.server_port = host_of(sockets[0]), int(self.server_address[1])
         self.limits = limits
-        self.socket = sockets[0]  # which `accept` is called for
-        self._stopper, self._stopped = socket.socketpair()  # closing one wakes the thread
+        self.socket = sockets[0]  # the socket that `accept` is called for
+        self._stopper, self._stopped = socket.socketpair()  # closing the stopper wakes the thread
         self._sockets = {sock.fileno(): sock for sock in (*sockets, self._stopped)}
         self._waiting = select.epoll()
         for sock in self._sockets.values():
@@ -67,7 +67,7 @@ class Listener(ThreadingHTTPServer):
         ).start()
 
     def stop_accepting(self) -> None:
-        """Closes the sockets, so that clients can tell at once; connections go on."""
+        """Closes the sockets, so that new connects fail at once; open connections go on."""
         self._stopper.close()
         self.shutdown()
         self.server_close()
@@ -78,21 +78,21 @@ class Listener(ThreadingHTTPServer):
             return self._connections.total()
 
     def count_refusal(self, reason: str) -> None:
-        """Called for each refused connection; the reason is what there are too many of."""
+        """Called for each refused connection; the reason names the exceeded limit."""
 
     # ---- called by `serve_forever` -----------------------------------------------------------
 
     def fileno(self) -> int:
-        """Readable when one of the sockets is."""
+        """A descriptor that is readable when one of the sockets is."""
         return self._waiting.fileno()
 
     def get_request(self) -> tuple[socket.socket, Any]:
-        """A new connection. Raises OSError when there is none, or no room for it."""
+        """A new connection. Raises OSError if there is none, or no memory or descriptor for it."""
         for number, _ in self._waiting.poll(0, 1):
             self.socket = self._sockets[number]
         try:
             return super().get_request()
-        except (OSError, MemoryError) as err:  # also for the socket that only wakes the thread
+        except (OSError, MemoryError) as err:  # the stopper's socket also fails here
             if getattr(err, "errno", errno.ENOMEM) in EXHAUSTED:
                 time.sleep(EXHAUSTED_S)
             raise OSError("no connection") from err
@@ -112,19 +112,19 @@ class Listener(ThreadingHTTPServer):
             request.setblocking(False)
             request.send(_REFUSAL)
             request.shutdown(socket.SHUT_WR)
-            # Closing with unread data would reset the connection, and the client lose the reply.
+            # Closing with unread data would reset the connection and lose the reply.
             request.recv(UNREAD_BYTES)
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """A connection, from its first request to its last."""
+        """Serves a connection, from its first request to its last."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._give_place_back(client_address[0])
 
     def server_close(self) -> None:
-        """Closes all of them."""
+        """Closes all sockets."""
         self._waiting.close()
         for sock in self._sockets.values():
             sock.close()
@@ -132,7 +132,7 @@ class Listener(ThreadingHTTPServer):
     # ---- places ------------------------------------------------------------------------------
 
     def _claim_place(self, host: str) -> str | None:
-        """Claims a place for a connection, or says what there are too many of."""
+        """Claims a place for a connection, or returns the name of the exceeded limit."""
         with self._changed:
             if self._connections.total() >= self.limits.max_connections:
                 return "connections"

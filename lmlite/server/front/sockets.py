@@ -1,4 +1,4 @@
-"""Sockets that listen, and the addresses that they listen at."""
+"""Listening sockets and their addresses."""
 
 import contextlib
 import ipaddress
@@ -7,14 +7,14 @@ from collections.abc import Sequence
 
 
 def listen(host: str, port: int, backlog: int) -> list[socket.socket]:
-    """Sockets at this address: for `localhost` two, where the machine has IPv4 and IPv6.
+    """Listening sockets at this address; two for `localhost` if the machine has IPv4 and IPv6.
 
     Raises OSError.
     """
     if host != "localhost":
         return [_bound(host, port, backlog)]
     sockets = [_bound("127.0.0.1", port, backlog)]
-    with contextlib.suppress(OSError):  # no IPv6, or the port is taken there
+    with contextlib.suppress(OSError):  # no IPv6, or the port is taken in IPv6
         sockets.append(_bound("::1", sockets[0].getsockname()[1], backlog))
     return sockets
 
@@ -33,7 +33,7 @@ def _bound(host: str, port: int, backlog: int) -> socket.socket:
 
 
 def host_of(sock: socket.socket) -> str:
-    """The address where it listens, as a Host header spells it."""
+    """The address of a listening socket, as a Host header spells it."""
     address = sock.getsockname()[0]
     return f"[{address}]" if ":" in address else str(address)
 
@@ -44,7 +44,7 @@ def is_open(sockets: Sequence[socket.socket]) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's; an IPv6 socket shows IPv4 addresses as ::ffff:..."""
+    """Whether an address is a loopback address; IPv6 sockets show IPv4 ones as ::ffff:..."""
     address = ipaddress.ip_address(host.partition("%")[0])
     mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
     return (mapped or address).is_loopback

@@ -1,7 +1,7 @@
-"""systemd's side of a service: sockets that it has opened, and reports of the service's state.
+"""A service under systemd: takes the sockets that systemd opened, and reports the state.
 
-See sd_listen_fds(3) and sd_notify(3). Their environment variables are deleted, as they are meant
-for this process alone. Without systemd nothing here does anything.
+See sd_listen_fds(3) and sd_notify(3). Their environment variables are deleted, because they are
+meant for this process alone. Without systemd, nothing here has an effect.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ def take_sockets() -> list[socket.socket]:
     pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
     os.environ.pop("LISTEN_FDNAMES", None)
     if pid != str(os.getpid()) or not count.isdecimal():
-        return []  # meant for another process
+        return []  # the sockets are for a different process
     return [_taken(fd) for fd in range(FIRST_FD, FIRST_FD + int(count))]
 
 
@@ -36,10 +36,10 @@ class Notifier:
     """Reports to systemd."""
 
     def __init__(self) -> None:
-        self._address = os.environ.pop("NOTIFY_SOCKET", "")  # a path, or @ and an abstract name
+        self._address = os.environ.pop("NOTIFY_SOCKET", "")  # a path, or an abstract name after @
 
     def tell(self, state: str) -> None:
-        """Reports a state, such as READY=1. Never raises: the service can go on without."""
+        """Reports a state, such as READY=1. Never raises: the service works without reports."""
         if not self._address:
             return
         address = "\0" + self._address[1:] if self._address[0] == "@" else self._address

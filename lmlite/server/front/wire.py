@@ -1,7 +1,7 @@
 """Bytes of request heads, HTTP chunks, SSE events and JSON; pure functions, no sockets.
 
-Reading is strict, after RFC 9112. What another parser might read differently is refused, so that
-client, proxies and this server agree where a request ends. Every refusal is an ApiError.
+Reading is strict, after RFC 9112. Bytes that another parser might read differently are refused, so
+that client, proxies and this server agree where a request ends. Every refusal is an ApiError.
 """
 
 import json
@@ -29,7 +29,7 @@ _REQUEST_LINE = re.compile(rf"({_TOKEN.pattern}) ([^ ]*) HTTP/([0-9])\.([0-9])")
 _ABSOLUTE = re.compile(r"http://(?P<host>[^/?@]+)(?P<path>[^?]*)(?P<query>.*)", re.IGNORECASE)
 _CONTENT_TYPE = re.compile(r'application/json\s*(;\s*charset\s*=\s*"?utf-?8"?\s*)?', re.IGNORECASE)
 _to_text = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-# Headers that may come once only, as readers differ on which of two counts.
+# Headers that may come only once, because parsers differ on which of two values counts.
 _SINGLE = {"host", "content-length", "content-type", "transfer-encoding", "authorization"}
 
 
@@ -58,12 +58,12 @@ class Head:
 
     @property
     def expects_continue(self) -> bool:
-        """Whether the client waits with the body for a 100, which HTTP/1.0 does not have."""
+        """Whether the client waits for status 100 before its body; not in HTTP/1.0."""
         return "expect" in self.headers and self.version >= (1, 1)
 
 
 def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
-    """The head in `data`, which ends with the empty line. Raises an ApiError for any other."""
+    """The head in `data`, which includes the empty line. Raises an ApiError if malformed."""
     if len(data) > limits.max_head:
         raise HeadTooLarge(f"the request's head is over {limits.max_head:,} bytes")
     if not data.endswith(b"\r\n\r\n"):
@@ -77,7 +77,7 @@ def parse_head(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Head:
 
 
 def split_lines(data: bytes) -> list[str]:
-    """Lines of a head. Raises BadRequest for what some parsers take for the end of a line."""
+    """Lines of a head. Raises BadRequest for characters that some parsers take as a line end."""
     lines = data.decode("latin-1").split("\r\n")
     if any(map(_CONTROL.search, lines)):
         raise BadRequest("the request has a control character or a bare line break")
@@ -102,9 +102,9 @@ def _parse_request_line(line: str, max_bytes: int) -> tuple[str, str, tuple[int,
 
 
 def _origin_form(method: str, target: str, headers: dict[str, str]) -> str:
-    """The target without a host; clients add it when they take this server for a proxy.
+    """The target without a host, which clients include if they use this server as a proxy.
 
-    Raises BadRequest when the Host header names another one.
+    Raises BadRequest if the Host header names a different host.
     """
     match = _ABSOLUTE.fullmatch(target)
     if match is None:
@@ -117,13 +117,13 @@ def _origin_form(method: str, target: str, headers: dict[str, str]) -> str:
 
 
 def parse_headers(lines: list[str], most: int) -> dict[str, str]:
-    """Values by names in lower case. Raises an ApiError for malformed and repeated ones."""
+    """Header values by lower-case name. Raises an ApiError for malformed or repeated headers."""
     if len(lines) > most:
         raise HeadTooLarge(f"the request has over {most} headers")
     headers: dict[str, str] = {}
     for line in lines:
         name, colon, value = line.partition(":")
-        # A space before the colon is refused, and a line that continues the last one.
+        # Refuses a space before the colon, and a line that continues the previous line.
         if not colon or not _TOKEN.fullmatch(name):
             raise BadRequest("a header is not: Name: value")
         name, value = name.lower(), value.strip(" \t")
@@ -141,8 +141,8 @@ def parse_headers(lines: list[str], most: int) -> dict[str, str]:
 def body_length(head: Head, max_bytes: int) -> int | None:
     """Bytes of body that follow the head, 0 without a body; None for a body in chunks.
 
-    Raises an ApiError. Other types than JSON are refused, as web pages can send them to any server
-    without asking first.
+    Raises an ApiError. Types other than JSON are refused: web pages can send them to any server
+    without a preflight request.
     """
     n_bytes = None if "transfer-encoding" in head.headers else _content_length(head)
     if n_bytes is None:
@@ -173,7 +173,7 @@ def _content_length(head: Head) -> int:
 
 
 def _check_transfer_encoding(head: Head) -> None:
-    """Refuses every way but one to say where the body ends: parsers might disagree."""
+    """Refuses all but one way to mark the end of a body, because parsers might disagree."""
     if "content-length" in head.headers:
         raise BadRequest("the request has both a Content-Length and a Transfer-Encoding")
     if head.version < (1, 1):
@@ -188,8 +188,8 @@ def _check_transfer_encoding(head: Head) -> None:
 def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict[str, Any]:
     """The JSON object in a request's body, with finite numbers and whole characters.
 
-    Raises BadRequest. The number of values is bounded: a megabyte of brackets would take twenty
-    megabytes, and hold up every other thread.
+    Raises BadRequest. The number of values is limited: a megabyte of brackets would take twenty
+    megabytes, and block every other thread.
     """
     if sum(map(body.count, (b"[", b"{", b","))) > max_values:
         raise BadRequest(f"the body has more than {max_values:,} values")
@@ -209,7 +209,7 @@ def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict
     except json.JSONDecodeError as err:
         where = f"line {err.lineno}, column {err.colno}"
         raise BadRequest(f"the body is not valid JSON, at {where}") from None
-    except ValueError:  # Python bounds the digits of an integer
+    except ValueError:  # Python limits the digits of an integer
         raise BadRequest("the body has a number of too many digits") from None
     if type(value) is not dict:
         raise BadRequest("the body is not a JSON object")
@@ -235,10 +235,10 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _in_whole_characters(value: dict[str, Any]) -> dict[str, Any]:
-    """Mends halves of emojis: to JavaScript an emoji is two characters, so clients cut some."""
+    """Replaces halves of emojis: in JavaScript an emoji is two characters, so clients cut some."""
     try:
         text = json.dumps(value, ensure_ascii=False)
-    except RecursionError:  # a depth that reading could just take
+    except RecursionError:  # reading allows slightly deeper nesting
         raise BadRequest("the body is nested too deeply") from None
     whole = whole_characters(text)
     found: dict[str, Any] = value if whole == text else json.loads(whole)
@@ -246,7 +246,7 @@ def _in_whole_characters(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def whole_characters(text: str) -> str:
-    """The text with U+FFFD for each half of a surrogate pair, as UTF-8 has none."""
+    """The text with U+FFFD for each lone surrogate, which UTF-8 cannot encode."""
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
@@ -273,7 +273,7 @@ def sse_comment(text: str) -> bytes:
 
 # ---- replies -------------------------------------------------------------------------------
 
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # may come before a reply, also more than once
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"  # may be sent before a reply, even several times
 LAST_HTTP_CHUNK = b"0\r\n\r\n"
 
 

@@ -1,1 +1,1 @@
-"""What is shown of a running server: metrics, counts, the log stream."""
+"""Views of a running server: metrics, counts, the log stream."""

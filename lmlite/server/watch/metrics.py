@@ -1,8 +1,8 @@
-"""Counts for GET /metrics, as Prometheus reads them: text, one number per line.
+"""Counts for GET /metrics in Prometheus's text format, one number per line.
 
 The format: https://prometheus.io/docs/instrumenting/exposition_formats/. Counters live as long
 as the server. The engine's numbers come from its last report, which is at most a second old while
-it works; they begin again with a new worker.
+the engine works. They restart from zero with a new worker.
 """
 
 import threading
@@ -17,7 +17,7 @@ REFUSALS = ("connections", "address", "threads")
 TOKENS = ("prompt", "cached", "completion")
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-Rows = Iterable[tuple[str, Any]]  # what follows a metric's name, such as its labels; and a value
+Rows = Iterable[tuple[str, Any]]  # (what follows the metric's name, such as labels; value)
 Metric = tuple[str, str, str, Rows]  # name, kind, help, rows
 
 
@@ -32,7 +32,7 @@ class Metrics:
         self._refusals: Counter[str] = Counter()
 
     def count(self, path: str, status: int, count: RequestCount | None, *, is_cut: bool) -> None:
-        """A request that has ended, and its tokens. Cut: the reply had begun, and did not end."""
+        """Counts an ended request and its tokens. `is_cut`: its reply was begun, not completed."""
         with self._lock:
             self._requests[path, status] += 1
             self._cut[status] += is_cut
@@ -42,7 +42,7 @@ class Metrics:
                 self._tokens["completion"] += count.n_completion
 
     def count_refusal(self, reason: str) -> None:
-        """A refused connection. The reason is one of REFUSALS: what there are too many of."""
+        """Counts a refused connection. The reason is one of REFUSALS: the exceeded limit."""
         with self._lock:
             self._refusals[reason] += 1
 
@@ -56,10 +56,10 @@ class Metrics:
         is_ready: bool,
         engine: EngineState | None,
     ) -> str:
-        """All of it, in the text format.
+        """All metrics, in the text format.
 
-        `n_dropped` counts the log's lines and records by reader, `n_open` the requests that a
-        worker has, `n_started` workers.
+        `n_dropped` counts dropped log lines and records by reader, `n_open` the requests that a
+        worker has, and `n_started` the workers started.
         """
         with self._lock:
             requests = [

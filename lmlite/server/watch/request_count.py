@@ -1,4 +1,4 @@
-"""What one request amounts to: counts for its log line, and its records for the log stream."""
+"""Counts of one request for its log line, and its records for the log stream."""
 
 import time
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _STOP_REASONS = {  # LM Studio's words
 
 
 class RequestCount:
-    """Counts what the events of one request say. Belongs to the thread that serves it."""
+    """Counts the events of one request. Belongs to the thread that serves the request."""
 
     def __init__(
         self, log: Log, reply_id: str, model: str, path: str, n_gpu_layers: Callable[[], int]
@@ -28,12 +28,12 @@ class RequestCount:
         self._n_gpu_layers = n_gpu_layers
         self._began_s = time.monotonic()
         self._first_token_s: float | None = None
-        self._n_prompt_of: dict[int, int] = {}  # by index, as the two below
+        self._n_prompt_of: dict[int, int] = {}  # by choice index, like the next two
         self._prompt_of: dict[int, str] = {}
         self._text_of: dict[int, str] = {}
 
     def add(self, event: ReplyEvent) -> None:
-        """Counts an event; publishes prompts and texts while somebody watches the log."""
+        """Counts an event. Publishes prompts and texts while a client reads the log stream."""
         match event:
             case Delta():
                 if self._first_token_s is None:
@@ -57,7 +57,7 @@ class RequestCount:
                 self.n_prompt += event.n_prompt
 
     def summary(self) -> str:
-        """For the log line: tokens in and out, and how fast. Empty when nothing was read."""
+        """For the log line: tokens in and out, and their speed. Empty if no prompt was read."""
         if not self.n_prompt:
             return ""
         text = f", {self.n_prompt:,} prompt"
@@ -70,14 +70,14 @@ class RequestCount:
         return f"{text}, {speed:.1f} tokens/s" if speed else text
 
     def _tokens_per_s(self, n_tokens: int) -> float | None:
-        """Speed after the first token, which pays for the prompt."""
+        """Speed after the first token; the time to that token is spent on the prompt."""
         if self._first_token_s is None or n_tokens < 2:
             return None
         return (n_tokens - 1) / max(time.monotonic() - self._first_token_s, 1e-6)
 
     def _publish(self, kind: str, data: dict[str, object]) -> None:
         about = {"type": f"llm.prediction.{kind}", "modelIdentifier": self._model}
-        if kind == "input":  # LM Studio's outputs do not have it
+        if kind == "input":  # LM Studio's output records do not have this field
             about["modelPath"] = printable(self._path)
         self._log.publish("model", about | {"requestId": self._reply_id} | data)
 
