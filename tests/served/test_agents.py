@@ -43,6 +43,7 @@ def seer(default_model: Model, tmp_path_factory: pytest.TempPathFactory) -> Iter
     made.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("agent", AGENTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_each_template_takes_what_they_send(

@@ -61,7 +61,7 @@ from tests.support.fake_context import (
     salt_of,
 )
 
-N_WORLDS = 40  # of each kind
+N_WORLDS = (8, pytest.param(40, marks=pytest.mark.long))  # of each kind
 N_EVENTS = 100  # arrivals, cancellations and failed steps of each
 REPORT_S = 0.05  # between the engine's reports, on a clock of a millisecond per token
 
@@ -594,13 +594,16 @@ def world(seed: int, kind: str) -> World:
     return made
 
 
+@pytest.mark.parametrize("n_worlds", N_WORLDS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_request_ends_once_with_the_answer_that_it_gets_alone(kind: str) -> None:
+def test_every_request_ends_once_with_the_answer_that_it_gets_alone(
+    kind: str, n_worlds: int
+) -> None:
     ended: Counter[str] = Counter()
-    for seed in range(N_WORLDS):
+    for seed in range(n_worlds):
         ended += world(seed, kind).ended
-    assert ended["put back"] > N_WORLDS  # these worlds are as narrow as they should be
-    assert min(ended[how] for how in ("cancelled", "failed", "context_full")) > N_WORLDS
+    assert ended["put back"] > n_worlds  # these worlds are as narrow as they should be
+    assert min(ended[how] for how in ("cancelled", "failed", "context_full")) > n_worlds
 
 
 # ---- what chance has found, and what it may miss ---------------------------------------------

@@ -94,6 +94,7 @@ def test_no_conversation_is_refused_and_no_text_lost(template: ChatTemplate) -> 
         assert (title, lost(template, messages, TOOLS if uses_tools else ())) == (title, [])
 
 
+@pytest.mark.long
 def test_no_random_conversation_is_refused_and_no_text_lost(template: ChatTemplate) -> None:
     rng = random.Random(7)
     for _ in range(5):
