@@ -61,7 +61,7 @@ from tests.support.fake_context import (
     salt_of,
 )
 
-N_WORLDS = (8, pytest.param(40, marks=pytest.mark.long))  # of each kind
+N_WORLDS = (20, pytest.param(40, marks=pytest.mark.long))  # of each kind
 N_EVENTS = 100  # arrivals, cancellations and failed steps of each
 REPORT_S = 0.05  # between the engine's reports, on a clock of a millisecond per token
 
