@@ -1,8 +1,8 @@
 """A worker: loads a model, reads frames, runs the engine. `python -m lmlite.worker`
 
 Frames come on standard input and leave on standard output; log lines go to standard error.
-The first frame is a `Load`. The main thread reads frames and prepares what they ask for; the
-engine thread does the rest. The end of the input ends the process.
+The first frame is a `Load`. The main thread reads frames and prepares requests; the engine thread
+does the rest. The end of the input ends the process.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ from lmlite.worker.failures import failed
 from lmlite.worker.guard.model_files import FilesChanged
 from lmlite.worker.loader import LOAD_FAULTS, LoadedModel
 
-MAX_RECURSION = 5000  # frames: a request may nest as deep as the server could read it
+MAX_RECURSION = 5000  # Python frames: requests may nest as deep as the server accepts
 NO_MEMORY_TO_EMBED = "this model's embeddings would need more memory than there is"
 
 
@@ -36,18 +36,18 @@ class Outbox:
         self._lock = threading.Lock()
 
     def send(self, events: Iterable[Event]) -> None:
-        """One write for all of them."""
+        """Sends all events in one write."""
         data = b"".join(map(frames.encode, events))
         try:
             with self._lock:
                 self._stream.write(data)
                 self._stream.flush()
         except OSError:
-            os._exit(1)  # the server is gone, and with it the reason to go on
+            os._exit(1)  # the server is gone, so nobody needs this process
 
 
 class Worker:
-    """One loaded model and its engine. Methods belong to the reader's thread."""
+    """One loaded model and its engine. Methods belong to the main thread, the reader's."""
 
     def __init__(self, load: Load, outbox: Outbox) -> None:
         """Loads the model and starts the engine. Raises as `LoadedModel` does."""
@@ -59,7 +59,7 @@ class Worker:
         self.ready = self.model.ready
 
     def handle(self, request: Request) -> None:
-        """Queues a request for the engine, or answers with the reason why not."""
+        """Queues a request for the engine, or sends the error that prevents it."""
         assert not isinstance(request, Load)
         if isinstance(request, Cancel):
             self.engine.cancel(request.id)
@@ -74,7 +74,7 @@ class Worker:
                 self.engine.submit(self.model.preparer.prepare(request))
         except ApiError as err:
             self._outbox.send([failed(request.id, err)])
-        except Exception as err:  # our mistake or the library's: others go on
+        except Exception as err:  # a bug, here or in the library: other requests go on
             traceback.print_exc()
             fault = InternalError(f"the request cannot be prepared: {err}")
             self._outbox.send([failed(request.id, fault)])
@@ -86,18 +86,18 @@ class Worker:
         self.model.close()
 
     def _send(self, events: Iterable[Event]) -> None:
-        """Sends what the model said. From any thread."""
+        """Sends events of requests. May be called from any thread."""
         self._check_files()
         self._outbox.send(events)
 
     def _check_files(self) -> None:
-        """Ends the process if the files of its weights have changed since they were loaded."""
+        """Ends the process if the model's files have changed since they were loaded."""
         if self.model.files.have_changed():
             self._outbox.send([Outdated()])
             os._exit(0)
 
     def _run_engine(self) -> None:
-        """The engine's thread. If it fails, the process ends: a new one can still serve."""
+        """Runs in the engine thread. If it fails, the process ends: a new worker can serve."""
         try:
             self.engine.run()
         except BaseException:
@@ -106,15 +106,15 @@ class Worker:
 
 
 def claim_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Standard input and output for frames; whatever else prints goes to standard error."""
+    """Standard input and output, for frames alone. All other output goes to standard error."""
     source, sink = os.dup(0), os.dup(1)
     os.dup2(2, 1)
     return os.fdopen(source, "rb"), os.fdopen(sink, "wb")
 
 
 def join_parent() -> None:
-    """Dies when the server dies, leaves signals to it, and writes no core files."""
-    # A terminal and a service manager signal every process; the server lets answers end first.
+    """Makes this process die with the server, ignore signals, and write no core files."""
+    # A terminal and a service manager signal every process, but the server lets replies end first.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -125,7 +125,7 @@ def join_parent() -> None:
 
 
 def main() -> int:
-    """The process: 0 when the server hangs up, 1 when the model cannot be loaded."""
+    """Runs the worker. Returns 0 when the server hangs up, 1 if the model cannot be loaded."""
     sys.setrecursionlimit(MAX_RECURSION)
     source, sink = claim_pipes()
     join_parent()

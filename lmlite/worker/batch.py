@@ -1,8 +1,8 @@
-"""What goes into a step: which sequences take part, and with how many tokens. Pure policy.
+"""Composes a step's batch: which sequences take part, with how many tokens. Pure policy.
 
 A sequence that generates has one pending token, and always takes part. Prompts have more, and
 share the rest of the batch. While any sequence generates, prompts are cut so that the step stays
-within a time budget: a stream never stalls because somebody else sent a long prompt.
+within a time budget: another client's long prompt never stalls a stream.
 """
 
 import math
@@ -20,9 +20,9 @@ class Piece:
     """The tokens of one sequence in a batch."""
 
     sequence: Sequence
-    begin: int  # tokens that memory held before
+    begin: int  # tokens that memory holds before these
     tokens: list[int]
-    last_index: int  # of its last token in the batch
+    last_index: int  # batch index of its last token
     ends: bool  # nothing is pending after it: its last token needs logits
     wants_all: bool  # each of its tokens needs logits
 
@@ -55,7 +55,7 @@ def compose(sequences: Iterable[Sequence], n_max: int, n_in_time: float) -> list
 
 
 def _piece(sequence: Sequence, n_tokens: int, index: int) -> Piece:
-    """The first n_tokens that are pending; the batch holds `index` tokens before them."""
+    """The first n_tokens pending tokens; `index` tokens of the batch come before them."""
     begin = sequence.n_held
     return Piece(
         sequence,
@@ -68,7 +68,7 @@ def _piece(sequence: Sequence, n_tokens: int, index: int) -> Piece:
 
 
 def _prompt_budget(n_in_time: float, n_generating: int) -> int:
-    """Tokens of prompts beside n_generating others: the whole step is a number of full blocks.
+    """Prompt tokens to add to n_generating tokens, so that the step fills whole blocks of rows.
 
     >>> _prompt_budget(100, 4), _prompt_budget(0, 4)
     (92, 28)

@@ -1,4 +1,4 @@
-"""Pieces and pictures -> memory and logits: the calls into a context, and what they cost.
+"""Pieces -> memory and logits: the decode calls of a context, and the time that they take.
 
 Belongs to the engine thread. Times are seconds.
 """
@@ -12,28 +12,28 @@ from lmlite.worker.llama.context import Batch, Context
 from lmlite.worker.llama.vocab import Vocab
 from lmlite.worker.threads import ThreadGovernor
 
-MIN_MEASURED = 32  # tokens of a step that tells how fast prompts are read: fewer cost as much
+MIN_MEASURED = 32  # tokens; the speed of smaller steps is not measured: they take as long as 32
 
 
 class Decoder:
     """A context with its batch, its number of threads, and counts of its steps."""
 
     def __init__(self, context: Context, vocab: Vocab, governor: ThreadGovernor | None) -> None:
-        """Without a governor the context keeps its number of threads."""
+        """Without a governor, the number of threads stays the same."""
         self.context = context
         self._vocab, self._governor = vocab, governor
-        self._n_threads = governor.n_max if governor else 0  # of the last step
+        self._n_threads = governor.n_max if governor else 0  # in the last step
         self._batch = Batch(context.n_batch)
         self.n_steps = 0
-        self.step_s = 0.0  # of all steps
+        self.step_s = 0.0  # sum over all steps
         self.steps_within = [0] * len(STEP_BOUNDS_S)
         self.prompt_rate = 0.0  # tokens per second, a moving average; 0 until the first prompt
 
     def decode(self, pieces: Sequence[Piece]) -> bool:
-        """Runs a batch of these. False: memory has no room for it. Raises LlamaError.
+        """Runs a batch of these pieces. False: memory is full. Raises LlamaError.
 
-        One row of invalid numbers fails the whole batch. They spread: sequences share cells, so the
-        row of one may show the fault of another.
+        One row of invalid numbers fails the whole batch. Sequences share cells, so invalid numbers
+        in one sequence's row may come from a different sequence.
         """
         n_tokens = self._fill(pieces)
         reads = n_tokens > len(pieces)
@@ -51,23 +51,23 @@ class Decoder:
         return True
 
     def pause(self) -> None:
-        """Nothing is decoded for a while."""
+        """Called when nothing is left to decode for now."""
         if self._governor is not None:
             self._governor.pause()
 
     def logprob(self, token: int, index: int, n_top: int) -> TokenLogprob:
-        """A token's probability at a batch index, and the n_top likeliest. Raises LlamaError."""
+        """A token's log-probability at a batch index, and the n_top best. Raises LlamaError."""
         logprob, top = self.context.logprobs(index, token, n_top)
         piece = self._vocab.piece
         alternatives = tuple((piece(t, special=True), value) for t, value in top)
         return TokenLogprob(piece(token, special=True), logprob, alternatives)
 
     def prompt_logprobs(self, piece: Piece) -> Iterator[TokenLogprob]:
-        """Of each prompt token that a piece tells of: the row of one token is about the next."""
+        """Log-probabilities of prompt tokens from a piece: each token's row predicts the next."""
         sequence, n_top = piece.sequence, piece.sequence.params.n_logprobs or 0
         if piece.begin == 0:
             first = self._vocab.piece(sequence.prompt[0], special=True)
-            # A token that the tokenizer put in front is no part of the client's text.
+            # A BOS that the tokenizer added is not part of the client's text.
             is_theirs = (sequence.echo or "").encode().startswith(first)
             yield TokenLogprob(first if is_theirs else b"", None, ())
         n_tokens = len(piece.tokens)
@@ -76,7 +76,7 @@ class Decoder:
             yield self.logprob(token, index, n_top)
 
     def _fill(self, pieces: Sequence[Piece]) -> int:
-        """Fills the batch; how many tokens it has."""
+        """Fills the batch; returns its number of tokens."""
         batch = self._batch
         batch.clear()
         for piece in pieces:

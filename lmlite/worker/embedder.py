@@ -1,8 +1,8 @@
 """Embeddings: inputs -> unit vectors, many inputs in one decode.
 
-It has a context of its own on the model's weights, made when the first input comes. An encoder
-(BERT and its kind) needs each input whole in one batch. A generating model reads a long input in
-pieces, and the vector of the input is combined from theirs. Belongs to the engine thread.
+The embedder has its own context on the model's weights, made for the first input. An encoder
+(such as BERT) needs each input whole in one batch. A generating model reads a long input in
+pieces, and the input's vector is combined from the pieces' vectors. Belongs to the engine thread.
 """
 
 import math
@@ -19,8 +19,8 @@ from lmlite.worker.llama import capi
 from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.context import INVALID_NUMBERS, Batch, Context
 
-# Tokens that a CPU takes together. With more, attention cost grows with the batch, as all pairs of
-# tokens are weighed before those of different inputs are masked; and streams wait longer.
+# Tokens of one step on a CPU. With more, streams wait longer, and attention cost grows with the
+# batch: pairs of tokens of different inputs are computed, then masked.
 CPU_TOGETHER = 256
 
 
@@ -39,35 +39,35 @@ class Embedder:
     def __init__(self, make_context: Callable[[], Context], n_together: int | None = None) -> None:
         """`make_context` is called once, for the first input; it may raise LlamaError.
 
-        A step takes whole inputs of n_together tokens at most; None: of a whole batch.
+        A step takes whole inputs of n_together tokens in total; None: as many as fit a batch.
         """
         self._make_context, self._n_together = make_context, n_together
         self._context: Context | None = None
         self._batch = Batch(1)
         self._waiting: deque[Input] = deque()
-        self._n_suspects = 0  # first inputs, of which each goes alone: they failed together
+        self._n_suspects = 0  # how many first inputs are tried alone, after failing together
 
     @property
     def has_work(self) -> bool:
-        """Whether an input waits."""
+        """Whether any input is waiting."""
         return bool(self._waiting)
 
     def submit(self, item: Input) -> None:
-        """Queues an input; it must not be longer than the context, nor empty."""
+        """Queues an input, which must not be empty or longer than the context."""
         self._waiting.append(item)
 
     def cancel(self, request_id: int) -> None:
-        """Forgets the inputs of a request."""
+        """Drops the inputs of a request."""
         self._waiting = deque(i for i in self._waiting if i.request_id != request_id)
 
     def close(self) -> None:
-        """Frees the context, if there ever was one."""
+        """Frees the context, if it was made."""
         if self._context is not None:
             self._context.close()
             self._context = None
 
     def step(self) -> list[ReplyEvent]:
-        """Embeds as many inputs as fit one batch; inputs that fail together are tried alone."""
+        """Embeds as many inputs as fit one batch. Inputs that fail together are retried alone."""
         if not self._waiting:
             return []
         try:
@@ -99,13 +99,13 @@ class Embedder:
         return self._context
 
     def _fail(self, request_ids: set[int], error: Exception) -> list[ReplyEvent]:
-        """Ends these requests, with all of their inputs."""
+        """Fails these requests and drops all of their inputs."""
         for request_id in request_ids:
             self.cancel(request_id)
         return [failed(request_id, error) for request_id in request_ids]
 
     def _next_inputs(self, n_batch: int) -> list[Input]:
-        """The first inputs that fit together; one alone if it is longer than that."""
+        """The first inputs that fit together; a longer input is taken alone."""
         n_most = min(n_batch, self._n_together or n_batch)
         items: list[Input] = []
         n_tokens = 0
@@ -118,7 +118,7 @@ class Embedder:
         return items
 
     def _vectors(self, context: Context, inputs: list[list[int]]) -> "list[array[float]]":
-        """Of inputs that fit a batch together; or of one that is longer, read in pieces."""
+        """Vectors of inputs that fit one batch, or of one longer input, read in pieces."""
         n_batch = context.n_batch
         if len(inputs[0]) <= n_batch:
             vectors = self._decoded(context, inputs, 0)
@@ -143,9 +143,9 @@ class Embedder:
 
 
 def combined(parts: "list[tuple[int, array[float]]]", pooling_type: int) -> "array[float]":
-    """The pooled vector of an input, from (n_tokens, vector) of its pieces; its length may differ.
+    """The pooled vector of an input, from (n_tokens, vector) of its pieces, not yet normalised.
 
-    Of means it is the weighted sum: normalising makes it the mean.
+    For mean pooling it is the weighted sum, which points in the direction of the mean.
     """
     if pooling_type == capi.POOLING_TYPE_LAST:
         return parts[-1][1]
@@ -157,7 +157,7 @@ def combined(parts: "list[tuple[int, array[float]]]", pooling_type: int) -> "arr
 
 
 def normalised(vector: "array[float]") -> bytes:
-    """The vector at length 1, as little-endian float32. Raises LlamaError if it has no direction.
+    """The vector at length 1, as little-endian float32. Raises LlamaError if zero or not finite.
 
     >>> array("f", normalised(array("f", [3, 4]))).tolist() == array("f", [0.6, 0.8]).tolist()
     True

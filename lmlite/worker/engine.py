@@ -1,13 +1,13 @@
 """The loop: takes commands, runs a step of each part, emits its events. One thread.
 
 Continuous batching means that requests never wait for each other to finish. Time is cut into steps;
-in each step one call into the library computes something for every request that is there, and
-between two steps requests may come and go. There are two parts: a `Generator` completes sequences
+in each step one call into the library computes something for every active request, and requests
+may come and go between steps. There are two parts: a `Generator` completes sequences
 (`generator.py` says how, step by step), and an `Embedder` turns inputs into vectors. Both have
 `submit`, `cancel`, `step` and `has_work`.
 
-`submit`, `cancel` and `stop` may be called from any thread; all else belongs to the engine thread,
-the only one that touches the contexts. Knows no templates, no frames, no HTTP.
+`submit`, `cancel` and `stop` may be called from any thread. All else belongs to the engine thread,
+which alone touches the contexts. Knows nothing of templates, frames or HTTP.
 """
 
 import queue
@@ -22,7 +22,7 @@ from lmlite.worker.failures import failed
 from lmlite.worker.generator import Generator
 from lmlite.worker.sequence import Sequence
 
-REPORT_S = 1.0  # between two reports of what the engine is doing
+REPORT_S = 1.0  # between two reports of the engine's state
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Engine:
     ) -> None:
         """A model that only embeds has no generator.
 
-        `emit` is called once per step. If it raises, it has sent none of the events.
+        `emit` is called once per step. If it raises, it must not have sent any of the events.
         """
         self._generator, self._embedder, self._emit = generator, embedder, emit
         self._parts = (generator, embedder) if generator else (embedder,)
@@ -57,7 +57,7 @@ class Engine:
             self._inbox.put(item)
 
     def cancel(self, request_id: int) -> None:
-        """Forgets a request, in whatever phase it is, before the next step."""
+        """Drops a request in any phase, before the next step."""
         self._inbox.put(_Cancel(request_id))
 
     def stop(self) -> None:
@@ -67,7 +67,7 @@ class Engine:
     # ---- the loop --------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Steps until stopped; sleeps while there is nothing to do."""
+        """Runs steps until stopped; sleeps while there is no work."""
         while not self._is_stopped:
             if not self.has_work:
                 self._obey(self._inbox.get())
@@ -75,11 +75,11 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        """Whether `step` would do something."""
+        """Whether there are commands, sequences or inputs."""
         return not self._inbox.empty() or any(part.has_work for part in self._parts)
 
     def step(self) -> None:
-        """Obeys the commands that have come, then runs a step of each part, and emits."""
+        """Carries out queued commands, runs a step of each part, and emits the events."""
         while not (self._is_stopped or self._inbox.empty()):
             self._obey(self._inbox.get())
         if self._is_stopped:
@@ -112,7 +112,7 @@ class Engine:
         return generator.state()
 
     def _emit_each(self, events: list[ReplyEvent | EngineState]) -> None:
-        """Sends the events one by one: a request ends with the first of its own that cannot be."""
+        """Sends events one by one. A request fails at its first event that cannot be sent."""
         failures: dict[int, ReplyEvent | EngineState] = {}
         for event in events:
             if isinstance(event, EngineState) or event.id in failures:

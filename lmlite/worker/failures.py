@@ -1,4 +1,4 @@
-"""How an error becomes the event that ends its request."""
+"""Turns an error into the event that ends its request."""
 
 from lmlite.errors import ApiError, InternalError, PromptTooLong
 from lmlite.messages import Failed
@@ -6,8 +6,8 @@ from lmlite.worker.llama.capi import LlamaError
 
 
 def failed(request_id: int, error: Exception) -> Failed:
-    """An ApiError is the client's to mend; any other is ours or the library's."""
-    if isinstance(error, PromptTooLong):  # the server makes the sentence
+    """An ApiError is reported as it is; any other error is a bug, here or in the library."""
+    if isinstance(error, PromptTooLong):  # the server words the message
         return Failed(request_id, "PromptTooLong", error.advice, error.param, error.tokens)
     if isinstance(error, ApiError):
         return Failed(request_id, type(error).__name__, error.message, error.param)

@@ -1,13 +1,13 @@
 """Continuous batching: completions of many sequences, one batch per step.
 
-Every sequence has `tokens`, its prompt and what was sampled so far, and a lane of the context's
-memory that holds a beginning of them. What memory lacks is *pending*. One step takes pending tokens
-of all running sequences into one batch and decodes it. If a sequence has nothing pending then, its
+Every sequence has `tokens`: its prompt and the tokens sampled so far. A lane of the context's
+memory holds the first of these tokens; the others are *pending*. One step takes pending tokens of
+all running sequences into one batch and decodes it. If a sequence then has no pending tokens, its
 next token is sampled, which is pending in the next step. So reading a prompt and generating are the
 same thing with different amounts pending, a new request joins at the next step, and a sequence that
 lost its memory simply has all of its tokens pending again.
 
-Belongs to the engine thread. Knows no templates, no frames, no HTTP.
+Belongs to the engine thread. Knows nothing of templates, frames or HTTP.
 """
 
 import time
@@ -65,7 +65,7 @@ class Generator:
 
     @property
     def has_work(self) -> bool:
-        """Whether a sequence waits or runs."""
+        """Whether any sequence is waiting or running."""
         return bool(self.waiting or self.running)
 
     def submit(self, sequence: Sequence) -> None:
@@ -79,20 +79,20 @@ class Generator:
             self.waiting.append(sequence)
 
     def cancel(self, request_id: int) -> None:
-        """Forgets a request's sequences, waiting or running."""
+        """Drops a request's sequences, waiting or running."""
         for sequence in [*self.running, *self.waiting]:
             if sequence.request_id == request_id:
                 self._release(sequence)
 
     def step(self) -> list[ReplyEvent]:
-        """Admits sequences, decodes one batch, samples; what clients are told of it."""
+        """Admits sequences, decodes one batch, and samples. Returns the events for clients."""
         try:
             self._admit()
             for n_ahead, sequence in enumerate(self.waiting):
                 self._events += sequence.queued(n_ahead)
             if self.running:
                 self._advance(self._participants())
-        except Exception as err:  # no single sequence is to blame
+        except Exception as err:  # the failure is not one sequence's, so all that run fail
             for request_id in {sequence.request_id for sequence in self.running}:
                 self._fail(request_id, err)
             self._clear_memory()
@@ -102,7 +102,7 @@ class Generator:
         return events
 
     def state(self) -> EngineState:
-        """What it is doing, for the server."""
+        """Counts of sequences, memory and steps, for the server."""
         n_used, n_idle = self.memory.n_cells()
         return EngineState(
             n_running=len(self.running),
@@ -121,8 +121,8 @@ class Generator:
     def _admit(self) -> None:
         """Gives waiting sequences a lane each, oldest first, while places and memory last.
 
-        A sequence goes on waiting if another one is reading the same beginning just now. None is
-        admitted during a trial: what a checkpoint brings back is not new memory.
+        A sequence keeps waiting while another one is reading the same beginning. During a trial
+        no sequence is admitted, because a restored checkpoint is not new memory.
         """
         for sequence in list(self.waiting):
             if len(self.running) >= self._n_parallel or self._suspects:
@@ -146,7 +146,7 @@ class Generator:
         sequence.lose_memory()
         n_cached = sequence.n_cached = self.memory.assign(place, sequence.reusable)
         sequence.checkpoints_at = self.memory.checkpoints_at(sequence.prompt, n_cached, closest)
-        if sequence.chain is not None:  # it was put back, and goes on
+        if sequence.chain is not None:  # it ran before, and continues
             return
         sequence.chain = SamplerChain(
             self._model,
@@ -163,7 +163,7 @@ class Generator:
     # ---- one step --------------------------------------------------------------------------
 
     def _advance(self, sequences: list[Sequence]) -> None:
-        """Reads a picture and one batch of pending tokens; samples where none is left."""
+        """Reads a picture and one batch of pending tokens; samples for sequences without more."""
         self._read_picture(sequences)
         try:
             pieces = self._decode(sequences)
@@ -184,7 +184,7 @@ class Generator:
                     self._events.append(sequence.reading())
 
     def _decode(self, sequences: list[Sequence]) -> list[Piece]:
-        """Runs one batch of what is pending, making room for it if memory is full."""
+        """Decodes one batch of pending tokens, and makes room if memory is full."""
         while True:
             remaining = [sequence for sequence in sequences if sequence.lane is not None]
             n_in_time = self._decoder.prompt_rate * self._budget_s
@@ -198,7 +198,7 @@ class Generator:
         return pieces
 
     def _make_room(self) -> None:
-        """Memory is full: idle prefixes go first, then the youngest waits again, then it ends."""
+        """Evicts an idle prefix; else the youngest sequence waits again, or ends if alone."""
         if self.memory.evict():
             return
         youngest = self.running[-1]
@@ -209,7 +209,7 @@ class Generator:
             self.waiting.appendleft(youngest)
 
     def _note_read(self, sequence: Sequence) -> None:
-        """Makes a checkpoint, if the sequence has come to where one pays."""
+        """Makes a checkpoint, if the sequence has reached a place for one."""
         if sequence.checkpoints_at and sequence.checkpoints_at[0] == sequence.n_held:
             assert sequence.lane is not None
             self.memory.save(sequence.lane, sequence.checkpoints_at.pop(0) - sequence.n_cached)
@@ -240,12 +240,12 @@ class Generator:
             self._finish(sequence, cause)
 
     def _read_picture(self, sequences: list[Sequence]) -> None:
-        """Reads one picture at most, so that sequences that generate wait for no more than one."""
+        """Reads at most one picture per step, to limit the delay of generating sequences."""
         sequence = next((s for s in sequences if s.next_chunk), None)
         if sequence is None:
             return
         with self._blame(sequence):
-            # Without a lane: it had to make room itself.
+            # It has no lane any more if it had to make room itself.
             while (lane := sequence.lane) is not None and (chunk := sequence.next_chunk):
                 assert self._encoder is not None
                 n_held = len(lane.tokens)
@@ -264,7 +264,7 @@ class Generator:
         self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        """Ends a sequence in any phase. Its memory stays for prompts that begin alike."""
+        """Ends a sequence in any phase. Its memory stays, for prompts with the same beginning."""
         self._leave_lane(sequence)
         if sequence in self.waiting:
             self.waiting.remove(sequence)
@@ -289,16 +289,16 @@ class Generator:
         except Exception as err:
             lane = sequence.lane
             self._fail(sequence.request_id, err)
-            self._release(sequence)  # an admission that failed has left it in no list
+            self._release(sequence)  # if admission failed, no list has it, so `_fail` missed it
             if lane is not None:
-                self.memory.empty(lane)  # what it holds is not certain
+                self.memory.empty(lane)  # its contents are uncertain
 
     def _fail(self, request_id: int, error: Exception) -> None:
         self.cancel(request_id)
         self._events.append(failed(request_id, error))
 
     def _start_over(self, sequences: list[Sequence], error: Exception) -> None:
-        """After a failed decode, caused by any participant or by what others left in memory.
+        """Handles a failed decode, caused by a participant or by old contents of memory.
 
         Each participant goes on trial: alone, in new memory, until its next token is sampled. If
         its decode fails again, its request fails.
@@ -311,7 +311,7 @@ class Generator:
         self._clear_memory()
 
     def _participants(self) -> list[Sequence]:
-        """The sequences of this step: all that run, or one on trial, whose memory is new."""
+        """The sequences of this step: all running ones, or one on trial in new memory."""
         suspects = self._suspects
         if not suspects:
             self._on_trial = None
@@ -326,7 +326,7 @@ class Generator:
         return [sequence for sequence in self.running if sequence.suspect]
 
     def _clear_memory(self) -> None:
-        """All that run read their tokens again."""
+        """Empties memory: all running sequences read their tokens again."""
         for sequence in self.running:
             sequence.lose_memory()
         self.memory.forget_all()

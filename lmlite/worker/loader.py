@@ -1,4 +1,4 @@
-"""From a `Load` to a model at work: its weights, contexts, stores, and the sandbox around them."""
+"""Turns a `Load` into a working model: weights, contexts, checkpoint stores and sandbox."""
 
 import functools
 import math
@@ -38,10 +38,10 @@ LOAD_FAULTS = (capi.LibraryError, LlamaError, TemplateError)
 
 
 class LoadedModel:
-    """A model, and what works with it."""
+    """A model with its contexts, generator, embedder and stores."""
 
     def __init__(self, load: Load, send: Callable[[Iterable[Event]], None]) -> None:
-        """`send` takes progress and notes. Raises what `LOAD_FAULTS` lists, and FilesChanged."""
+        """`send` takes progress and notes. Raises the LOAD_FAULTS, and FilesChanged."""
         self._load, self._send = load, send
         lib = capi.load(load.lib_path)
         lib.lml_log_level(capi.LOG_LEVELS[load.log_level])
@@ -60,7 +60,7 @@ class LoadedModel:
             if load.generates:
                 context = own(closing(self._make_context()))
                 template = own(closing(ChatTemplate(model, load.chat_template)))
-                self._n_ctx = context.n_ctx  # padded
+                self._n_ctx = context.n_ctx  # as padded by llama.cpp
             if load.mmproj_path is not None:
                 encoder = own(closing(self._make_encoder(load.mmproj_path)))
             self._n_ctx_seq = min(self._n_ctx, self._n_ctx_max)
@@ -68,7 +68,7 @@ class LoadedModel:
             self.preparer = Preparer(
                 model, template, self._n_ctx_seq, send, encoder, n_batch, self._advice()
             )
-            if load.sandbox:  # it does not apply to threads that run already
+            if load.sandbox:  # must come before more threads: it does not cover existing ones
                 self._enter_sandbox()
             n_together = None if load.uses_gpu else CPU_TOGETHER
             self.embedder = own(closing(Embedder(self._make_embedding_context, n_together)))
@@ -76,7 +76,7 @@ class LoadedModel:
             self.close = self._stack.pop_all().close
 
     def ready(self) -> Ready:
-        """What the server needs to know of the model."""
+        """The model's properties that the server needs."""
         vocab = self._model.vocab
         return Ready(
             n_ctx=self._n_ctx_seq,
@@ -99,7 +99,7 @@ class LoadedModel:
     # ---- the model -------------------------------------------------------------------------
 
     def _load_model(self, lib: Any) -> Model:
-        """Drops pages whose weights were repacked; those still needed are read again."""
+        """Loads the model, then drops pages whose weights were repacked. Needed pages come back."""
         load, n_own = self._load, mappings.own_bytes()
         model = Model(
             lib,
@@ -122,7 +122,7 @@ class LoadedModel:
         )
 
     def _advice(self) -> str:
-        """How a longer prompt could be read."""
+        """Advice for prompts that do not fit the context."""
         if self._n_ctx_seq < self._n_ctx_max:
             return f"Shorten the prompt, or serve with a larger --ctx: {self._n_ctx_max} at most."
         trained = f"this model was trained for {self._model.n_ctx_train} tokens"
@@ -135,7 +135,7 @@ class LoadedModel:
         if n_parallel > capi.MAX_SEQUENCES:
             raise LlamaError(f"at most {capi.MAX_SEQUENCES} sequences can run at the same time")
         n_seq_max = min(n_lanes(n_parallel, self._model.can_cut_memory), capi.MAX_SEQUENCES)
-        # llama.cpp ends a process whose batch, or context, has fewer tokens than sequences.
+        # llama.cpp aborts the process if a batch or context has fewer tokens than sequences.
         n_ctx = max(self._n_ctx, n_seq_max)
         n_batch = max(min(load.n_batch, n_ctx), n_seq_max)
         return self._context(
@@ -162,7 +162,7 @@ class LoadedModel:
         n_batch = self._n_ctx_seq
         if self._load.generates:
             n_batch = min(EMBEDDING_BATCH, n_batch)
-        # llama.cpp plans its buffers for a batch that all sequences share evenly.
+        # llama.cpp sizes its buffers for a batch that is divided evenly among all sequences.
         n_batch = math.ceil(n_batch / EMBEDDING_LANES) * EMBEDDING_LANES
         n_ctx = max(self._n_ctx_seq, n_batch)
         make = functools.partial(
@@ -172,7 +172,7 @@ class LoadedModel:
         if context.pooling_type == capi.POOLING_TYPE_NONE:
             context.close()
             context = make(pooling_type=capi.POOLING_TYPE_MEAN)
-        # A score in place of a vector would be read beyond its end; the server refuses rerankers.
+        # A reranker's score would be read beyond its end as a vector. The server refuses rerankers.
         assert context.pooling_type != capi.POOLING_TYPE_RANK
         return context
 
@@ -194,7 +194,7 @@ class LoadedModel:
         )
 
     def _make_governor(self) -> ThreadGovernor | None:
-        """None: the number of threads was asked for, or a GPU does the work."""
+        """None if the client set the number of threads, or a GPU does the work."""
         if self._load.n_threads is not None or self._model.n_gpu_layers:
             return None
 
@@ -205,7 +205,7 @@ class LoadedModel:
         return ThreadGovernor(self._n_threads, on_change=tell)
 
     def _make_checkpoints(self) -> Iterable[Checkpoints]:
-        """In memory if the context's memory cannot be cut, in files if there is a folder."""
+        """Stores in memory if the context's memory cannot be cut; in files if a folder is set."""
         load = self._load
         if load.checkpoint_memory and not self._model.can_cut_memory:
             yield Checkpoints(load.checkpoint_memory)
@@ -234,7 +234,7 @@ class LoadedModel:
 
 
 def default_n_threads() -> int:
-    """Physical cores that this process may use: hyper-threads only wait for each other."""
+    """Physical cores that this process may use: hyper-threads of a core slow each other down."""
     allowed = os.sched_getaffinity(0)
     cores = set()
     for cpu in allowed:

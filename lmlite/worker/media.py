@@ -1,9 +1,9 @@
 """Pictures: image files -> input chunks -> embeddings -> memory, through libmtmd.
 
-A projector file (mmproj) turns a picture into vectors that stand in the places of tokens. How
-many, in which positions, with which tokens around them, and whether they attend to each other,
-differs from model to model; libmtmd knows. `MediaEncoder.read` belongs to the reader's thread, all
-else to the engine's.
+A projector file (mmproj) turns a picture into vectors that take the places of tokens. libmtmd
+knows the differences between models: how many vectors, their positions, the tokens around them, and
+whether they attend to each other. `MediaEncoder.read` belongs to the reader's thread, all else to
+the engine's.
 """
 
 import ctypes
@@ -20,27 +20,27 @@ from lmlite.worker.llama.context import Context
 from lmlite.worker.llama.model import Model
 from lmlite.worker.memory.lanes import picture_ids
 
-CONTENT_BITS = 47  # of a picture's hash in its ids: `picture_ids`
+CONTENT_BITS = 47  # of a picture's hash in its ids, see `picture_ids`
 
 
 class UnreadableImage(Exception):
-    """The library cannot decode the file, or the model does not take such a picture."""
+    """The library cannot decode the file, or the model does not accept the picture."""
 
 
 @dataclass(frozen=True, eq=False)
 class InputChunk:
-    """A part of a picture that is encoded and read at once; large pictures may have several."""
+    """A part of a picture, encoded and read at once; large pictures may have several parts."""
 
     pointer: Any
-    owner: "_Owner"  # of what the pointer points to
-    key: bytes  # names its content
+    owner: "_Owner"  # keeps `pointer` valid
+    key: bytes  # identifies its content
     n_tokens: int  # cells of memory that it takes
-    n_positions: int  # fewer than tokens, if the model gives a picture two dimensions
-    label: str  # stands for it in a text for people
+    n_positions: int  # fewer than n_tokens if the model's positions are 2D
+    label: str  # shown in its place in logs and dry runs
 
 
 class _Owner:
-    """Frees the library's chunks with the last InputChunk that knows it.
+    """Frees the library's chunks when the last InputChunk that refers to it is gone.
 
     Choices of one request share a picture, and may end in any order.
     """
@@ -50,13 +50,13 @@ class _Owner:
 
 
 class Picture:
-    """An image file that was read, as a part of a prompt."""
+    """A decoded image file, as a part of a prompt."""
 
     def __init__(self, lib: Any, chunks: Any, digest: bytes, size: str) -> None:
         """Takes over the library's chunks."""
         owner = _Owner(lib, chunks)
-        self.ids: list[int] = []  # for each position a token's id, or one of `picture_ids`
-        self.chunks: list[tuple[int, InputChunk]] = []  # and where in ids each begins
+        self.ids: list[int] = []  # per position: a token id, or one of `picture_ids`
+        self.chunks: list[tuple[int, InputChunk]] = []  # (its first index in ids, chunk)
         for number in range(lib.mtmd_input_chunks_size(chunks)):
             pointer = lib.mtmd_input_chunks_get(chunks, number)
             n_tokens = lib.mtmd_input_chunk_get_n_tokens(pointer)
@@ -74,12 +74,12 @@ class Picture:
 
 
 class MediaEncoder:
-    """A projector file, loaded for a model, and the embeddings of recent pictures."""
+    """A loaded projector file, and a cache of embeddings of recent pictures."""
 
     def __init__(
         self, model: Model, path: str, *, n_threads: int, max_bytes: int, lib_path: str | None
     ) -> None:
-        """Loads the file. `max_bytes` is for embeddings that are kept. Raises LlamaError."""
+        """Loads the file. `max_bytes` limits the cached embeddings. Raises LlamaError."""
         self._lib = lib = capi.load_mtmd(lib_path)
         self._bridge = model.lib
         lib.mtmd_helper_log_set(ctypes.cast(model.lib.lml_log, ctypes.c_void_p), None)
@@ -94,10 +94,10 @@ class MediaEncoder:
             raise LlamaError(f"{path} is not for pictures")
         self._n_embd: int = model.lib.llama_model_n_embd_inp(model.pointer)
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, Any] = OrderedDict()  # embeddings by key, the oldest first
+        self._kept: OrderedDict[bytes, Any] = OrderedDict()  # embeddings by chunk key, oldest first
 
     def close(self) -> None:
-        """Frees the projector; pictures that were read may live on."""
+        """Frees the projector; existing pictures stay valid."""
         self._lib.mtmd_free(self._pointer)
 
     def read(self, data: bytes) -> Picture:
@@ -119,14 +119,14 @@ class MediaEncoder:
         return Picture(self._lib, chunks, hashlib.sha256(data).digest(), size)
 
     def _from_others(self, data: bytes) -> Any:
-        """The library's bitmap of a PNG, JPEG, GIF or BMP file; None when it is damaged."""
+        """The library's bitmap of a PNG, JPEG, GIF or BMP file; None if the file is damaged."""
         options = self._lib.mtmd_helper_init_opt_default()
         return self._lib.mtmd_helper_bitmap_init_from_buf(
             self._pointer, data, len(data), False, options
         ).bitmap
 
     def _from_webp(self, data: bytes) -> Any:
-        """The bitmap of a WebP file, which libmtmd itself cannot read; None when it is damaged."""
+        """The bitmap of a WebP file, which libmtmd itself cannot read; None if it is damaged."""
         width, height = ctypes.c_int32(), ctypes.c_int32()
         pixels = self._bridge.lml_webp_decode(data, len(data), width, height)
         if not pixels:
@@ -136,13 +136,13 @@ class MediaEncoder:
         return bitmap
 
     def is_read_at_once(self, chunk: InputChunk) -> bool:
-        """Whether it must fit one batch, because all of its parts attend to each other."""
+        """Whether a chunk must fit one batch, because all of its tokens attend to each other."""
         return bool(self._lib.mtmd_decode_use_non_causal(self._pointer, chunk.pointer))
 
     def encode(self, context: Context, chunk: InputChunk, position: int, seq_id: int) -> bool:
         """Encodes a chunk and reads it into a sequence's memory. Raises LlamaError.
 
-        False: there is no room for it, and memory may hold a part of it.
+        False: memory is full, and may hold a part of the chunk.
         """
         end = ctypes.c_int32()
         code = self._lib.mtmd_helper_decode_image_chunk(
@@ -154,7 +154,7 @@ class MediaEncoder:
         return bool(code == 0)
 
     def _embeddings(self, chunk: InputChunk) -> Any:
-        """A chunk's vectors, encoded unless they are kept: float[n_tokens * n_embd]."""
+        """A chunk's vectors, from the cache or encoded now: float[n_tokens * n_embd]."""
         if chunk.key in self._kept:
             self._kept.move_to_end(chunk.key)
             return self._kept[chunk.key]

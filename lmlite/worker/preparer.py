@@ -1,7 +1,7 @@
-"""From requests to what the engine runs: templates are rendered, texts tokenized, samplers checked.
+"""Turns requests into sequences and inputs: renders templates, tokenizes texts, checks samplers.
 
-All that a client can get wrong is refused here, so that nothing is left to refuse once an answer
-has begun. Belongs to the reader's thread; knows no frames.
+All errors of clients are found here, before a reply begins. Belongs to the reader's thread. Knows
+nothing of frames.
 """
 
 import functools
@@ -34,11 +34,11 @@ from lmlite.worker.llama.samplers import Grammar
 from lmlite.worker.media import MediaEncoder, Picture, UnreadableImage
 from lmlite.worker.sequence import Sequence
 
-# Far more than a token of prose or code has; only long runs of one character come near. Longer
-# texts are refused before they are tokenized: megabytes take seconds, and other requests wait.
+# Tokens of prose and code are far shorter; only long runs of one character come near. A text with
+# more bytes per token of the context is refused before it is tokenized: megabytes take seconds.
 MAX_TOKEN_BYTES = 64
-MAX_TOKENIZED_BYTES = 16 << 20  # of tokens and their pieces in one frame, in which they grow by 1/3
-N_TOKEN_BYTES = 16  # of a token in a frame: its id, and what is around it and its piece
+MAX_TOKENIZED_BYTES = 16 << 20  # of tokens and pieces in one frame, before they grow by 1/3
+N_TOKEN_BYTES = 16  # per token in a frame, besides its piece: id and separators
 
 
 class Preparer:
@@ -54,17 +54,17 @@ class Preparer:
         n_batch: int = 0,
         advice: str = "",
     ) -> None:
-        """Without a template the model does not generate. `send` takes notes and traces.
+        """A model without a template does not generate. `send` takes notes and traces.
 
-        `n_batch` is how many tokens of a picture can be read at once. `advice` says how n_ctx_seq
-        can be raised.
+        `n_batch` is how many tokens of a picture can be read at once. `advice` tells how to raise
+        n_ctx_seq.
         """
         self._model, self._template, self._n_ctx_seq = model, template, n_ctx_seq
         self._send, self._advice = send, advice
         self._encoder, self._n_batch = encoder, n_batch
 
     def prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
-        """What the engine runs for a request. Raises ApiError for what a client did wrong."""
+        """The sequences or inputs of a request. Raises ApiError if the request is invalid."""
         if isinstance(request, Embed):
             return self._embed(request)
         template = self._template
@@ -94,7 +94,7 @@ class Preparer:
     # ---- prompts ---------------------------------------------------------------------------
 
     def _fitting(self, request: Chat, template: ChatTemplate) -> Rendered:
-        """The prompt; without the oldest turns, if it is too long and the request allows that."""
+        """The prompt; without its oldest turns if it is too long and the request allows that."""
         pictures: dict[int, Picture] = {}
 
         def render(n_left_out: int, n_room: int) -> Rendered:
@@ -113,7 +113,7 @@ class Preparer:
         except PromptTooLong:
             if not enough:
                 raise
-        n_most = self._n_ctx_seq // 4  # for the answer
+        n_most = self._n_ctx_seq // 4  # reserved for the answer
         n_room = self._n_ctx_seq - min(request.params.max_tokens or n_most, n_most)
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
@@ -127,8 +127,8 @@ class Preparer:
         return found
 
     def _picture(self, image: Image, known: dict[int, Picture]) -> Picture:
-        """An image as a picture; read only once, though a conversation may be rendered often."""
-        if self._encoder is None:  # the server refuses them; a worker has other callers too
+        """An image as a picture. Read only once, even if a conversation is rendered again."""
+        if self._encoder is None:  # the server checks this too, but is not the only caller
             raise Unsupported("this model takes no images", param=image.path)
         if id(image) not in known:
             try:
@@ -159,7 +159,7 @@ class Preparer:
         return inputs
 
     def tokenize(self, request: Tokenize) -> Planned:
-        """The tokens of a text, or the text of tokens; the prompt may be longer than a context.
+        """The tokens of a text, or the text of tokens. Either may exceed the context.
 
         Raises BadRequest.
         """
@@ -180,7 +180,7 @@ class Preparer:
     def _tokens(
         self, prompt: Prompt, param: str, remark: str = "", *, is_whole: bool = False
     ) -> list[int]:
-        """Tokens of a prompt without a template: its text may spell control tokens."""
+        """Tokens of a prompt without a template. Its text may include control tokens."""
         if isinstance(prompt, str):
             self._check_bytes(prompt, param, remark)
             tokens = self._model.vocab.tokenize(
@@ -214,7 +214,7 @@ class Preparer:
         return [
             Sequence(
                 request.id, first_index + i, prompt.ids, request.params,
-                seed=(seed + i) % DEFAULT_SEED,  # the first one has the seed that was asked for
+                seed=(seed + i) % DEFAULT_SEED,  # the first choice has the seed of the request
                 ends=ends, echo=echo, trace=request.trace, dry_run=request.dry_run,
                 chunks=prompt.chunks,
             )
@@ -222,7 +222,7 @@ class Preparer:
         ]  # fmt: skip
 
     def _give_form(self, choices: list[Sequence], form: Form, options: ChatOptions) -> None:
-        """Gives each choice its own parser and, if the form has one, its own grammar."""
+        """Gives each choice its own parser, and its own grammar if the form has a grammar."""
         param = "tools" if options.json_schema is None else "response_format"
         for choice in choices:
             choice.stops_thoughts = options.stop_in_reasoning
@@ -236,13 +236,13 @@ class Preparer:
                 if form.grammar and not form.grammar_waits:
                     self._keep_to_text(choice, form.preserved)
             except (LlamaError, ValueError) as err:
-                if "empty grammar stack" in str(err):  # while it took in what the prompt ends with
+                if "empty grammar stack" in str(err):  # when the grammar read the prompt's end
                     words = f"the last message begins an answer that {param} does not allow"
                     raise BadRequest(words, param="messages") from None
                 raise BadRequest(f"no grammar can be made of {param}: {err}", param=param) from None
 
     def _give_grammar(self, choices: list[Sequence], text: str) -> None:
-        """Holds each choice to a client's own grammar; its text is sent as it is."""
+        """Applies a client's grammar to each choice; the text is sent unparsed."""
         for choice in choices:
             try:
                 choice.grammar = Grammar(self._model, text)
@@ -251,7 +251,7 @@ class Preparer:
                 raise BadRequest(f"grammar: {err}", param="grammar") from None
 
     def _keep_to_text(self, choice: Sequence, preserved: frozenset[int]) -> None:
-        """Forbids control tokens: a grammar takes one for the text of its name."""
+        """Forbids control tokens: a grammar would accept one as the text of its name."""
         vocab = self._model.vocab
         banned = tuple(
             (token, -math.inf)
@@ -261,7 +261,7 @@ class Preparer:
         choice.params = replace(choice.params, logit_bias=choice.params.logit_bias + banned)
 
     def _trace(self, request: Chat | Complete, sequences: list[Sequence]) -> None:
-        """Shows the log stream each prompt once."""
+        """Sends each prompt to the log stream once."""
         if request.trace:
             for choice in sequences[:: request.n]:
                 text = b"".join(choice.pieces(self._model.vocab)).decode("utf-8", "replace")
@@ -270,7 +270,7 @@ class Preparer:
     # ---- checks ----------------------------------------------------------------------------
 
     def _check_not_empty(self, tokens: list[int], param: str) -> None:
-        # Without a token there are no logits to sample from, and the engine would wait for ever.
+        # Without a token there are no logits to sample from, and the sequence would never end.
         if not tokens:
             raise BadRequest("the text has no tokens", param=param)
 
@@ -287,7 +287,7 @@ class Preparer:
             raise PromptTooLong(advice, param=param, tokens=(n_tokens, self._n_ctx_seq))
 
     def _check_ids(self, tokens: Iterable[int], param: str) -> None:
-        # An id that the vocabulary lacks would end the process inside C.
+        # An id outside the vocabulary would crash the process in C.
         n_vocab = self._model.vocab.n_tokens
         for token in tokens:
             if not 0 <= token < n_vocab:

@@ -1,7 +1,7 @@
-"""One prompt and its completion: its tokens, its text, and the events that they become.
+"""One prompt and its completion: tokens, text, and the events made from them.
 
-The generator decides what happens to a sequence and when; what a client is told of it is made
-here. Belongs to the engine thread. Knows no C but the samplers and the parser that it carries.
+The generator decides what happens to a sequence and when; the events for clients are made here.
+Belongs to the engine thread. Its only C objects are samplers, grammar and parser.
 """
 
 import math
@@ -30,7 +30,7 @@ from lmlite.worker.media import InputChunk
 from lmlite.worker.memory.lanes import Lane, n_common
 from lmlite.worker.text import TextStream
 
-MAX_ENTRIES = 4096  # log-probabilities of one event: 8 MB in a frame, with 20 alternatives each
+MAX_ENTRIES = 4096  # log-probabilities per event: 8 MB in a frame, with 20 alternatives each
 
 
 @dataclass(eq=False)
@@ -42,31 +42,31 @@ class Sequence:
     prompt: list[int]
     params: SamplingParams
     seed: int
-    ends: tuple[str, ...]  # strings that end it beside the client's: those of its template
-    echo: str | None = None  # text to send in front of the completion; None once it is sent
-    trace: bool = False  # someone watches the log stream
+    ends: tuple[str, ...]  # the template's stop strings, besides the client's
+    echo: str | None = None  # text to send before the completion; None once sent
+    trace: bool = False  # a client is reading the log stream
     dry_run: bool = False  # nothing is generated: a `Planned` event is the answer
-    chunks: dict[int, InputChunk] = field(default_factory=dict)  # pictures, by their first token
-    answer: Answer | None = None  # reads a chat's message; None: the text is sent as it is
+    chunks: dict[int, InputChunk] = field(default_factory=dict)  # of pictures, by first token index
+    answer: Answer | None = None  # parser of a chat's message; None: text is sent unparsed
     preserved: frozenset[int] = frozenset()  # control tokens that are part of the answer's text
     grammar: Grammar | None = None
-    stops_thoughts: bool = False  # the client's stop strings end thoughts, too
-    tokens: list[int] = field(init=False)  # of the prompt, and those sampled so far
-    lane: Lane | None = None  # None while it waits
-    n_cached: int = 0  # tokens that it last started from
-    checkpoints_at: list[int] = field(default_factory=list)  # after how many tokens, ascending
-    chain: SamplerChain | None = None  # None until it was first admitted
+    stops_thoughts: bool = False  # the client's stop strings also end reasoning
+    tokens: list[int] = field(init=False)  # of the prompt, then those sampled so far
+    lane: Lane | None = None  # None while waiting
+    n_cached: int = 0  # tokens in memory when it last started
+    checkpoints_at: list[int] = field(default_factory=list)  # numbers of tokens, ascending
+    chain: SamplerChain | None = None  # None until first admitted
     end_s: float = math.inf  # when it must end, on the monotonic clock
     suspect: bool = False  # it took part in a decode that failed
     n_completion: int = 0
-    n_reasoning: int = 0  # tokens of the completion that were thoughts
+    n_reasoning: int = 0  # completion tokens that are reasoning
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
-    _n_ahead: int | None = None  # how many wait in front of it, as last told
+    _n_ahead: int | None = None  # queue position last sent to the client
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
         self._text = TextStream(self.params.stop, self.ends)
-        self._said: list[str] = []  # all of its text, while someone watches
+        self._said: list[str] = []  # all generated text, if `trace`
 
     # ---- what is pending -------------------------------------------------------------------
 
@@ -78,14 +78,14 @@ class Sequence:
 
     @property
     def n_pending(self) -> int:
-        """Tokens that memory lacks."""
+        """Tokens that memory does not hold yet."""
         return len(self.tokens) - self.n_held
 
     @property
     def n_next(self) -> int:
-        """Tokens that may be read at once: up to the next checkpoint or picture, or all pending.
+        """Tokens to read next: up to the next checkpoint or picture, or all pending tokens.
 
-        0 if a picture is next, which is read by itself.
+        0 if a picture is next, because pictures are read separately.
         """
         n_held = self.n_held
         end = self.checkpoints_at[0] if self.checkpoints_at else len(self.tokens)
@@ -98,7 +98,7 @@ class Sequence:
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether each prompt token's probability is asked for (echo with logprobs)."""
+        """Whether the client wants each prompt token's probability (echo with logprobs)."""
         return self.echo is not None and self.params.n_logprobs is not None
 
     @property
@@ -107,34 +107,34 @@ class Sequence:
         return self.tokens[:1] if self.wants_prompt_logprobs else self.tokens
 
     def n_cells(self, n_tokens: int) -> int:
-        """Cells of memory that its first tokens take; a picture may take more than one each."""
+        """Cells of memory for its first n_tokens; a picture may take several cells per token."""
         seen = (chunk for begin, chunk in self.chunks.items() if begin < n_tokens)
         return n_tokens + sum(chunk.n_tokens - chunk.n_positions for chunk in seen)
 
     def lose_memory(self) -> None:
-        """Its lane holds nothing any more: all of its tokens are pending again."""
+        """Called when its lane was emptied: all of its tokens are pending again."""
         self.n_cached, self.checkpoints_at = 0, []
-        self.prompt_logprobs.clear()  # they come again with the tokens
+        self.prompt_logprobs.clear()  # computed again when the tokens are read again
 
     # ---- the next token --------------------------------------------------------------------
 
     @property
     def may_end(self) -> bool:
-        """Whether the model may end it with the next token."""
+        """Whether the next token may be an end token."""
         return not self.params.ignore_eos and self.n_completion >= self.params.min_tokens
 
     @property
     def active_grammar(self) -> Grammar | None:
-        """The grammar that the next token is held to; a lazy one does not hold for thoughts."""
+        """The grammar for the next token. A lazy grammar does not apply during reasoning."""
         sleeps = self.answer and self.answer.form.grammar_waits and self.answer.is_thinking
         return None if sleeps else self.grammar
 
     def cause_to_end(self, n_ctx: int) -> Cause | None:
-        """Why it ends with the token that it has just got; None: it goes on."""
+        """Why the sequence ends after its newest token; None: it continues."""
         if self._text.stopped:
             return "stop_string"
         if self.answer is not None and self.answer.call_done:
-            return "end_token"  # only one call is allowed: as if the model had ended after it
+            return "end_token"  # only one call is allowed, and it is complete
         if self.n_completion == self.params.max_tokens:
             return "max_tokens"
         if time.monotonic() >= self.end_s:
@@ -142,7 +142,7 @@ class Sequence:
         return "context_full" if len(self.tokens) >= n_ctx else None
 
     def close(self) -> None:
-        """Frees what C holds for it."""
+        """Frees its C objects."""
         for owned in (self.chain, self.grammar, self.answer):
             if owned is not None:
                 owned.close()
@@ -152,7 +152,7 @@ class Sequence:
     # ---- events before the completion ------------------------------------------------------
 
     def pieces(self, vocab: Vocab) -> Iterator[bytes]:
-        """The prompt's tokens for people; the first one of a picture describes it."""
+        """The text of each prompt token; a picture's first token has the picture's label."""
         for place, token in enumerate(self.prompt):
             if token >= 0:
                 yield vocab.piece(token, special=True)
@@ -167,14 +167,14 @@ class Sequence:
         return Planned(self.request_id, self.index, tokens, pieces, n_cells, grammar)
 
     def queued(self, n_ahead: int) -> list[ReplyEvent]:
-        """While it waits: how many are in front, if that has changed."""
+        """While waiting: its place in the queue, if that has changed."""
         if self._n_ahead == n_ahead or self.chain is not None:
             return []
         self._n_ahead = n_ahead
         return [Queued(self.request_id, self.index, n_ahead)]
 
     def started(self, closest: list[int], vocab: Vocab) -> Started:
-        """When it is first admitted; `closest` are the tokens in memory most like its prompt."""
+        """The event of its first admission; `closest`: tokens in memory most like its prompt."""
 
         def spell(token: int) -> str:
             piece = vocab.piece(token, special=True) if token >= 0 else b"<image>"
@@ -185,11 +185,11 @@ class Sequence:
         return Started(self.request_id, self.index, n_prompt, n_cached, note)
 
     def reading(self) -> Reading:
-        """How much of it is read. If it is read again, that includes its completion."""
+        """How much of it is read; if it is read again, this includes the completion so far."""
         return Reading(self.request_id, self.index, self.n_held, len(self.tokens))
 
     def echoed(self) -> list[ReplyEvent]:
-        """In front of the completion: the prompt's text, if it is asked for."""
+        """The prompt's text, before the completion, if the client wants it."""
         if self.echo is None:
             return []
         text, self.echo = self.echo, None
@@ -200,14 +200,14 @@ class Sequence:
     # ---- events of the completion ----------------------------------------------------------
 
     def extended(self, piece: bytes, logprob: TokenLogprob | None) -> list[ReplyEvent]:
-        """What a sampled token's piece makes safe to send."""
+        """The text that is safe to send after a sampled token's piece."""
         answer = self.answer
         thinks = answer is not None and answer.is_thinking
         self.n_reasoning += thinks
         is_early = 0 < self.n_completion <= self.params.min_tokens  # this token is counted already
-        # The arguments of a call stay complete: no stop string ends them.
+        # Stop strings do not apply to a call's arguments, so these stay complete.
         may_stop = (self.stops_thoughts or not thinks) and not (answer and answer.has_calls)
-        # Spaces between a thought and what follows it belong to neither.
+        # Spaces after the reasoning belong neither to it nor to the content.
         is_between = answer is not None and answer.has_thought and not (thinks or answer.has_begun)
         text = self._text.push(
             piece,
@@ -219,7 +219,7 @@ class Sequence:
         return self._deltas(self._part(text))
 
     def finished(self, cause: Cause) -> list[ReplyEvent]:
-        """At its end: what was held back, and why it ended."""
+        """The events at its end: held-back text, and why it ended."""
         is_stop = cause in ("end_token", "stop_string")
         reason: Literal["stop", "length", "tool_calls"] = "stop" if is_stop else "length"
         events = self._deltas(self._part(self._text.finish()))
@@ -235,7 +235,7 @@ class Sequence:
         return events
 
     def _part(self, text: str) -> Part | None:
-        """What more text adds to the message; None for nothing yet."""
+        """The part of the message that new text adds; None if nothing yet."""
         if self.trace:
             self._said.append(text)
         if self.answer is None:
@@ -243,7 +243,7 @@ class Sequence:
         return self.answer.push(text) if text else None
 
     def _deltas(self, part: Part | None) -> list[ReplyEvent]:
-        """The event for a part of the message and its log-probabilities, if there is any."""
+        """The event for a part of the message and its log-probabilities; [] if both are empty."""
         if part is None:
             return []
         entries = self._text.take_logprobs()
@@ -256,9 +256,9 @@ class Sequence:
 def cache_note(
     held: list[int], prompt: list[int], n_reused: int, spell: Callable[[int], str]
 ) -> str:
-    """For the log: how much of a prompt was in memory, and why not more.
+    """A text for the log: how much of a prompt was in memory, and why not more.
 
-    `held` are the tokens in memory that have most in common with it; `spell` shows a token.
+    `held` are the tokens in memory with the longest prefix in common; `spell` shows a token.
     """
     note = f"reused {n_reused:,} of {len(prompt):,}"
     n = n_common(held, prompt)

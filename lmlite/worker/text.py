@@ -1,9 +1,9 @@
 """Piece bytes -> printable text: UTF-8 boundaries and stop strings.
 
-A token's piece may be half a character, and a stop string may begin in one token and end in
-another. A TextStream takes pieces and gives back text that is safe to send: complete characters,
-and nothing that may be the beginning of a stop string. The log-probabilities of a token wait until
-its text is released. Pure: no tokens, no threads.
+A token's piece may be half a character, and a stop string may span several tokens. A TextStream
+takes pieces and returns text that is safe to send: complete characters that cannot be the beginning
+of a stop string. The log-probabilities of a token wait until its text is released. Pure: no tokens,
+no threads.
 """
 
 import codecs
@@ -15,7 +15,7 @@ from lmlite.messages import TokenLogprob
 class TextStream:
     """The text of one completion, released piece by piece.
 
-    `stops` are the client's, `ends` those of the template. The caller says when they apply.
+    `stops` are the client's stop strings, `ends` the template's. The caller says when they apply.
 
     >>> stream = TextStream(stops=("END",))
     >>> [stream.push(b"abcE"), stream.push(b"NDx"), stream.stopped]
@@ -23,13 +23,13 @@ class TextStream:
     """
 
     def __init__(self, stops: tuple[str, ...] = (), ends: tuple[str, ...] = ()) -> None:
-        self.stop_string: str | None = None  # the one that is complete; what follows is dropped
+        self.stop_string: str | None = None  # the completed stop string; later text is dropped
         self._stops, self._ends = stops, ends
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._held = ""  # decoded, not released: may begin a stop string
+        self._held = ""  # decoded but not released: may begin a stop string
         self._n_released = 0  # characters
         self._is_finished = False
-        # Where the text of a token begins and ends, in characters, and its log-probabilities.
+        # Begin and end of each token's text, in characters, and the token's log-probabilities.
         self._logprobs: deque[tuple[int, int, TokenLogprob]] = deque()
 
     def push(
@@ -41,9 +41,9 @@ class TextStream:
         may_end: bool = True,
         skips_space: bool = False,
     ) -> str:
-        """The text that this piece makes safe to send; "" while all of it must wait.
+        """The text that is now safe to send; "" while all of it must wait.
 
-        `skips_space`: stop strings are looked for behind leading white space.
+        `skips_space`: stop strings are searched only after leading white space.
         """
         begin = self._n_decoded if logprob is not None else 0
         self._held += self._decoder.decode(piece)
@@ -58,7 +58,7 @@ class TextStream:
         return self._release(len(self._held) - self._n_begun(stops, len(self._held) - n_spaces))
 
     def finish(self) -> str:
-        """What was held back, now that nothing follows. Half a character at the end is dropped."""
+        """The held-back text, at the end. An incomplete last character is dropped."""
         self._is_finished = True
         return "" if self.stopped else self._release(len(self._held))
 
@@ -68,9 +68,9 @@ class TextStream:
         return self.stop_string is not None
 
     def take_logprobs(self) -> tuple[TokenLogprob, ...]:
-        """Log-probabilities of tokens whose whole text is released, each once.
+        """Log-probabilities of tokens that are fully released, each once.
 
-        After `finish`: also those of all other tokens, except tokens behind a stop string.
+        After `finish`: also those of all other tokens, except tokens after a stop string.
         """
         taken = []
         while self._logprobs:
@@ -84,7 +84,7 @@ class TextStream:
 
     @property
     def _n_decoded(self) -> int:
-        """Characters seen so far; a character that is still incomplete counts as one."""
+        """Characters seen so far; an incomplete character counts as one."""
         pending, _ = self._decoder.getstate()
         return self._n_released + len(self._held) + bool(pending)
 
@@ -94,12 +94,12 @@ class TextStream:
         return text
 
     def _first(self, stops: tuple[str, ...], begin: int) -> tuple[int, str] | None:
-        """(place, the first stop string in the held text); of two at one place the shorter."""
+        """(index, the first stop string in the held text); at the same index, the shortest."""
         found = [(at, stop) for stop in stops if (at := self._held.find(stop, begin)) >= 0]
         return min(found, default=None)
 
     def _n_begun(self, stops: tuple[str, ...], n_most: int) -> int:
-        """Length of the longest end of the held text that begins a stop string; at most n_most."""
+        """How many last characters of the held text may begin a stop string; at most n_most."""
         longest = max(map(len, stops), default=0)
         for n in range(min(longest - 1, n_most), 0, -1):
             tail = self._held[-n:]

@@ -1,9 +1,9 @@
 """Checkpoints in files, which survive a restart.
 
-A file is a head, the tokens, then the state. It is written under another name and renamed, so that
-it is complete or absent. A file that cannot be used is ignored, with a line in the log. The files'
-modification times tell which one was used last. Methods belong to the engine thread; files are
-written by a thread of their own.
+A file has a header, the tokens, then the state. It is written under a temporary name and renamed,
+so that it is complete or absent. An unusable file is ignored, with a line in the log. Modification
+times record when files were last used. Methods belong to the engine thread; a writer thread writes
+the files.
 """
 
 import hashlib
@@ -21,16 +21,16 @@ from lmlite.worker.memory.checkpoints import Checkpoint, Checkpoints
 MAGIC = b"lmlite checkpoint 2\n"
 SUFFIX = ".checkpoint"
 TOKEN_BYTES = 8  # ids of pictures need more than four
-SAMPLE = 1 << 20  # bytes of a file that are compared at each of three places
+SAMPLE = 1 << 20  # bytes of a file that are hashed at each of three places
 _DIGEST = hashlib.blake2b(b"").digest_size
 _HEAD = struct.Struct(f"<{len(MAGIC)}s{_DIGEST}s{_DIGEST}sIQ")
 
 
 class _Head(NamedTuple):
-    """What a file begins with."""
+    """The header of a file."""
 
     magic: bytes
-    identity: bytes  # of model, library and context: `identity_of`
+    identity: bytes  # of model, library and context, see `identity_of`
     digest: bytes  # of the tokens and the state
     n_tokens: int
     n_state: int  # bytes
@@ -44,12 +44,12 @@ class _Head(NamedTuple):
 class CheckpointFiles(Checkpoints):
     """Checkpoints in a folder, which several servers and models may share."""
 
-    min_tokens = 256  # fewer are read again as fast as the file
+    min_tokens = 256  # fewer tokens are computed as fast as a file is read
 
     def __init__(
         self, folder: Path, max_bytes: int, identity: bytes, warn: Callable[[str], None]
     ) -> None:
-        """Finds the files of this identity. `warn` takes a line for the log. Raises OSError."""
+        """Finds existing files of this identity. `warn` logs a line. Raises OSError."""
         super().__init__(max_bytes)
         self._folder, self._identity, self._warn = folder, identity, warn
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -57,13 +57,13 @@ class CheckpointFiles(Checkpoints):
         found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"*{SUFFIX}")]
         for _, path in sorted(found):
             self._find(path)
-        # One at a time: a prompt that ends while another one is written is not kept.
+        # One at a time: a checkpoint that comes while a file is being written is not kept.
         self._writing: queue.Queue[Checkpoint | None] = queue.Queue(maxsize=1)
         self._writer = threading.Thread(target=self._write_all, name="checkpoints", daemon=True)
         self._writer.start()
 
     def load(self, checkpoint: Checkpoint) -> bytes | None:
-        """The state, if the file is as it was written."""
+        """The state, if the file is intact."""
         state = checkpoint.state
         if state is not None:  # it is still being written
             return state
@@ -81,7 +81,7 @@ class CheckpointFiles(Checkpoints):
         return bytes(body[TOKEN_BYTES * len(checkpoint.tokens) :])
 
     def add(self, tokens: list[int], state: bytes) -> None:
-        """Has the file written, unless another one is being written."""
+        """Queues the file for writing, unless a file is being written."""
         packed = array("q", tokens).tobytes()
         n_bytes = _HEAD.size + len(packed) + len(state)
         name = hashlib.blake2b(self._identity + packed, digest_size=16).hexdigest()
@@ -91,29 +91,29 @@ class CheckpointFiles(Checkpoints):
             self._keep(checkpoint)
 
     def drop(self, checkpoint: Checkpoint) -> None:
-        """Removes its file, too."""
+        """Also removes its file."""
         super().drop(checkpoint)
-        # One that could not be written has no file. A later one may have taken its name.
+        # If writing failed, the file with its name may belong to a later checkpoint.
         if not checkpoint.is_gone:
             checkpoint.is_gone = True  # before the file is removed: the writer checks it afterwards
             checkpoint.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Waits for the file that is being written."""
+        """Waits until the current file is written."""
         self._writing.put(None)
         self._writer.join()
 
     # ---- the folder ------------------------------------------------------------------------
 
     def _remove_leftovers(self) -> None:
-        """Removes files that a killed process did not finish."""
+        """Removes unfinished files of killed processes."""
         for path in self._folder.glob(f"*{SUFFIX}.*.tmp"):
             pid = path.name.split(".")[-2]
             if pid.isdigit() and not Path(f"/proc/{pid}").exists():
                 path.unlink(missing_ok=True)
 
     def _find(self, path: Path) -> None:
-        """Keeps the file. One that is broken or another model's serves no prompt but takes room."""
+        """Keeps the file. A broken or a different model's file takes room but serves no prompt."""
         try:
             with path.open("rb") as file:
                 n_bytes = os.fstat(file.fileno()).st_size
@@ -136,7 +136,7 @@ class CheckpointFiles(Checkpoints):
             try:
                 self._write(checkpoint)
             except OSError as err:
-                checkpoint.tokens, checkpoint.is_gone = [], True  # it serves no prompt any more
+                checkpoint.tokens, checkpoint.is_gone = [], True  # so that it serves no prompt
                 self._warn(f"cannot write a checkpoint to {self._folder}: {err.strerror}")
             checkpoint.state = None
 
@@ -156,11 +156,11 @@ class CheckpointFiles(Checkpoints):
 
 
 def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)  # a prompt can be read back from it
+    return os.open(path, flags, 0o600)  # private: it contains a prompt
 
 
 def _head_of(data: bytes) -> _Head:
-    """Raises ValueError for other files."""
+    """Reads a file's header. Raises ValueError if the file is not a checkpoint."""
     if len(data) < _HEAD.size or not data.startswith(MAGIC):
         raise ValueError("it is not a checkpoint")
     return _Head._make(_HEAD.unpack_from(data))
@@ -174,10 +174,10 @@ def _digest_of(*parts: bytes | memoryview) -> bytes:
 
 
 def identity_of(paths: Sequence[str], *parameters: object) -> bytes:
-    """What a state depends on, in 64 bytes: model and library files, and the context's parameters.
+    """A hash of all that a state depends on: model and library files, and context parameters.
 
-    Of each file its length and a megabyte from its begin, middle and end: different files that
-    agree in these do not come about by accident. Raises OSError.
+    Hashes each file's length and a megabyte from its beginning, middle and end: different files
+    do not agree in these by accident. Raises OSError.
     """
     digest = hashlib.blake2b(repr(parameters).encode())
     for path in paths:

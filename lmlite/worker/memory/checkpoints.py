@@ -1,8 +1,8 @@
-"""Checkpoints: states of memory, kept so that a prompt that was read is not read again.
+"""Checkpoints: saved states of memory, so that the same prompt need not be read again.
 
-A checkpoint is the beginning of a prompt and the state that llama.cpp's memory had behind it.
-Here is which one serves a prompt and which one makes room; `checkpoint_files.py` keeps them over
-a restart. Knows no context and no lanes: a state is bytes. Belongs to the engine thread.
+A checkpoint is the beginning of a prompt and the state of llama.cpp's memory after it. This module
+chooses which one serves a prompt and which are dropped; `checkpoint_files.py` keeps them over
+a restart. Knows nothing of contexts and lanes: a state is bytes. Belongs to the engine thread.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lmlite.worker.memory.lanes import cut_before_picture, n_common
 
-MIN_PARKED = 16  # tokens of a lane that is worth parking
+MIN_PARKED = 16  # tokens; a shorter lane is not worth parking
 
 
 @dataclass(eq=False)
@@ -19,25 +19,25 @@ class Checkpoint:
     """The first tokens of a prompt, and their state."""
 
     tokens: list[int]
-    n_bytes: int  # of the store that it takes
-    state: bytes | None  # None: it is in the file
-    path: Path = Path()  # of the file, if there is one
-    is_gone: bool = False  # its file is not there, or must not stay
+    n_bytes: int  # that it takes in the store
+    state: bytes | None  # None: read it from the file
+    path: Path = Path()  # of its file, if it has one
+    is_gone: bool = False  # its file does not exist, or must be removed
 
 
 class Checkpoints:
-    """Checkpoints in memory, least recently used first. For memory that cannot be cut."""
+    """Checkpoints in memory, least recently used first. For models whose memory cannot be cut."""
 
-    min_tokens = 64  # that must have been read anew: it costs less to read fewer again
+    min_tokens = 64  # newly read, to be worth a checkpoint: fewer are cheap to read again
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self.kept: list[Checkpoint] = []
 
     def best(self, prompt: Sequence[int], can_cut: bool) -> tuple[int, Checkpoint | None]:
-        """The checkpoint that gives most tokens of a prompt, and how many: at most all but one.
+        """(n_tokens, checkpoint) with most tokens of a prompt; at most all tokens but one.
 
-        If memory cannot be cut, only one whose tokens all begin the prompt.
+        If memory cannot be cut, all tokens of the checkpoint must be a prefix of the prompt.
         """
         best: tuple[int, Checkpoint | None] = (0, None)
         for checkpoint in self.kept:
@@ -52,18 +52,18 @@ class Checkpoints:
         return any(checkpoint.tokens == tokens for checkpoint in self.kept)
 
     def load(self, checkpoint: Checkpoint) -> bytes | None:
-        """Its state; it is now the most recently used. None: it cannot be read."""
+        """The checkpoint's state, or None if unreadable. Marks it as the most recently used."""
         self.kept.remove(checkpoint)
         self.kept.append(checkpoint)
         return checkpoint.state
 
     def add(self, tokens: list[int], state: bytes) -> None:
-        """Keeps a state; the least recently used ones make room."""
+        """Keeps a state. Drops the least recently used ones to make room."""
         self._keep(Checkpoint(tokens, len(state), state))
 
     @property
     def n_bytes(self) -> int:
-        """Bytes that all of them take."""
+        """Bytes of all checkpoints."""
         return sum(checkpoint.n_bytes for checkpoint in self.kept)
 
     def _keep(self, checkpoint: Checkpoint) -> None:
@@ -74,17 +74,17 @@ class Checkpoints:
             self.drop(self.kept[0])
 
     def drop(self, checkpoint: Checkpoint) -> None:
-        """Gives one up."""
+        """Removes a checkpoint."""
         self.kept.remove(checkpoint)
 
 
 class ParkedLanes(Checkpoints):
-    """States of idle lanes, kept outside of the cells that attention reads."""
+    """States of idle lanes, kept outside the cells that attention reads."""
 
     min_tokens = MIN_PARKED
 
     def has_room(self, n_bytes: int) -> bool:
-        """Whether nothing has to leave for it."""
+        """Whether a state fits without dropping others."""
         return self.n_bytes + n_bytes <= self.max_bytes
 
     def closest(self, prompt: Sequence[int]) -> list[int]:
@@ -93,7 +93,7 @@ class ParkedLanes(Checkpoints):
         return max(kept, key=lambda tokens: n_common(tokens, prompt), default=[])
 
     def add(self, tokens: list[int], state: bytes) -> None:
-        """Keeps a state in place of those whose tokens it continues."""
+        """Keeps a state. It replaces states that are a prefix of it."""
         for checkpoint in list(self.kept):
             if n_common(checkpoint.tokens, tokens) == len(checkpoint.tokens):
                 self.drop(checkpoint)

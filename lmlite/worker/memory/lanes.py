@@ -1,16 +1,16 @@
 """Lanes of memory: which one a prompt runs in, and which cached tokens it starts from.
 
 Pure policy: no C, no threads, no text. A prompt is a list of token ids. A picture in it is a run of
-negative ids that are made of its content, so that the same picture gives the same prompt.
-In unified memory a cell may belong to several lanes: a beginning that lanes share is held once.
+negative ids that encode a hash of its content, so that the same picture gives the same prompt.
+In unified memory a cell may belong to several lanes: lanes share the cells of a common prefix.
 """
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
-# Tokens compared at once: comparing slices is fast, but most prompts differ within a few tokens.
+# Tokens compared at once. Comparing slices is fast, but most prompts differ in the first tokens.
 FIRST_BLOCK, BLOCK = 4, 256
-MIN_SHARED = 16  # tokens for which waiting on another's reading is worth a step
+MIN_SHARED = 16  # tokens; fewer are not worth waiting while another lane reads them
 
 
 @dataclass(eq=False)
@@ -18,19 +18,19 @@ class Lane:
     """One sequence's part of the context's memory. It outlives the sequences that use it."""
 
     seq_id: int
-    tokens: list[int] = field(default_factory=list)  # that memory holds, oldest first
+    tokens: list[int] = field(default_factory=list)  # held in memory, oldest first
     busy: bool = False
-    last_used: int = 0  # the idle lane with the smallest number leaves first
-    shared: "dict[Lane, int]" = field(default_factory=dict)  # how many first cells another has too
+    last_used: int = 0  # the idle lane with the smallest number is evicted first
+    shared: "dict[Lane, int]" = field(default_factory=dict)  # how many first cells each lane shares
 
     def cut(self, n_tokens: int) -> None:
-        """Its memory keeps only the first n_tokens."""
+        """Records that memory now holds only its first n_tokens."""
         self.tokens = self.tokens[:n_tokens]
         for other, n_shared in list(self.shared.items()):
             self._note_shared(other, min(n_shared, n_tokens))
 
     def begin_with(self, source: "Lane", n_tokens: int) -> None:
-        """Its memory, empty until now, holds the source's first n_tokens, in the same cells."""
+        """Records that this empty lane now shares the cells of the source's first n_tokens."""
         self.tokens = source.tokens[:n_tokens]
         for other, n_shared in [*source.shared.items(), (source, n_tokens)]:
             self._note_shared(other, min(n_shared, n_tokens))
@@ -43,10 +43,10 @@ class Lane:
 
 @dataclass(frozen=True)
 class Place:
-    """The lane that a prompt runs in, and what it starts from."""
+    """The lane for a prompt, and the cached tokens that it starts from."""
 
     lane: Lane  # idle
-    source: Lane  # that holds the first n_tokens; may be the lane itself, may be busy
+    source: Lane  # holds the first n_tokens; may be `lane` itself, may be busy
     n_tokens: int
 
 
@@ -65,11 +65,11 @@ def n_common(a: Sequence[int], b: Sequence[int]) -> int:
     return n
 
 
-_PLACE_BITS = 16  # of a picture's id: how many of the picture's ids stand before this one
+_PLACE_BITS = 16  # of a picture's id: its index within the picture
 
 
 def picture_ids(content: int, n: int) -> list[int]:
-    """The ids of a picture that takes n positions; `content` is 47 bits of a hash of it.
+    """The ids of a picture that takes n positions; `content` is 47 bits of the picture's hash.
 
     >>> picture_ids(5, 2)
     [-327681, -327682]
@@ -79,15 +79,15 @@ def picture_ids(content: int, n: int) -> list[int]:
 
 
 def cut_before_picture(prompt: Sequence[int], n: int) -> int:
-    """At most n: a prompt is not cut within a picture, which is read as a whole."""
+    """n, or less if that would cut the prompt within a picture, which is read as a whole."""
     if n < len(prompt) and prompt[n] < 0:
         return n - (-1 - prompt[n]) % (1 << _PLACE_BITS)
     return n
 
 
 def n_reusable(held: Sequence[int], prompt: Sequence[int], can_cut: bool = True) -> int:
-    """How many of the tokens held a prompt can start from: all or nothing, without cutting."""
-    # One token is always decoded again: sampling needs its logits, which are not kept.
+    """How many held tokens a prompt can reuse. If memory cannot be cut: all of them or 0."""
+    # The prompt's last token is always decoded: sampling needs its logits, which are not kept.
     n = cut_before_picture(prompt, min(n_common(held, prompt), len(prompt) - 1))
     return n if can_cut or n == len(held) else 0
 
@@ -96,21 +96,21 @@ def n_reusable(held: Sequence[int], prompt: Sequence[int], can_cut: bool = True)
 
 
 def place(lanes: Sequence[Lane], prompt: Sequence[int], can_cut: bool) -> Place | None:
-    """The longest beginning that any lane holds, and an idle lane to run in. None: all are busy.
+    """The lane with the longest common prefix, and an idle lane to run in. None: all are busy.
 
-    `can_cut` says whether memory can drop the end of a lane, or give its beginning to another.
+    `can_cut`: whether memory can drop the end of a lane, or share its beginning with a lane.
     """
     idle = [lane for lane in lanes if not lane.busy]
     if not idle:
         return None
 
     def rank(lane: Lane) -> tuple[int, bool, int]:
-        # A long beginning, then no need to copy it, then a long time without use.
+        # Prefers a long prefix, then an idle lane, then the least recently used.
         return n_reusable(lane.tokens, prompt, can_cut), not lane.busy, -lane.last_used
 
     source = max(lanes if can_cut else idle, key=rank)
     n_tokens = n_reusable(source.tokens, prompt, can_cut)
-    # It runs in the source if that loses little, else in the least recently used idle lane.
+    # The prompt runs in the source if little is lost, else in the least recently used idle lane.
     if n_tokens and not source.busy and 2 * n_tokens >= len(source.tokens):
         return Place(source, source, n_tokens)
     lane = min(idle, key=lambda lane: (len(lane.tokens) > 0, lane.last_used))
@@ -118,21 +118,21 @@ def place(lanes: Sequence[Lane], prompt: Sequence[int], can_cut: bool) -> Place 
 
 
 def is_coming(prompt: Sequence[int], n_reused: int, reading: Iterable[Sequence[int]]) -> bool:
-    """Whether others are reading more of this prompt than it could start from now.
+    """Whether running sequences are reading more of this prompt than it can reuse now.
 
-    Then waiting for them is better than reading the same tokens beside them.
+    Then waiting is better than reading the same tokens twice.
     """
     return any(n_common(prompt[:-1], other) >= n_reused + MIN_SHARED for other in reading)
 
 
 def evictable(lanes: Iterable[Lane]) -> Lane | None:
-    """The idle lane whose memory is given up first when room is needed. None: nothing to give."""
+    """The idle lane to evict first. None if no idle lane holds tokens."""
     idle = [lane for lane in lanes if lane.tokens and not lane.busy]
     return min(idle, key=lambda lane: lane.last_used, default=None)
 
 
 def n_cells(lanes: Iterable[Lane]) -> int:
-    """Cells that these lanes hold together; one that several share counts once."""
+    """Cells that these lanes hold in total; shared cells count once."""
     counted: set[Lane] = set()
     n = 0
     for lane in lanes:
@@ -142,5 +142,5 @@ def n_cells(lanes: Iterable[Lane]) -> int:
 
 
 def n_shared(lane: Lane, others: Collection[Lane]) -> int:
-    """How many of a lane's cells any of the others holds too. They are its first ones."""
+    """How many of a lane's first cells are shared with any of the others."""
     return max((n for other, n in lane.shared.items() if other in others), default=0)

@@ -1,8 +1,8 @@
-"""The context's memory: which tokens it holds, and where a prompt starts from.
+"""The context's memory: which tokens it holds, and how many a prompt can reuse.
 
-Joins the policy (`lanes.py`), what llama.cpp can do (`Context`), and checkpoints, which bring back
-what memory has lost or could never keep. Belongs to the engine thread. Knows no requests: a prompt
-is a list of token ids, and runs in a lane.
+Joins the policy (`lanes.py`), llama.cpp's operations (`Context`), and checkpoints, which restore
+states that memory has lost or could not keep. Belongs to the engine thread. Knows nothing of
+requests: a prompt is a list of token ids, and runs in a lane.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -13,13 +13,13 @@ from lmlite.worker.memory import lanes as policy
 from lmlite.worker.memory.checkpoints import MIN_PARKED, Checkpoints, ParkedLanes
 from lmlite.worker.memory.lanes import Lane, Place
 
-MIN_OWN = 1 / 4  # of a lane's cells must be its alone for parking to be worth it
+MIN_OWN = 1 / 4  # share of a lane's cells that must not be shared, to be worth parking
 
-Reading = tuple[list[int], list[int]]  # a prompt, and after how many tokens it makes checkpoints
+Reading = tuple[list[int], list[int]]  # a prompt, and its `checkpoints_at`
 
 
 class Memory:
-    """The lanes of a context, and the checkpoints beside them."""
+    """The lanes of a context, and its checkpoints."""
 
     def __init__(
         self,
@@ -28,36 +28,36 @@ class Memory:
         checkpoints: Sequence[Checkpoints] = (),
         parked: ParkedLanes | None = None,
     ) -> None:
-        """`parked` is for models whose memory can be cut."""
+        """`parked` is only for models whose memory can be cut."""
         self._context = context
         self._can_cut, self._takes_cells = model.can_cut_memory, model.takes_cells
         self._checkpoints, self._parked = checkpoints, parked
         self._stores = checkpoints if parked is None else (parked, *checkpoints)
-        # Cells; or states, if each lane has one however much it has read.
+        # In cells; in states for a recurrent model, where each lane has one state of fixed size.
         self.n_max = context.n_ctx if self._takes_cells else context.n_seq_max
         self.lanes = [Lane(seq_id) for seq_id in range(context.n_seq_max)]
-        self._n_left = 0  # times that a lane became idle
+        self._n_left = 0  # how many times a lane became idle
 
     # ---- where a prompt starts -------------------------------------------------------------
 
     def place(self, tokens: Sequence[int]) -> Place | None:
-        """Where a prompt would run, and what it would start from. None: every lane is busy."""
+        """Where a prompt would run, and what it would reuse. None: every lane is busy."""
         return policy.place(self.lanes, tokens, self._can_cut)
 
     def has_room(self, place: Place, tokens: list[int], n_pending: int) -> bool:
-        """Whether a prompt fits there, beside the n_pending tokens that busy lanes are to read."""
+        """Whether a prompt fits there, in addition to the n_pending tokens of busy lanes."""
         busy = {lane for lane in self.lanes if lane.busy}
-        if not (busy and self._takes_cells):  # else an idle lane has a state of its own
+        if not (busy and self._takes_cells):  # nothing competes for cells
             return True
         n_shared = place.n_tokens
-        if not place.source.busy:  # then its cells count as free, except those that others share
+        if not place.source.busy:  # then its cells count as free, except shared ones
             n_shared = min(n_shared, policy.n_shared(place.source, busy))
         return policy.n_cells(busy) + len(tokens) - n_shared + n_pending < self.n_max
 
     def is_coming(self, tokens: list[int], n_held: int, reading: Iterable[Reading]) -> bool:
-        """Whether others are reading more of a prompt than the n_held tokens there are.
+        """Whether running sequences are reading more of a prompt than the n_held tokens.
 
-        Of memory that cannot be cut, others get only what a checkpoint will hold.
+        If memory cannot be cut, only tokens up to a planned checkpoint can be reused.
         """
         if self._can_cut:
             return policy.is_coming(tokens, n_held, (read for read, _ in reading))
@@ -68,7 +68,7 @@ class Memory:
         )
 
     def assign(self, place: Place, tokens: list[int]) -> int:
-        """Gives the lane to a prompt, with the longest beginning there is. Returns its length."""
+        """Gives the lane to a prompt, with as many cached tokens as possible. Returns how many."""
         lane = place.lane
         self._park_idle(place)
         n_tokens = self._restored(place, tokens) or self._taken(place)
@@ -78,7 +78,7 @@ class Memory:
         return n_tokens
 
     def _taken(self, place: Place) -> int:
-        """Starts from its own lane, or from another one, with which it then shares cells."""
+        """Reuses tokens of the lane itself, or shares the cells of a different lane."""
         lane, source, n_tokens = place.lane, place.source, place.n_tokens
         # Trying to restore a checkpoint may have evicted the source.
         if not 0 < n_tokens <= len(source.tokens):
@@ -95,13 +95,13 @@ class Memory:
         return n_tokens
 
     def _restored(self, place: Place, tokens: list[int]) -> int:
-        """Starts from a checkpoint, if one holds clearly more than any lane."""
+        """Restores a checkpoint, if one has clearly more of the prompt than any lane."""
         lane, n_free = place.lane, self.n_max - self.n_cells()[0]
         for store in self._stores:
             n_tokens, checkpoint = store.best(tokens, self._can_cut)
             if checkpoint is None or n_tokens < place.n_tokens + store.min_tokens:
                 continue
-            # It shares no cells. If it does not fit, idle lanes would leave for nothing.
+            # A restored state shares no cells. If it cannot fit, evicting would be for nothing.
             if self._takes_cells and max(len(checkpoint.tokens), len(tokens)) > n_free:
                 continue
             state = store.load(checkpoint)
@@ -115,7 +115,7 @@ class Memory:
         return 0
 
     def _restore(self, lane: Lane, state: bytes) -> bool:
-        """Idle lanes leave until there is room for it."""
+        """Restores a state; evicts idle lanes until it fits."""
         self.empty(lane)
         while not self._context.restore(lane.seq_id, state):
             if not self.evict():
@@ -125,10 +125,10 @@ class Memory:
     # ---- what is kept ----------------------------------------------------------------------
 
     def checkpoints_at(self, prompt: list[int], n_held: int, closest: list[int]) -> list[int]:
-        """After how many tokens of a prompt, which is about to be read, checkpoints pay.
+        """After how many tokens of a prompt that will be read checkpoints are worthwhile.
 
         One before its last token serves the same prompt, or a continuation of it. If memory cannot
-        be cut, also one where it departs from the closest: such a beginning tends to come again.
+        be cut, also one where it departs from `closest`: a shared prefix tends to come again.
         """
         worth = min((store.min_tokens for store in self._checkpoints), default=None)
         if worth is None:
@@ -140,7 +140,7 @@ class Memory:
         return sorted({end for end in ends if n_held + worth <= end < len(prompt)})
 
     def save(self, lane: Lane, n_new: int) -> None:
-        """Makes a checkpoint of what the lane holds, n_new tokens of which were read for it."""
+        """Makes a checkpoint of the lane. n_new of its tokens were read, not cached."""
         stores = [
             store
             for store in self._checkpoints
@@ -152,10 +152,10 @@ class Memory:
                 store.add(list(lane.tokens), state)
 
     def _park_idle(self, place: Place) -> None:
-        """Moves idle lanes out of the cells, each of which costs time in every step.
+        """Moves idle lanes out of the cells, because each used cell costs time in every step.
 
         Attention passes over all cells up to the last one in use, whichever sequence owned the
-        cells. A lane stays if its cells are mostly those of a lane in use.
+        cells. A lane stays if it shares most of its cells with a lane in use.
         """
         if self._parked is None:
             return
@@ -168,7 +168,7 @@ class Memory:
                 self._park(lane, self._parked)
 
     def _park(self, lane: Lane, parked: ParkedLanes) -> None:
-        """Parks a lane if there is free room: a parked lane is worth more than free cells."""
+        """Parks a lane only if there is free room: other parked lanes are worth more."""
         n_known, _ = parked.best(lane.tokens, self._can_cut)
         if len(lane.tokens) - n_known > MIN_PARKED:
             if not parked.has_room(self._context.n_state_bytes(lane.seq_id)):
@@ -177,12 +177,12 @@ class Memory:
         self.empty(lane)
 
     def leave(self, lane: Lane) -> None:
-        """The lane is idle; what it holds stays for prompts that begin alike."""
+        """Marks the lane as idle; its tokens stay, for prompts with the same beginning."""
         self._n_left += 1
         lane.busy, lane.last_used = False, self._n_left
 
     def evict(self) -> bool:
-        """Gives up the least recently used idle lane. False: there is none."""
+        """Empties the least recently used idle lane. False if there is no such lane."""
         victim = policy.evictable(self.lanes)
         if victim is None:
             return False
@@ -192,11 +192,11 @@ class Memory:
         return True
 
     def drop_end(self, lane: Lane) -> None:
-        """Drops parts of a picture that found no room as a whole."""
+        """Drops the read parts of a picture that did not fit as a whole."""
         self._context.keep(lane.seq_id, len(lane.tokens))
 
     def empty(self, lane: Lane) -> None:
-        """Forgets what a lane holds."""
+        """Empties a lane."""
         self._context.keep(lane.seq_id, 0)
         lane.cut(0)
 
@@ -206,17 +206,17 @@ class Memory:
             lane.cut(0)
         self._context.clear_memory(data=True)
 
-    # ---- what is told ----------------------------------------------------------------------
+    # ---- queries ---------------------------------------------------------------------------
 
     def closest(self, tokens: list[int]) -> list[int]:
-        """The tokens of a lane, busy, idle or parked, that have most in common with a prompt."""
+        """The tokens of the lane, busy, idle or parked, with the longest prefix in common."""
         held = [lane.tokens for lane in self.lanes]
         if self._parked is not None:
             held.append(self._parked.closest(tokens))
         return max(held, key=lambda tokens_held: policy.n_common(tokens_held, tokens))
 
     def n_held(self, tokens: list[int]) -> int:
-        """How many of a prompt's tokens would not have to be read, if it began now."""
+        """How many of a prompt's tokens could be reused if it started now."""
         of_lanes = [
             policy.n_reusable(lane.tokens, tokens, self._can_cut)
             for lane in self.lanes
