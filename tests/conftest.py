@@ -1,4 +1,4 @@
-"""What several test files need: the library, models, and the pinned source tree."""
+"""Fixtures that several test files need: the library, models, and the pinned source tree."""
 
 import gc
 import os
@@ -15,25 +15,25 @@ from tests import REPOSITORY
 from tests.reliability.__main__ import ROWS
 from tests.support.house import House, opened
 
-# As the server does for its workers: threads that spin make a busy machine crawl.
+# The server also sets this for its workers: spinning threads slow a busy machine down.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
-# How often to do what should be done many times: once in `make test`.
+# How many times to repeat tests that should run many times: once in `make test`.
 TIMES = int(os.environ.get("LMLITE_TIMES", "1"))
 LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
 
 
 def pytest_collection_finish() -> None:
-    """What pytest holds for thousands of tests is not searched in every garbage collection."""
+    """Excludes pytest's objects for thousands of tests from later garbage collections."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture
 def figure(record_property: Any) -> Callable[[str, str], None]:
-    """Notes what was measured for a row of `make reliability`, by its number."""
+    """Records a measurement for a row of `make reliability`, by the row's number."""
 
     def note(number: str, text: str) -> None:
         assert number in {row.number for row in ROWS}, f"promises.txt has no row {number}"
@@ -44,7 +44,7 @@ def figure(record_property: Any) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session")
 def lib() -> Any:
-    """The native library; its absence fails the tests that need it: `make test` builds it."""
+    """The native library. Tests that need it fail without it: `make test` builds it."""
     lib = capi.load()
     lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_backend_init()
@@ -60,7 +60,7 @@ def llama_cpp() -> Path:
 
 
 def shared_model(name: str) -> Path:
-    """A real model that lies beside the repository, or a skip."""
+    """The path of a real model next to the repository. Skips the test if it is missing."""
     path = SHARED_MODELS / name
     if not path.is_file():
         pytest.skip(f"needs the model {name}, which is not part of the repository")
@@ -112,7 +112,7 @@ def trial(lib: Any, trial_path: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="session")
 def endless(default_model: Model) -> dict[str, Any]:
-    """What makes the embedded model talk until its context is full: it must not say the end."""
+    """Options that forbid end tokens: the embedded model generates until its context is full."""
     vocab = default_model.vocab
     ends = [token for token in range(vocab.n_tokens) if vocab.ends_generation(token)]
     return {"temperature": 0, "logit_bias": {str(token): -100 for token in ends}}
@@ -120,13 +120,13 @@ def endless(default_model: Model) -> dict[str, Any]:
 
 @pytest.fixture
 def open_house() -> Iterator[Any]:
-    """Opens servers in front of workers without models, and closes them after the test."""
+    """Opens servers with workers without models, and closes them after the test."""
     with ExitStack() as stack:
         yield lambda *args, **kwargs: stack.enter_context(opened(*args, **kwargs))
 
 
 @pytest.fixture
 def house(open_house: Any) -> House:
-    """Such a server."""
+    """A server with a worker without a model."""
     made: House = open_house()
     return made

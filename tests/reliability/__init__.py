@@ -1,1 +1,1 @@
-"""What the server promises to bear, and what shows it."""
+"""The reliability that the server promises, and the tests that show it."""

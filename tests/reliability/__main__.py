@@ -1,11 +1,11 @@
-"""The table of what this server promises to bear: each goal, its figure, and what shows it.
+"""The table of reliability promises: each goal, its measured figure, and the tests that show it.
 
     make reliability                          (or: python -m tests.reliability --help)
     make reliability ARGS="F M2"              only these rows
-    make reliability ARGS=--all               the slow tier too, hours; each count in full
+    make reliability ARGS=--all               also the slow tier, with full counts: hours
 
-Runs the tests and commands of each row. "in part" is a row whose counts are full only in the slow
-tier; "not shown" one that was not run, and how it would be. The exit code is 1 if a row failed.
+Runs the tests and commands of each row. "in part": the row's counts are full only in the slow tier.
+"not shown": the row was not run; the table says how to run it. The exit code is 1 if a row failed.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests import REPOSITORY
 
-TIMES = "10"  # LMLITE_TIMES of the slow tier
+TIMES = "10"  # LMLITE_TIMES in the slow tier
 
 
 @dataclass
@@ -30,13 +30,13 @@ class Row:
 
     number: str
     goal: str
-    is_longer: bool  # whether the tests do more in the slow tier
+    is_longer: bool  # whether the slow tier does more in its tests
     tests: list[str] = field(default_factory=list)  # file::function
-    commands: list[str] = field(default_factory=list)  # of the slow tier: a module, its arguments
+    commands: list[str] = field(default_factory=list)  # of the slow tier: module, arguments
 
 
 def read_rows(text: str) -> list[Row]:
-    """The rows of promises.txt, which says how it is written."""
+    """The rows of promises.txt, which describes its format."""
     rows: list[Row] = []
     for line in text.splitlines():
         if line.startswith("    $ "):
@@ -54,11 +54,11 @@ ROWS = read_rows(Path(__file__).with_name("promises.txt").read_text())
 
 @dataclass
 class Found:
-    """What came of a row."""
+    """The result of a row."""
 
     cases: int = 0
     failed: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)  # why
+    skipped: list[str] = field(default_factory=list)  # reasons
     figures: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)  # commands that were not run
 
@@ -75,17 +75,17 @@ class Found:
 
 
 def path_of(test: str) -> str:
-    """As pytest has it."""
+    """The test's path in pytest's form."""
     module, _, function = test.partition("::")
     return f"tests/{module.replace('.', '/')}.py::{function}"
 
 
 def run_tests(tests: Iterable[str], is_slow: bool) -> list[ET.Element]:
-    """The cases of these tests, as pytest reports them."""
+    """Runs these tests. Returns their cases from pytest's report."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
         command = [sys.executable, "-m", "pytest", "-m", "long or not long", f"--junitxml={report}"]
-        command += ["-o", "junit_family=xunit1"]  # the other one knows no properties of a test
+        command += ["-o", "junit_family=xunit1"]  # the only format with properties of a test
         environment = os.environ | ({"LMLITE_TIMES": TIMES} if is_slow else {})
         subprocess.run(
             [*command, *map(path_of, tests)], cwd=REPOSITORY, env=environment, check=False
@@ -94,7 +94,7 @@ def run_tests(tests: Iterable[str], is_slow: bool) -> list[ET.Element]:
 
 
 def add_cases(row: Row, found: Found, cases: Iterable[ET.Element]) -> None:
-    """What the tests of a row say."""
+    """Adds the results of a row's tests."""
     for case in cases:
         name = case.get("name", "")
         module = case.get("classname", "").removeprefix("tests.")
@@ -113,19 +113,19 @@ def add_cases(row: Row, found: Found, cases: Iterable[ET.Element]) -> None:
 
 
 def run_command(command: str, found: Found) -> None:
-    """Its last line is the figure, its exit code the verdict."""
+    """Runs a command: its last line is the figure, its exit code the verdict."""
     done = subprocess.run(
         [sys.executable, "-m", *command.split()], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
     )
     lines = done.stdout.strip().splitlines()
     found.figures.append(lines[-1] if lines else "it said nothing")
     if done.returncode:
-        print(done.stdout)  # what failed, one by one
+        print(done.stdout)  # the list of failures
         found.failed.append(command)
 
 
 def shown(row: Row, found: Found, is_slow: bool) -> str:
-    """The row for people."""
+    """The row as text."""
     head = f"{row.number:4}{found.state(row, is_slow):10} "
     lines = [head + row.goal]
     if found.cases:
@@ -145,7 +145,7 @@ def shown(row: Row, found: Found, is_slow: bool) -> str:
 
 
 def chosen(names: Sequence[str]) -> list[Row]:
-    """The rows of these numbers or letters; all, if none."""
+    """The rows of these numbers or letters; all rows without a name."""
     rows = [row for row in ROWS if not names or row.number in names or row.number[0] in names]
     if not rows:
         raise SystemExit(f"there is no row {', '.join(names)}")
@@ -153,7 +153,7 @@ def chosen(names: Sequence[str]) -> list[Row]:
 
 
 def main() -> int:
-    """The command; 1 when a row failed."""
+    """Runs the command; returns 1 if a row failed."""
     parser = argparse.ArgumentParser(description="What is promised, and what shows it.")
     parser.add_argument("rows", nargs="*", help="numbers, or letters; all, if none")
     parser.add_argument("--all", action="store_true", help="the slow tier too")

@@ -1,13 +1,12 @@
-"""Runs a server for long, with everything at once that could harm it, and says what is left of it.
+"""Runs a server for a long time under every kind of harm at once, and reports what went wrong.
 
     make soak MINUTES=60           (or: python -m tests.reliability.soak --minutes 60 --seed 1)
-    make soak MINUTES=5 ARGS=kills                          its worker is killed all the time
-    make soak MINUTES=5 ARGS=curl            a stranger without a key has curl, and much time
+    make soak MINUTES=5 ARGS=kills                     its worker is killed again and again
+    make soak MINUTES=5 ARGS=curl             an attacker without a key tries curl commands
 
-`all` mixes streams, clients that go away, damaged requests, and signals to the worker. It prints a
-line a minute, and in the end what held and what did not; the exit code is 1 if anything did not.
-No request may be lost: each ends in a result, in an error that names what is wrong with it, or in
-one that says to ask again.
+`all` mixes streams, clients that leave, damaged requests, and signals to the worker. It prints a
+line a minute, and at the end which promises held; the exit code is 1 if any did not. No request may
+be lost: each ends in a result, in an error that names its fault, or in an error that says to retry.
 """
 
 import argparse
@@ -35,32 +34,32 @@ from tests.support.process_figures import KIB, MIB, all_bytes, grown, handles, o
 from tests.support.server_process import RunningServer
 
 CHAT = "/v1/chat/completions"
-STUCK_S = 120.0  # for one answer; nothing here takes a tenth of it, unless the machine stands still
+STUCK_S = 120.0  # timeout of one answer; normally, none takes a tenth of it
 KEY = "soak-key-0123456789abcdef"
-PROBE_S = 0.05  # between looks at /health
-HEALTH_P99_S = 0.05  # the goal; where it is missed, no more than half as much again as at first
-WINDOW_S = 300.0  # at first, and in the end; no shorter one says anything
-SETTLED_S = 0.5  # for the threads of connections that have just ended
-GROWTH_EACH = 512 * KIB, 10_000  # that a server may grow by, for so many requests
-GROWTH_MOST = 2 * MIB  # and once, whatever they were
-MAX_SHOWN = 20  # losses; all are counted
+PROBE_S = 0.05  # between probes of /health
+HEALTH_P99_S = 0.05  # the goal; if missed, the end may be 1.5 times the beginning
+WINDOW_S = 300.0  # compared at the beginning and at the end; shorter ones say little
+SETTLED_S = 0.5  # time for the threads of closed connections to end
+GROWTH_EACH = 512 * KIB, 10_000  # allowed growth in bytes, for so many requests
+GROWTH_MOST = 2 * MIB  # plus this, once
+MAX_SHOWN = 20  # losses shown; all are counted
 SIGNALS = (signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS)
 ASKED = ("Say: red", "Count from 1 to 30.", "What is 7 + 8?", "Tell me a story.", "Say hello world")
 
 
 @dataclass
 class Soak:
-    """One server, and what became of all that was done to it."""
+    """One server, and counts of all outcomes."""
 
     server: RunningServer
     seed: int
-    headers: dict[str, str]  # with the key, where the server asks for one
+    headers: dict[str, str]  # with the key, if the server needs one
     ends: Counter[str] = field(default_factory=Counter)  # of requests
     losses: list[str] = field(default_factory=list)
-    health: list[tuple[float, float]] = field(default_factory=list)  # at which second, and how long
-    worker_bytes: int = 0  # the most that any worker was seen with
+    health: list[tuple[float, float]] = field(default_factory=list)  # (when, how long), seconds
+    worker_bytes: int = 0  # the largest memory of any worker
     n_kills: int = 0
-    n_answered: int = 0  # when the last worker was killed
+    n_answered: int = 0  # answers so far, when the last worker was killed
     deadline_s: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
     numbers: Iterator[int] = field(default_factory=itertools.count)
@@ -70,7 +69,7 @@ class Soak:
         return time.monotonic() < self.deadline_s
 
     def rest(self, seconds: float) -> None:
-        """No longer than the run."""
+        """Waits, but not past the end of the run."""
         threading.Event().wait(max(0.0, min(seconds, self.deadline_s - time.monotonic())))
 
     def note(self, end: str) -> None:
@@ -85,7 +84,7 @@ class Soak:
             print(f"LOST: {what}", flush=True)
 
     def run(self, actors: "Sequence[Actor]", seconds: float) -> None:
-        """All of them at once; a line a minute."""
+        """Runs all actors at once, and prints a line a minute."""
         self.deadline_s = time.monotonic() + seconds
         threads = [
             threading.Thread(target=self._act, args=(actor, random.Random(f"{self.seed} {i}")))
@@ -105,7 +104,7 @@ class Soak:
         while self.goes_on:
             try:
                 actor(self, rng)
-            except Exception as err:  # a mistake of ours, or of the server's: it is to be seen
+            except Exception as err:  # a bug here or in the server: must be reported
                 self.lose(f"{getattr(actor, '__name__', actor)}: {type(err).__name__}: {err}")
                 self.rest(1.0)
 
@@ -120,14 +119,14 @@ class Soak:
         )
 
 
-Actor = Callable[[Soak, random.Random], None]  # does one thing, and is called again
+Actor = Callable[[Soak, random.Random], None]  # does one action, and is called repeatedly
 
 # ---- honest clients --------------------------------------------------------------------------
 
 
 def talk(soak: Soak, rng: random.Random) -> None:
-    """A chat, streamed or not, by a client that does what it is told."""
-    # Unlike any other, so that it is not suspected when workers die.
+    """A chat, streamed or not, by a client that obeys Retry-After."""
+    # Each text is unique, so that it is not quarantined when workers die.
     content = f"{rng.choice(ASKED)} {soak.seed}.{next(soak.numbers)}"
     body = {
         "messages": [{"role": "user", "content": content}],
@@ -140,13 +139,13 @@ def talk(soak: Soak, rng: random.Random) -> None:
 
 
 def outcome(soak: Soak, method: str, path: str, body: bytes) -> str:
-    """What became of a request, which is noted."""
+    """Sends a request; returns and counts its outcome."""
     connection = http.client.HTTPConnection("127.0.0.1", soak.server.port, timeout=STUCK_S)
     times_s = [time.monotonic()]
     try:
         connection.connect()
         times_s.append(time.monotonic())
-        # A refusal may come before all is sent: it is there to be read.
+        # A refusal may come before all is sent, and can still be read.
         with contextlib.suppress(ConnectionError):
             connection.request(method, path, body, JSON)
         times_s.append(time.monotonic())
@@ -170,7 +169,7 @@ ENDS = {"answered", "refused", "told to ask again", "cut short and told so"}
 
 
 def end_of(status: int, headers: http.client.HTTPMessage, body: bytes) -> str:
-    """One of ENDS, or what is wrong with a reply."""
+    """One of ENDS, or the fault of a reply."""
     if status in (429, 503) and headers["Retry-After"]:
         return "told to ask again"
     if 400 <= status < 500 and b'"error"' in body:
@@ -186,22 +185,22 @@ def end_of(status: int, headers: http.client.HTTPMessage, body: bytes) -> str:
 
 
 def probe(soak: Soak, _rng: random.Random) -> None:
-    """Looks at /health, and now and then at the worker."""
+    """Probes /health, and now and then the worker's memory."""
     began_s = time.monotonic()
     answer = soak.server.get("/health")
     soak.health.append((began_s, time.monotonic() - began_s))
     assert answer.status in (200, 503), answer
     if len(soak.health) % 20 == 0:
-        with contextlib.suppress(AssertionError, ValueError):  # between two workers
+        with contextlib.suppress(AssertionError, ValueError):  # no worker runs at this moment
             soak.worker_bytes = max(soak.worker_bytes, own_bytes(soak.server.worker_pid()))
     soak.rest(PROBE_S)
 
 
-# ---- what harms --------------------------------------------------------------------------------
+# ---- harm --------------------------------------------------------------------------------------
 
 
 def storm(soak: Soak, rng: random.Random) -> None:
-    """Clients that come at once and go away, each at some moment of a chat or before it."""
+    """Clients that all come at once, and leave at random moments of a chat or before it."""
     plans = [drawn(rng, {"temperature": 1.5}) for _ in range(60)]
 
     def go(number: int) -> None:
@@ -222,7 +221,7 @@ def damage(soak: Soak, rng: random.Random) -> None:
     """A request with damaged bytes, then one with a damaged body for each endpoint."""
     number = next(soak.numbers)
     with socket.create_connection(("127.0.0.1", soak.server.port), STUCK_S) as sock:
-        with contextlib.suppress(OSError):  # it was refused before all of it was there
+        with contextlib.suppress(OSError):  # refused before all of it arrived
             sock.sendall(fuzz_http.raw_mutant(soak.seed, number))
             sock.shutdown(socket.SHUT_WR)
         data = b""
@@ -237,7 +236,7 @@ def damage(soak: Soak, rng: random.Random) -> None:
     soak.rest(rng.uniform(0, 0.2))
 
 
-# Not /v1/responses: it keeps conversations in memory, and is to.
+# Not /v1/responses: it rightly keeps conversations in memory.
 PATHS = {
     "chat": CHAT,
     "completion": "/v1/completions",
@@ -248,7 +247,7 @@ PATHS = {
 
 
 def kill(soak: Soak, rng: random.Random, pauses_s: tuple[float, float]) -> None:
-    """A signal to the worker that runs now, and has answered: if none does, a model is given up."""
+    """Signals the worker, if it has answered: if workers never answer, the model is given up."""
     soak.rest(rng.uniform(*pauses_s))
     while soak.ends["answered"] == soak.n_answered and soak.goes_on:
         soak.rest(0.05)
@@ -267,7 +266,7 @@ def kill_often(soak: Soak, rng: random.Random) -> None:
     kill(soak, rng, (0.2, 1.4))
 
 
-# What a stranger tries.
+# What an attacker without a key tries.
 CURLS = (
     ("/health",), ("/v1/models",), ("/metrics",), ("/log/stream",), ("/", "-X", "DELETE"),
     ("/v1/models", "-H", "Authorization: Bearer " + "x" * 40), ("/v1/models", "-u", "root:root"),
@@ -286,7 +285,7 @@ REFUSALS = {"400", "401", "403", "404", "405", "408", "411", "413", "415", "417"
 
 
 def curl(soak: Soak, rng: random.Random) -> None:
-    """One command of somebody who has no key: nothing but the health is told."""
+    """Runs one curl command without a key: only the health may be revealed."""
     path, *options = rng.choice(CURLS)
     url = f"http://127.0.0.1:{soak.server.port}{path}"
     command = ["curl", "-s", "-o", os.devnull, "-w", "%{http_code}", *options, url]
@@ -315,14 +314,14 @@ KINDS: dict[str, Sequence[Actor]] = {
 
 @dataclass(frozen=True)
 class Rest:
-    """What a server holds when nobody asks it anything."""
+    """A server's resources when it is idle."""
 
     n_bytes: int
     handles: Counter[str]
 
 
 def at_rest(soak: Soak) -> Rest:
-    """Waits until everybody is gone, and nothing is left to do."""
+    """Waits until all clients have left, and no work remains."""
     hello = json.dumps({"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1})
     deadline_s = time.monotonic() + STUCK_S
     while time.monotonic() < deadline_s:
@@ -340,7 +339,7 @@ def at_rest(soak: Soak) -> Rest:
 
 
 def kept(before: Rest, after: Rest, n_requests: int) -> list[str]:
-    """What a server did not give back."""
+    """Resources that a server did not release."""
     found = []
     n_bytes, n_each = GROWTH_EACH
     allowed = GROWTH_MOST + n_bytes * n_requests // n_each
@@ -352,7 +351,7 @@ def kept(before: Rest, after: Rest, n_requests: int) -> list[str]:
 
 
 def faults(soak: Soak) -> Iterator[str]:
-    """What else did not hold."""
+    """Other promises that did not hold."""
     if soak.losses:
         yield f"{len(soak.losses)} requests were lost"
     if soak.health[-1][0] - soak.health[0][0] > 2 * WINDOW_S:
@@ -368,7 +367,7 @@ def faults(soak: Soak) -> Iterator[str]:
 
 
 def health_p99s(soak: Soak) -> tuple[float, float]:
-    """Of the first and of the last seconds."""
+    """The 99th percentile of /health in the first and in the last WINDOW_S seconds."""
     begin_s, end_s = soak.health[0][0] + WINDOW_S, soak.health[-1][0] - WINDOW_S
     first = [took_s for at_s, took_s in soak.health if at_s <= begin_s]
     last = [took_s for at_s, took_s in soak.health if at_s >= end_s]
@@ -376,7 +375,7 @@ def health_p99s(soak: Soak) -> tuple[float, float]:
 
 
 def soaked(kind: str, seconds: float, seed: int) -> tuple[str, list[str]]:
-    """Runs it: the figures, and what did not hold. A tenth of it, or a minute, is warming up."""
+    """Runs a soak. Returns figures and failures. A tenth of it, or a minute, is warm-up."""
     keys = {"LMLITE_API_KEY": KEY} if kind == "curl" else {}
     headers = {"Authorization": f"Bearer {KEY}"} if keys else {}
     limits = ("--watchdog", "10", "--max-seconds", "30", "--checkpoint-memory", "8M")
@@ -400,7 +399,7 @@ def soaked(kind: str, seconds: float, seed: int) -> tuple[str, list[str]]:
 
 
 def main() -> int:
-    """The command; 1 when something did not hold."""
+    """Runs the command; returns 1 if a promise did not hold."""
     parser = argparse.ArgumentParser(description="Everything at once, for long.")
     parser.add_argument("kind", nargs="?", choices=list(KINDS), default="all")
     parser.add_argument("--minutes", type=float, default=60.0)

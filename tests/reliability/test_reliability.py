@@ -1,4 +1,4 @@
-"""The table of `make reliability` is whole, and what it says of a run is what happened."""
+"""The table of `make reliability` is complete, and reports a run correctly."""
 
 import ast
 import xml.etree.ElementTree as ET

@@ -1,4 +1,4 @@
-"""The soak, for some seconds: nothing is lost, and it notices what would be."""
+"""A soak of some seconds: no request is lost, and the soak would notice lost requests."""
 
 from collections import Counter
 from collections.abc import Callable

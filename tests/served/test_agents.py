@@ -1,4 +1,4 @@
-"""What Codex and Claude Code ask first, and once their tools have answered, with each template."""
+"""Codex's and Claude Code's first requests, and those after tool results, with each template."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -55,7 +55,7 @@ def test_each_template_takes_what_they_send(
         (sequence,) = preparer.prepare(chat_of(agent, asked(agent, later=later)["body"]))
         assert isinstance(sequence, Sequence)
         assert len(sequence.chunks) == later
-        # Its last tokens alone: the answer begins behind the same words, and is held to its form.
+        # Only the last tokens are read: the answer still follows the same words, in its form.
         tail = takewhile(lambda token: token >= 0, reversed(sequence.prompt[-8:]))
         sequence.prompt, sequence.chunks = [*tail][::-1], {}
         sequence.tokens = list(sequence.prompt)

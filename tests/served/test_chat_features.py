@@ -31,7 +31,7 @@ THINK = "Think first: What is 12 + 9?"
 
 
 def ask(server: RunningServer, question: str, **more: Any) -> dict[str, Any]:
-    """The only choice of the answer, with the usage beside it."""
+    """The only choice of the answer, with the usage added."""
     body = {"messages": [{"role": "user", "content": question}], "temperature": 0, **more}
     answer = server.request("POST", "/v1/chat/completions", body)
     assert answer.status == 200, answer.body
@@ -39,7 +39,7 @@ def ask(server: RunningServer, question: str, **more: Any) -> dict[str, Any]:
 
 
 def streamed(server: RunningServer, question: str, **more: Any) -> tuple[dict[str, Any], list[Any]]:
-    """(the only choice, put together from its chunks, and their deltas)."""
+    """(the only choice, built from its chunks; the chunks' deltas)."""
     body = {"messages": [{"role": "user", "content": question}], "temperature": 0, **more}
     *chunks, _ = server.stream("/v1/chat/completions", **body)
     (choice,) = folded_chunks(chunks)["choices"]
@@ -246,5 +246,5 @@ def test_logprobs_come_with_everything(server: RunningServer) -> None:
     for question, more in ((OSLO, {"tools": TOOLS}), (THINK, {})):
         choice = ask(server, question, logprobs=True, top_logprobs=1, **more)
         entries = choice["logprobs"]["content"]
-        assert len(entries) == choice["usage"]["completion_tokens"] - 1  # less the end token
+        assert len(entries) == choice["usage"]["completion_tokens"] - 1  # without the end token
         assert all(entry["logprob"] <= 0 for entry in entries)

@@ -1,4 +1,4 @@
-"""Clients that go away at any moment leave nothing behind: no sequence, no cell, no place taken."""
+"""Clients may leave at any moment: their sequences, cells and places are freed."""
 
 import contextlib
 import http.client
@@ -21,19 +21,19 @@ from tests.support.server_process import START_S, Answer, RunningServer
 SEED = 1
 N_REQUESTS = 1000
 N_CLIENTS = 24
-N_QUEUE = 18  # with 4 that run, two less than there are clients: now and then one is refused
+N_QUEUE = 18  # plus 4 running: two fewer than clients, so some are refused
 DROP_RATE = 0.3
-N_CTX = 4096  # tokens, where --ctx does not say otherwise
+N_CTX = 4096  # tokens, without --ctx
 WORDS = ("red", "blue", "green", "say", "tell", "count", "the", "and", "of", "from", "to", "story")
 
 
 def metrics(server: RunningServer) -> dict[str, float]:
-    """What the server says of itself."""
+    """The server's metrics."""
     return values(server.get("/metrics"))
 
 
 def values(answer: Answer) -> dict[str, float]:
-    """Each name, with its labels, and its value."""
+    """Each metric's name with its labels -> its value."""
     lines = answer.body.decode().splitlines()
     pairs = [line.rsplit(" ", 1) for line in lines if not line.startswith("#")]
     return {name.removeprefix("lmlite_"): float(value) for name, value in pairs}
@@ -59,13 +59,13 @@ MOMENTS: tuple[Moment, ...] = get_args(Moment)
 
 @dataclass(frozen=True)
 class Plan:
-    """What a client asks for, and when it goes away."""
+    """A client's request, and when the client leaves."""
 
     body: dict[str, Any]
-    leaves: Moment | None  # None: it stays to the end
-    n_events: int  # that it waits for
-    patience_s: float  # until its answer begins
-    resets: bool  # the connection is cut, and not closed behind what was sent
+    leaves: Moment | None  # None: stays to the end
+    n_events: int  # to wait for
+    patience_s: float  # for the beginning of its answer
+    resets: bool  # resets the connection instead of closing it
 
 
 def drawn(rng: random.Random, endless: dict[str, Any]) -> Plan:
@@ -85,7 +85,7 @@ def drawn(rng: random.Random, endless: dict[str, Any]) -> Plan:
 
 
 class Client:
-    """Does as planned, on a connection of its own."""
+    """Carries out a plan, on its own connection."""
 
     def __init__(self, port: int, plan: Plan) -> None:
         self._plan = plan
@@ -93,7 +93,7 @@ class Client:
         self._data = json.dumps(plan.body).encode()
 
     def run(self) -> str:
-        """What came of it: it left, or it was answered, or refused."""
+        """Runs the plan. Returns the outcome: left, answered or refused."""
         with contextlib.closing(self._connection):
             if self._plan.leaves is None:
                 return self._stay()
@@ -105,7 +105,7 @@ class Client:
             return "left"
 
     def _wait(self, leaves: Moment) -> None:
-        """Until it is time to go."""
+        """Waits for the moment to leave."""
         if leaves == "in the request":
             self._connection.putrequest("POST", CHAT)
             self._connection.putheader("Content-Type", "application/json")
@@ -161,7 +161,7 @@ def test_a_thousand_requests_with_three_in_ten_dropped_leave_nothing_behind(
             while (result := Client(server.port, plan).run()) == "refused":
                 with lock:
                     results["refused"] += 1
-                threading.Event().wait(1)  # as it was told to
+                threading.Event().wait(1)  # as Retry-After says
             with lock:
                 results[result] += 1
 
@@ -192,7 +192,7 @@ def test_a_thousand_requests_with_three_in_ten_dropped_leave_nothing_behind(
 def test_a_client_that_does_not_read_and_goes_away_gives_its_place_back(
     endless: dict[str, Any],
 ) -> None:
-    # More than the kernel keeps for this socket: four answers, with twenty logprobs a token.
+    # More data than the kernel buffers for this socket: four answers, 20 logprobs per token.
     body = {**endless, "messages": [{"role": "user", "content": "Hi"}], "n": 4, "stream": True}
     body |= {"logprobs": True, "top_logprobs": 20, "max_tokens": 700}
     with RunningServer("--parallel", "4") as server, socket.socket() as sock:

@@ -1,4 +1,4 @@
-"""Each command in the README and the manual works as it stands there."""
+"""Each command in the README and the manual works as written."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture
 def commands(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `lmlite` and `python` are those of this test."""
+    """An environment in which `lmlite` and `python` are this test's."""
     for name, command in (("python", ""), ("lmlite", " -m lmlite")):
         path = tmp_path / name
         path.write_text(f'#!/bin/sh\nexec {sys.executable}{command} "$@"\n')

@@ -1,4 +1,4 @@
-"""What ends a client or the server itself, and what everybody else sees of it."""
+"""A client or the server itself ends, and all others see only proper errors."""
 
 import http.client
 import json
@@ -21,7 +21,7 @@ from tests.support.gguf_writer import tiny_llama_parts, write_gguf
 from tests.support.server_process import START_S, RunningServer
 
 CHAT = "/v1/chat/completions"
-# Times the goal, to which LMLITE_TIMES=10 holds them; in `make test` nothing hangs, and no more.
+# Factor on time limits. LMLITE_TIMES=10 checks the goals; `make test` only that nothing hangs.
 SLACK = 3 if TIMES > 1 else 100
 ASK = {"messages": [{"role": "user", "content": "Hi"}]}
 
@@ -62,7 +62,7 @@ def test_clients_that_hang_up_free_their_places(
         streams = [open_stream(server, **endless) for _ in range(4)]
         for stream in streams:
             stream.close()
-    # Twelve endless answers were begun; four places exist: all of them were given back.
+    # Twelve endless answers were begun, but there are only four places: all were freed.
     assert server.chat("Hi")["choices"][0]["finish_reason"] == "stop"
     for _ in range(12):
         server.wait_for_log(rf"POST {CHAT} 499 ")
@@ -187,7 +187,7 @@ def test_a_file_that_is_not_a_model_is_one_sentence_and_exit_code_1(
 
 def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.path.relpath(path))  # the name of a socket must be short
+        listener.bind(os.path.relpath(path))  # relative, because a socket's name must be short
 
 
 @pytest.mark.parametrize(

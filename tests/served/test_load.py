@@ -1,4 +1,4 @@
-"""How much load is borne: streams, connections, and busy threads beside a model at work."""
+"""The server under load: many streams, connections, and busy threads beside a working model."""
 
 import http.client
 import io
@@ -51,13 +51,13 @@ TICK = re.compile(rb'"content":"(\d+):(\d+) "')
 
 
 def chat(content: str, **more: Any) -> bytes:
-    """A request on a connection of its own."""
+    """The bytes of a chat request that ends its connection."""
     body = json.dumps({"messages": [{"role": "user", "content": content}], **more}).encode()
     return post(f"Content-Length: {len(body)}", JSON, "Connection: close", body=body)
 
 
 def streamed(port: int, n_streams: int, n_ticks: int) -> tuple[list[list[int]], list[float]]:
-    """The numbers that came on each of the streams, and how long each was on its way."""
+    """The numbers that arrived on each stream, and the delay of each in seconds."""
     numbers: list[list[int]] = [[] for _ in range(n_streams)]
     late_s: list[float] = []
     with ExitStack() as stack, selectors.DefaultSelector() as selector:
@@ -82,7 +82,7 @@ def streamed(port: int, n_streams: int, n_ticks: int) -> tuple[list[list[int]], 
 
 
 def held(n_streams: int, late_s: float) -> str:
-    """Streams so many, each of which has to be whole and in time; what was measured."""
+    """Checks that n_streams streams are complete and in time. Returns the measurement."""
     n_ticks = 600 if FULL else 40
     with opened_apart(n_parallel=n_streams) as (pid, port):
         streamed(port, 4, 2)
@@ -120,7 +120,7 @@ def text_of(answer: Any) -> str:
 
 
 def test_many_clients_get_the_answers_that_each_would_get_alone(figure: Figure) -> None:
-    """Or are told to come back, as the queue is shorter than they are many."""
+    """Some clients are told to retry, because the queue is shorter than their number."""
     n_requests = 2000 if FULL else 200
     waiting, lock, results = iter(range(n_requests)), threading.Lock(), Counter[str]()
     with RunningServer("--parallel", "4", "--queue", "24") as server:
@@ -144,7 +144,7 @@ def test_many_clients_get_the_answers_that_each_would_get_alone(figure: Figure) 
                     result = "right" if answer(number, content) == expected[content] else "wrong"
                 except AssertionError as err:
                     result = "refused" if "waiting already" in str(err) else repr(err)
-                    threading.Event().wait(1)  # as it was told to
+                    threading.Event().wait(1)  # as Retry-After says
                 with lock:
                     results[result] += 1
 
@@ -169,7 +169,7 @@ def taken(lock: threading.Lock, waiting: Iterator[int]) -> int | None:
 
 @contextmanager
 def generating(server: RunningServer, n_streams: int, endless: dict[str, Any]) -> Iterator[None]:
-    """Streams that begin again when their context is full; nothing of them is looked at."""
+    """Runs streams that restart when their context is full. Their output is ignored."""
     stop, request = threading.Event(), chat("Hi", stream=True, **endless)
 
     def stream() -> None:
@@ -210,7 +210,7 @@ N_BUSY = 8
 
 
 def busy(server: RunningServer, stop: threading.Event) -> None:
-    """Keeps a thread of the server reading JSON: much of it, and no chat."""
+    """Keeps a thread of the server busy with large JSON bodies that are not valid chats."""
     body = json.dumps({"messages": [[]] * 150_000}).encode()
     with closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)) as connection:
         while not stop.is_set():
@@ -220,7 +220,7 @@ def busy(server: RunningServer, stop: threading.Event) -> None:
 
 
 def steps_per_second(server: RunningServer) -> float:
-    """Of the worker, by its own count."""
+    """Steps per second of the worker, by its own count."""
     began_s, before = time.monotonic(), metrics(server)["step_seconds_count"]
     time.sleep(3 if FULL else 1)
     after = metrics(server)["step_seconds_count"]
@@ -228,7 +228,7 @@ def steps_per_second(server: RunningServer) -> float:
 
 
 def write_hollow_llama(path: Path) -> None:
-    """A model of 36 MB that says the same token for ever."""
+    """Writes a model of 36 MB that repeats one token for ever."""
     shape = Shape(n_layer=4, n_embd=512, n_head=8, n_head_kv=8, n_ff=2048, n_ctx=4096)
     metadata, tensors = tiny_llama_parts()
     n_vocab = tensors[0].dims[1]
@@ -254,7 +254,7 @@ def test_busy_threads_of_the_server_slow_a_model_little(tmp_path: Path, figure: 
         stop.set()
         for thread in threads:
             thread.join()
-    assert alone / beside <= (4 if FULL else 40)  # cores that others use too are no measure
+    assert alone / beside <= (4 if FULL else 40)  # loose where cores are shared
     figure("L7", f"{alone / beside:.1f} times slower: {beside:.0f} tokens/s, alone {alone:.0f}")
 
 
@@ -281,7 +281,7 @@ def test_tokens_come_from_a_worker_in_microseconds_and_by_ten_thousands(figure: 
 
 
 def deltas(supervisor: Supervisor, content: str) -> Iterator[tuple[str, float]]:
-    """Each text of an answer, and the time that it took if it says when it was sent."""
+    """Each text of an answer, and its delay if the text says when it was sent."""
     reply = supervisor.submit(Chat(0, (ChatMessage("user", content),), SamplingParams()))
     while not reply.is_complete:
         event = reply.next(WAIT_S)
@@ -302,10 +302,10 @@ def test_thousands_of_connections_leave_nothing_behind(figure: Figure) -> None:
         began_s = time.monotonic()
         for _ in range(n_connections):
             with socket.create_connection(("127.0.0.1", port), WAIT_S) as sock:
-                if rng.random() < 0.5:  # it is reset, and not closed
+                if rng.random() < 0.5:  # resets the connection instead of closing it
                     at_once = struct.pack("ii", 1, 0)
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-                with suppress(OSError):  # it was over the cap
+                with suppress(OSError):  # it was over the limit of connections
                     sock.sendall(request[: rng.randrange(len(request) + 1)])
         rate = n_connections / (time.monotonic() - began_s)
         ended_s = time.monotonic()
@@ -324,7 +324,7 @@ def test_clients_that_leave_during_their_prompt_free_their_places_at_once(
     figure: Figure,
 ) -> None:
     n_clients = 1000 if FULL else 20
-    n_batch, times_s = 4, []  # 250 steps: a fast machine too is told before it has done them all
+    n_batch, times_s = 4, []  # 250 steps: the cancel arrives in time even on a fast machine
     with RunningServer("--batch", str(n_batch)) as server:
         for number in range(n_clients):
             sock = socket.create_connection(("127.0.0.1", server.port), WAIT_S)
@@ -336,9 +336,9 @@ def test_clients_that_leave_during_their_prompt_free_their_places_at_once(
             until(lambda: is_at_rest(server))
             times_s.append(time.monotonic() - left_s)
         n_prompt = server.chat("0 " + "one two three. " * 250)["usage"]["prompt_tokens"]
-        # The worker does one thing after the other: what it did for them has been told by now.
+        # The worker handles requests in order, so its counts for these clients have arrived.
         found = metrics(server)
-        assert found["step_seconds_count"] < n_clients * n_prompt / n_batch  # had it read them all
+        assert found["step_seconds_count"] < n_clients * n_prompt / n_batch  # steps to read all
     worst_s = max(times_s)
     figure("F10", f"{n_clients:,} places were free after {milliseconds(worst_s)} at most; "
                   "nothing was generated")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Memory, descriptors and threads after much work are those from before it."""
+"""Memory, descriptors and threads are the same before and after much work."""
 
 import http.client
 import json
@@ -28,7 +28,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def ask_many(server: RunningServer, n: int, bodies: list[bytes | None]) -> None:
-    """One request after the other, on connections that are kept for a while."""
+    """Sends n requests, one after the other, on connections that are reused for a while."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
     for number in range(n):
         if number % 500 == 0:
@@ -108,7 +108,7 @@ def test_large_bodies_are_not_kept(server: RunningServer, figure: Figure) -> Non
 
 @pytest.mark.long
 def test_memory_of_bodies_of_many_sizes_is_given_back(server: RunningServer) -> None:
-    """Each thread's allocator would keep twice the largest of them."""
+    """By default, each thread's allocator would keep twice the largest body."""
     pid, sizes = server.process.pid, [MIB * k // 4 for k in range(1, 13)]
     messages = [[{"role": "user", "content": "x" * n}] for n in sizes]
     bodies: list[bytes | None] = [
@@ -121,12 +121,12 @@ def test_memory_of_bodies_of_many_sizes_is_given_back(server: RunningServer) -> 
         thread.start()
     for thread in threads:
         thread.join()
-    # The last answers were sent, but what they held may be given back a moment later.
+    # The last answers were sent, but their memory may be freed a moment later.
     until(lambda: own_bytes(pid) - before <= 4 * MIB)
 
 
 def environment(pid: int) -> set[str]:
-    """The names of the variables that a process was started with."""
+    """The names of a process's environment variables at its start."""
     pairs = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
     return {pair.partition(b"=")[0].decode() for pair in pairs}
 
@@ -150,7 +150,7 @@ def test_the_longest_heads_cost_little(server: RunningServer, figure: Figure) ->
     for sock in sockets:
         sock.sendall(head)
     n_held = before
-    for _ in range(50):  # they arrive meanwhile
+    for _ in range(50):  # meanwhile the connections arrive
         n_held = max(n_held, own_bytes(pid))
         assert server.get("/health").status == 200
     for sock in sockets:
@@ -166,6 +166,6 @@ def test_an_idle_server_is_small(figure: Figure) -> None:
         of_the_model = sum(estimated[name] for name in ("cells", "vocabulary", "logits"))
         worker = own_bytes(server.worker_pid()) - of_the_model
         figure("M6", f"server {parent / MIB:.1f} MiB, worker {worker / MIB:.1f} of its own")
-        slack = 1.0 if FULL else 1.25  # another Python, another C library
+        slack = 1.0 if FULL else 1.25  # Python and C library differ between machines
         assert parent <= slack * 24 * MIB
         assert worker <= slack * 20 * MIB

@@ -1,4 +1,4 @@
-"""A prompt that does not fit: the words that clients read, and what --ctx and its like can do."""
+"""A prompt that does not fit: the error that clients read, and the effect of --ctx and others."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -32,7 +32,7 @@ def server() -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def n_tokens() -> int:
-    """Those of TURNS."""
+    """The number of tokens of TURNS."""
     with RunningServer() as roomy:
         n: int = roomy.post(CHAT, messages=TURNS, max_tokens=0).json["usage"]["prompt_tokens"]
     return n
@@ -99,7 +99,7 @@ def test_max_tokens_that_do_not_fit_beside_the_prompt_are_not_an_error(
     assert answer.json["choices"][0]["message"]["content"] == "hello"
 
 
-# ---- what can be asked for -------------------------------------------------------------------
+# ---- options ---------------------------------------------------------------------------------
 
 
 def length_of(server: RunningServer) -> int:

@@ -1,4 +1,4 @@
-"""Each parameter of a request changes, or fixes, the outcome in exactly the way that it should."""
+"""Each parameter of a request has exactly the effect on the outcome that it should have."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from tests.support.server_process import RunningServer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
-# A story goes on in many ways, and here with an adjective of forty.
+# A story can continue in many ways, here with one of forty adjectives.
 STORY = "Tell me a story."
 BEGUN = (
     "<|im_start|>user\nTell me a story.<|im_end|>\n"
@@ -39,7 +39,7 @@ def first_token(server: RunningServer, **body: Any) -> str:
 
 
 def token_id(server: RunningServer, text: str) -> int:
-    """The id of a token, found as the only one whose bias of +100 makes the model say it."""
+    """The id of the only token whose bias of +100 makes the model say this text."""
     for token in range(3, 1600):
         said = complete(server, "x", max_tokens=1, logit_bias={str(token): 100})
         if said["choices"][0]["text"] == text:
@@ -79,7 +79,7 @@ def test_max_tokens_counts_sampled_tokens(server: RunningServer) -> None:
         assert content(whole).startswith(content(cut))
     for unlimited in (None, -1):
         assert content(server.chat("Hi", max_tokens=unlimited)) == content(whole)
-    # The token that ends the answer is sampled too: one fewer cuts it off, and no text.
+    # The end token counts too: with one token fewer, only it is cut off, but no text.
     nearly = server.chat("Hi", max_tokens=n_whole - 1)
     assert content(nearly) == content(whole)
     assert nearly["choices"][0]["finish_reason"] == "length"
@@ -128,7 +128,7 @@ def test_a_stream_gives_the_same_text_in_pieces(server: RunningServer) -> None:
 @pytest.mark.parametrize("as_list", [False, True])
 def test_stop_cuts_before_the_string(server: RunningServer, as_list: bool) -> None:
     whole = content(server.chat("Hi"))
-    stop = whole[10:14]  # within and across tokens, wherever they begin
+    stop = whole[10:14]  # may begin or end within a token
     answer = server.chat("Hi", stop=["nowhere", stop] if as_list else stop)
     assert content(answer) == whole[: whole.index(stop)]
     assert answer["choices"][0]["finish_reason"] == "stop"
@@ -168,7 +168,7 @@ def test_top_k_lets_k_tokens_through(server: RunningServer) -> None:
     answer = complete(server, BEGUN, logprobs=5, max_tokens=1)
     top: dict[str, float] = answer["choices"][0]["logprobs"]["top_logprobs"][0]
     likeliest = sorted(top, key=lambda text: top[text], reverse=True)
-    # Which of two equals is the likelier one, rounding decides.
+    # Only tokens with a clear lead: rounding decides between nearly equal ones.
     clear = [k for k in (1, 2, 3, 4) if top[likeliest[k - 1]] - top[likeliest[k]] > 0.1]
     assert len(clear) >= 2
     for k in clear:
@@ -178,7 +178,7 @@ def test_top_k_lets_k_tokens_through(server: RunningServer) -> None:
 
 
 def test_a_seed_fixes_what_is_drawn(server: RunningServer) -> None:
-    # One token each: later ones would also hang on how earlier ones were rounded.
+    # One token each: later tokens would also depend on the rounding of earlier ones.
     def drawn() -> list[str]:
         answers = (complete(server, BEGUN, **HOT, seed=seed, max_tokens=1) for seed in range(20))
         return [answer["choices"][0]["text"] for answer in answers]
@@ -204,7 +204,7 @@ def test_the_largest_seeds_fix_the_answer_too(server: RunningServer, seed: int) 
 
 @pytest.fixture(scope="module")
 def duel(server: RunningServer) -> tuple[int, int, dict[str, float]]:
-    """Two tokens a and b, and biases by which, after a, a leads b by 1.0 and all others by far."""
+    """Tokens a and b, and biases: after a, a leads b by 1.0 and all other tokens by far."""
     a, b = token_id(server, "a"), token_id(server, "b")
 
     def logprob(token: int) -> float:
@@ -269,8 +269,8 @@ def test_repeat_penalty_divides_the_logit_of_what_the_prompt_holds(
 
 
 def test_n_choices_have_seeds_of_their_own_and_share_the_prompt(server: RunningServer) -> None:
-    # Side by side, numbers round otherwise than alone. Among ten digits, far ahead of all other
-    # tokens, that hardly ever changes which one a seed draws.
+    # In a larger batch, numbers are rounded differently. With ten digits far ahead of all other
+    # tokens, this hardly ever changes which token a seed draws.
     draw = HOT | {"logit_bias": {str(token_id(server, digit)): 60 for digit in "0123456789"}}
     answer = server.chat(STORY, **draw, seed=3, n=3, max_tokens=5)
     texts = [choice["message"]["content"] for choice in answer["choices"]]
@@ -334,7 +334,7 @@ def test_echoed_logprobs_equal_those_of_generating_the_same_text(server: Running
     whole = complete(server, BEGUN + generated["text"], max_tokens=0, echo=True, logprobs=0)
     ours = generated["logprobs"]["token_logprobs"]
     theirs = whole["choices"][0]["logprobs"]["token_logprobs"][-len(ours) :]
-    # One by one and all at once, numbers round differently; how much depends on the processor.
+    # Rounding differs between one token and many at once; how much depends on the processor.
     assert ours == pytest.approx(theirs, abs=0.05)
 
 
@@ -359,7 +359,7 @@ def test_streamed_logprobs_are_those_of_the_whole_answer(server: RunningServer) 
     whole = server.chat("Hi", logprobs=True, stop="generated")["choices"][0]["logprobs"]["content"]
     assert [entry["bytes"] for entry in entries] == [entry["bytes"] for entry in whole]
     found = [entry["logprob"] for entry in entries]
-    # What memory held before, and where, decides how the last digits are rounded.
+    # Rounding of the last digits depends on the earlier contents of memory.
     assert found == pytest.approx([entry["logprob"] for entry in whole], abs=0.05)
 
 

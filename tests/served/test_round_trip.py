@@ -1,4 +1,4 @@
-"""What an answer says can be sent back in the next turn, however the answer ended."""
+"""An answer can be sent back in the next turn, however it ended."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 OSLO = "What is the weather in Oslo?"
 THINK = "Think first: What is 12 + 9?"
-MOST = 60  # tokens: more than any of the answers has
+MOST = 60  # tokens; more than in any of the answers
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def server() -> Iterator[RunningServer]:
 
 
 def ends(ask: Callable[[Json], str], limit: str) -> set[str]:
-    """How answers end: a call is cut behind each of its tokens, others here and there."""
+    """How answers end: a call is cut after each of its tokens, others at some places."""
     found = set()
     for question, has_tools, cuts in (
         (OSLO, True, range(MOST)),

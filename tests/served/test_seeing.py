@@ -1,6 +1,6 @@
-"""Pictures over HTTP: through each API, many at once, in long conversations, and refused in words.
+"""Pictures over HTTP: through each API, many at once, in long conversations, and refusals.
 
-What the embedded model says of them is `test_tiny_model.py`'s.
+`test_tiny_model.py` tests what the embedded model says about pictures.
 """
 
 import base64
@@ -87,7 +87,7 @@ RED_FILES = {
     "image/webp": webp((b"VP8L", vp8l(64, 48))),
     "image/gif": gif_of(64, 48, bytes([127]) * 64 * 48),
     "image/bmp": bmp_of(64, 48, bytes((0, 0, 255)) * 64 * 48),
-    "image/jpeg": webp((b"VP8L", vp8l(64, 48))),  # its bytes are what counts
+    "image/jpeg": webp((b"VP8L", vp8l(64, 48))),  # the bytes decide, not this type
 }
 
 

@@ -1,6 +1,6 @@
 """A stream adds up to the whole answer, for every feature of every API.
 
-Both are asked with the same seed, after the prompt is in memory.
+Both requests have the same seed, and are sent after the prompt is in memory.
 """
 
 from collections.abc import Iterator
@@ -21,19 +21,19 @@ HOT = {"temperature": 2, "seed": 5, "top_k": 0, "top_p": 1, "min_p": 0}
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[RunningServer]:
-    # With another number of threads, sums would be rounded differently.
+    # With a changing number of threads, sums would be rounded differently.
     with RunningServer("--allow-grammar", "--threads", "1") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def digits(server: RunningServer) -> dict[str, float]:
-    """Biases under which the model writes only digits, and the seed alone decides which."""
+    """Biases that make the model write only digits, so that the seed alone decides which."""
     plan = server.request("POST", TEXT, {"prompt": list("0123456789")}, {"X-Dry-Run": "1"}).json
     return {str(prompt["tokens"][-1]["id"]): 60 for prompt in plan["prompts"]}
 
 
-# ---- what is asked ---------------------------------------------------------------------------
+# ---- requests --------------------------------------------------------------------------------
 
 STRING, INTEGER = {"type": "string"}, {"type": "integer"}
 
@@ -156,7 +156,7 @@ MESSAGES_ASKED: dict[str, dict[str, Any]] = {
 
 
 def whole(server: RunningServer, path: str, body: dict[str, Any]) -> Any:
-    """The whole answer, when its prompt is in memory."""
+    """The whole answer, to a prompt that is already in memory."""
     server.post(path, **body)
     answer = server.post(path, **body)
     assert answer.status == 200, answer.body

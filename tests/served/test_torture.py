@@ -80,7 +80,7 @@ class FailingPipe:
 
 @pytest.fixture
 def saboteur(monkeypatch: pytest.MonkeyPatch) -> Saboteur:
-    """A saboteur of all calls of the server that can fail."""
+    """A saboteur for all calls of the server that can fail."""
     made = Saboteur()
 
     class FailingConnection(Connection):
@@ -117,7 +117,7 @@ def saboteur(monkeypatch: pytest.MonkeyPatch) -> Saboteur:
 
 
 def outcome(house: House, stream: bool) -> str:
-    """What a client sees: "answered", "refused" with a proper error, or "cut"."""
+    """The outcome for a client: "answered", "refused" with a proper error, or "cut"."""
     connection = house.connect()
     try:
         reply = house.begin(connection, "echo one two", stream=stream)
@@ -144,7 +144,7 @@ def outcome(house: House, stream: bool) -> str:
 
 
 def held(house: House) -> Counter[str]:
-    """Counts of what a server has open."""
+    """Counts of a server's open objects and descriptors."""
     gc.collect()
     kinds = (OpenRequest, Connection)
     objects = Counter(type(each).__name__ for each in gc.get_objects() if isinstance(each, kinds))
@@ -158,7 +158,7 @@ def held(house: House) -> Counter[str]:
 
 
 def until_at_rest(house: House, before: Counter[str], what: str = "") -> None:
-    """Waits until as much is open as before; a failure shows what is too much."""
+    """Waits until the counts are as before. A failure shows the difference."""
     try:
         until(lambda: house.supervisor.ready is not None and held(house) == before)
     except AssertionError:
@@ -166,7 +166,7 @@ def until_at_rest(house: House, before: Counter[str], what: str = "") -> None:
 
 
 def every(names: Iterable[str], n_failed: Counter[str]) -> Iterator[tuple[str, int]]:
-    """The number of each call of each name, until no such call is left to fail."""
+    """(name, k) for each call of each name, until no k-th call is left to fail."""
     for name in names:
         k = 1
         yield name, k
@@ -286,11 +286,11 @@ OWNED = {
 
 
 class FailingLibrary:
-    """The library, whose calls may fail; it counts what was allocated and not freed."""
+    """The library with calls that may fail. Counts objects that were allocated but not freed."""
 
     def __init__(self, lib: Any, saboteur: Saboteur, failures: dict[str, tuple[Any, ...]]) -> None:
         self._lib, self._saboteur, self._failures = lib, saboteur, failures
-        self._texts: dict[int, Any] = {}  # allocated here
+        self._texts: dict[int, Any] = {}  # texts that were allocated here
         self.open: Counter[str] = Counter()
         self._kinds: dict[int, str] = {}
 
@@ -301,13 +301,13 @@ class FailingLibrary:
             if name in OWNED.values():
                 self._give_back(arguments[0])
             if name == "llama_sampler_chain_add":
-                self._give_back(arguments[1])  # to the chain, which frees it
+                self._give_back(arguments[1])  # the chain owns it now, and frees it
             if name == "lml_free" and arguments[0] in self._texts:
                 del self._texts[arguments[0]]
                 return None
             results = self._failures.get(name)
             if name == "lml_answer_finish" and not arguments[1]:
-                results = None  # text that is cut off may have any form
+                results = None  # a cut-off text may have any form
             if results is None or not self._saboteur.strikes(name):
                 result = function(*arguments)
             else:
@@ -339,7 +339,7 @@ def address_of(pointer: Any) -> int:
 
 
 class Desk:
-    """Where a worker's events arrive."""
+    """Receives a worker's events."""
 
     def __init__(self) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
@@ -349,7 +349,7 @@ class Desk:
             self._events.put(event)
 
     def until_end(self, request_id: int) -> tuple[str, str]:
-        """The text of a request, and how it ended."""
+        """The text of a request, and the kind of its end."""
         text = ""
         while True:
             event = self._events.get(timeout=WAIT_S)
@@ -369,7 +369,7 @@ class Desk:
 
 
 def asks() -> list[Chat | Complete | Embed]:
-    """A schema, penalties, biases and probabilities; the third prompt was parked by the second."""
+    """Requests with many options; the second parks the first's memory, the third restores it."""
     story = "one two three four five. " * 12
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     params = SamplingParams(

@@ -1,1 +1,1 @@
-"""What tests share: fakes, writers of files, processes."""
+"""Helpers that tests share: fakes, writers of files, processes."""

@@ -1,9 +1,9 @@
-"""Small models with random weights whose memory cannot simply be cut.
+"""Small models with random weights, with memory that cannot simply be cut.
 
-A transformer keeps what it saw of every token, so its memory can be cut behind any of them. A
-recurrent model (Mamba) sums all tokens up in one state, a hybrid one (LFM2) has layers of both
-kinds, and a sliding window (Gemma 3) forgets what lies far behind. Qwen2-VL is here for its
-positions, of which a picture takes fewer than it has tokens.
+A transformer keeps cells for every token, so its memory can be cut after any token. A recurrent
+model (Mamba) sums all tokens up in one state, a hybrid model (LFM2) has layers of both kinds, and
+a sliding window (Gemma 3) forgets old tokens. Qwen2-VL is here for its positions: a picture takes
+fewer positions than tokens.
 """
 
 import random
@@ -143,7 +143,7 @@ def _write(
 
 def _random(source: random.Random, name: str, dims: tuple[int, ...]) -> Tensor:
     n = dims[0] * (dims[1] if len(dims) > 1 else 1)
-    if name.endswith("ssm_a"):  # the decay of a state: negative, or the state would grow for ever
+    if name.endswith("ssm_a"):  # the decay of a state; the state would grow for ever if positive
         weights = [-1.0 - i % dims[0] for i in range(n)]
     elif len(dims) == 1:
         weights = [0.0 if name.endswith("bias") else 1.0] * n

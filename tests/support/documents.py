@@ -1,4 +1,4 @@
-"""The commands and examples in the README and the manual, and what shows that each is true.
+"""The commands and examples in the README and the manual, and how each of them is checked.
 
 A comment above each fenced block says so:
 
@@ -8,7 +8,7 @@ A comment above each fenced block says so:
     <!-- run: FILE -->         that file of the tests runs it
     <!-- run: openai -->       `make clients` runs it with OpenAI's client
     <!-- run: anthropic -->    `make clients` runs it with Anthropic's
-    <!-- NAME -->              another test, which looks for that comment, holds it to the truth
+    <!-- NAME -->              a different test, which looks for that comment, checks it
 """
 
 import re
@@ -19,7 +19,7 @@ from tests import REPOSITORY
 
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "lmlite" / "manual").glob("*.md"))]
 BLOCK = re.compile(r"(?:^<!-- ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-ADDRESS = "http://localhost:1234"  # of the server, in all of them
+ADDRESS = "http://localhost:1234"  # of the server, in all blocks
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Block:
         return f"{self.page.name}: {self.text.splitlines()[0]}"
 
     def at(self, url: str) -> str:
-        """Its text, for a server at another address."""
+        """The block's text, for a server at a different address."""
         return self.text.replace(ADDRESS, url)
 
 
 def blocks(mark: str | None = None) -> list[Block]:
-    """Those with this mark, or all of them, in their order."""
+    """The blocks with this mark, or all blocks, in order."""
     found = [Block(page, *match) for page in PAGES for match in BLOCK.findall(page.read_text())]
     return [block for block in found if mark is None or block.mark == mark]

@@ -1,9 +1,9 @@
-"""A context without a model: memory kept cell by cell, and tokens that follow from what it holds.
+"""A context without a model: memory kept cell by cell, and tokens computed from its contents.
 
-Stands in for C under the real engine. A cell holds one token at one position, for one lane or
-for several that begin alike. Each sampled token is a function of all the tokens before it, as
-memory has them, so that a cell that is lost, doubled or another's shows in the text. Raises
-Violation for what the engine must never do.
+Replaces C under the real engine. A cell holds one token at one position, for one lane or for
+several lanes with a common prefix. Each sampled token is a function of all tokens before it in
+memory, so a lost, doubled or wrong cell shows in the text. Raises Violation if the engine does
+what it must never do.
 """
 
 import zlib
@@ -26,7 +26,7 @@ NO_NUMBERS = LlamaError("the model produced invalid numbers")
 
 
 class Violation(BaseException):
-    """The engine broke a rule of memory. No Exception, which the engine would catch."""
+    """The engine broke a rule of memory. Not an Exception, which the engine would catch."""
 
 
 def require(condition: bool, rule: str) -> None:
@@ -34,7 +34,7 @@ def require(condition: bool, rule: str) -> None:
         raise Violation(rule)
 
 
-# ---- what follows from tokens ----------------------------------------------------------------
+# ---- functions of tokens ---------------------------------------------------------------------
 
 
 def digest(tokens: Sequence[int], salt: int) -> int:
@@ -42,13 +42,13 @@ def digest(tokens: Sequence[int], salt: int) -> int:
 
 
 def next_token(tokens: Sequence[int], salt: int, n_sampled: int) -> int:
-    """What comes after the tokens, for a chain of this salt that has sampled so many."""
+    """The token after these tokens, for a chain of this salt that has sampled n_sampled."""
     drawn = digest(tokens, salt + 7919 * n_sampled)
     return END if drawn % 1000 < END_PER_MILLE else 1 + drawn // 1000 % len(LETTERS)
 
 
 def salt_of(params: SamplingParams, seed: int) -> int:
-    """Greedy chains are all alike."""
+    """The salt of a chain. Greedy chains all have the same."""
     return 0 if params.temperature == 0 else 1 + seed
 
 
@@ -57,13 +57,13 @@ def piece(token: int) -> bytes:
 
 
 def logprob(tokens: Sequence[int], token: int, n_top: int) -> tuple[float, list[tuple[int, float]]]:
-    """Log-probability of a token behind the tokens, and the likeliest ones."""
+    """Log-probability of a token after the tokens, and the likeliest tokens."""
     value = -(digest(tokens, token) % 1000) / 100
     return value, [(rank % N_VOCAB, value - rank) for rank in range(n_top)]
 
 
 def entry(tokens: Sequence[int], token: int, n_top: int) -> TokenLogprob:
-    """The same as a client gets it."""
+    """The same in the form that a client gets."""
     value, top = logprob(tokens, token, n_top)
     return TokenLogprob(piece(token), value, tuple((piece(t), p) for t, p in top))
 
@@ -89,13 +89,13 @@ class FakeModel:
 
 
 class Cell:
-    """One token at one position. Which one that is follows from its place in its lanes."""
+    """One token at one position. The position follows from its place in its lanes."""
 
     __slots__ = ("n_lanes", "token")
 
     def __init__(self, token: int) -> None:
         self.token = token
-        self.n_lanes = 1  # that hold it; with 0 it is free
+        self.n_lanes = 1  # that hold it; free with 0
 
 
 class FakeContext:
@@ -104,14 +104,14 @@ class FakeContext:
     def __init__(
         self, n_ctx: int, *, n_ctx_seq: int, n_batch: int, n_seq_max: int, can_cut: bool = True
     ) -> None:
-        """`can_cut`: whether a part of a lane can be dropped, or given to another."""
+        """`can_cut`: whether a part of a lane can be dropped, or shared with a different lane."""
         self.n_ctx, self.n_ctx_seq, self.n_batch = n_ctx, n_ctx_seq, n_batch
         self.n_seq_max = n_seq_max
         self.n_steps = 0
         self.n_read: Counter[int] = Counter()  # tokens decoded, by seq_id
         self.now_s = 0.0  # the engine's clock: a step takes as long as its tokens
         self.breaks = False  # the next decode fails
-        self.can_restore = True  # C has more reasons to refuse a state than too few cells
+        self.can_restore = True  # C may refuse a state for reasons other than too few cells
         self.n_refused = 0
         self.can_cut = can_cut
         self._lanes: list[list[Cell]] = [[] for _ in range(n_seq_max)]
@@ -119,7 +119,7 @@ class FakeContext:
         self._outputs: dict[int, tuple[int, int]] = {}  # batch index -> seq_id, tokens held
 
     def monotonic(self) -> float:
-        """In place of the module `time`."""
+        """Replaces the function of the module `time`."""
         return self.now_s
 
     def decode(self, batch: Batch) -> bool:
@@ -197,7 +197,7 @@ class FakeContext:
         return [cell.token for cell in self._lanes[seq_id]]
 
     def before(self, index: int) -> list[int]:
-        """The tokens that the logits at a batch index follow from."""
+        """The tokens before the logits at a batch index."""
         self.check_numbers(index)
         seq_id, n_held = self._outputs[index]
         return [cell.token for cell in self._lanes[seq_id][:n_held]]
@@ -212,7 +212,7 @@ class FakeContext:
 
 
 class FakeChain:
-    """In place of SamplerChain. Remembers how many tokens it sampled, as C remembers which."""
+    """Replaces SamplerChain. Remembers how many tokens it sampled; C remembers which."""
 
     n_open = 0  # of all chains
     can_open = True
@@ -231,7 +231,7 @@ class FakeChain:
         self._salt = salt_of(params, seed)
         self._n_sampled = 0
         self._is_open = True
-        self.fails_at: int | None = None  # the token, counted from 0, that it cannot choose
+        self.fails_at: int | None = None  # the index of the token that it fails to choose
         FakeChain.n_open += 1
 
     def sample(self, context: FakeContext, index: int, grammar: Any, banned: Sequence[int]) -> int:

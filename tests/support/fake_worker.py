@@ -1,4 +1,4 @@
-"""A worker without a model: it speaks frames, and does what the last message of a chat says.
+"""A worker without a model. It speaks frames, and obeys the last message of a chat.
 
     echo TEXT        replies with a delta per word
     tick N SECONDS   replies with N deltas this far apart: their number and the time in nanoseconds
@@ -10,9 +10,9 @@
     wait PATH        replies when somebody writes to the named pipe
     fail PATH        fails then
 
-Anything else is a BadRequest. Its argument is a mode for loading: "crash" ends it, "broken" fails,
-"fragile" fails while there is a file at the model's path, "wait" stays half loaded until somebody
-writes to the named pipe at that path, "stop" stops the process.
+Any other message is a BadRequest. The process's argument is a mode for loading: "crash" ends it,
+"broken" fails, "fragile" fails while there is a file at the model's path, "wait" stays half loaded
+until somebody writes to the named pipe at that path, "stop" stops the process.
 """
 
 import contextlib
@@ -94,7 +94,7 @@ def wait(chat: Chat, path: str) -> None:
 
 
 def wait_for_writer(fifo: str) -> None:
-    with open(fifo):  # opens when the other end is opened
+    with open(fifo):  # blocks until the other end is opened
         pass
 
 
@@ -117,7 +117,7 @@ begun: "queue.SimpleQueue[Tick]" = queue.SimpleQueue()
 
 
 def tick() -> None:
-    """Sends every delta when it is due; runs in its thread."""
+    """Sends every delta when it is due; runs in its own thread."""
     due: list[Tick] = []
     while True:
         wait_s = max(0.0, due[0][0] - time.monotonic()) if due else None

@@ -1,6 +1,6 @@
 """A GGUF writer in one page, and a small model made with it.
 
-A GGUF file is four things, one behind the other, all numbers little-endian:
+A GGUF file has four parts, one after the other, with all numbers little-endian:
 
     "GGUF", version, how many tensors, how many keys
     the keys:     name, type, value                  (what the model is)
@@ -8,8 +8,8 @@ A GGUF file is four things, one behind the other, all numbers little-endian:
     the weights:  each padded to a multiple of the alignment
 
 A string is its length in 64 bits and its bytes; an array is the type of its elements, their
-number in 64 bits, and the elements. That is all: `write_gguf` is the proof. A test may lie about
-anything: every count and offset can be replaced.
+number in 64 bits, and the elements. That is all: `write_gguf` is the proof. Tests can replace every
+count and offset with a false one.
 """
 
 import functools
@@ -27,7 +27,7 @@ U8, I8, U16, I16, U32, I32, F32, BOOL, STRING, ARRAY, U64, I64, F64 = range(13)
 _LETTERS = {U8: "B", I8: "b", U16: "H", I16: "h", U32: "I", I32: "i", F32: "f", BOOL: "?",
             U64: "Q", I64: "q", F64: "d"}  # fmt: skip
 
-# enum ggml_type, the two that need no explanation, and the simplest that does
+# enum ggml_type: the plain floats, and the simplest quantized type
 TENSOR_F32, TENSOR_F16, TENSOR_Q4_0 = 0, 1, 2
 _TENSOR_LETTERS = {TENSOR_F32: "f", TENSOR_F16: "e"}
 _BYTES_PER_BLOCK = {TENSOR_F32: (1, 4), TENSOR_F16: (1, 2), TENSOR_Q4_0: (32, 18)}
@@ -44,7 +44,7 @@ CHATML = (
 
 
 class Typed(NamedTuple):
-    """A value with another type than the usual one for its Python type."""
+    """A value with a type other than the usual one for its Python type."""
 
     kind: int
     value: object
@@ -61,7 +61,7 @@ class Tensor(NamedTuple):
     dims: Sequence[int]
     data: bytes
     kind: int = TENSOR_F32
-    offset: int | None = None  # None: right behind the tensor before it
+    offset: int | None = None  # None: directly after the previous tensor
 
 
 def tensor(name: str, dims: Sequence[int], weights: Sequence[float], kind: int) -> Tensor:
@@ -79,7 +79,7 @@ def write_gguf(
     n_keys: int | None = None,
     n_tensors: int | None = None,
 ) -> None:
-    """Writes the file; a version or counts can be false."""
+    """Writes the file; the version and the counts can be false."""
     data = encode_gguf(metadata, tensors, version=version, n_keys=n_keys, n_tensors=n_tensors)
     with open(path, "wb") as file:
         file.write(data)
@@ -167,7 +167,7 @@ def _usual_kind(value: object, whole: int) -> int:
     return kinds[type(value)]
 
 
-# ---- a vocabulary that can spell everything ------------------------------------------------
+# ---- a vocabulary for all bytes ------------------------------------------------------------
 
 
 @functools.cache
@@ -245,7 +245,7 @@ def llama_metadata(shape: Shape, name: str, kind: int) -> dict[str, Value]:
     return {
         "general.architecture": "llama",
         "general.name": name,
-        "general.file_type": kind,  # for these two types the numbers of both enums agree
+        "general.file_type": kind,  # both enums have the same numbers for these two types
         "llama.context_length": shape.n_ctx,
         "llama.embedding_length": shape.n_embd,
         "llama.block_count": shape.n_layer,
@@ -283,7 +283,7 @@ def tiny_llama_parts(
     chat_template: str | None = CHATML,
     name: str = "tiny-llama",
 ) -> tuple[dict[str, Value], list[Tensor]]:
-    """A llama with random weights: it loads, and always answers with the same noise."""
+    """A llama with random weights: it loads, and always generates the same noise."""
     shape = shape or Shape()
     words = (" the", " and", " of", " to", " in", "ing", "er", "ed", "Hello", " model")
     metadata = llama_metadata(shape, name, kind) | tokenizer_metadata(words, chat_template)
@@ -301,7 +301,7 @@ def tiny_llama_parts(
 
 
 def _random_tensor(source: random.Random, name: str, dims: tuple[int, ...], kind: int) -> Tensor:
-    # Norms are 1, so that they change nothing, and F32, the only type that ggml multiplies by.
+    # Norms are 1, to have no effect, and F32, the only type that ggml can multiply by here.
     if len(dims) == 1:
         return tensor(name, dims, [1.0] * dims[0], TENSOR_F32)
     n_rows = dims[1]
@@ -319,7 +319,7 @@ def tiny_llama(
     chat_template: str | None = CHATML,
     name: str = "tiny-llama",
 ) -> None:
-    """Writes such a llama to a file of about half a megabyte."""
+    """Writes the llama of `tiny_llama_parts` to a file of about half a megabyte."""
     metadata, tensors = tiny_llama_parts(
         seed=seed, shape=shape, kind=kind, chat_template=chat_template, name=name
     )

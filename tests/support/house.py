@@ -1,4 +1,4 @@
-"""A real server in this process, in front of a worker without a model; and its client."""
+"""A real server in this process with a worker without a model, and its client."""
 
 import http.client
 import io
@@ -49,7 +49,7 @@ class House:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
 
     def dial(self) -> socket.socket:
-        """A bare connection."""
+        """A new socket that is connected to the server."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S)
 
     def ask(self, content: str, **body: Any) -> tuple[int, bytes]:
@@ -77,7 +77,7 @@ class House:
     def exchange(self, data: bytes, ends: bool = False) -> bytes:
         """Sends bytes; returns all that the server sends until the connection ends.
 
-        Without `ends` it is the server that has to end it.
+        If `ends` is false, the server must end the connection.
         """
         with self.dial() as sock:
             sock.sendall(data)
@@ -91,7 +91,7 @@ class House:
         return self.lines.getvalue()
 
     def logged(self, n: int) -> list[str]:
-        """At least n lines of the log; the line of a request comes after its reply."""
+        """The log, once it has n lines: a request's line is written after its reply."""
         while len(lines := self.log_text().splitlines()) < n:
             assert not isinstance(self.supervisor.state, Failed)
         return lines
@@ -129,7 +129,7 @@ def opened(
     limits: Limits = DEFAULT_LIMITS,
     log: Log | None = None,
 ) -> Iterator[House]:
-    """A server that is ready. In a mode of the fake worker, loading may not have ended."""
+    """A server that is ready. In some modes of the fake worker, it is still loading."""
     lines = io.StringIO()
     log = log or Log("info", lines)
     load = Load(model_path, n_parallel=n_parallel, n_queue=n_queue)
@@ -157,7 +157,7 @@ def opened(
 
 @contextmanager
 def opened_apart(n_parallel: int = 4) -> Iterator[tuple[int, int]]:
-    """The same server in a process of its own: process id and port."""
+    """The same server in its own process: process id and port."""
     command = [sys.executable, "-m", "tests.support.house", str(n_parallel)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPOSITORY
@@ -167,7 +167,7 @@ def opened_apart(n_parallel: int = 4) -> Iterator[tuple[int, int]]:
 
 
 def main() -> None:
-    """Runs that process until its standard input ends."""
+    """Runs the process of `opened_apart` until its standard input ends."""
     with opened(n_parallel=int(sys.argv[1])) as house:
         print(house.port, flush=True)
         sys.stdin.read()

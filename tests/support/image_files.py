@@ -1,6 +1,6 @@
-"""Image files for tests, put together from their parts, so that each part may be wrong.
+"""Image files for tests, built from their parts, so that each part can be wrong.
 
-Real JPEG and lossy WebP files lie in `pictures/`: their data takes more than a page to write.
+Real JPEG and lossy WebP files are in `pictures/`: an encoder for them takes more than a page.
 """
 
 import struct
@@ -36,7 +36,7 @@ def png_of(
     more: tuple[bytes, ...] = (),
     level: int = -1,
 ) -> bytes:
-    """A file of these rows, each with its filter in front, packed; `more` are chunks before."""
+    """A file of these rows, each after its filter byte; `more` are chunks before the data."""
     head = struct.pack(">IIBBBBB", width, height, n_bits, colour, 0, 0, interlace)
     chunks = (
         chunk(b"IHDR", head),
@@ -48,7 +48,7 @@ def png_of(
 
 
 def chunk(kind: bytes, body: bytes = b"", checksum: int | None = None) -> bytes:
-    """A part of a PNG file, with its own checksum unless another is given."""
+    """A chunk of a PNG file, with the right checksum unless one is given."""
     if checksum is None:
         checksum = zlib.crc32(kind + body)
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", checksum)
@@ -58,7 +58,7 @@ def jpeg_of(
     width: int, height: int, *, marker: int = 0xC0, n_bits: int = 8, n_colours: int = 3,
     n_scans: int = 1,
 ) -> bytes:  # fmt: skip
-    """A file whose form is right, and whose data is none."""
+    """A file with the right structure, but without valid image data."""
     head = struct.pack(">BHHB", n_bits, height, width, n_colours) + b"\1\x11\0" * n_colours
     scan = segment(0xDA, b"\1\1\0\0\x3f\0") + b"\x12\xff\x00\x34"
     return b"\xff\xd8" + segment(marker, head) + scan * n_scans + b"\xff\xd9"
@@ -70,7 +70,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def sunset(width: int, height: int) -> bytes:
-    """The RGB pixels of the WebP files: red that turns yellow downwards, and blue at the right."""
+    """The RGB pixels of the WebP files: red above yellow at the left, blue at the right."""
     return b"".join(
         bytes((220 - 2 * x, 20 + y, 30) if x < width * 2 // 3 else (20, 40, 200))
         for y in range(height)
@@ -93,20 +93,20 @@ def vp8x(width: int, height: int, flags: int = 0) -> tuple[bytes, bytes]:
 
 
 def vp8(width: int, height: int, *, tag: int = 0x10, start: bytes = b"\x9d\x01\x2a") -> bytes:
-    """The head of a lossy picture, without the picture."""
+    """The header of a lossy picture, without the picture."""
     return tag.to_bytes(3, "little") + start + struct.pack("<HH", width, height)
 
 
 def vp8l(width: int, height: int, colour: tuple[int, int, int] = RED, n_codes: int = 1) -> bytes:
-    """A lossless picture of one colour: its codes have one symbol each, which takes no bits.
+    """A lossless picture of one colour: each code has only one symbol, which takes no bits.
 
-    With 65,536 for `n_codes`, each 4 x 4 pixels have codes of their own, all of them alike.
+    With 65,536 for `n_codes`, each block of 4 x 4 pixels has its own codes, all equal.
     """
     bits = [(0x2F, 8), (width - 1, 14), (height - 1, 14), (0, 4), (0, 1), (0, 1)]
     red, green, blue = colour
     if n_codes > 1:
-        bits += [(1, 1), (0, 3), (0, 1)]  # a picture of numbers of codes, for blocks of 4 x 4
-        for n_symbols in (280, 256):  # in green and red, of which each symbol has 8 bits
+        bits += [(1, 1), (0, 3), (0, 1)]  # an image of code numbers, one for each block of 4 x 4
+        for n_symbols in (280, 256):  # in green and red, with 8 bits per symbol
             bits += [(0, 1), (8, 4), *((n, 3) for n in (0, 0, 1, *[0] * 8, 1)), (0, 1)]
             bits += [(1, 1)] * 256 + [(0, 1)] * (n_symbols - 256)
         bits += [_one_symbol(0)] * 3
@@ -118,12 +118,12 @@ def vp8l(width: int, height: int, colour: tuple[int, int, int] = RED, n_codes: i
 
 
 def _one_symbol(symbol: int) -> tuple[int, int]:
-    """A code that stands for this symbol alone, and how many bits it takes."""
+    """A code with this symbol alone, and the code's length in bits."""
     return 0b101 | symbol << 3, 11
 
 
 def _packed(numbers: list[tuple[int, int]]) -> bytes:
-    """Numbers of so many bits each, the lowest bit first."""
+    """Packs (number, n_bits) pairs, lowest bit first."""
     text = "".join(f"{number:0{n_bits}b}"[::-1] for number, n_bits in numbers)
     return int(text[::-1], 2).to_bytes(-(-len(text) // 8), "little")
 
@@ -133,9 +133,9 @@ def gif_of(
     flags: int = 0xF6, local: int = 0, n_bits: int = 7, packed: bytes | None = None,
     before: bytes = b"",
 ) -> bytes:  # fmt: skip
-    """A GIF of one frame, whose pixels are numbers below 128 of a palette of reds.
+    """A GIF of one frame. Its pixels are numbers below 128, indices of a palette of reds.
 
-    Codes have 8 bits, as they begin anew before their table would make them longer.
+    Codes always have 8 bits: the table is cleared before they would become longer.
     """
     head = b"GIF89a" + struct.pack("<HHBBB", width, height, flags, 0, 0)
     palette = b"".join(bytes((2 * i, 0, 0)) for i in range(128))
@@ -151,7 +151,7 @@ def gif_of(
 
 
 def growing_codes(n_pixels: int) -> bytes:
-    """Data for a GIF of 2 bits, with at least so many pixels: each code stands for one more."""
+    """GIF data of 2 bits for at least n_pixels: each code adds one pixel more than the last."""
     codes, n_known, width, length, n = [(4, 3), (0, 3)], 6, 3, 1, 1
     while n < n_pixels:
         codes.append((min(n_known, 4095), width))

@@ -1,7 +1,7 @@
-"""What Python's own Jinja makes of a chat template, set up as Hugging Face's transformers do it.
+"""Renders chat templates with Python's own Jinja, set up as in Hugging Face's transformers.
 
-The only user of a package that `make test` fetches besides pytest. The templates of models are
-written against this set-up, so it says what a prompt has to be.
+Templates of models are written for this set-up, so it gives the right prompt. jinja2 is the only
+package besides pytest that `make test` fetches.
 """
 
 import json
@@ -21,11 +21,11 @@ BOS, EOS = "<|endoftext|>", "<|im_end|>"  # of the vocabulary that tests use
 
 
 class Refused(Exception):
-    """The template raised an exception of its own, with these words."""
+    """The template called `raise_exception` with this message."""
 
 
 class Generation(Extension):
-    """{% generation %} ... {% endgeneration %}: for training; here it is what it holds."""
+    """{% generation %} ... {% endgeneration %}, used in training; here only its content counts."""
 
     tags = {"generation"}
 
@@ -35,15 +35,15 @@ class Generation(Extension):
 
 
 class Lenient(ImmutableSandboxedEnvironment):
-    """Without what transformers forbid or jinja2 cannot do, though templates in use do it."""
+    """Allows what transformers forbid or jinja2 lacks, but published templates do."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Lists may be added to and taken from."""
+        """Allows templates to add to lists and remove from them."""
         return attr in ("append", "pop") or super().is_safe_attribute(obj, attr, value)
 
 
 def environment(lenient: bool = False) -> jinja2.Environment:
-    """transformers' environment; a lenient one knows how to do a few things more."""
+    """transformers' environment; a lenient one can do a few more things."""
     made = (Lenient if lenient else ImmutableSandboxedEnvironment)(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
     )
@@ -69,7 +69,7 @@ def _raise_exception(words: str) -> None:
 
 
 def message_json(message: ChatMessage, *, arguments_are_text: bool = False) -> Json:
-    """A message as transformers are given it: the arguments of a call are an object."""
+    """A message in transformers' form: the arguments of a call are an object."""
     body: Json = {"role": message.role, "content": message.content}
     if message.reasoning is not None:
         body["reasoning_content"] = message.reasoning
@@ -89,7 +89,7 @@ def message_json(message: ChatMessage, *, arguments_are_text: bool = False) -> J
 
 
 def variables(messages: Sequence[Json], tools: Any, thinks: bool) -> Json:
-    """What a template can see. The dates are llama.cpp's addition, in its own form."""
+    """The variables of a template. The dates are added by llama.cpp, in its own format."""
     now = datetime.now()
     return {
         "messages": list(messages),

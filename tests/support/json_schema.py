@@ -1,7 +1,7 @@
 """A small exact validator of JSON schemas, for the keywords in the tests' schemas.
 
 It follows the standard and shares no code with the package, so that each can find the other's
-mistakes. An unknown keyword is an error. Patterns are searched as Python's, in ASCII.
+mistakes. An unknown keyword is an error. Patterns are searched with Python's `re`, in ASCII.
 """
 
 import datetime
@@ -44,7 +44,7 @@ def type_names(value: Any) -> set[str]:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """As JSON: true is not 1, and 1 is 1.0."""
+    """Equality in JSON: true is not 1, and 1 is 1.0."""
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, list) and isinstance(b, list):
@@ -161,7 +161,7 @@ def negation(value: Any, wanted: Any, _schema: Any, root: Any, path: str) -> lis
 
 
 def is_multiple(value: float, wanted: float) -> bool:
-    """Whether it is a multiple, as decimal numbers, since both are written in decimal."""
+    """Whether value is a multiple of wanted. Computed in decimal, as both are written."""
     return Decimal(repr(value)) % Decimal(repr(wanted)) == 0
 
 

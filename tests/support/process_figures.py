@@ -1,4 +1,4 @@
-"""What a process of Linux uses: memory, descriptors, threads, children, processor time."""
+"""Resources that a Linux process uses: memory, descriptors, threads, children, CPU time."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ KIB, MIB = 1 << 10, 1 << 20
 
 
 def own_bytes(pid: int) -> int:
-    """Memory that no file backs; a leak makes it grow."""
+    """Anonymous memory (not backed by files); a leak makes it grow."""
     held = held_by(pid)
     assert held is not None, f"process {pid} is gone"
     return held.own
@@ -26,7 +26,7 @@ def all_bytes(pid: int) -> int:
 
 
 def peak_bytes(pid: int) -> int:
-    """The peak of its memory."""
+    """Peak memory."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
     assert found is not None
@@ -34,7 +34,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def cpu_seconds(pid: int) -> float:
-    """Time of all its threads, in user and system mode."""
+    """CPU time of all its threads, in user and system mode."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
@@ -51,7 +51,7 @@ def handles(pid: int) -> Counter[str]:
 
 
 def children(pid: int) -> list[int]:
-    """Processes that it has started and not waited for."""
+    """Processes that it has started but not waited for."""
     found: list[int] = []
     for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # that thread has ended
@@ -60,7 +60,7 @@ def children(pid: int) -> list[int]:
 
 
 def _state(pid: int) -> str:
-    """The letter of a process's state; "" when it is gone."""
+    """The letter of a process's state; "" if the process is gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
@@ -68,7 +68,7 @@ def _state(pid: int) -> str:
 
 
 def grown(before: int, after: int) -> str:
-    """A difference in bytes, in words."""
+    """A difference in bytes, as text."""
     return f"{(after - before) / KIB:+,.0f} KiB"
 
 

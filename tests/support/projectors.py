@@ -1,8 +1,8 @@
 """Projectors (mmproj) with random weights, of kinds that encode pictures differently.
 
-`mlp` is LLaVA's: as many tokens as patches, read as text is. `gemma3` pools patches, stands between
-two tokens of its own, and its tokens see each other. `qwen2vl` gives each token a row and a column,
-so that a picture takes fewer positions than tokens. Small ones, unless another size is asked for.
+`mlp` is LLaVA's: as many tokens as patches, with causal attention like text. `gemma3` pools
+patches, adds a token before and after a picture, and its tokens attend to each other. `qwen2vl`
+gives each token a row and a column, so that a picture takes fewer positions than tokens.
 """
 
 import itertools
@@ -23,7 +23,7 @@ Write = Callable[[Path, Mapping[str, Value], Shapes], None]
 
 @dataclass(frozen=True)
 class Size:
-    """Of an encoder."""
+    """The sizes of an encoder."""
 
     n_embd: int = 32
     n_head: int = 2
@@ -36,7 +36,7 @@ SMALL = Size()
 
 
 def keys_of(kind: str, size: Size, side: int) -> dict[str, Value]:
-    """What a file says of itself."""
+    """The metadata of a file."""
     return {
         "general.architecture": "clip",
         "general.name": f"random {kind}",
@@ -62,7 +62,7 @@ ANY_TENSOR = tensor("mm.0.bias", (SMALL.n_embd,), [0.0] * SMALL.n_embd, TENSOR_F
 
 
 def write_random(path: Path, keys: Mapping[str, Value], shapes: Shapes) -> None:
-    """The file, with random weights that keep activations near 1."""
+    """Writes the file, with random weights that keep activations near 1."""
     source = random.Random(1)
     pool = itertools.cycle([source.gauss(0, 1) for _ in range(N_POOL)])
 
@@ -102,7 +102,7 @@ def gemma3(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = writ
 
 
 def qwen2vl(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = write_random) -> None:
-    """Any size; 2 x 2 patches are one token, whose position has a row and a column."""
+    """Any size; 2 x 2 patches are one token, with a row and a column as its position."""
     n_merged = 4 * size.n_embd
     shapes: Shapes = {
         "v.patch_embd.weight.1": (PATCH, PATCH, 3, size.n_embd),
@@ -115,7 +115,7 @@ def qwen2vl(path: Path, n_embd_text: int, size: Size = SMALL, write: Write = wri
 
 
 def _encoder(size: Size, side: int | None) -> Shapes:
-    """Patches and layers; and a vector for each position, if pictures have one size."""
+    """Patches and layers; also a vector for each position, if all pictures have one size."""
     n, n_ff = size.n_embd, size.n_ff
     shapes: Shapes = {"v.patch_embd.weight": (PATCH, PATCH, 3, n)}
     if side is not None:

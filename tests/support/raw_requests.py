@@ -1,7 +1,7 @@
 """Raw requests with their expected statuses, and a reader for them without a socket.
 
-A row is the bytes of a connection; after them the client sends no more. A request that is
-refused by its head ends the connection, so that what follows it in the row goes unanswered.
+A row has all bytes that a client sends on a connection. A request that is refused because of its
+head ends the connection, so later requests in the row get no reply.
 """
 
 import re
@@ -45,7 +45,7 @@ CHUNKED = "Transfer-Encoding: chunked"
 
 
 def chunks(*sizes: int, data: bytes = BODY) -> bytes:
-    """Data in chunks of these sizes, one for the rest, and the last chunk."""
+    """Data in chunks of these sizes, then one chunk for the rest, and the last chunk."""
     parts = []
     for size in (*sizes, len(data)):
         parts.append(b"%x\r\n%b\r\n" % (len(data[:size]), data[:size]))
@@ -65,7 +65,7 @@ FILL = 16384 - len(get("A: "))
 
 # (name, bytes, statuses of the replies)
 ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
-    # ---- what is right
+    # ---- valid requests
     ("a good one", GOOD, (200,)),
     ("a good one without a body", get(), (200,)),
     ("two in a row", GOOD + get(), (200, 200)),
@@ -245,7 +245,7 @@ ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
     ("two origins", get("Origin: http://localhost", "Origin: https://evil.example"), (403,)),
     ("a foreign image tag", get("Sec-Fetch-Site: cross-site"), (403,)),
     ("another port's image tag", get("Sec-Fetch-Site: same-site"), (403,)),
-    # ---- what is said of the body
+    # ---- headers about the body
     ("no length", post(JSON), (411,)),
     ("chunks and a length", chunked(LENGTH, body=chunks()), (400,)),
     ("chunks and no length that is said", chunked("Content-Length: 0", body=chunks()), (400,)),
@@ -382,7 +382,7 @@ ROWS: list[tuple[str, bytes, tuple[int, ...]]] = [
 
 
 class Line:
-    """A socket from which these parts arrive, and then the end."""
+    """A fake socket that delivers these parts, and then ends."""
 
     def __init__(self, parts: Iterable[bytes]) -> None:
         self._parts = [part for part in parts if part][::-1]

@@ -1,4 +1,4 @@
-"""Adds the typed events of a response's stream up, and checks each against those before it."""
+"""Builds a response from the typed events of its stream, and checks each against earlier ones."""
 
 from copy import deepcopy
 from typing import Any
@@ -12,11 +12,11 @@ DELTAS = (
     "response.function_call_arguments.delta",
     "response.custom_tool_call_input.delta",
 )
-FIELDS = {"function_call": "arguments", "custom_tool_call": "input"}  # that deltas lengthen
+FIELDS = {"function_call": "arguments", "custom_tool_call": "input"}  # that deltas extend
 
 
 def folded(events: list[Json]) -> Json:
-    """The last event's response. Checks that earlier events had told all of it."""
+    """The last event's response. Checks that the earlier events add up to it."""
     created, in_progress, *middle, end = events
     assert [event["sequence_number"] for event in events] == list(range(len(events)))
     assert (created["type"], in_progress["type"]) == ("response.created", "response.in_progress")
@@ -55,7 +55,7 @@ def _apply(event: Json, output: list[Json]) -> None:
     if kind == "response.output_item.done":
         assert event["item"]["status"] in ("completed", "incomplete")
         item["status"] = event["item"]["status"]
-        if item["type"] == "tool_search_call":  # its arguments come at once
+        if item["type"] == "tool_search_call":  # its arguments come in one piece
             item["arguments"] = event["item"]["arguments"]
         # Only items include the bytes of log-probabilities.
         assert without_bytes(event["item"]) == without_bytes(item)
@@ -96,7 +96,7 @@ def _check_end(item: Json, event: Json) -> None:
 
 
 def without_bytes(value: Any) -> Any:
-    """The same, without the bytes of tokens."""
+    """The same value, without the bytes of tokens."""
     if isinstance(value, list):
         return [without_bytes(item) for item in value]
     if isinstance(value, dict):
@@ -105,7 +105,7 @@ def without_bytes(value: Any) -> Any:
 
 
 def nameless(response: Json) -> Json:
-    """What two answers to the same request share: everything except ids, time and cache."""
+    """The parts that are equal for the same request: everything except ids, time and cache."""
     found = deepcopy(response)
     for name in ("id", "created_at"):
         del found[name]

@@ -1,7 +1,7 @@
-"""Counts the calls that may fail in some work, and lets one of them do so: curl's way of testing.
+"""Counts the calls in some work that can fail, and makes one of them fail, as curl's tests do.
 
-Done once, the work tells how many such calls it takes; done again for each of them, with that one
-failing, it must end in the right error every time, and leave nothing behind.
+A first run of the work counts these calls. The work is then repeated once for each call, and that
+call fails. Each repetition must end in the right error, and must not leak anything.
 """
 
 import random
@@ -13,26 +13,26 @@ SEED = 20261125
 
 
 class Saboteur:
-    """Armed with k, it lets the k-th call from then on fail. Calls may come from any thread.
+    """Once armed with k, it makes the k-th call fail. Calls may come from any thread.
 
-    Where several threads make them, in what order is chance: there it is armed with a name too,
-    and counts the calls of that name.
+    If several threads make calls, their order is random. Then it is also armed with a name, and
+    counts only the calls of that name.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._k: int | None = None
         self._name: str | None = None
-        self.calls: list[str] = []  # by name, since it was armed
+        self.calls: list[str] = []  # names of the calls since it was armed
         self.failed: str | None = None
 
     def arm(self, k: int | None, name: str | None = None) -> None:
-        """None: only counts; no name: calls of every name."""
+        """`k` None: only counts. `name` None: calls of every name."""
         with self._lock:
             self._k, self._name, self.calls, self.failed = k, name, [], None
 
     def strikes(self, name: str) -> bool:
-        """One call; whether it is to fail."""
+        """Counts a call. Returns whether the call must fail."""
         with self._lock:
             self.calls.append(name)
             n_calls = len(self.calls) if self._name is None else self.calls.count(self._name)
@@ -42,18 +42,18 @@ class Saboteur:
             return True
 
     def wrap(self, name: str, function: Callable[..., Any], error: BaseException) -> Any:
-        """The function, or in its place the error."""
+        """The function, with calls that may raise the error instead."""
 
         def call(*arguments: Any, **options: Any) -> Any:
             if self.strikes(name):
-                raise type(error)(*error.args)  # another one: its traceback holds what it passed
+                raise type(error)(*error.args)  # a new error: tracebacks keep objects alive
             return function(*arguments, **options)
 
         return call
 
 
 def chosen(n_calls: int, n_most: int | None) -> Iterator[int]:
-    """Each k from 1 to n_calls, or so many of them by chance, always the same."""
+    """Each k from 1 to n_calls, or a random sample of n_most of them, always the same."""
     everyone = range(1, n_calls + 1)
     if n_most is None or n_most >= n_calls:
         return iter(everyone)

@@ -1,4 +1,4 @@
-"""Enters the sandbox, tries forbidden and needed things, and prints the outcomes.
+"""Enters the sandbox, tries forbidden and required operations, and prints the outcomes.
 
     python -m tests.support.sandbox_probe FOLDER OUTSIDE [without landlock]
 

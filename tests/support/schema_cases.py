@@ -1,7 +1,7 @@
-"""JSON schemas from simple to nasty, and whether an answer can be held to each of them.
+"""JSON schemas from simple to nasty, and whether each of them can be enforced.
 
-An answer in one of `VALID` is valid if the model ends it. `REFUSED` gives a 400 whose message names
-the part, before a token is generated.
+A reply for a schema in `VALID` is valid if the model ends it. A schema in `REFUSED` gets a 400 that
+names the part, before a token is generated.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def obj(required: list[str] | None = None, more: Any = False, **properties: Any)
 
 
 def named(**properties: Any) -> Schema:
-    """An object whose names need not be Python's."""
+    """An object whose property names need not be Python identifiers."""
     return obj(list(properties), False, **properties)
 
 
@@ -43,7 +43,7 @@ def nested(depth: int) -> Schema:
 
 
 def optional(schema: Schema, **more: Any) -> Schema:
-    """An optional value as pydantic writes it."""
+    """An optional value in pydantic's form."""
     return {"anyOf": [schema, NULL], "default": None, **more}
 
 
@@ -267,7 +267,7 @@ VALID: dict[str, Schema] = {
 
 # name -> (schema, the part that the message names)
 REFUSED: dict[str, tuple[Schema, str]] = {
-    # ---- keywords that no grammar holds ----
+    # ---- keywords that a grammar cannot enforce ----
     "unique items": (array(STRING, uniqueItems=True), "uniqueItems"),
     "a multiple of 7": ({"type": "integer", "multipleOf": 7}, "multipleOf"),
     "not": ({"not": STRING}, ".not"),
@@ -311,7 +311,7 @@ REFUSED: dict[str, tuple[Schema, str]] = {
     "all of lists": ({"allOf": [{"enum": [1, 2, 3]}, {"enum": [2, 3, 4]}]}, "allOf"),
     "a reference with neighbours": ({"$defs": {"n": {"type": "integer", "minimum": 2}},
                                     "$ref": "#/$defs/n", "maximum": 4}, "maximum"),
-    # ---- invalid schemas, and schemas that no value fits ----
+    # ---- invalid schemas, and schemas without a valid value ----
     "an open group": (pattern("^(a$"), "pattern"),
     "an open class": (pattern("^[a$"), "pattern"),
     "nothing to repeat": (pattern("^*a$"), "pattern"),

@@ -1,7 +1,7 @@
-"""Random JSON schemas and values, and whether a grammar takes a value: for the property test.
+"""Random JSON schemas and values, and whether a grammar accepts a value: for property tests.
 
-The schemas are like those of agents, with odd keywords. Values are valid if `json_schema.py` says
-so, and their properties come in the order in which a grammar writes them.
+The schemas are like those of agents, with odd keywords. `json_schema.py` decides whether a value is
+valid. Properties of values come in the order in which a grammar writes them.
 """
 
 import ctypes
@@ -30,14 +30,14 @@ FORMATS = {"date": "2024-02-29", "time": "10:00:00Z", "date-time": "2024-01-31T1
            "hostname": "a-b.example.com", "uri": "https://example.com/a?b=c#d", "email": "a.b@c.de",
            "duration": "P1DT2H", "int32": "x"}  # fmt: skip
 _WITH_EXPONENT = re.compile(r"\b\d+(?:\.\d+)?e-\d+\b")
-NOTHING: Any = object()  # in place of a value, if none was found
+NOTHING: Any = object()  # returned if no value was found
 
 
 # ---- schemas ---------------------------------------------------------------------------------
 
 
 def random_schema(rng: random.Random, depth: int = 0) -> Any:
-    """A schema that some value is likely to fit."""
+    """A schema that probably has a valid value."""
     kinds: list[Callable[[random.Random, int], Any]] = [_text, _number, _number, _listed, _simple]
     if depth < 3:
         kinds += [_object, _object, _array, _composed]
@@ -49,7 +49,7 @@ def random_schema(rng: random.Random, depth: int = 0) -> Any:
 
 
 def random_document(rng: random.Random) -> Any:
-    """An object with definitions, some of which contain themselves."""
+    """An object with definitions, some of them recursive."""
     node = _object(rng, 1)
     node["$defs"] = {
         "a": random_schema(rng, 2),
@@ -210,14 +210,14 @@ def _guess_array(rng: random.Random, schema: Any, root: Any, depth: int) -> Any:
 
 
 class JsonGrammars:
-    """The grammars that a model's template and llama.cpp make of rewritten schemas."""
+    """The grammars that a model's template and llama.cpp make from rewritten schemas."""
 
     def __init__(self, model: Model, template: ChatTemplate) -> None:
         self._model, self._template = model, template
         vocab = model.vocab
         tokens = range(vocab.n_tokens)
         pieces = {each: vocab.piece(each) for each in tokens}
-        # Single bytes could make invalid UTF-8.
+        # Only ASCII bytes: other single bytes could form invalid UTF-8.
         letters = [each for each, piece in pieces.items() if len(piece) == 1 and piece.isascii()]
         end = next(each for each in tokens if vocab.ends_generation(each))
         self._tokens = [*letters, end]
@@ -233,11 +233,11 @@ class JsonGrammar:
     """The grammar of one schema."""
 
     def __init__(self, model: Model, form: Form, tokens: list[int]) -> None:
-        """Samples are made of `tokens`, and end with the last of these."""
+        """Samples consist of `tokens`, and end with the last of these tokens."""
         self._model, self._form, self._tokens, self._end = model, form, tokens, tokens[-1]
 
     def takes(self, value: Any) -> bool:
-        """Whether the grammar takes the value, with small numbers written out."""
+        """Whether the grammar accepts the value, with small numbers written without exponents."""
         plain = json.dumps(value, ensure_ascii=False)
         text = _WITH_EXPONENT.sub(lambda number: f"{Decimal(number[0]):f}", plain)
         grammar = Grammar(self._model, self._form.grammar, self._form.reply)
@@ -248,7 +248,7 @@ class JsonGrammar:
             grammar.close()
 
     def samples(self, rng: random.Random, n: int) -> list[str]:
-        """Random texts that the grammar takes, without those that do not end soon."""
+        """Random texts that the grammar accepts; texts that do not end soon are left out."""
         found = (self._sample(rng) for _ in range(n))
         return [text for text in found if text is not None]
 
@@ -292,7 +292,7 @@ N_VALUES = 4  # of each schema
 
 
 def wrongly_refused(grammars: JsonGrammars, seed: int, is_tool: bool) -> tuple[int, str]:
-    """(how many values fit a schema, those that its widened form refuses, or "")."""
+    """(number of valid values, those that the schema's widened form refuses, or "")."""
     rng = random.Random(seed)
     schema = random_document(rng)
     values = [random_value(rng, schema, schema) for _ in range(N_VALUES)]
@@ -304,7 +304,7 @@ def wrongly_refused(grammars: JsonGrammars, seed: int, is_tool: bool) -> tuple[i
 
 
 def wrongly_taken(grammars: JsonGrammars, seed: int) -> tuple[int, str]:
-    """(how many values a strict schema takes, those that the client's refuses, or "")."""
+    """(number of values that the strict schema accepts, those that are invalid, or "")."""
     rng = random.Random(seed)
     schema, other = random_document(rng), random_document(rng)
     try:

@@ -17,7 +17,7 @@ from typing import Any
 from tests import REPOSITORY
 from tests.support.process_figures import children
 
-START_S = 30.0  # for a log line, or the end of the process
+START_S = 30.0  # timeout for a log line, or for the end of the process
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Answer:
 
 
 class RunningServer:
-    """Started by `with`, and stopped by process id at the end."""
+    """Started by `with`, and stopped by its process id at the end."""
 
     def __init__(self, *arguments: str, folder: Path = REPOSITORY, **environment: str) -> None:
-        """The package is taken from that folder."""
+        """`folder` is where the package lies."""
         self._arguments, self._folder = arguments, folder
-        self._environment = environment  # beside that of the tests
+        self._environment = environment  # in addition to the tests' environment
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
 
@@ -80,7 +80,7 @@ class RunningServer:
         return f"http://127.0.0.1:{self.port}"
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
-        """The next log line that matches; the server's end or a long wait is an error."""
+        """The next log line that matches. Fails if the server ends or the wait is too long."""
         while (line := self._lines.get(timeout=START_S)) is not None:
             if match := re.search(pattern, line):
                 return match
@@ -92,7 +92,7 @@ class RunningServer:
         return pid
 
     def worker_pids(self) -> list[int]:
-        """Usually one; none or two while a worker is replaced."""
+        """Usually one process id; 0 or 2 while a worker is being replaced."""
         return children(self.process.pid)
 
     # ---- requests --------------------------------------------------------------------------
@@ -123,7 +123,7 @@ class RunningServer:
         return self.request("POST", path, body)
 
     def chat(self, content: str, **body: Any) -> Any:
-        """The JSON of a chat answer to one user message, greedy unless told otherwise."""
+        """The JSON of a chat's answer to one user message; greedy by default."""
         messages = [{"role": "user", "content": content}]
         body = {"messages": messages, "temperature": 0, **body}
         answer = self.post("/v1/chat/completions", **body)
@@ -131,9 +131,9 @@ class RunningServer:
         return answer.json
 
     def stream(self, path: str, **body: Any) -> Iterator[Any]:
-        """The objects of a streamed answer; of chats and completions, "[DONE]" is the last.
+        """The objects of a streamed answer. Chats and completions end with "[DONE]".
 
-        Where events have names, an object's type is that of its event.
+        If events have names, checks that each object's type is its event's name.
         """
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = json.dumps({**body, "stream": True}).encode()

@@ -1,6 +1,6 @@
-"""Adds the pieces of a stream up, checks each against the rules, and compares answers.
+"""Builds a whole answer from the pieces of a stream, checks each piece, and compares answers.
 
-Of chats and completions: chunks; of Anthropic's messages: events. response_events.py has responses.
+For chats, completions and Anthropic's messages. `response_events.py` does this for responses.
 """
 
 import json
@@ -13,7 +13,7 @@ TOLERANCE = 0.05  # of a log-probability: a cached prompt was computed in anothe
 
 
 def folded_chunks(chunks: list[Json]) -> Json:
-    """The choices, and the usage if there is one, as in a whole answer."""
+    """The choices, and the usage if it was sent, as in a whole answer."""
     found: dict[int, Json] = {}
     whole: Json = {}
     for chunk in chunks:
@@ -53,7 +53,7 @@ def _lengthen(choice: Json, piece: Json) -> None:
 
 
 def _lengthen_call(calls: list[Json], piece: Json) -> None:
-    """Id, type and name come once, in the first piece; the index in every one."""
+    """Adds a piece. Id, type and name come once, in the first piece; the index in each piece."""
     if piece["index"] == len(calls):
         assert set(piece) == {"index", "id", "type", "function"}
         assert set(piece["function"]) == {"name", "arguments"}
@@ -74,14 +74,14 @@ def _lengthen_logprobs(choice: Json, logprobs: Json) -> None:
 
 
 def unnamed(answer: Json) -> Json:
-    """What two answers to the same request share: everything except ids, time and cache."""
+    """The parts that are equal for the same request: everything except ids, time and cache."""
     choices = [dict(choice) for choice in answer["choices"]]
     for choice in choices:
         if not any((choice["logprobs"] or {}).values()):
-            choice["logprobs"] = None  # a stream without tokens has no chunk for them
+            choice["logprobs"] = None  # a stream without tokens has no chunk with log-probabilities
         message = choice.get("message", {})
         if "tool_calls" in message:
-            # Content beside calls is null, or the text that came before them.
+            # The content of a message with calls is null, or the text before them.
             assert all(call["id"].startswith("call_") for call in message["tool_calls"])
             calls = [{**call, "id": ""} for call in message["tool_calls"]]
             content = message["content"] or None
@@ -92,7 +92,7 @@ def unnamed(answer: Json) -> Json:
 
 
 def typed_events(data: bytes) -> list[Any]:
-    """The data of a stream's events, each of which is named after its type. Skips comments."""
+    """The data of a stream's events. Checks that each event's name is its type; skips comments."""
     found = []
     for event in data.decode().removesuffix("\n\n").split("\n\n"):
         if event.startswith(":"):
@@ -115,7 +115,7 @@ def folded_message(events: list[Json]) -> Json:
             case {"type": "content_block_delta", "delta": {"type": "input_json_delta"} as delta}:
                 index = event["index"]
                 arguments[index] = arguments.get(index, "") + delta["partial_json"]
-                message["content"][index]["input"] = None  # known at the end
+                message["content"][index]["input"] = None  # complete only at the end
             case {"type": "content_block_delta", "delta": delta}:
                 field = delta["type"].removesuffix("_delta")
                 message["content"][event["index"]][field] += delta[field]
@@ -128,7 +128,7 @@ def folded_message(events: list[Json]) -> Json:
 
 
 def _as_far_as_known(arguments: str) -> Any:
-    """An object; text if it was cut short."""
+    """The arguments as an object; as text if they were cut short."""
     try:
         return json.loads(arguments)
     except ValueError:

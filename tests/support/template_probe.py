@@ -1,7 +1,7 @@
 """Runs chat templates, each a line of JSON on standard input, and prints the outcome of each.
 
-A process of its own, as a hostile template may end it. Arguments: the path of a model, and how many
-seconds a template may take.
+It has its own process, because a hostile template may crash it. Arguments: the path of a model, and
+how many seconds a template may take.
 """
 
 import json
@@ -19,7 +19,7 @@ from lmlite.worker.llama.model import Model
 
 
 def main() -> None:
-    """The command."""
+    """Runs the command."""
     renderer.MAX_SECONDS = float(sys.argv[2])
     lib = capi.load()
     lib.lml_log_level(capi.LOG_LEVELS["error"])

@@ -1,4 +1,4 @@
-"""The chat templates in llama.cpp's tree, and a vocabulary with all that they write."""
+"""The chat templates in llama.cpp's tree, and a vocabulary with all of their special tokens."""
 
 import re
 from functools import cache
@@ -24,12 +24,12 @@ def source_of(name: str) -> str:
 
 @cache
 def specials(name: str) -> list[str]:
-    """All that the template writes which may be a control token of its model."""
+    """All texts in the template that may be control tokens of its model."""
     return sorted(set(SPECIAL.findall(source_of(name))))
 
 
 def write_special_vocabulary(path: Path) -> None:
-    """A model without weights, in whose vocabulary all of that is a control token."""
+    """Writes a model without weights. Its control tokens are the specials of all templates."""
     metadata = llama_metadata(Shape(), "special", 0) | tokenizer_metadata([" the"], None)
     tokens, kinds = metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"]
     assert isinstance(tokens, list)
