@@ -1,1 +1,1 @@
-"""Model files: what a header says, what is checked, and how much memory a model takes."""
+"""Model files: reads and checks their headers, and estimates the memory of a model."""

@@ -1,1 +1,1 @@
-"""The APIs: a client's JSON to a request, and the worker's events to the reply."""
+"""The APIs: from a client's JSON to a request, and from the worker's events to the reply."""

@@ -1,1 +1,1 @@
-"""JSON schemas and grammars of clients, checked and made fit for a grammar."""
+"""JSON schemas and grammars of clients, checked and rewritten for llama.cpp."""

@@ -1,1 +1,1 @@
-"""What the chat APIs share: messages, tools, images, and the form of an answer."""
+"""Code that the chat APIs share: messages, tools, images, and the form of an answer."""
