@@ -17,8 +17,11 @@ MAX_DEPTH = 32  # of groups
 MAX_COUNT = 1000
 
 _LAST = 0x10FFFF
-_SURROGATES = (0xD800, 0xDFFF)
-_ESCAPED = {'"': '"', "\\": r"\\", "\b": "b", "\f": "f", "\n": "n", "\r": "r", "\t": "t"}
+_IN_TEXT = [(0, 0xD7FF), (0xE000, _LAST)]  # without surrogates
+_IN_JSON = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, _LAST)]  # as they are
+_BEHIND_BACKSLASHES = [(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)]
+_ESCAPED = {0x22: '"', 0x5C: r"\\", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
+_DIGITS = {digit: int(digit, 16) for digit in "0123456789ABCDEFabcdef"}
 _WORD = [(0x30, 0x39), (0x41, 0x5A), (0x5F, 0x5F), (0x61, 0x7A)]
 _SPACES = [(9, 13), (32, 32), (0xA0, 0xA0), (0x1680, 0x1680), (0x2000, 0x200A), (0x2028, 0x2029),
            (0x202F, 0x202F), (0x205F, 0x205F), (0x3000, 0x3000), (0xFEFF, 0xFEFF)]  # fmt: skip
@@ -272,31 +275,36 @@ def _inverted(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 def _in_json(ranges: Ranges) -> str:
     """One character as JSON text may spell it: as it is, or behind a backslash."""
-    plain = _class_of(ranges, [(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C), _SURROGATES])
-    codes = {code for low, high in ranges for code in range(low, min(high, 0x5C) + 1)}
-    letters = "".join(letter for each, letter in _ESCAPED.items() if ord(each) in codes)
+    plain, escaped = _class_of(ranges, _IN_JSON), _shared(ranges, _BEHIND_BACKSLASHES)
+    if plain and not escaped:
+        return plain
     spelled = [plain] if plain else []
+    codes = {code for low, high in escaped for code in range(low, high + 1)}
+    letters = "".join(letter for code, letter in _ESCAPED.items() if code in codes)
     spelled += [rf"[\\][{letters}]"] if letters else []
-    # Control characters that JSON can only spell by their numbers.
-    digits = [f"{code:02x}" for code in codes if code < 0x20 and chr(code) not in _ESCAPED]
-    for row in "01":
-        last = {digit for each in digits if each[0] == row for digit in (each[1], each[1].upper())}
-        spelled += [rf"[\\][u][0][0][{row}][{''.join(sorted(last))}]"] if last else []
+    numbered = codes - _ESCAPED.keys()  # control characters that JSON spells by their numbers
+    for row in (0, 1):
+        last = "".join(digit for digit, n in _DIGITS.items() if 16 * row + n in numbered)
+        spelled += [rf"[\\][u][0][0][{row}][{last}]"] if last else []
     if not spelled:
         raise ValueError("it has a class of which JSON text has no character")
-    return plain if spelled == [plain] else f"({'|'.join(spelled)})"
+    return f"({'|'.join(spelled)})"
 
 
 def _plain(ranges: Ranges) -> str:
-    found = _class_of(ranges, [_SURROGATES])
-    if not found:
+    if not (found := _class_of(ranges, _IN_TEXT)):
         raise ValueError("it has a class without a character")
     return found
 
 
-def _class_of(ranges: Ranges, never: Ranges) -> str:
-    """The class of these characters in GBNF, without some; "" for none at all."""
-    found = _inverted([*_inverted(ranges), *never])
+def _shared(a: Ranges, b: Ranges) -> Ranges:
+    """The characters that are in both."""
+    return [(max(i, k), min(j, n)) for i, j in a for k, n in b if i <= n and k <= j]
+
+
+def _class_of(ranges: Ranges, allowed: Ranges) -> str:
+    """The class in GBNF of those characters that are allowed; "" for none at all."""
+    found = _shared(ranges, allowed)
     spelled = ("-".join(map(_spelled, dict.fromkeys(ends))) for ends in found)
     return f"[{''.join(spelled)}]" if found else ""
 
