@@ -8,6 +8,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 from lmlite.server.forms.bounds import Reading
@@ -44,11 +45,15 @@ class Definitions:
         self.nodes: dict[str, Json] = {}  # rewritten, by their new $ref
         self._paths: dict[str, str] = {}  # of the first part that refers there
         self.comparer = Comparer(self.nodes)
+        self._root, self._prefix = root, prefix
+
+    @cached_property
+    def _mark(self) -> str:
         # llama.cpp names the rules of definitions and of properties alike. A mark that occurs
         # nowhere in the schema keeps them apart.
-        taken = set(_MARK.findall(json.dumps(root)))
+        taken = set(_MARK.findall(json.dumps(self._root)))
         marks = itertools.chain(["zz"], (f"z{n}z" for n in itertools.count()))
-        self._mark = prefix + next(mark for mark in marks if mark not in taken)
+        return self._prefix + next(mark for mark in marks if mark not in taken)
 
     def add(self, ref: str, path: str) -> str:
         """A new $ref in place of a client's at `path`."""

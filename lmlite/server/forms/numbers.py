@@ -14,6 +14,8 @@ from lmlite.server.forms.parts import Json
 MAX_BOUND = 1e18
 MAX_MULTIPLES = 100  # that are listed
 MAX_ENDINGS = 50  # of digits, which tell multiples
+_ENDS = {"minimum": "minimum", "exclusiveMinimum": "minimum",
+         "maximum": "maximum", "exclusiveMaximum": "maximum"}  # fmt: skip
 
 Bound = Fraction | None
 
@@ -43,18 +45,17 @@ def number_node(schema: Json, is_integer: bool, reading: Reading, path: str) -> 
 def _bounds(schema: Json, is_integer: bool, reading: Reading, path: str) -> tuple[Bound, Bound]:
     """The least and the greatest number."""
     found: dict[str, list[Fraction]] = {"minimum": [], "maximum": []}
-    for end, key in (("minimum", "minimum"), ("minimum", "exclusiveMinimum"),
-                     ("maximum", "maximum"), ("maximum", "exclusiveMaximum")):  # fmt: skip
-        value = schema.get(key, 0)
+    for key in (key for key in schema if key in _ENDS):
+        value = schema[key]
         if type(value) not in (int, float):
             reading.drop(f"{path}.{key}", "is not a number")
         elif not abs(value) <= MAX_BOUND:  # NaN, too
             reading.drop(f"{path}.{key}", f"is beyond {MAX_BOUND:.0e}")
-        elif key in schema:
-            found[end].append(_inside(value, key, is_integer))
+        else:
+            found[_ENDS[key]].append(_inside(value, key, is_integer))
     low, high = max(found["minimum"], default=None), min(found["maximum"], default=None)
     if low is not None and high is not None and low > high:
-        key = next(key for key in schema if key.lower().endswith(("minimum", "maximum")))
+        key = next(key for key in schema if key in _ENDS)
         reading.drop(f"{path}.{key}", "cannot be honoured: no number is left")
         return None, None
     return low, high
@@ -62,11 +63,11 @@ def _bounds(schema: Json, is_integer: bool, reading: Reading, path: str) -> tupl
 
 def _inside(value: float, key: str, is_integer: bool) -> Fraction:
     """The outermost number that a bound allows. Between it and an exclusive bound lies no float."""
-    sign = 1 if key.lower().endswith("minimum") else -1
+    sign = 1 if _ENDS[key] == "minimum" else -1
     is_exclusive = key.startswith("exclusive")
     if is_integer:
-        exact = Fraction(repr(value)) * sign
-        return Fraction(math.floor(exact) + 1 if is_exclusive else math.ceil(exact)) * sign
+        exact = sign * (value if type(value) is int else Fraction(repr(value)))
+        return Fraction(sign * (math.floor(exact) + 1 if is_exclusive else math.ceil(exact)))
     return Fraction(repr(math.nextafter(value, sign * math.inf) if is_exclusive else value))
 
 

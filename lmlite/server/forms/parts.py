@@ -16,6 +16,8 @@ GUESSED = "x-guessed"  # marks a schema without a type, which takes values of ot
 ANYTHING = {"title": "anything"}  # not {}: llama.cpp makes no grammar of an empty schema
 NULL = {"type": "null"}
 TYPES = ("object", "array", "string", "number", "boolean", "null")  # without "integer"
+_NAMES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
+          type(None): "null"}  # fmt: skip
 
 
 def is_annotation(key: str) -> bool:
@@ -27,8 +29,7 @@ def type_of(value: Any) -> str:
     """The narrowest type of a value."""
     if type(value) is float:
         return "integer" if value.is_integer() else "number"
-    names = {type(None): "null", bool: "boolean", int: "integer", str: "string", list: "array"}
-    return names.get(type(value), "object")
+    return _NAMES[type(value)]
 
 
 def with_integers(names: Collection[str]) -> set[str]:
@@ -102,7 +103,7 @@ def alternatives(node: Json) -> list[Json]:
 def parts(node: Json) -> list[Json]:
     """The schemas inside a schema, one level down."""
     found = [*node.get("anyOf", ()), *node.get("prefixItems", ())]
-    found += (node[key] for key in ("items", "additionalProperties") if type(node.get(key)) is dict)
+    found += [node[key] for key in ("items", "additionalProperties") if type(node.get(key)) is dict]
     return [*found, *node.get("properties", {}).values()]
 
 

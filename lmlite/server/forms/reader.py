@@ -43,6 +43,10 @@ _ADDING = ("patternProperties", "dependentSchemas", "unevaluatedProperties")
 _MAX_DEPTH = 72  # schemas in each other, through references too
 _MAX_NAME = 256  # characters
 _MAX_OPTIONAL = 100  # properties of an object that may be widened
+_TOO_OPEN = (
+    "it has too many alternatives, values or optional properties, or refers too far from one part "
+    "to another"
+)
 
 
 class SchemaReader:
@@ -82,7 +86,7 @@ class SchemaReader:
         """With its definitions, and few ways open at once."""
         self._definitions.finish(self._reading)
         ways = Ways(self._definitions.nodes, self._reading.ways)
-        if not self._is_strict:
+        if not self._is_strict and ways.of(node) > self._most_ways:
             # Each property alone, so that one that is too much leaves the others as they are.
             properties = node.get("properties", {})
             most = self._most_ways - len(properties) + len(node.get("required", ()))
@@ -92,12 +96,10 @@ class SchemaReader:
         return node | self._definitions.written()
 
     def _limited(self, node: Json, ways: Ways, most: int, path: str) -> Json:
-        try:
-            ways.check(node, most)
-        except ValueError as err:
-            self._reading.drop(path, str(err))
-            return loosely(node)
-        return node
+        if ways.of(node) <= most:
+            return node
+        self._reading.drop(path, f"leaves more than {most} ways open at once: {_TOO_OPEN}")
+        return loosely(node)
 
     # ---- any schema ------------------------------------------------------------------------
 
@@ -129,9 +131,8 @@ class SchemaReader:
         if path and "$id" in schema:
             self._reading.refuse(f"{path}.$id", "is not supported: only the whole schema has one")
         schema = self._known(schema, path)
-        composed = next((key for key in _COMPOSED if key in schema), None)
-        if composed is not None:
-            return self._composed(composed, schema, path)
+        if not schema.keys().isdisjoint(_COMPOSED):
+            return self._composed(schema, path)
         if "enum" in schema or "const" in schema:
             return self._listed(schema, path)
         nodes = [self._typed(name, schema, path) for name in self._types(schema, path)]
@@ -144,15 +145,14 @@ class SchemaReader:
         known: Json = {}
         is_open = False
         for key, value in schema.items():
-            if is_annotation(key) or (key in _NO_CHANGE and _NO_CHANGE[key] == value):
-                continue
-            if key not in _KNOWN:
+            if key in _KNOWN:
+                if value is not None or key == "const" or self._is_strict:
+                    known[key] = value
+                else:
+                    self._reading.note(f"{path}.{key}", "is null")
+            elif not is_annotation(key) and (key not in _NO_CHANGE or _NO_CHANGE[key] != value):
                 self._reading.drop(f"{path}.{key}", "cannot be honoured: no grammar holds it")
                 is_open |= key in _ADDING
-            elif value is None and key != "const" and not self._is_strict:
-                self._reading.note(f"{path}.{key}", "is null")
-            else:
-                known[key] = value
         return known | {"additionalProperties": True} if is_open else known
 
     def _check_alone(self, schema: Json, keys: tuple[str, ...], path: str) -> None:
@@ -161,7 +161,8 @@ class SchemaReader:
 
     # ---- made of other schemas -------------------------------------------------------------
 
-    def _composed(self, key: str, schema: Json, path: str) -> Json:
+    def _composed(self, schema: Json, path: str) -> Json:
+        key = next(key for key in _COMPOSED if key in schema)
         if self._is_strict:
             self._check_alone(schema, (key,), path)
         is_long = key == "allOf" and type(schema[key]) is list and len(schema[key]) != 1
@@ -234,7 +235,7 @@ class SchemaReader:
         path = f"{path}.{key}"
         if type(values) is not list or not values:
             self._reading.refuse(path, "is not a list of values")
-        if any(map(_has_long_numbers, values)):
+        if _has_long_numbers(values):
             self._reading.refuse(path, "has more than 64 bits")
         n_bytes = len(json.dumps(values)) - 2 * len(values)  # without what is between them
         self._reading.take(path, values=len(values), n_bytes=n_bytes)
@@ -257,17 +258,15 @@ class SchemaReader:
         """The types that a schema takes; where it has none, strictly that of its keywords."""
         if "type" in schema:
             named = schema["type"] if type(schema["type"]) is list else [schema["type"]]
-            if not self._is_strict:
-                named = [name.lower() if type(name) is str else name for name in named]
-            if not named or any(type(name) is not str or name not in _OF_TYPE for name in named):
+            names = [name if self._is_strict else name.lower()
+                     for name in named if type(name) is str]  # fmt: skip
+            if not names or len(names) < len(named) or not _OF_TYPE.keys() >= set(names):
                 self._reading.drop(f"{path}.type", f"is none of {', '.join(_OF_TYPE)}")
                 return ["anything"]
-            return list(dict.fromkeys(named))
+            return list(dict.fromkeys(names))
         names = [name for name in _OF_TYPE if schema.keys() & set(_OF_TYPE[name])]
-        if not names:
-            return ["anything"]
-        if not self._is_strict:
-            return list(TYPES)
+        if not names or not self._is_strict:
+            return list(TYPES) if names else ["anything"]
         if len({_OF_TYPE[name] for name in names}) > 1:
             why = f"needs a type: it has keywords of {' and '.join(names)}"
             self._reading.refuse(path, why)
@@ -279,13 +278,13 @@ class SchemaReader:
                 return self._object(schema, path)
             case "array":
                 return self._array(schema, path)
-            case "string":
-                return text_node(schema, self._reading, path)
-            case "integer" | "number":
-                return number_node(schema, name == "integer", self._reading, path)
             case "anything":
                 return ANYTHING
-        return {"type": name}
+            case _ if schema.keys().isdisjoint(_OF_TYPE[name]):
+                return {"type": name}
+            case "string":
+                return text_node(schema, self._reading, path)
+        return number_node(schema, name == "integer", self._reading, path)
 
     def _of_kind(self, schema: Json, key: str, kind: type, path: str) -> Any:
         value = schema.get(key, kind())
@@ -335,7 +334,7 @@ class SchemaReader:
         left_out = set()
         for name in named:
             # A star stands for all other properties in llama.cpp; their names are told from these.
-            if name == "*" or (is_open and {"\r", "\n"} & set(name)) or len(name) > _MAX_NAME:
+            if name == "*" or (is_open and ("\r" in name or "\n" in name)) or len(name) > _MAX_NAME:
                 why = "cannot be honoured: llama.cpp takes no such names"
                 self._reading.drop(f"{path}.properties.{name[:_MAX_NAME]}", why)
                 left_out.add(name)

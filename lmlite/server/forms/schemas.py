@@ -21,10 +21,10 @@ from lmlite.server.forms.bounds import (
     MAX_TOOL_WAYS,
     MAX_VALUES,
     MAX_WAYS,
+    ROOM_OF_TOOLS,
     Reading,
     Unheld,
     n_values,
-    new_room,
 )
 from lmlite.server.forms.parts import ANYTHING, Json
 from lmlite.server.forms.reader import SchemaReader
@@ -79,7 +79,7 @@ class ToolSchemas:
     """The parameters of a request's tools. They share the limits on the size of their grammar."""
 
     def __init__(self) -> None:
-        self._room = new_room(times=4)
+        self._room = dict(ROOM_OF_TOOLS)
         self._n = 0
 
     def widened(self, parameters: Any, name: str) -> Widened:
