@@ -1,9 +1,9 @@
-"""Bounds of a JSON schema from a client: neither reading it nor its grammar may take long.
+"""Limits on a client's JSON schema, so that neither reading it nor using its grammar takes long.
 
 llama.cpp cannot be interrupted while it compiles a grammar. While it samples, it may compare the
-whole vocabulary with each way to continue: 2 to 5 ms for each way, with 150,000 tokens on a core
-of 2023. So the ways that a schema keeps open at once are counted before it is passed on. Checking
-a bound takes a number of steps that grows with the schema alone.
+whole vocabulary with each way in which the text may continue: 2 to 5 ms for each way, with 150,000
+tokens on a core of 2023. So the ways that may be open at once are counted before llama.cpp gets
+the schema. The time of these checks depends only on the size of the schema.
 """
 
 import re
@@ -14,30 +14,30 @@ from lmlite.server.forms.parts import Json, parts
 MAX_BYTES = 64 << 10
 MAX_DEPTH = 32
 MAX_VALUES = 4000
-MAX_COUNT = 1000  # of items
-MAX_LENGTH = 100_000  # of a text
+MAX_COUNT = 1000  # items of an array
+MAX_LENGTH = 100_000  # characters of a string
 MAX_PATTERN_LENGTH = 256
 MAX_WAYS = 128
-MAX_TOOL_WAYS = 256  # long lists of values in tools do not share beginnings as those of answers do
-# llama.cpp names each rule after the properties that lead to it, and its search in such a name
-# recurses once for each character.
+MAX_TOOL_WAYS = 256  # more, because long enums in tools do not share beginnings as in answers
+# llama.cpp names each rule after the properties that lead to it, and searches such a name with a
+# recursion for each character.
 MAX_PATH = 2048
-MAX_REFERENCES = 64  # in a chain
-MAX_NOTED = 20  # parts of one schema
+MAX_REFERENCES = 64  # references in a chain
+MAX_NOTED = 20  # noted parts of one schema
 
 _ROOM = {"values": MAX_VALUES, "paths": 512 << 10, "n_bytes": 512 << 10, "repeated": 50_000}
-ROOM_OF_TOOLS = _ROOM | {kind: 4 * _ROOM[kind] for kind in ("values", "paths")}  # of one request
+ROOM_OF_TOOLS = _ROOM | {kind: 4 * _ROOM[kind] for kind in ("values", "paths")}  # for all tools
 _TOO_MUCH = {
     "values": f"has more than {MAX_VALUES:,} values",
     "paths": "has names that are too long, or too deep for their length",
     "n_bytes": "has too long lists of values or patterns",
     "repeated": f"repeats its parts more than {_ROOM['repeated']:,} times, all in all",
-}  # llama.cpp writes repeated parts out: 0.4 ms for a thousand
+}  # "repeated": llama.cpp expands repetitions, which takes 0.4 ms for a thousand parts
 _REPETITION = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 
 
 class Unheld(Exception):
-    """A part of a schema that no grammar can enforce: its path from the root, and why."""
+    """A part of a schema that no grammar can enforce: its path from the root, and the reason."""
 
     def __init__(self, path: str, why: str) -> None:
         super().__init__(f"{path} {why}")
@@ -45,35 +45,35 @@ class Unheld(Exception):
 
 
 class Reading:
-    """What the readers of one schema share: its root, the room left, and the parts left out."""
+    """The state that the readers of one schema share: its root, limits, and dropped parts."""
 
     def __init__(self, root: Any, is_strict: bool, shared: dict[str, int] | None = None) -> None:
-        """Strict: the first part that cannot be enforced ends the reading. Else it is noted.
+        """Strict: the first part that cannot be enforced raises Unheld. Else it is noted.
 
-        `shared` is the room that this schema shares with others.
+        `shared`: the limits that this schema shares with other schemas.
         """
         self.root, self.is_strict = root, is_strict
         self.noted: dict[str, str] = {}  # reasons by path
-        self.ways: dict[str, int] = {}  # to continue a text, by its pattern
+        self.ways: dict[str, int] = {}  # number of ways to continue a text, by its pattern
         self._rooms = [dict(_ROOM), *([] if shared is None else [shared])]
 
     def refuse(self, path: str, why: str) -> NoReturn:
-        """Ends the reading of the value that this part belongs to."""
+        """Raises Unheld: the value that this part belongs to cannot be enforced."""
         raise Unheld(path, why)
 
     def drop(self, path: str, why: str) -> None:
-        """Leaves a part out. Raises Unheld where everything has to be enforced."""
+        """Notes that a part is dropped. Raises Unheld if the reading is strict."""
         if self.is_strict:
             self.refuse(path, why)
         self.note(path, why)
 
     def note(self, path: str, why: str) -> None:
-        """Remembers a part that is left out."""
+        """Notes that a part is dropped."""
         if len(self.noted) < MAX_NOTED:
             self.noted.setdefault(path, why)
 
     def counts(self, schema: Json, what: str, most: int, path: str) -> tuple[int, int | None]:
-        """The values of two keywords, such as minItems and maxItems, which may be up to `most`."""
+        """The values of min<what> and max<what>, such as minItems; they may be up to `most`."""
         found = {}
         for key in (f"min{what}", f"max{what}"):
             value = schema.get(key, 0)
@@ -90,7 +90,7 @@ class Reading:
         return low, high
 
     def take(self, path: str, **amounts: int) -> None:
-        """Takes room for the part at a path. Raises Unheld, and takes nothing, without room."""
+        """Subtracts amounts from what the limits leave. Raises Unheld if a limit is exceeded."""
         if len(path) > MAX_PATH:
             self.refuse(path, _TOO_MUCH["paths"])
         for kind, n in amounts.items():
@@ -103,7 +103,7 @@ class Reading:
 
 
 def n_values(schema: Any, most: int, most_levels: int) -> int:
-    """How many values a schema has that a chat template reads, at any depth.
+    """The number of JSON values in a schema, at any depth.
 
     Raises ValueError for more than `most` values or `most_levels` levels.
     """
@@ -120,7 +120,7 @@ def n_values(schema: Any, most: int, most_levels: int) -> int:
 
 
 def repetitions(pattern: str) -> int:
-    """How many parts llama.cpp writes out for the counts in a pattern.
+    """The number of parts to which llama.cpp expands the repetitions in a pattern.
 
     >>> repetitions("^[a]{2,5}[b]{3}$")
     8
@@ -132,16 +132,16 @@ def repetitions(pattern: str) -> int:
 
 
 class Ways:
-    """How many ways to continue a text a rewritten schema's grammar may keep open at once."""
+    """Counts the ways to continue a text that a rewritten schema's grammar keeps open at once."""
 
     def __init__(self, targets: dict[str, Json], of_patterns: dict[str, int]) -> None:
-        """`targets` are the schemas that each $ref points at."""
+        """`targets`: the target of each $ref. `of_patterns`: the number of ways by pattern."""
         self._targets, self._of_patterns = targets, of_patterns
-        self._known: dict[str, int] = {}  # by reference; 1 while it is being counted
+        self._known: dict[str, int] = {}  # by reference; 1 while the reference is being counted
         self._n_open = 0  # references that are being followed
 
     def of(self, node: Json) -> int:
-        """How many, for a part of the schema."""
+        """The number of ways in a part of the schema."""
         if "$ref" in node:
             return self._of_reference(node["$ref"])
         if "anyOf" in node:

@@ -1,7 +1,7 @@
-"""The definitions of a JSON schema, rewritten, and whether its schemas can be told apart.
+"""Rewrites the definitions of a JSON schema, and tells whether schemas exclude each other.
 
-A schema may contain itself through its definitions. Where it does so in alternatives that begin
-alike, the ways to continue double with each level.
+A schema may contain itself through its definitions. If it does so in alternatives that begin in
+the same way, the number of ways to continue doubles with each level.
 """
 
 import itertools
@@ -24,8 +24,8 @@ from lmlite.server.forms.parts import (
     type_of,
 )
 
-MAX_STEPS = 20_000  # of comparing the parts of a schema
-_Key = tuple[str, ...]  # a type; or a type and a value
+MAX_STEPS = 20_000  # comparisons between parts of a schema
+_Key = tuple[str, ...]  # (type,) or (type, value)
 
 _DEFS = "#/$defs/"
 _ONLY_ITSELF = "it only refers to itself"
@@ -33,30 +33,30 @@ _AMBIGUOUS = (
     "in a schema that contains itself, the schemas of anyOf have to begin with different "
     "properties, or different values of one"
 )
-_MARK = re.compile(r"(?=(z\d{0,8}z))")  # finds overlapping ones, all in one pass
+_MARK = re.compile(r"(?=(z\d{0,8}z))")  # a lookahead, so that it finds overlapping marks, too
 
 
 class Definitions:
-    """What the references of one schema point at, rewritten."""
+    """The rewritten targets of the references in one schema."""
 
     def __init__(self, root: Any, prefix: str) -> None:
-        """`prefix` keeps their names apart from those of other schemas in one grammar."""
-        self.refs: dict[str, str] = {}  # a new $ref by the client's
-        self.nodes: dict[str, Json] = {}  # rewritten, by their new $ref
-        self._paths: dict[str, str] = {}  # of the first part that refers there
+        """`prefix`: makes names differ from those of other schemas in the same grammar."""
+        self.refs: dict[str, str] = {}  # the client's $ref -> the new $ref
+        self.nodes: dict[str, Json] = {}  # the new $ref -> the rewritten target
+        self._paths: dict[str, str] = {}  # the new $ref -> the path of its first use
         self.comparer = Comparer(self.nodes)
         self._root, self._prefix = root, prefix
 
     @cached_property
     def _mark(self) -> str:
-        # llama.cpp names the rules of definitions and of properties alike. A mark that occurs
-        # nowhere in the schema keeps them apart.
+        # llama.cpp names rules after definitions and after properties. A mark that does not occur
+        # in the schema makes the names of definitions differ from those of properties.
         taken = set(_MARK.findall(json.dumps(self._root)))
         marks = itertools.chain(["zz"], (f"z{n}z" for n in itertools.count()))
         return self._prefix + next(mark for mark in marks if mark not in taken)
 
     def add(self, ref: str, path: str) -> str:
-        """A new $ref in place of a client's at `path`."""
+        """Makes a new $ref for the client's `ref`, which is first used at `path`."""
         new = self.refs[ref] = f"{_DEFS}{self._mark}{len(self.refs)}"
         self._paths[new] = path
         return new
@@ -67,7 +67,7 @@ class Definitions:
         return {"$defs": named} if named else {}
 
     def finish(self, reading: Reading) -> None:
-        """Drops definitions that are only references in a circle, and ambiguous ones."""
+        """Drops definitions that only refer to themselves in a cycle, and ambiguous ones."""
         at_once = {ref: _refs_in(alternatives(node)) for ref, node in self.nodes.items()}
         self._drop(itertools.chain(*_circles(at_once)), _ONLY_ITSELF, reading)
         while refs := self._ambiguous():
@@ -79,7 +79,7 @@ class Definitions:
             self.nodes[ref] = ANYTHING
 
     def _ambiguous(self) -> list[str]:
-        """The definitions that contain themselves in alternatives that begin alike."""
+        """The definitions that contain themselves in alternatives that begin in the same way."""
         inside = {ref: below(node) for ref, node in self.nodes.items()}
         circles = _circles({ref: _refs_in(nodes) for ref, nodes in inside.items()})
         return [
@@ -101,9 +101,9 @@ def _refs_in(nodes: Iterable[Json]) -> set[str]:
 
 
 def _circles(targets: dict[str, set[str]]) -> list[list[str]]:
-    """The names that lead to each other, in groups (Tarjan); names in no circle are left out."""
+    """Groups of names that lead to each other (Tarjan's strongly connected components)."""
     found: list[list[str]] = []
-    numbers: dict[str, int] = {}  # of the earliest name on the path that each leads back to
+    numbers: dict[str, int] = {}  # by name: number of the earliest name on the path it leads to
     path: list[str] = []
 
     def visit(name: str) -> None:
@@ -114,10 +114,10 @@ def _circles(targets: dict[str, set[str]]) -> list[list[str]]:
             if other not in numbers:
                 visit(other)
             numbers[name] = min(numbers[name], numbers[other])
-        if numbers[name] == number:  # nothing behind it leads further back
+        if numbers[name] == number:  # no name after it on the path leads further back
             group = path[begin:]
             del path[begin:]
-            numbers.update(dict.fromkeys(group, len(targets)))  # later than all on the path
+            numbers.update(dict.fromkeys(group, len(targets)))  # larger than all on the path
             if len(group) > 1 or name in targets[name]:
                 found.append(group)
 
@@ -127,18 +127,18 @@ def _circles(targets: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
-# ---- telling schemas apart -----------------------------------------------------------------
+# ---- whether schemas exclude each other ----------------------------------------------------
 
 
 class Comparer:
-    """Compares the parts of one schema, in a bounded number of steps. After these it says no."""
+    """Compares parts of one schema. After MAX_STEPS comparisons, all methods return False."""
 
     def __init__(self, targets: dict[str, Json]) -> None:
-        """`targets` are the schemas that each $ref points at; there may be more later."""
+        """`targets`: the target of each $ref; may grow later."""
         self._targets, self._n_left = targets, MAX_STEPS
 
     def exclude_each_other(self, schemas: list[Json]) -> bool:
-        """Whether no value that a grammar makes of one schema fits another."""
+        """Whether no value that the grammar allows for one schema is valid for another schema."""
         groups = [self._expanded(schema) for schema in schemas]
         is_guessed = any(GUESSED in each for each in itertools.chain(*groups))
         return not is_guessed and self._are_apart(groups, _never_fit)
@@ -165,7 +165,7 @@ class Comparer:
         return self._n_left > 0
 
     def _expanded(self, node: Json) -> list[Json]:
-        """The schemas of which a value has to fit one, behind anyOf and references."""
+        """The alternatives of a schema, after following anyOf and references."""
         found: list[Json] = []
         seen: set[str] = set()
         todo = [node]
@@ -188,7 +188,7 @@ class Comparer:
 
 
 def _never_fit(a: Json, b: Json) -> bool:
-    """Whether each object requires a property that the other never has, or other values of one."""
+    """Whether no object matches both schemas: by required properties or by enums of one."""
     if _requires_more(a, b) and _requires_more(b, a):
         return True
     shared = set(_required(a)) & set(_required(b))
@@ -204,7 +204,7 @@ def _requires_more(a: Json, b: Json) -> bool:
 
 
 def _begin_apart(a: Json, b: Json) -> bool:
-    """Whether two objects begin with different properties, or different values of one.
+    """Whether the first property differs, or its possible values have nothing in common.
 
     A grammar writes the required properties first, in their order.
     """
@@ -224,13 +224,13 @@ def _have_other_values(a: Json, b: Json) -> bool:
 
 
 def _are_disjoint(a: set[_Key], b: set[_Key]) -> bool:
-    """A type stands for all its values."""
+    """Whether two sets of keys have no common value. A type includes all its values."""
     both = a | b
     return not a & b and not any(key[:1] in both for key in both if len(key) > 1)
 
 
 def _keys(node: Json) -> Iterator[_Key]:
-    """What all values of a schema show of themselves."""
+    """The keys of all values of a schema: those of its enum, else its types."""
     if "enum" in node:
         return map(_key_of, node["enum"])
     named = node.get("type")

@@ -1,7 +1,7 @@
-"""Numbers of a JSON schema: their bounds and steps, in the form that the worker writes grammars of.
+"""Rewrites bounds and steps of numbers in a JSON schema for the worker's grammars of numbers.
 
-A rewritten schema has `minimum` and `maximum` alone, both inclusive, and a `multipleOf` whose
-multiples show in their last digits; or it lists its values.
+A rewritten schema has at most `minimum` and `maximum`, both inclusive, and a `multipleOf` whose
+multiples can be recognized by their last digits; or it lists its values.
 """
 
 import math
@@ -12,8 +12,8 @@ from lmlite.server.forms.bounds import Reading
 from lmlite.server.forms.parts import Json
 
 MAX_BOUND = 1e18
-MAX_MULTIPLES = 100  # that are listed
-MAX_ENDINGS = 50  # of digits, which tell multiples
+MAX_MULTIPLES = 100  # up to this number, multiples between bounds are listed
+MAX_ENDINGS = 50  # different endings by which multiples are recognized
 _ENDS = {"minimum": "minimum", "exclusiveMinimum": "minimum",
          "maximum": "maximum", "exclusiveMaximum": "maximum"}  # fmt: skip
 
@@ -21,7 +21,7 @@ Bound = Fraction | None
 
 
 def number_node(schema: Json, is_integer: bool, reading: Reading, path: str) -> Json:
-    """The schema of an integer or a number, rewritten. Raises Unheld."""
+    """Rewrites the schema of an integer or a number. Raises Unheld."""
     step = _step(schema, is_integer, reading, path)
     is_integer = is_integer or (step is not None and step.denominator == 1)
     low, high = _bounds(schema, is_integer, reading, path)
@@ -43,7 +43,7 @@ def number_node(schema: Json, is_integer: bool, reading: Reading, path: str) -> 
 
 
 def _bounds(schema: Json, is_integer: bool, reading: Reading, path: str) -> tuple[Bound, Bound]:
-    """The least and the greatest number."""
+    """The smallest and the largest allowed number."""
     found: dict[str, list[Fraction]] = {"minimum": [], "maximum": []}
     for key in (key for key in schema if key in _ENDS):
         value = schema[key]
@@ -62,7 +62,7 @@ def _bounds(schema: Json, is_integer: bool, reading: Reading, path: str) -> tupl
 
 
 def _inside(value: float, key: str, is_integer: bool) -> Fraction:
-    """The outermost number that a bound allows. Between it and an exclusive bound lies no float."""
+    """The last number that a bound allows: for an exclusive bound, the next float or integer."""
     sign = 1 if _ENDS[key] == "minimum" else -1
     is_exclusive = key.startswith("exclusive")
     if is_integer:
@@ -79,13 +79,13 @@ def _step(schema: Json, is_integer: bool, reading: Reading, path: str) -> Bound:
         reading.drop(f"{path}.multipleOf", "is not a number from 1e-9 on")
         return None
     step = Fraction(repr(value))
-    # An integer is a multiple of 3/2 if it is one of 3.
+    # An integer is a multiple of 3/2 exactly if it is a multiple of 3.
     step = Fraction(step.numerator) if is_integer else step
     return None if is_integer and step == 1 else step
 
 
 def _is_told_by_digits(step: Fraction, low: Bound, high: Bound) -> bool:
-    """Whether the last digits tell a multiple; beside bounds, only that of 1, 0.1, 0.01..."""
+    """Whether multiples are recognized by their last digits; with bounds, only for 1, 0.1, ..."""
     decimals = -min(int(Decimal(str(_plain(step))).normalize().as_tuple().exponent), 0)
     unit = step * 10**decimals
     if unit == 1:

@@ -1,4 +1,4 @@
-"""Small questions to a JSON schema: its types, references, alternatives and inner schemas. Pure."""
+"""Helpers for JSON schemas: types, references, alternatives and inner schemas. Pure."""
 
 from collections.abc import Collection
 from typing import Any
@@ -12,8 +12,8 @@ ANNOTATIONS = frozenset((
     "markdownDescription", "propertyOrdering", "$schema", "$id", "$comment", "$anchor", "$defs",
     "definitions",
 ))  # fmt: skip
-GUESSED = "x-guessed"  # marks a schema without a type, which takes values of other types, too
-ANYTHING = {"title": "anything"}  # not {}: llama.cpp makes no grammar of an empty schema
+GUESSED = "x-guessed"  # marks a schema without a type: it also allows values of other types
+ANYTHING = {"title": "anything"}  # not {}, because llama.cpp makes no grammar from {}
 NULL = {"type": "null"}
 TYPES = ("object", "array", "string", "number", "boolean", "null")  # without "integer"
 _NAMES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer",
@@ -21,7 +21,7 @@ _NAMES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "i
 
 
 def is_annotation(key: str) -> bool:
-    """Whether a keyword is only a comment, which no value can violate."""
+    """Whether a keyword is only a comment and does not restrict values."""
     return key in ANNOTATIONS or key.startswith("x-")
 
 
@@ -33,12 +33,12 @@ def type_of(value: Any) -> str:
 
 
 def with_integers(names: Collection[str]) -> set[str]:
-    """Types, with "integer" added where "number" is among them."""
+    """The types, and also "integer" if they include "number"."""
     return {*names, "integer"} if "number" in names else set(names)
 
 
 def list_of(value: Any) -> list[Any]:
-    """A value if it is a list, else an empty list."""
+    """The value if it is a list, else an empty list."""
     return value if type(value) is list else []
 
 
@@ -49,7 +49,7 @@ def properties_of(schema: Json) -> Json:
 
 
 def pointed_at(root: Any, ref: str) -> Any:
-    """What a $ref of a client points at, by RFC 6901; None for nothing."""
+    """The target of a client's $ref (RFC 6901); None if there is no target."""
     target = root
     for step in ref.split("/")[1:]:
         step = unquote(step).replace("~1", "/").replace("~0", "~")
@@ -63,7 +63,7 @@ def pointed_at(root: Any, ref: str) -> Any:
 
 
 def loosely(schema: Any) -> Json:
-    """The types of a schema, and nothing else of it."""
+    """The schema reduced to its types."""
     named = schema.get("type") if type(schema) is dict else None
     names = named if type(named) is list else [named]
     if not names or not all(name in (*TYPES, "integer") for name in names):
@@ -73,7 +73,7 @@ def loosely(schema: Any) -> Json:
 
 
 def constant(value: Any) -> Json:
-    """The schema of one value, whose grammar leaves room for spaces."""
+    """A schema that allows only this value. Its grammar allows spaces in objects and arrays."""
     if type(value) is dict and value and "*" not in value:
         properties = {name: constant(each) for name, each in value.items()}
         closed = {"required": list(value), "additionalProperties": False}
@@ -87,14 +87,14 @@ def constant(value: Any) -> Json:
 
 
 def any_of(nodes: list[Json]) -> Json:
-    """The schema of a value that fits at least one of several."""
+    """A schema for values that match at least one of several schemas."""
     if ANYTHING in nodes:
         return ANYTHING
     return nodes[0] if len(nodes) == 1 else {"anyOf": nodes}
 
 
 def alternatives(node: Json) -> list[Json]:
-    """The schemas of which a value needs to fit one: those of anyOf, else the schema itself."""
+    """The schemas in anyOf, else the schema itself: a value must match one of them."""
     if "anyOf" not in node:
         return [node]
     return [each for alternative in node["anyOf"] for each in alternatives(alternative)]

@@ -1,9 +1,9 @@
-r"""A regular expression of a JSON schema -> one of which llama.cpp makes the right grammar.
+r"""Rewrites a regular expression of a JSON schema into one that llama.cpp handles correctly.
 
-llama.cpp copies a pattern into its grammar nearly as it stands: a `.` would match the quote that
-ends a JSON string, and it does not know `\d`. So each character is written here as a class of what
-may stand in JSON text, with escapes for the rest. What remains is groups, `|` and counts. Anything
-else is refused with a ValueError. The dialect is ECMA-262's with its `u` flag.
+llama.cpp copies a pattern into its grammar almost unchanged: a `.` would match the quote that ends
+a JSON string, and `\d` is not supported. So each character is rewritten to a class of characters
+that JSON text allows, and escapes for others. Besides these, only groups, `|` and counts remain.
+Anything else raises ValueError. The dialect is ECMA-262's with its `u` flag.
 """
 
 import itertools
@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 Ranges = list[tuple[int, int]]  # code points, in order, with gaps between them
 
-MAX_DEPTH = 32  # of groups
+MAX_DEPTH = 32  # nested groups
 MAX_COUNT = 1000
 
 _LAST = 0x10FFFF
 _IN_TEXT = [(0, 0xD7FF), (0xE000, _LAST)]  # without surrogates
-_IN_JSON = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, _LAST)]  # as they are
+_IN_JSON = [(0x20, 0x21), (0x23, 0x5B), (0x5D, 0xD7FF), (0xE000, _LAST)]  # written unchanged
 _BEHIND_BACKSLASHES = [(0, 0x1F), (0x22, 0x22), (0x5C, 0x5C)]
 _ESCAPED = {0x22: '"', 0x5C: r"\\", 8: "b", 12: "f", 10: "n", 13: "r", 9: "t"}
 _DIGITS = {digit: int(digit, 16) for digit in "0123456789ABCDEFabcdef"}
@@ -29,27 +29,27 @@ _LINE_ENDS = [(10, 10), (13, 13), (0x2028, 0x2029)]
 _SETS = {"d": [(0x30, 0x39)], "w": _WORD, "s": _SPACES}
 _CONTROLS = {"n": 10, "r": 13, "t": 9, "f": 12, "v": 11, "0": 0}
 _HEX = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]{1,6})\}")
-_COUNT = re.compile(r"(?:([*+?])|\{([0-9]{1,9})(,?)([0-9]{0,9})\})\??")  # a lazy one is the same
+_COUNT = re.compile(r"(?:([*+?])|\{([0-9]{1,9})(,?)([0-9]{0,9})\})\??")  # lazy ones match the same
 _SIGNS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
 _GROUP = re.compile(r"\((?:\?:|\?<[A-Za-z_]\w*>|(?!\?))", re.ASCII)
 
 
 def grammar_pattern(pattern: str) -> tuple[str, int]:
-    """(the pattern for llama.cpp, in how many ways a text may be read so far, at most).
+    """(the pattern for llama.cpp, most ways in which the beginning of a text can be read).
 
-    Raises ValueError, which says why, for one that no grammar can enforce.
+    Raises ValueError, with the reason, if no grammar can enforce the pattern.
     """
     text, ways = _Reader(pattern, _in_json).read()
     return f"^{text}$", ways
 
 
 def raw_pattern(pattern: str) -> tuple[str, int]:
-    """The same for a text that is not JSON, in GBNF."""
+    """The same for a text that is not JSON: the pattern is GBNF."""
     return _Reader(pattern, _plain).read()
 
 
 def literal(text: str) -> str:
-    r"""The expression for a text.
+    r"""A regular expression that matches exactly this text.
 
     >>> literal("a.b")
     'a\\.b'
@@ -59,29 +59,29 @@ def literal(text: str) -> str:
 
 @dataclass
 class _Part:
-    """A part of an expression, and where a text that it matches may begin and end."""
+    """A part of an expression, and the places where a matching text may begin and end."""
 
     text: str
-    size: int  # characters that it takes at most, with counts written out
+    size: int  # number of characters after expanding counts
     may_be_empty: bool
-    first: list[int]  # numbers of its characters
+    first: list[int]  # places: indices of characters of the expression
     last: list[int]
 
 
 class _Reader:
     """Reads one pattern from left to right.
 
-    If the next character may be at two places, and both have a character in common, a text can be
-    read in two ways, and each way is compared with the whole vocabulary. So places are noted as in
-    Glushkov's construction, each count as a loop.
+    If the next character of a text may match two places, the text can be read in two ways, and
+    sampling compares each way with the whole vocabulary. To count the ways, places are collected as
+    in Glushkov's construction, with each count as a loop.
     """
 
     def __init__(self, pattern: str, spell: Callable[[Ranges], str]) -> None:
-        """`spell` writes one character for the grammar."""
+        """`spell` writes a class of characters for the grammar."""
         self._spell = spell
         self._text, self._at, self._depth = pattern, 0, 0
         self._characters: list[Ranges] = []
-        self._follow: list[list[int]] = []  # for each character, those that may come next
+        self._follow: list[list[int]] = []  # for each place, the places that may come next
         self._is_ambiguous = False
 
     def read(self) -> tuple[str, int]:
@@ -98,7 +98,7 @@ class _Reader:
         return any(a[1] >= b[0] for a, b in itertools.pairwise(ranges))
 
     def _skip(self, text: str) -> bool:
-        """Whether the text comes next; it is skipped."""
+        """Skips the text if it comes next. Returns whether it did."""
         is_next = self._text.startswith(text, self._at)
         self._at += len(text) * is_next
         return is_next
@@ -118,7 +118,7 @@ class _Reader:
         )
 
     def _search(self) -> _Part:
-        """An alternative of the whole; without an anchor, any text may come before or behind."""
+        """An alternative at the top level. Without an anchor, any text may come before or after."""
         before = [] if self._skip("^") else [self._anything()]
         inner = self._sequence(ends="|)$")
         behind = [] if self._skip("$") else [self._anything()]
@@ -136,7 +136,7 @@ class _Reader:
         return self._joined(parts)
 
     def _joined(self, parts: list[_Part]) -> _Part:
-        """The parts, one behind the other."""
+        """The parts, one after the other."""
         whole = _Part("".join(part.text for part in parts), 0, True, [], [])
         for part in parts:
             for place in whole.last:
@@ -149,7 +149,7 @@ class _Reader:
         return whole
 
     def _repeated(self, part: _Part) -> _Part:
-        """The part with the count that comes next, if there is one."""
+        """The part, with the count after it if there is one."""
         found = _COUNT.match(self._text, self._at)
         if found is None:
             return part
@@ -240,7 +240,7 @@ class _Reader:
         return [(8, 8)] if self._skip("b") else self._escape()
 
     def _escape(self) -> Ranges:
-        """What a backslash and the characters behind it stand for."""
+        """The characters that an escape stands for. The backslash is already read."""
         found = _HEX.match(self._text, self._at)
         if found is not None:
             self._at = found.end()
@@ -274,7 +274,7 @@ def _inverted(ranges: Iterable[tuple[int, int]]) -> Ranges:
 
 
 def _in_json(ranges: Ranges) -> str:
-    """One character as JSON text may spell it: as it is, or behind a backslash."""
+    """A class of characters as JSON text may write them: unchanged, or as escapes."""
     plain, escaped = _class_of(ranges, _IN_JSON), _shared(ranges, _BEHIND_BACKSLASHES)
     if plain and not escaped:
         return plain
@@ -282,7 +282,7 @@ def _in_json(ranges: Ranges) -> str:
     codes = {code for low, high in escaped for code in range(low, high + 1)}
     letters = "".join(letter for code, letter in _ESCAPED.items() if code in codes)
     spelled += [rf"[\\][{letters}]"] if letters else []
-    numbered = codes - _ESCAPED.keys()  # control characters that JSON spells by their numbers
+    numbered = codes - _ESCAPED.keys()  # control characters that JSON writes as \uXXXX
     for row in (0, 1):
         last = "".join(digit for digit, n in _DIGITS.items() if 16 * row + n in numbered)
         spelled += [rf"[\\][u][0][0][{row}][{last}]"] if last else []
@@ -298,12 +298,12 @@ def _plain(ranges: Ranges) -> str:
 
 
 def _shared(a: Ranges, b: Ranges) -> Ranges:
-    """The characters that are in both."""
+    """The characters that are in both lists of ranges."""
     return [(max(i, k), min(j, n)) for i, j in a for k, n in b if i <= n and k <= j]
 
 
 def _class_of(ranges: Ranges, allowed: Ranges) -> str:
-    """The class in GBNF of those characters that are allowed; "" for none at all."""
+    """The GBNF class of those characters in `ranges` that are allowed; "" if it is empty."""
     found = _shared(ranges, allowed)
     spelled = ("-".join(map(_spelled, dict.fromkeys(ends))) for ends in found)
     return f"[{''.join(spelled)}]" if found else ""

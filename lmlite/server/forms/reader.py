@@ -1,4 +1,4 @@
-"""A JSON schema, rewritten part by part into one of which llama.cpp makes the right grammar."""
+"""Rewrites a JSON schema part by part so that llama.cpp makes a correct grammar from it."""
 
 import itertools
 import json
@@ -26,7 +26,7 @@ from lmlite.server.forms.parts import (
 from lmlite.server.forms.texts import MAX_LISTED, listed_texts, text_node
 
 _OF_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-# Keywords by the type that they are about; values of other types cannot violate them.
+# Keywords by the type that they restrict. They do not restrict values of other types.
 _OF_TYPE: dict[str, tuple[str, ...]] = {
     "object": ("properties", "required", "additionalProperties"),
     "array": ("items", "prefixItems", "additionalItems", "minItems", "maxItems"),
@@ -40,9 +40,9 @@ _COMPOSED = ("$ref", "anyOf", "oneOf", "allOf")
 _KNOWN = {"type", "enum", "const", *_COMPOSED, *itertools.chain(*_OF_TYPE.values())}
 _NO_CHANGE = {"uniqueItems": False, "minProperties": 0, "propertyNames": {"type": "string"}}
 _ADDING = ("patternProperties", "dependentSchemas", "unevaluatedProperties")
-_MAX_DEPTH = 72  # schemas in each other, through references too
-_MAX_NAME = 256  # characters
-_MAX_OPTIONAL = 100  # properties of an object that may be widened
+_MAX_DEPTH = 72  # nested schemas, also through references
+_MAX_NAME = 256  # characters in the name of a property
+_MAX_OPTIONAL = 100  # optional properties of an object in a schema that is not strict
 _TOO_OPEN = (
     "it has too many alternatives, values or optional properties, or refers too far from one part "
     "to another"
@@ -50,10 +50,10 @@ _TOO_OPEN = (
 
 
 class SchemaReader:
-    """Rewrites one schema; `path` says where in it a part stands."""
+    """Rewrites one schema. `path` is always the place of a part in the schema."""
 
     def __init__(self, reading: Reading, most_ways: int, prefix: str = "") -> None:
-        """`prefix` keeps its definitions apart from those of other schemas in one grammar."""
+        """`prefix`: makes names differ from those of other schemas in the same grammar."""
         self._reading, self._most_ways = reading, most_ways
         self._is_strict = reading.is_strict
         self._definitions = Definitions(reading.root, prefix)
@@ -61,13 +61,13 @@ class SchemaReader:
         self._merging: list[str] = []  # references whose merged targets are being read
 
     def read(self) -> Json:
-        """The whole. Raises Unheld if the reading is strict."""
+        """Rewrites the whole schema. Raises Unheld if the reading is strict."""
         return self._finished(self._schema(self._reading.root, ""))
 
     def read_arguments(self) -> Json:
-        """The whole as an object whose properties are not behind a reference.
+        """Rewrites the whole schema to an object with its properties at the root.
 
-        llama.cpp's parsers of calls look for them there.
+        llama.cpp's parsers of calls look for properties only there, and do not follow references.
         """
         try:
             schema = united(merged(self._reading.root, "", self._reading)[0], self._reading)
@@ -75,7 +75,7 @@ class SchemaReader:
             for key in sorted(schema.keys() & {"anyOf", "oneOf", "enum", "const"}):
                 self._reading.note(f".{key}", "is left out beside other keywords")
             if schema.get("properties") == {} and schema.keys() == {"type", "properties"}:
-                schema["additionalProperties"] = False  # so OpenAI writes a tool without arguments
+                schema["additionalProperties"] = False  # OpenAI's form of a tool without arguments
             node = self._object(self._known(schema, ""), "")
         except Unheld as fault:
             self._reading.note(fault.path, fault.why)
@@ -83,11 +83,11 @@ class SchemaReader:
         return self._finished(node)
 
     def _finished(self, node: Json) -> Json:
-        """With its definitions, and few ways open at once."""
+        """Adds the definitions, and widens parts that would leave too many ways open at once."""
         self._definitions.finish(self._reading)
         ways = Ways(self._definitions.nodes, self._reading.ways)
         if not self._is_strict and ways.of(node) > self._most_ways:
-            # Each property alone, so that one that is too much leaves the others as they are.
+            # Check each property separately, so that one costly property does not widen all.
             properties = node.get("properties", {})
             most = self._most_ways - len(properties) + len(node.get("required", ()))
             for name, each in properties.items():
@@ -141,7 +141,7 @@ class SchemaReader:
         return any_of(nodes)
 
     def _known(self, schema: Json, path: str) -> Json:
-        """The keywords that limit values, without those that no grammar can enforce."""
+        """The keywords that restrict values, without those that no grammar can enforce."""
         known: Json = {}
         is_open = False
         for key, value in schema.items():
@@ -159,7 +159,7 @@ class SchemaReader:
         for other in sorted(schema.keys() - set(keys)):
             self._reading.drop(f"{path}.{other}", f"cannot be honoured beside {keys[0]}")
 
-    # ---- made of other schemas -------------------------------------------------------------
+    # ---- composed of other schemas ---------------------------------------------------------
 
     def _composed(self, schema: Json, path: str) -> Json:
         key = next(key for key in _COMPOSED if key in schema)
@@ -170,14 +170,14 @@ class SchemaReader:
             return self._combined(key, schema, f"{path}.{key}")
         if key in ("$ref", "allOf") or "allOf" in schema:
             return self._merged(schema, path)
-        # Keywords beside anyOf or oneOf say more than these do.
+        # Keywords beside anyOf or oneOf are usually more specific, so they are kept instead.
         for other in schema.keys() & {"anyOf", "oneOf"}:
             self._reading.note(f"{path}.{other}", "is left out beside other keywords")
         rest = {other: value for other, value in schema.items() if other not in ("anyOf", "oneOf")}
         return self._read(rest, path)
 
     def _combined(self, key: str, schema: Json, path: str) -> Json:
-        """A schema that is only this keyword, perhaps with a type beside it."""
+        """A schema that has only this keyword and maybe a type."""
         value = schema[key]
         if key == "$ref":
             return self._reference(value, path)
@@ -185,7 +185,7 @@ class SchemaReader:
             self._reading.refuse(path, "is not a list of schemas")
         if key == "allOf" and len(value) > 1:
             self._reading.refuse(path, "cannot be honoured: it has more than one schema")
-        if key != "allOf" and "type" in schema:  # the type of each that has none of its own
+        if key != "allOf" and "type" in schema:  # applies to alternatives without a type
             value = [
                 {"type": schema["type"]} | each
                 if type(each) is dict and not each.keys() & set(_COMPOSED)
@@ -237,7 +237,7 @@ class SchemaReader:
             self._reading.refuse(path, "is not a list of values")
         if _has_long_numbers(values):
             self._reading.refuse(path, "has more than 64 bits")
-        n_bytes = len(json.dumps(values)) - 2 * len(values)  # without what is between them
+        n_bytes = len(json.dumps(values)) - 2 * len(values)  # without ", " between values
         self._reading.take(path, values=len(values), n_bytes=n_bytes)
         if "type" in schema:
             names = with_integers(self._types(schema, path.removesuffix(f".{key}")))
@@ -255,7 +255,7 @@ class SchemaReader:
         return any_of([node, {"enum": others}] if others else [node])
 
     def _types(self, schema: Json, path: str) -> list[str]:
-        """The types that a schema takes; where it has none, strictly that of its keywords."""
+        """The schema's types; without `type`, all types or, if strict, that of its keywords."""
         if "type" in schema:
             named = schema["type"] if type(schema["type"]) is list else [schema["type"]]
             names = [name if self._is_strict else name.lower()
@@ -330,10 +330,10 @@ class SchemaReader:
         return node
 
     def _left_out(self, named: Json, required: list[str], is_open: bool, path: str) -> set[str]:
-        """The properties that no grammar can have; they may be anything."""
+        """The properties that the grammar leaves out, so that their values are not restricted."""
         left_out = set()
         for name in named:
-            # A star stands for all other properties in llama.cpp; their names are told from these.
+            # llama.cpp uses "*" for additional properties, whose names must not equal these names.
             if name == "*" or (is_open and ("\r" in name or "\n" in name)) or len(name) > _MAX_NAME:
                 why = "cannot be honoured: llama.cpp takes no such names"
                 self._reading.drop(f"{path}.properties.{name[:_MAX_NAME]}", why)
@@ -375,7 +375,7 @@ class SchemaReader:
     def _any_tuple(
         self, nodes: list[Json], more: Any, low: int, high: int | None, path: str
     ) -> Json:
-        """A tuple that may end early or go on: a list of what may stand anywhere in it."""
+        """A tuple of variable length: rewritten to a list of items that may be any of its items."""
         if more is False:
             high = len(nodes) if high is None else min(high, len(nodes))
         if nodes and low == high == len(nodes):
@@ -386,14 +386,14 @@ class SchemaReader:
 
 
 def _array_of(nodes: list[Json], low: int, high: int | None) -> Json:
-    """An array of values that fit any of some schemas, `low` to `high` of them."""
+    """An array of `low` to `high` values that each match at least one of the schemas."""
     counts = {"minItems": low or None, "maxItems": high}
     node = {"type": "array", "items": any_of(nodes)}
     return node | {key: n for key, n in counts.items() if n is not None}
 
 
 def _has_long_numbers(value: Any) -> bool:
-    """Whether a value has a number that a parser of JSON does not keep as it is."""
+    """Whether a value contains an integer that does not fit into 64 bits."""
     if type(value) in (list, dict):
         return any(map(_has_long_numbers, value.values() if type(value) is dict else value))
     return type(value) is int and abs(value) >= 2**63
