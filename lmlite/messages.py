@@ -1,4 +1,4 @@
-"""What crosses the pipe: requests from the server to a worker, and events back.
+"""The messages in the pipe: requests from the server to a worker, and events back.
 
 Frozen dataclasses and nothing else. `frames.py` turns them into bytes by reading the annotations
 below, so a field's annotation is its format in the pipe. `id` identifies a request of one worker.
@@ -23,7 +23,7 @@ class SamplingParams:
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0  # 1: off; counts the last 64 tokens, prompt included
-    presence_penalty: float = 0.0  # counts completion tokens only, as at OpenAI
+    presence_penalty: float = 0.0  # counts completion tokens only, as OpenAI defines it
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
     seed: int | None = None  # None: random
@@ -301,12 +301,12 @@ class Started(ChoiceEvent):
 
     n_prompt: int
     n_cached: int  # prompt tokens that were in memory already
-    cache: str = ""  # why not more were cached, for the log stream
+    cache: str = ""  # for the log stream: how many, and why not more
 
 
 @dataclass(frozen=True, slots=True)
 class Planned(ChoiceEvent):
-    """The prompt and the grammar of a choice. It ends a dry run or a Tokenize."""
+    """The prompt and the grammar of a choice: the last event of a dry run or a Tokenize."""
 
     tokens: tuple[int, ...]
     pieces: tuple[bytes, ...]  # of each token

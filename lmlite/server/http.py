@@ -36,7 +36,7 @@ from lmlite.server.server import Server
 from lmlite.server.watch import metrics
 from lmlite.server.watch.request_count import RequestCount
 
-CLIENT_LEFT = 499  # nginx's status, for the log only: the client is gone
+CLIENT_LEFT = 499  # nginx's status for a client that left; it is never sent
 POLL_S = 0.1  # between a waiting thread's checks whether its client is gone
 # A reply in one piece sends a space this often until it is complete. OpenAI's clients give up and
 # retry after 600 s without a byte. Leading spaces are valid JSON. The first also sends the status.
@@ -338,7 +338,7 @@ class Handler(StrictRequestHandler):
 
 
 def progress_of(event: ReplyEvent | None) -> str:
-    """What a waiting client is told; "" for events that are not about waiting."""
+    """A progress message for a waiting client; "" for events that are not about waiting."""
     match event:
         case Queued():
             return f"queued {event.n_ahead}"

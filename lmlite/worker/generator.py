@@ -61,7 +61,7 @@ class Generator:
         self._on_trial: Sequence | None = None
         self._events: list[ReplyEvent] = []  # since the last step
 
-    # ---- what the loop calls ---------------------------------------------------------------
+    # ---- called by the loop ----------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:

@@ -194,7 +194,7 @@ class LoadedModel:
         )
 
     def _make_governor(self) -> ThreadGovernor | None:
-        """None if the client set the number of threads, or a GPU does the work."""
+        """None if the number of threads was given, or a GPU does the work."""
         if self._load.n_threads is not None or self._model.n_gpu_layers:
             return None
 

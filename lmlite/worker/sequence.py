@@ -68,7 +68,7 @@ class Sequence:
         self._text = TextStream(self.params.stop, self.ends)
         self._said: list[str] = []  # all generated text, if `trace`
 
-    # ---- what is pending -------------------------------------------------------------------
+    # ---- pending tokens --------------------------------------------------------------------
 
     @property
     def n_held(self) -> int:

@@ -241,7 +241,7 @@ def test_any_failing_call_while_a_worker_is_replaced_still_brings_a_worker(
 
 # ---- the worker ------------------------------------------------------------------------------
 
-# What each library function returns when it fails.
+# Library function -> its possible results when it fails.
 FAILURES: dict[str, tuple[Any, ...]] = {
     "lml_chat_render": (None, b'{"error": "no"}'),
     "lml_grammar_init": (None,),

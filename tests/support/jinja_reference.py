@@ -35,7 +35,7 @@ class Generation(Extension):
 
 
 class Lenient(ImmutableSandboxedEnvironment):
-    """Allows what transformers forbid or jinja2 lacks, but published templates do."""
+    """Adds operations that transformers forbid or jinja2 lacks, but published templates use."""
 
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         """Allows templates to add to lists and remove from them."""

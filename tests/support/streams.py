@@ -9,7 +9,7 @@ from typing import Any
 
 Json = dict[str, Any]
 
-TOLERANCE = 0.05  # of a log-probability: a cached prompt was computed in another batch
+TOLERANCE = 0.05  # of a log-probability: a cached prompt was computed in a different batch
 
 
 def folded_chunks(chunks: list[Json]) -> Json:

@@ -10,7 +10,7 @@ from tests.support.gguf_writer import CONTROL, Shape, llama_metadata, tokenizer_
 FOLDER = LLAMA_CPP / "models" / "templates"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.jinja"))
 
-# What looks like a special token: <end>, </end>, <|end|>, <|end>, <end|>, [END], ]<]end[>[, ]~b]
+# Forms of special tokens: <end>, </end>, <|end|>, <|end>, <end|>, [END], ]<]end[>[, ]~b]
 SPECIAL = re.compile(
     r"""</?[|\uff5c]?[\w:/"▁]{1,40}[|\uff5c]?>|\[/?[A-Z_]{2,30}\]|\]<\]\w+\[>\[|\[e~\[|\]~!?b[\[\]]"""
 )

@@ -15,7 +15,7 @@ _SIZE_LINE = re.compile(r"([0-9A-Fa-f]{1,16})([ \t]*;.*)?")
 _BEGINNING = re.compile(rb"([0-9A-Fa-f]{1,16}[ \t]*(;.*)?\r?)?", re.DOTALL)  # of a size line
 _LINE_END = b"\r\n"
 # A chunk of one byte takes as long to read as one of kilobytes. So the bytes of framing are
-# bounded: the maximum size of a head, plus one for so many bytes of the body's maximum size.
+# limited to max_head, plus one for each DATA_PER_FRAMING bytes of the body's maximum size.
 DATA_PER_FRAMING = 16
 
 

@@ -71,7 +71,7 @@ class Gate:
         return n_right > 0 or not self.keys
 
     def _check_host(self, host: str) -> None:
-        """Refuses foreign names that lead here (DNS rebinding): browsers would see one origin."""
+        """Refuses DNS rebinding: a page whose own host name was made to resolve to this server."""
         match = _HOST.fullmatch(host)
         if match is None:
             raise BadRequest("the Host header is malformed")

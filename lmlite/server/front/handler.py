@@ -39,7 +39,7 @@ class StrictRequestHandler(BaseHTTPRequestHandler):
         self.command, self.request_version = "", "HTTP/1.1"
         self.close_connection = True  # until the request is read to its end
         self.status = 0  # of the reply, once it has begun
-        self.reply_headers = [("X-Request-Id", request_id)]  # of every reply
+        self.reply_headers = [("X-Request-Id", request_id)]  # of the reply, for any body
         self._is_chunked = False
         self._filler = b""
 
@@ -67,7 +67,7 @@ class StrictRequestHandler(BaseHTTPRequestHandler):
         return "lmlite"
 
     def date_time_string(self, timestamp: float | None = None) -> str:
-        """Formatted once a second; formatting takes as long as half of the other headers."""
+        """The date, formatted once a second: that takes as long as half of the other headers."""
         return _formatted(int(time.time() if timestamp is None else timestamp))
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:  # noqa: ARG002

@@ -40,5 +40,5 @@ def _keys_in(text: str, name: str) -> list[str]:
 
 
 def is_known(offered: bytes, keys: Iterable[bytes]) -> bool:
-    """Whether a key is in the list. The time does not depend on which key matches, or how far."""
+    """Whether a key is in the list. The time does not reveal which key matches, or how much."""
     return any([hmac.compare_digest(offered, key) for key in keys])  # noqa: C419 - compares all

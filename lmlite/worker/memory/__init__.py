@@ -1,1 +1,1 @@
-"""What was computed before: whose cells hold which tokens, and what is kept outside of them."""
+"""The cache of computed tokens: lanes in the context's memory, and checkpoints outside it."""

@@ -21,7 +21,7 @@ class Lane:
     tokens: list[int] = field(default_factory=list)  # held in memory, oldest first
     busy: bool = False
     last_used: int = 0  # the idle lane with the smallest number is evicted first
-    shared: "dict[Lane, int]" = field(default_factory=dict)  # how many first cells each lane shares
+    shared: "dict[Lane, int]" = field(default_factory=dict)  # lane -> n first cells in common
 
     def cut(self, n_tokens: int) -> None:
         """Records that memory now holds only its first n_tokens."""
@@ -98,7 +98,7 @@ def n_reusable(held: Sequence[int], prompt: Sequence[int], can_cut: bool = True)
 def place(lanes: Sequence[Lane], prompt: Sequence[int], can_cut: bool) -> Place | None:
     """The lane with the longest common prefix, and an idle lane to run in. None: all are busy.
 
-    `can_cut`: whether memory can drop the end of a lane, or share its beginning with a lane.
+    `can_cut`: whether memory can drop the end of a lane, or share its beginning.
     """
     idle = [lane for lane in lanes if not lane.busy]
     if not idle:

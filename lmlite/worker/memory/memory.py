@@ -122,7 +122,7 @@ class Memory:
                 return False
         return True
 
-    # ---- what is kept ----------------------------------------------------------------------
+    # ---- checkpoints and idle lanes --------------------------------------------------------
 
     def checkpoints_at(self, prompt: list[int], n_held: int, closest: list[int]) -> list[int]:
         """After how many tokens of a prompt that will be read checkpoints are worthwhile.
@@ -168,7 +168,7 @@ class Memory:
                 self._park(lane, self._parked)
 
     def _park(self, lane: Lane, parked: ParkedLanes) -> None:
-        """Parks a lane only if there is free room: other parked lanes are worth more."""
+        """Parks a lane if there is room: free cells are not worth dropping a parked lane."""
         n_known, _ = parked.best(lane.tokens, self._can_cut)
         if len(lane.tokens) - n_known > MIN_PARKED:
             if not parked.has_room(self._context.n_state_bytes(lane.seq_id)):

@@ -38,7 +38,7 @@ def parse_message(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
 
 
 def parse_count(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
-    """A body of POST /v1/messages/count_tokens, as a call that only plans. Raises BadRequest."""
+    """A body of POST /v1/messages/count_tokens, as a dry run. Raises BadRequest."""
     return planned(_parse(body, defaults))
 
 
