@@ -144,9 +144,9 @@ class Comparer:
         return not is_guessed and self._are_apart(groups, _never_fit)
 
     def part_at_once(self, alone: list[Json], others: list[Json]) -> bool:
-        """Whether the type or the first property of a value tells which schema it belongs to.
+        """Whether the beginning of a value (type, first property) shows which schema it matches.
 
-        Each of those `alone` from all; the `others` may begin alike.
+        Each schema in `alone` must differ from all schemas; `others` may begin in the same way.
         """
         groups = [
             self._expanded({"anyOf": group}) for group in (others, *([each] for each in alone))
@@ -154,7 +154,7 @@ class Comparer:
         return self._are_apart(groups, _begin_apart)
 
     def _are_apart(self, groups: list[list[Json]], apart: Callable[[Json, Json], bool]) -> bool:
-        """Whether all schemas of different groups are, by their types or values, or as objects."""
+        """Whether schemas of different groups have no common keys; objects use `apart` instead."""
         keys = [[(each, set(self._counted(_keys(each)))) for each in group] for group in groups]
         for group, *others in (keys[i:] for i in range(len(keys))):
             pairs = itertools.product(group, itertools.chain(*others))
