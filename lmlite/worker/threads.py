@@ -10,13 +10,13 @@ Steps that generate take part in trials, and so do short steps that read prompts
 when a small model answers many short requests. A long step that reads a prompt always gets all
 threads: a trial of a worse number would make a client wait.
 
-Pure policy: no C, no threads, no clock. `note` gets the times of steps. Waits are counted in
-samples, so that trials take the same share of the time whether a step takes 1 ms or 1 s.
+Pure policy: no C, no threads, no clock. `note` gets the times of steps; their sum is the clock.
 """
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from statistics import median
 
 SAMPLE_S = 0.02  # least time of a sample: a scheduler's time slices take milliseconds
@@ -24,28 +24,33 @@ N_SAMPLES = 5  # samples in a median, which ignores one or two disturbed samples
 MAJORITY = N_SAMPLES // 2 + 1
 GAIN = 0.9  # a new number must need less than this share of the current step time
 UNUSUAL = 1.4  # a step this many times slower than usual suggests a new load
-FIRST_WAIT, MAX_WAIT = 64, 512  # samples between surveys; doubled after each one without a winner
+LEVEL_WEIGHT = 1 / 16  # weight of a new sample in the usual time, which grows with the context
+FIRST_WAIT_S, MAX_WAIT_S = 1.0, 30.0  # between surveys; doubled after each one without a winner
 SHORT_S = 0.02  # longest step that reads prompts and takes part in trials
 READS, UNIT = 0, 16  # the kind of these steps; their times are compared per UNIT tokens
+SHARE, HASTY_SHARE = (
+    0.005,
+    0.02,
+)  # share of time that surveys may lose: usually; if a load may have changed
 
 
-class _Times:
+class _Samples:
     """Times of comparable steps; short steps are joined into samples."""
 
     def __init__(self) -> None:
-        self.recent: deque[float] = deque(maxlen=N_SAMPLES)  # samples, in seconds per step
-        self.usual_s = 0.0  # the median when numbers of threads were last compared; 0 before that
+        self.recent: deque[float] = deque(maxlen=N_SAMPLES)  # seconds per step
         self._n_steps, self._sum_s = 0, 0.0
 
-    def add(self, elapsed_s: float) -> bool:
-        """Adds a step's time. True if this completes a sample."""
+    def add(self, elapsed_s: float) -> float | None:
+        """Adds a step's time; the sample that it completes, if any, in seconds per step."""
         self._n_steps += 1
         self._sum_s += elapsed_s
         if self._sum_s < SAMPLE_S:
-            return False
-        self.recent.append(self._sum_s / self._n_steps)
+            return None
+        sample_s = self._sum_s / self._n_steps
         self._n_steps, self._sum_s = 0, 0.0
-        return True
+        self.recent.append(sample_s)
+        return sample_s
 
     @property
     def is_full(self) -> bool:
@@ -58,29 +63,85 @@ class _Times:
         return median(self.recent)
 
 
-def _trial(n_new: int, n_current: int, before_s: float) -> Generator[int, float, bool]:
+class _Usual(_Samples):
+    """The times of steps of one kind with the current number of threads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.level_s = 0.0  # a slow average of the samples; 0 before the first
+
+    def add(self, elapsed_s: float) -> float | None:
+        """Adds a step's time, and updates the usual time."""
+        sample_s = super().add(elapsed_s)
+        if sample_s is not None and self.is_full:
+            level_s = self.level_s or self.median_s
+            self.level_s = level_s + (sample_s - level_s) * LEVEL_WEIGHT
+        return sample_s
+
+    def accept(self) -> None:
+        """Makes the current time the usual one."""
+        if self.is_full:
+            self.level_s = self.median_s
+
+
+class _Trial:
     """Compares a new number of threads with the current one in three turns: new, current, new.
 
-    Yields the number for the next step and is sent that step's time. Returns whether the new number
-    has won. Each turn is compared with the turn before it (`before_s` per step), so that a load
-    that starts or ends during the trial does not decide it. Three of five samples win a turn. The
-    first turn that the new number loses ends the trial.
+    Each turn is compared with the turn before it, so that a load that starts or ends during the
+    trial does not decide it. Three of five samples win a turn. The first turn that the new number
+    loses ends the trial.
     """
-    for n_threads in (n_new, n_current, n_new):
-        times, n_won, n_lost = _Times(), 0, 0
-        while n_won < MAJORITY:
-            if not times.add((yield n_threads)):
-                continue
-            sample_s = times.recent[-1]
-            new_s, current_s = (sample_s, before_s) if n_threads == n_new else (before_s, sample_s)
-            if new_s < GAIN * current_s:
-                n_won += 1
-            else:
-                n_lost += 1
-            if n_lost == MAJORITY:
-                return False
-        before_s = times.median_s
-    return True
+
+    N_TURNS = 3
+
+    def __init__(self, n_new: int, n_current: int, before_s: float) -> None:
+        self.n_new = n_new
+        self._numbers = n_new, n_current
+        self._before_s = before_s  # seconds per step in the turn before
+        self._turn = 0
+        self._samples = _Samples()
+        self._n_good = self._n_bad = 0
+        self.lost_s = 0.0  # seconds lost in turns of the new number
+
+    @property
+    def n_threads(self) -> int:
+        """The number for the next step."""
+        return self._numbers[self._turn % 2]
+
+    def add(self, elapsed_s: float) -> bool | None:
+        """Adds a step's time. Whether the new number has won; None while undecided."""
+        is_new = self._turn % 2 == 0
+        if is_new:
+            self.lost_s += elapsed_s - self._before_s
+        sample_s = self._samples.add(elapsed_s)
+        if sample_s is None:
+            return None
+        fast_s, slow_s = (sample_s, self._before_s) if is_new else (self._before_s, sample_s)
+        if fast_s < GAIN * slow_s:
+            self._n_good += 1
+        else:
+            self._n_bad += 1
+        if self._n_bad == MAJORITY:
+            return False
+        return self._next_turn() if self._n_good == MAJORITY else None
+
+    def _next_turn(self) -> bool | None:
+        self._turn += 1
+        self._before_s = self._samples.median_s
+        self._samples = _Samples()
+        self._n_good = self._n_bad = 0
+        return True if self._turn == self.N_TURNS else None
+
+
+@dataclass
+class _Survey:
+    """Trials of the candidates, one after the other, until one wins; on steps of one kind."""
+
+    kind: int
+    candidates: Iterator[int]
+    trial: _Trial
+    lost_s: float = 0.0
+    n_foreign: int = 0  # samples of other kinds since its last step
 
 
 class ThreadGovernor:
@@ -90,21 +151,23 @@ class ThreadGovernor:
         """`on_change` is called with the old and the new number."""
         self.n_max = self.n_threads = n_max
         self._on_change = on_change
+        self._clock_s = 0.0  # seconds spent in steps that take part
         self._token_s = math.inf  # seconds per token in steps that read prompts
-        self._times: dict[int, _Times] = {}  # by kind: how many sequences generate, or READS
-        self._survey: Generator[int, float, int | None] | None = None
-        self._surveyed, self._on_trial = READS, n_max  # the survey's kind; threads of its next step
-        self._n_foreign = 0  # samples of other kinds since the survey's last step
-        self._n_samples = 0  # samples of all kinds: the clock for waits
-        self._compared_at, self._due, self._wait = 0, FIRST_WAIT, FIRST_WAIT
+        self._usual: dict[int, _Usual] = {}  # by kind: how many sequences generate, or READS
+        self._survey: _Survey | None = None
+        self._surveyed_s = 0.0  # on that clock: when the last survey ended
+        self._lost_s = 0.0  # seconds lost by it
+        self._wait_s = FIRST_WAIT_S
+        self._due_s: float | None = None  # when the next survey begins; None: not known yet
 
     def choose(self, n_tokens: int, *, reads: bool = False) -> int:
         """How many threads the next step gets. Unless it `reads`, it has a token per sequence."""
         kind = self._kind(n_tokens, reads)
         if kind is None:
             return self.n_max
-        is_trial = self._survey is not None and self._surveyed == kind
-        return self._on_trial if is_trial else self.n_threads
+        if self._survey is not None and self._survey.kind == kind:
+            return self._survey.trial.n_threads
+        return self.n_threads
 
     def note(self, n_tokens: int, elapsed_s: float, *, reads: bool = False) -> None:
         """Takes the time of a step for which `choose` was called."""
@@ -115,14 +178,11 @@ class ThreadGovernor:
             elapsed_s = token_s * UNIT
         if self.n_max == 1 or kind is None:
             return
-        if self._survey is None or self._surveyed != kind:
+        self._clock_s += elapsed_s
+        if self._survey is not None and self._survey.kind == kind:
+            self._go_on(self._survey, elapsed_s)
+        else:
             self._watch(kind, elapsed_s)
-            return
-        self._n_foreign = 0
-        try:
-            self._on_trial = self._survey.send(elapsed_s)
-        except StopIteration as end:
-            self._end_survey(end.value)
 
     def _kind(self, n_tokens: int, reads: bool) -> int | None:
         """The kind of a step; steps of one kind are comparable. None: a long step that reads."""
@@ -141,52 +201,84 @@ class ThreadGovernor:
         First all threads, because the load may have gone. Then 1, 2, 4, ... more or fewer, because
         each busy process takes one core, and there may be one such process or many.
         """
+        n, seen = self.n_threads, {self.n_threads}
         steps = [1 << i for i in range(self.n_max.bit_length())]
-        nearest = (self.n_threads + sign * step for sign in (1, -1) for step in steps)
-        for other in dict.fromkeys((self.n_max, *nearest)):
-            if 1 <= other <= self.n_max and other != self.n_threads:
+        for other in (self.n_max, *(n + step for step in steps), *(n - step for step in steps)):
+            if 1 <= other <= self.n_max and other not in seen:
+                seen.add(other)
                 yield other
 
+    # ---- between surveys -------------------------------------------------------------------
+
     def _watch(self, kind: int, elapsed_s: float) -> None:
-        """Takes the time of a step with the current number; begins a survey when one is due."""
-        times = self._times.setdefault(kind, _Times())
-        if not times.add(elapsed_s):
+        usual = self._usual.setdefault(kind, _Usual())
+        if usual.add(elapsed_s) is None or not usual.is_full:
             return
-        self._n_samples += 1
         if self._survey is not None:
-            self._n_foreign += 1
-            if self._n_foreign > 2 * N_SAMPLES:  # there are no more steps of the survey's kind
+            self._survey.n_foreign += 1
+            if self._survey.n_foreign > 2 * N_SAMPLES:  # its kind of steps has ended
                 self._survey = None
-        elif times.is_full:
-            times.usual_s = times.usual_s or times.median_s
-            if times.median_s > UNUSUAL * times.usual_s:
-                self._hurry()
-            if self._n_samples >= self._due:
-                self._survey, self._surveyed = self._make_survey(times), kind
-                self._on_trial = next(self._survey)
+            return
+        if self._due_s is None:
+            self._due_s = self._clock_s + self._first_wait_s(usual)
+        if self._is_unusual(usual):
+            self._hurry()
+        if self._clock_s >= self._due_s:
+            others = self.candidates()
+            trial = _Trial(next(others), self.n_threads, usual.median_s)
+            self._survey = _Survey(kind, others, trial)
 
-    def _make_survey(self, times: _Times) -> Generator[int, float, int | None]:
-        """Tries the candidates one after the other; returns the first that wins, or None."""
-        for n_new in self.candidates():
-            if (yield from _trial(n_new, self.n_threads, times.median_s)):
-                return n_new
-        return None
+    def _first_wait_s(self, usual: _Usual) -> float:
+        """Long enough that the first survey costs little, as it may find nothing."""
+        n_samples = MAJORITY * len(list(self.candidates()))
+        return n_samples * max(usual.level_s, SAMPLE_S) / (2 * HASTY_SHARE)
 
-    def _end_survey(self, winner: int | None) -> None:
-        self._survey = None
-        if winner is None:
-            for times in self._times.values():
-                times.usual_s = times.median_s if times.is_full else 0.0
-            n_wait, self._wait = self._wait, min(2 * self._wait, MAX_WAIT)
-        else:
-            self._times.clear()
-            n_wait = self._wait = FIRST_WAIT
-        self._compared_at, self._due = self._n_samples, self._n_samples + n_wait
-        if winner is not None:
-            old, self.n_threads = self.n_threads, winner
-            if self._on_change is not None:
-                self._on_change(old, winner)
+    def _is_unusual(self, usual: _Usual) -> bool:
+        """Whether steps became much slower; or faster, which may mean that a load has gone."""
+        if usual.median_s > UNUSUAL * usual.level_s:
+            return True
+        return self.n_threads < self.n_max and UNUSUAL * usual.median_s < usual.level_s
 
     def _hurry(self) -> None:
-        """Makes the next survey due early, but at least FIRST_WAIT samples after the last one."""
-        self._due = min(self._due, self._compared_at + FIRST_WAIT)
+        """Makes the next survey due as soon as the cost of the last one allows."""
+        soonest_s = self._surveyed_s + max(FIRST_WAIT_S, self._lost_s / HASTY_SHARE)
+        self._due_s = soonest_s if self._due_s is None else min(self._due_s, soonest_s)
+
+    # ---- during a survey -------------------------------------------------------------------
+
+    def _go_on(self, survey: _Survey, elapsed_s: float) -> None:
+        survey.n_foreign = 0
+        has_won = survey.trial.add(elapsed_s)
+        if has_won is None:
+            return
+        survey.lost_s += max(0.0, survey.trial.lost_s)
+        if has_won:
+            self._change(survey.trial.n_new)
+            return
+        other = next(survey.candidates, None)
+        if other is None:
+            self._stay(survey)
+        else:
+            before_s = self._usual[survey.kind].median_s
+            survey.trial = _Trial(other, self.n_threads, before_s)
+
+    def _stay(self, survey: _Survey) -> None:
+        """No number was better: the next survey comes later, and later each time."""
+        self._end_survey(survey.lost_s)
+        self._due_s = self._clock_s + max(self._wait_s, self._lost_s / SHARE)
+        self._wait_s = min(2 * self._wait_s, MAX_WAIT_S)
+        for usual in self._usual.values():
+            usual.accept()
+
+    def _change(self, n_threads: int) -> None:
+        self._end_survey(0.0)
+        self._due_s = self._clock_s + FIRST_WAIT_S
+        self._wait_s = FIRST_WAIT_S
+        self._usual.clear()
+        old, self.n_threads = self.n_threads, n_threads
+        if self._on_change is not None:
+            self._on_change(old, n_threads)
+
+    def _end_survey(self, lost_s: float) -> None:
+        self._survey = None
+        self._surveyed_s, self._lost_s = self._clock_s, lost_s
