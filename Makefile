@@ -28,10 +28,10 @@ run: native ## serve on 127.0.0.1:1234 (MODEL=path.gguf, ARGS="--ctx 8192")
 	@exec $(PYTHON) -m lmlite serve $(MODEL) $(ARGS)
 
 test: native .venv/test/.complete ## run the tests (ARGS="-k name", ARGS=--durations=20 lists the slowest)
-	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m pytest $(ARGS)
+	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m tests $(ARGS)
 
 test-all: native .venv/test/.complete ## run all tests, the long ones too
-	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m pytest -m "long or not long" $(ARGS)
+	@LMLITE_LLAMA_CPP=$(SOURCE) .venv/test/bin/python -m tests -m "long or not long" $(ARGS)
 
 native: $(LIBRARY) ## build llama.cpp and the bridge (LLAMA_CPP_DIR=tree, CMAKE_ARGS=-DGGML_CUDA=ON)
 

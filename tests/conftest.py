@@ -12,6 +12,7 @@ import pytest
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import Model
 from tests import REPOSITORY
+from tests.__main__ import N_PARTS
 from tests.reliability.__main__ import ROWS
 from tests.support.house import House, opened
 
@@ -23,6 +24,19 @@ DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 # How many times to repeat tests that should run many times: once in `make test`.
 TIMES = int(os.environ.get("LMLITE_TIMES", "1"))
 LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """For `tests/__main__.py`."""
+    parser.addoption("--part", type=int, help="run every other file of tests: part 1 or 2")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out the files of the other part."""
+    part = config.getoption("part")
+    if part is not None:
+        files = sorted({item.path for item in items})
+        items[:] = [item for item in items if files.index(item.path) % N_PARTS == part - 1]
 
 
 def pytest_collection_finish() -> None:
