@@ -127,7 +127,7 @@ def _read_plain(kind: type, value: Any) -> Any:
 
 def _read_literal(allowed: tuple[str, ...], value: Any) -> Any:
     if value not in allowed:
-        raise ValueError(f"{value!r:.40} is none of {allowed}")
+        raise ValueError(f"{value!r:.40} is not one of {allowed}")
     return value
 
 

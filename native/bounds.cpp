@@ -36,7 +36,7 @@ struct Bounds {
 thread_local Bounds bounds;
 
 struct TooMuch : std::bad_alloc {
-    const char * what() const noexcept override { return "the template takes more memory than it may"; }
+    const char * what() const noexcept override { return "the template takes more memory than it is allowed"; }
 };
 
 struct TooLong : std::bad_alloc {

@@ -106,7 +106,7 @@ def _add(sequence: list[_Item], token: re.Match[str]) -> None:
     elif sequence and (sequence[-1].low, sequence[-1].high) == (1, 1):
         sequence[-1].low, sequence[-1].high = _count(token)
     else:
-        raise ValueError(f"has {token[0]!r} behind nothing that it could repeat")
+        raise ValueError(f"has {token[0]!r} with nothing before it to repeat")
 
 
 def _count(token: re.Match[str]) -> tuple[int, int | None]:

@@ -225,7 +225,7 @@ class _Reader:
                 self._at += 1
                 ends = [*low, *self._class_item()]
                 if len(ends) != 2 or any(a != b for a, b in ends) or ends != sorted(ends):
-                    raise ValueError("it has a class with a range that is none")
+                    raise ValueError("it has a class with a range whose end comes before its start")
                 low = [(ends[0][0], ends[1][0])]
             found += low
         return _inverted(found) if is_inverted else found
@@ -252,7 +252,7 @@ class _Reader:
             ranges = _SETS[letter.lower()]
             return ranges if letter.islower() else _inverted(ranges)
         if not letter or (letter.isalnum() and letter not in _CONTROLS):
-            raise ValueError(f"it has a \\{letter} that no grammar holds")
+            raise ValueError(f"it has a \\{letter} that no grammar can express")
         code = _CONTROLS.get(letter, ord(letter))
         return [(code, code)]
 
@@ -293,7 +293,7 @@ def _in_json(ranges: Ranges) -> str:
 
 def _plain(ranges: Ranges) -> str:
     if not (found := _class_of(ranges, _IN_TEXT)):
-        raise ValueError("it has a class without a character")
+        raise ValueError("it has an empty class")
     return found
 
 

@@ -151,7 +151,7 @@ class SchemaReader:
                 else:
                     self._reading.note(f"{path}.{key}", "is null")
             elif not is_annotation(key) and (key not in _NO_CHANGE or _NO_CHANGE[key] != value):
-                self._reading.drop(f"{path}.{key}", "cannot be honoured: no grammar holds it")
+                self._reading.drop(f"{path}.{key}", "cannot be honoured: no grammar can express it")
                 is_open |= key in _ADDING
         return known | {"additionalProperties": True} if is_open else known
 
@@ -261,7 +261,7 @@ class SchemaReader:
             names = [name if self._is_strict else name.lower()
                      for name in named if type(name) is str]  # fmt: skip
             if not names or len(names) < len(named) or not _OF_TYPE.keys() >= set(names):
-                self._reading.drop(f"{path}.type", f"is none of {', '.join(_OF_TYPE)}")
+                self._reading.drop(f"{path}.type", f"is not one of {', '.join(_OF_TYPE)}")
                 return ["anything"]
             return list(dict.fromkeys(names))
         names = [name for name in _OF_TYPE if schema.keys() & set(_OF_TYPE[name])]

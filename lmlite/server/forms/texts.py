@@ -98,7 +98,7 @@ def _expression(key: str, value: Any, reading: Reading, path: str) -> tuple[str,
     if key == "format":
         if type(value) is str and value in _FORMATS:
             return f"^({_FORMATS[value][0 if reading.is_strict else 1]})$", _FORMAT_WAYS
-        reading.drop(path, f"cannot be honoured: it is none of {', '.join(_FORMATS)}")
+        reading.drop(path, f"cannot be honoured: it is not one of {', '.join(_FORMATS)}")
     elif type(value) is not str:
         reading.drop(path, "is not a text")
     elif len(value) > MAX_PATTERN_LENGTH:

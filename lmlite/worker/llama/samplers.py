@@ -123,7 +123,7 @@ class Grammar:
         """
         self._lib, self._vocab, self.text = model.lib, model.vocab, text
         if reply is None:
-            own = {"grammar_lazy": False, "grammar_prefilled": False, "generation_prompt": ""}
+            own = {"grammar_lazy": False, "generation_prompt": ""}
             reply = json.dumps({"grammar": text, **own}).encode()
         parsed = json.loads(reply)
         self.is_active = not parsed["grammar_lazy"]  # else it waits for a trigger

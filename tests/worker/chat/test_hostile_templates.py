@@ -223,7 +223,7 @@ def test_a_template_that_takes_too_much_memory_is_refused(
     assert template._own.reply(request)["prompt"] == "Hi" + "x" * 50_000
     with monkeypatch.context() as patched:
         small(patched)
-        with pytest.raises(BadRequest, match="the template takes more memory than it may"):
+        with pytest.raises(BadRequest, match="the template takes more memory than it is allowed"):
             template._own.reply(request)
     assert template._own.reply(request)["prompt"] == "Hi" + "x" * 50_000
     template.close()

@@ -97,7 +97,7 @@ def guided_form(asked: Guided | None) -> Form:
 
 
 def held_form(schema: Field, *, is_strict: bool) -> Form:
-    """The form of a schema. Raises BadRequest if it is no schema, or strict but unenforceable."""
+    """The form of a schema. Raises BadRequest if it is not one, or strict but unenforceable."""
     if is_strict:
         return honoured_schema(schema.value, schema.path), ()
     if type(schema.value) is not dict:

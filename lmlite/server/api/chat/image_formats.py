@@ -37,7 +37,7 @@ def checked_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Size:
     for beginning, check in _CHECKS:
         if beginning.match(data):
             return check(data, limits)
-    raise ImageFault("is none of PNG, JPEG, WebP, GIF and BMP, by its first bytes")
+    raise ImageFault("is not a PNG, JPEG, WebP, GIF or BMP, by its first bytes")
 
 
 def _check_size(width: int, height: int, limits: Limits) -> Size:

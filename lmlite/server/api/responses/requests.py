@@ -91,7 +91,7 @@ def _refuse_unsupported(body: Field) -> None:
         body["truncation"].refuse("truncation is auto or disabled")
     for name in ("conversation", "prompt"):
         if body[name].value is not None:
-            body[name].unsupported(f"{name} is not supported: this server keeps none")
+            body[name].unsupported(f"{name} is not supported: this server stores none")
 
 
 def _n_logprobs(body: Field) -> int | None:

@@ -83,7 +83,7 @@ def test_a_data_url_is_read_however_it_is_written(url: str) -> None:
     assert read(url) == DOT
 
 
-_OTHER = "is none of PNG, JPEG, WebP, GIF and BMP"
+_OTHER = "is not a PNG, JPEG, WebP, GIF or BMP"
 
 
 @pytest.mark.parametrize(
