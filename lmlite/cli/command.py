@@ -21,7 +21,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _fill_closed_streams()
     given = parser().parse_args(arguments)
     try:
-        return int(given.run(given))
+        code = int(given.run(given))
+        print(end="", flush=True)
+        return code
+    except BrokenPipeError:  # the reader of standard output left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
+        return 1
     except CommandError as err:
         with contextlib.suppress(OSError):  # standard error may have no reader
             print(f"lmlite: {err}", file=sys.stderr)
