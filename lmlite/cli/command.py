@@ -21,9 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _fill_closed_streams()
     given = parser().parse_args(arguments)
     try:
-        code = int(given.run(given))
-        print(end="", flush=True)
-        return code
+        return int(given.run(given))
     except BrokenPipeError:  # the reader of standard output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
         return 1

@@ -20,10 +20,10 @@ def run(given: argparse.Namespace) -> int:
     folder = resources.files("lmlite") / "manual"
     pages = {page.name.removesuffix(".md"): page.read_text("utf-8") for page in folder.iterdir()}
     if given.topic is None:
-        for topic, text in sorted(pages.items()):
-            print(f"{topic:20}{text.splitlines()[0].lstrip('# ')}")
+        titles = {topic: text.splitlines()[0].lstrip("# ") for topic, text in pages.items()}
+        print(*(f"{topic:20}{titles[topic]}" for topic in sorted(titles)), sep="\n", flush=True)
     elif given.topic in pages:
-        print(pages[given.topic], end="")
+        print(pages[given.topic], end="", flush=True)
     else:
         message = f"there is no page on {given.topic}; lmlite help lists the topics"
         raise CommandError(message, 2)
