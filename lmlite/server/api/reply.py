@@ -4,6 +4,7 @@ A reply is made for one request. It takes the worker's events and returns the JS
 for the client. Pure: does no input or output.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,20 +26,20 @@ from lmlite.server.front import wire
 from lmlite.server.models.registry import ServedModel
 
 
-class Reply:
+class Reply(ABC):
     """A reply. For one JSON object: call `add` with each event, then `whole`."""
 
     def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         """`created`: seconds since 1970."""
         self.call, self.id, self.model, self.created = call, reply_id, model, created
 
+    @abstractmethod
     def add(self, event: ReplyEvent) -> bytes:
         """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def whole(self) -> Json:
         """The JSON object, after the last event."""
-        raise NotImplementedError
 
 
 class ComputedReply(Reply):
@@ -101,13 +102,13 @@ class GeneratedReply(Reply, Writer):
         """Log-probabilities of this delta that belong to the part that gets its text."""
         return ()
 
+    @abstractmethod
     def tail(self) -> bytes:
         """The end of a stream. Never empty."""
-        raise NotImplementedError
 
+    @abstractmethod
     def failure(self, error: ApiError) -> bytes:
         """The end of a stream that fails after its beginning."""
-        raise NotImplementedError
 
 
 def typed_event(data: Json) -> bytes:
