@@ -127,20 +127,18 @@ UNPATCHED := $(if $(LLAMA_CPP_DIR),$(SOURCE),$(SOURCE).unpatched)
 $(BUILD)/peer.built: $(LIBRARY)
 	@echo "building llama-server and llama-bench: about 6 minutes on two cores, once"
 	@$(if $(LLAMA_CPP_DIR),,rm -rf $(UNPATCHED) && cp -R $(SOURCE) $(UNPATCHED) && \
-	  $(call patch,$(UNPATCHED) $(if $(HAS_PATCH),-R,--revert)))
+	  $(call patch,--revert $(UNPATCHED)))
 	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/peer -G Ninja -DLLAMA_CPP_DIR=$(UNPATCHED) \
 	  -DLIBWEBP_DIR=$(WEBP) $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@$(WITH_CMAKE) cmake --build $(BUILD)/peer --target llama-server llama-bench
 	@touch $@
 
-# If the machine lacks CMake or Ninja, both are installed in .venv/build; likewise for patch.
-HAS_PATCH  := $(shell command -v patch)
-PATCHES    := $(wildcard $(CURDIR)/native/llama.cpp*.patch)
-patch       = for each in $(PATCHES); do \
-                $(if $(HAS_PATCH),patch -i,.venv/build/bin/python -m patch_ng) $$each -p1 -d $(1) > /dev/null || exit 1; \
-              done
-TOOLS      := $(if $(and $(shell command -v cmake),$(shell command -v ninja)),,cmake ninja) \
-              $(if $(HAS_PATCH),,patch-ng==1.18.1)
+# Each patch can be removed; the others fit without it.
+PATCHES    := $(sort $(wildcard native/patches/*.patch))
+patch       = $(PYTHON) native/patches/apply.py $(1) $(PATCHES)
+
+# If the machine lacks CMake or Ninja, both are installed in .venv/build.
+TOOLS      := $(if $(and $(shell command -v cmake),$(shell command -v ninja)),,cmake ninja)
 WITH_CMAKE := PATH="$(CURDIR)/.venv/build/bin:$$PATH"
 $(LIBRARY): | .venv/build/.complete
 
@@ -149,7 +147,7 @@ $(LIBRARY): | .venv/build/.complete
 $(BUILD)/options: force
 	@mkdir -p $(BUILD)
 	@echo '$(OPTIONS)' | cmp -s - $@ || echo '$(OPTIONS)' > $@
-OPTIONS := $(SOURCE) $(LIBWEBP_DIR:%=% )$(CMAKE_ARGS)
+OPTIONS := $(SOURCE) $(LIBWEBP_DIR:%=% )$(CMAKE_ARGS) $(notdir $(PATCHES))
 
 # Downloads a source package and unpacks a source tree from it to $(BUILD)/NAME.part. Arguments:
 # NAME (its pin is native/NAME.txt), the package's size, the tree's path in it, that path's depth.
@@ -172,7 +170,7 @@ $(BUILD)/llama.cpp.found: $(BUILD)/options
 	  echo "LLAMA_CPP_DIR=$(LLAMA_CPP_DIR) is not a llama.cpp source tree"; exit 1; }
 	@touch $@
 else
-$(BUILD)/llama.cpp.found: native/llama.cpp.txt $(PATCHES) $(BUILD)/options | .venv/build/.complete
+$(BUILD)/llama.cpp.found: native/llama.cpp.txt native/patches/apply.py $(PATCHES) $(BUILD)/options | .venv/build/.complete
 	$(call fetch,llama.cpp,77 MB,vendor/llama.cpp,3)
 	@$(call patch,$(BUILD)/llama.cpp.part)
 	@mv $(BUILD)/llama.cpp.part $(BUILD)/llama.cpp

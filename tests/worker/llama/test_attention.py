@@ -1,4 +1,4 @@
-"""Attention as native/llama.cpp.patch has it: the same logits as without flash attention.
+"""Attention as native/patches/attention.patch has it: the same logits as without flash attention.
 
 The batches are what the engine makes: a token each of sequences that generate and pieces of
 prompts, in a memory that all share, where the cells of a sequence lie wherever there was room.

@@ -1,4 +1,4 @@
-"""Products with quantised weights as native/llama.cpp.patch has them: rows do not mix.
+"""Products with quantised weights as native/patches/products.patch has them: rows do not mix.
 
 A step has as many rows as tokens, and the kernels take them by sixteen, twelve, eight, four and
 one. What a token's row comes to must not depend on that.
