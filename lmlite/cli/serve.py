@@ -50,6 +50,11 @@ def add_to(commands: Commands) -> None:
         description="Serve a model at http://HOST:PORT/v1 until a signal comes.",
     )
     serve.set_defaults(run=run)
+    declare(serve)
+
+
+def declare(serve: argparse.ArgumentParser) -> None:
+    """Declares the model and the flags."""
     model = serve.add_mutually_exclusive_group()
     model.add_argument(
         "model", nargs="?", metavar="MODEL.gguf", help="model file (default: the embedded one)"
