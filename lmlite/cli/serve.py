@@ -23,6 +23,7 @@ from lmlite.server.front import systemd
 from lmlite.server.front.gate import ANY_ORIGIN, LOOPBACK_HOSTS, NO_ORIGIN, Gate, is_host
 from lmlite.server.front.keys import VARIABLE
 from lmlite.server.front.limits import Limits
+from lmlite.server.front.parent import Parent
 from lmlite.server.logs import Log
 from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.life import Failed, Loading
@@ -107,13 +108,15 @@ def _prepared(given: argparse.Namespace, log: Log) -> "tuple[Server, ServedModel
 
 
 def _serve_until(stop: threading.Event, server: "Server", model: ServedModel, log: Log) -> None:
-    notifier = systemd.Notifier()
+    notifier, parent = systemd.Notifier(), Parent()
+    parent.watch(stop.set)
     _show_loading(model, stop)
     if isinstance(model.supervisor.state, Failed):
         raise CommandError(model.supervisor.state.reason, 1)
     if not stop.is_set():
         log.line("info", f"{model.name} is ready at {server.url}/v1")
         notifier.tell("READY=1")
+        parent.tell(server.url)
     stop.wait()
     notifier.tell("STOPPING=1")
     server.drain(server.limits.drain_seconds)
