@@ -10,6 +10,7 @@ to threads that start later, and cannot be undone.
 import ctypes
 import os
 import platform
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any, NamedTuple
@@ -28,51 +29,66 @@ class _Machine(NamedTuple):
     column: int  # its column in the tables below
 
 
-_MACHINES = {"x86_64": _Machine(0xC000003E, 0), "aarch64": _Machine(0xC00000B7, 1)}
+# By the processor, and the bits of an address: a kernel also runs programs of fewer bits.
+_MACHINES = {
+    ("x86_64", 64): _Machine(0xC000003E, 0),
+    ("aarch64", 64): _Machine(0xC00000B7, 1),
+    ("riscv64", 64): _Machine(0xC00000F3, 1),
+    ("arm", 32): _Machine(0x40000028, 2),
+}
 
-# System calls and their numbers on x86_64 and aarch64; None if the architecture lacks the call.
-_Calls = dict[str, tuple[int | None, int | None]]
-_SECCOMP: _Calls = {"seccomp": (317, 277)}
+# System calls and their numbers on x86_64, on newer architectures (asm-generic/unistd.h), and on
+# 32-bit ARM (EABI); None if the architecture lacks the call.
+_Numbers = tuple[int | None, int | None, int | None]
+_Calls = dict[str, _Numbers]
+_SECCOMP: _Calls = {"seccomp": (317, 277, 383)}
 _LANDLOCK: _Calls = {
-    "landlock_create_ruleset": (444, 444),
-    "landlock_add_rule": (445, 445),
-    "landlock_restrict_self": (446, 446),
+    "landlock_create_ruleset": (444, 444, 444),
+    "landlock_add_rule": (445, 445, 445),
+    "landlock_restrict_self": (446, 446, 446),
 }
 _NEVER: _Calls = {
     # network
-    "socket": (41, 198), "connect": (42, 203), "bind": (49, 200), "listen": (50, 201),
-    "accept": (43, 202), "accept4": (288, 242),
+    "socket": (41, 198, 281), "connect": (42, 203, 283), "bind": (49, 200, 282),
+    "listen": (50, 201, 284), "accept": (43, 202, 285), "accept4": (288, 242, 366),
     # programs and processes
-    "execve": (59, 221), "execveat": (322, 281), "fork": (57, None), "vfork": (58, None),
+    "execve": (59, 221, 11), "execveat": (322, 281, 387), "fork": (57, None, 2),
+    "vfork": (58, None, 190),
     # other processes
-    "tkill": (200, 130), "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_open": (434, 434), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438),
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "tkill": (200, 130, 238), "rt_sigqueueinfo": (129, 138, 178),
+    "rt_tgsigqueueinfo": (297, 240, 363), "pidfd_open": (434, 434, 434),
+    "pidfd_send_signal": (424, 424, 424), "pidfd_getfd": (438, 438, 438), "ptrace": (101, 117, 26),
+    "process_vm_readv": (310, 270, 376), "process_vm_writev": (311, 271, 377),
     # ways around a filter: calls that the kernel makes for the process, other views of the files
-    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "open_by_handle_at": (304, 265), "mount": (165, 40), "umount2": (166, 39),
-    "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268),
+    "io_uring_setup": (425, 425, 425), "io_uring_enter": (426, 426, 426),
+    "io_uring_register": (427, 427, 427), "open_by_handle_at": (304, 265, 371),
+    "mount": (165, 40, 21), "umount2": (166, 39, 52), "pivot_root": (155, 41, 218),
+    "chroot": (161, 51, 61), "unshare": (272, 97, 337), "setns": (308, 268, 375),
     # parts of the kernel that a worker does not need
-    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282),
-    "keyctl": (250, 219), "add_key": (248, 217), "request_key": (249, 218),
+    "bpf": (321, 280, 386), "perf_event_open": (298, 241, 364), "userfaultfd": (323, 282, 388),
+    "keyctl": (250, 219, 311), "add_key": (248, 217, 309), "request_key": (249, 218, 310),
     # permissions of files
-    "chmod": (90, None), "fchmodat": (268, 53), "chown": (92, None), "lchown": (94, None),
-    "fchownat": (260, 54),
+    "chmod": (90, None, 15), "fchmodat": (268, 53, 333), "chown": (92, None, 182),
+    "lchown": (94, None, 16), "fchownat": (260, 54, 325), "fchmodat2": (452, 452, 452),
+    "chown32": (None, None, 212), "lchown32": (None, None, 198),
 }  # fmt: skip
 # Refused in addition if the kernel lacks Landlock and no folder for writes was given.
 _WRITES: _Calls = {
-    "creat": (85, None), "truncate": (76, 45), "unlink": (87, None), "unlinkat": (263, 35),
-    "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, None),
-    "linkat": (265, 37), "symlink": (88, None), "symlinkat": (266, 36), "mkdir": (83, None),
-    "mkdirat": (258, 34), "rmdir": (84, None), "mknod": (133, None), "mknodat": (259, 33),
+    "creat": (85, None, 8), "truncate": (76, 45, 92), "unlink": (87, None, 10),
+    "unlinkat": (263, 35, 328), "rename": (82, None, 38), "renameat": (264, 38, 329),
+    "renameat2": (316, 276, 382), "link": (86, None, 9), "linkat": (265, 37, 330),
+    "symlink": (88, None, 83), "symlinkat": (266, 36, 331), "mkdir": (83, None, 39),
+    "mkdirat": (258, 34, 323), "rmdir": (84, None, 40), "mknod": (133, None, 14),
+    "mknodat": (259, 33, 324), "truncate64": (None, None, 193),
 }  # fmt: skip
-_OPENS: dict[str, tuple[tuple[int | None, int | None], int]] = {  # numbers; index of flags
-    "open": ((2, None), 1),
-    "openat": ((257, 56), 2),
+_OPENS: dict[str, tuple[_Numbers, int]] = {  # numbers; index of flags
+    "open": ((2, None, 5), 1),
+    "openat": ((257, 56, 322), 2),
 }
-_OPENAT2 = (437, 437)  # its flags are in memory, which a filter cannot read
-_CLONE, _CLONE3 = (56, 220), (435, 435)
-_OWN_SIGNALS: _Calls = {"kill": (62, 129), "tgkill": (234, 131)}  # only to itself, for abort()
+_OPENAT2 = (437, 437, 437)  # its flags are in memory, which a filter cannot read
+_CLONE, _CLONE3 = (56, 220, 120), (435, 435, 435)
+# Only to itself, for abort():
+_OWN_SIGNALS: _Calls = {"kill": (62, 129, 37), "tgkill": (234, 131, 268)}
 _X32 = 0x40000000  # numbers from here on belong to a different ABI of x86_64
 
 
@@ -81,9 +97,10 @@ def enter(folder: str | None, *, use_landlock: bool = True) -> list[str]:
 
     Returns a sentence for each missing protection. Raises OSError if the folder cannot be opened.
     """
-    machine = _MACHINES.get(platform.machine())
-    if machine is None or platform.system() != "Linux":
-        return [f"there is no sandbox for {platform.system()} on {platform.machine()}"]
+    machine = _machine()
+    if machine is None:
+        n_bits, name = _address_bits(), platform.machine()
+        return [f"there is no sandbox for {platform.system()} on {name} with {n_bits} bits"]
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return ["this kernel has no sandbox: a process cannot give up privileges"]
     bounds_writes = use_landlock and _allow_writes_in(folder, machine)
@@ -95,6 +112,20 @@ def enter(folder: str | None, *, use_landlock: bool = True) -> list[str]:
     if not bounds_writes and not (refuses_all and has_filter):
         missing.append("this kernel has no Landlock: writes are allowed")
     return missing
+
+
+def _machine() -> _Machine | None:
+    """The architecture of this process; None if the tables lack it."""
+    name, n_bits = platform.machine(), _address_bits()
+    # uname shows the kernel's: armv6l, armv7l, or aarch64, which also runs programs of 32 bits.
+    if n_bits == 32 and name.startswith(("arm", "aarch64")):
+        name = "arm"
+    is_known = platform.system() == "Linux" and sys.byteorder == "little"
+    return _MACHINES.get((name, n_bits)) if is_known else None
+
+
+def _address_bits() -> int:
+    return 8 * ctypes.sizeof(ctypes.c_void_p)
 
 
 # ---- seccomp: filters system calls ---------------------------------------------------------

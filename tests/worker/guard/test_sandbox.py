@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -61,7 +62,7 @@ def untouched(outside: Path) -> bool:
 
 @pytest.fixture
 def landlock() -> None:
-    number = sandbox._LANDLOCK["landlock_create_ruleset"][0]
+    (number, *_) = sandbox._LANDLOCK["landlock_create_ruleset"]
     if sandbox._call(number, None, 0, sandbox._VERSION) < 1:
         pytest.skip("needs a kernel with Landlock")
 
@@ -91,12 +92,48 @@ def test_without_landlock_a_folder_leaves_writes_open_and_says_so(tmp_path: Path
     assert {outcomes[name] for name in (*NEEDED, *IN_THE_FOLDER)} == {"done"}
 
 
+@pytest.mark.parametrize(
+    ("name", "n_bits", "expected"),
+    [
+        ("x86_64", 64, 0xC000003E),
+        ("aarch64", 64, 0xC00000B7),
+        ("riscv64", 64, 0xC00000F3),
+        ("armv6l", 32, 0x40000028),
+        ("armv7l", 32, 0x40000028),
+        ("aarch64", 32, 0x40000028),  # a program of 32 bits under a kernel of 64
+        ("x86_64", 32, None),
+        ("i686", 32, None),
+        ("ppc64le", 64, None),
+    ],
+)
+def test_the_architecture_is_the_processs_own(
+    monkeypatch: pytest.MonkeyPatch, name: str, n_bits: int, expected: int | None
+) -> None:
+    """These are AUDIT_ARCH_... of linux/audit.h."""
+    monkeypatch.setattr(platform, "machine", lambda: name)
+    monkeypatch.setattr(sandbox, "_address_bits", lambda: n_bits)
+    machine = sandbox._machine()
+    assert (machine and machine.audit_arch) == expected
+
+
 def test_an_unknown_processor_or_kernel_is_reported_in_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(platform, "machine", lambda: "riscv64")
-    assert sandbox.enter(None) == ["there is no sandbox for Linux on riscv64"]
+    monkeypatch.setattr(platform, "machine", lambda: "ppc64le")
+    assert sandbox.enter(None) == ["there is no sandbox for Linux on ppc64le with 64 bits"]
     assert "Seccomp:\t0\n" in Path("/proc/self/status").read_text()
+
+
+def test_a_kernel_without_both_is_reported_and_the_process_goes_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As under qemu's user mode."""
+    monkeypatch.setattr(sandbox, "_call", lambda *_: -1)
+    monkeypatch.setattr(sandbox, "_libc", SimpleNamespace(prctl=lambda *_: 0))
+    assert sandbox.enter(None) == [
+        "this kernel has no seccomp: network and programs are allowed",
+        "this kernel has no Landlock: writes are allowed",
+    ]
 
 
 # ---- the program, as the kernel runs it ------------------------------------------------------
@@ -123,10 +160,9 @@ def verdict(
 ALLOWED, REFUSED, MISSING = 0x7FFF0000, 0x00050001, 0x00050026
 
 
-@pytest.mark.parametrize("name", ["x86_64", "aarch64"])
+@pytest.mark.parametrize("machine", sandbox._MACHINES.values(), ids=str)
 @pytest.mark.parametrize("refuse_writes", [True, False])
-def test_the_filter_decides_call_by_call(name: str, refuse_writes: bool) -> None:
-    machine = sandbox._MACHINES[name]
+def test_the_filter_decides_call_by_call(machine: sandbox._Machine, refuse_writes: bool) -> None:
     code = sandbox._program(machine, refuse_writes)
     assert len(code) < 4096  # the bound of the kernel
 
@@ -151,13 +187,15 @@ def test_the_filter_decides_call_by_call(name: str, refuse_writes: bool) -> None
     assert of(opens, "openat", 0, 0, os.O_RDONLY | os.O_CLOEXEC) == ALLOWED
     for flags in (os.O_WRONLY, os.O_RDWR, os.O_CREAT, os.O_TRUNC, os.O_TMPFILE | os.O_RDWR):
         assert of(opens, "openat", 0, 0, flags) == (REFUSED if refuse_writes else ALLOWED)
-    # read, mmap, futex, write, getrandom
-    for number in ((0, 9, 202, 1, 318), (63, 222, 98, 64, 278))[machine.column]:
+    # read, mmap or mmap2, futex, write, getrandom, and ARM's set_tls
+    for number in (
+        (0, 9, 202, 1, 318), (63, 222, 98, 64, 278), (3, 192, 240, 4, 384, 0xF0005)
+    )[machine.column]:  # fmt: skip
         assert verdict(code, machine.audit_arch, number) == ALLOWED
 
 
 def test_calls_of_another_abi_are_refused() -> None:
-    machine = sandbox._MACHINES["x86_64"]
+    machine = sandbox._MACHINES["x86_64", 64]
     code = sandbox._program(machine, refuse_writes=False)
     i386 = 0x40000003
     assert verdict(code, i386, 4) == REFUSED
@@ -166,16 +204,18 @@ def test_calls_of_another_abi_are_refused() -> None:
 
 
 HEADERS = (Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"),
-           Path("/usr/include/asm-generic/unistd.h"))  # fmt: skip
+           Path("/usr/include/asm-generic/unistd.h"),
+           Path("/usr/arm-linux-gnueabihf/include/asm/unistd-eabi.h"))  # fmt: skip
 
 
-@pytest.mark.parametrize("column", [0, 1], ids=["x86_64", "aarch64"])
+@pytest.mark.parametrize("column", [0, 1, 2], ids=["x86_64", "generic", "arm"])
 def test_the_numbers_are_those_of_the_kernels_headers(column: int) -> None:
     if not HEADERS[column].exists():
         pytest.skip("needs the kernel's headers")
     text = HEADERS[column].read_text()
-    known = {name: int(n) for name, n in re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)", text)}
-    known |= {"open_by_handle_at": (304, 265)[column]}  # the generic header has another spelling
+    number = re.compile(r"#define __NR(?:3264)?_(\w+)\s+(?:\(__NR_SYSCALL_BASE \+ )?(\d+)")
+    known = {"fchmodat2": 452}  # since Linux 6.6
+    known |= {name: int(n) for name, n in number.findall(text)}
     tables = {**sandbox._NEVER, **sandbox._WRITES, **sandbox._OWN_SIGNALS, **sandbox._SECCOMP,
               "openat2": sandbox._OPENAT2, **sandbox._LANDLOCK, "clone": sandbox._CLONE,
               "clone3": sandbox._CLONE3}  # fmt: skip
