@@ -13,7 +13,7 @@ CMAKE_ARGS    ?=
 BUILD   := native/build
 SOURCE  := $(if $(LLAMA_CPP_DIR),$(abspath $(LLAMA_CPP_DIR)),$(CURDIR)/$(BUILD)/llama.cpp)
 WEBP    := $(if $(LIBWEBP_DIR),$(abspath $(LIBWEBP_DIR)),$(CURDIR)/$(BUILD)/libwebp)
-LIBRARY := lmlite/lib/liblmlite_bridge.so
+LIBRARY := lmlite/lib/liblmlite.so
 BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt \
            lmlite/worker/llama/capi.py lmlite/worker/llama/mtmd.py
 
@@ -118,6 +118,7 @@ $(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/libwebp.found $(BUILD)/o
 	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/cmake -G Ninja -DLLAMA_CPP_DIR=$(SOURCE) \
 	  -DLIBWEBP_DIR=$(WEBP) $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake
+	@rm -rf lmlite/lib
 	@$(WITH_CMAKE) cmake --install $(BUILD)/cmake --component lmlite --strip \
 	  --prefix $(CURDIR)/lmlite/lib > /dev/null
 	@touch $@

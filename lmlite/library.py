@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-_WITHOUT_GPU = {"base", "cpu", "blas"}  # ggml's CPU libraries; all others are GPU backends
+_WITHOUT_GPU = ("cpu", "blas")  # ggml's other backends are for GPUs
 
 
 def library_folder(lib_path: str | None) -> Path:
@@ -15,4 +15,4 @@ def library_folder(lib_path: str | None) -> Path:
 def drives_a_gpu(lib_path: str | None) -> bool:
     """Whether the libraries can keep weights in a GPU's memory."""
     parts = library_folder(lib_path).glob("libggml-*.so")
-    return any(path.stem.removeprefix("libggml-") not in _WITHOUT_GPU for path in parts)
+    return any(not path.stem.removeprefix("libggml-").startswith(_WITHOUT_GPU) for path in parts)

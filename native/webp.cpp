@@ -1,5 +1,7 @@
 #include "bridge.h"
 
+#include <cstdlib>
+
 #include "webp/decode.h"
 #include "webp_memory.h"
 

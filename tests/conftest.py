@@ -60,7 +60,6 @@ def figure(record_property: Any) -> Callable[[str, str], None]:
 def lib() -> Any:
     """The native library. Tests that need it fail without it: `make test` builds it."""
     lib = capi.load()
-    lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_backend_init()
     return lib
 

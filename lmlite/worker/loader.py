@@ -43,8 +43,7 @@ class LoadedModel:
     def __init__(self, load: Load, send: Callable[[Iterable[Event]], None]) -> None:
         """`send` takes progress and notes. Raises the LOAD_FAULTS, and FilesChanged."""
         self._load, self._send = load, send
-        lib = capi.load(load.lib_path)
-        lib.lml_log_level(capi.LOG_LEVELS[load.log_level])
+        lib = capi.load(load.lib_path, load.log_level)
         lib.llama_backend_init()
         with ExitStack() as self._stack:  # closes in reverse order, also if a later step fails
             own = self._stack.enter_context
@@ -118,7 +117,6 @@ class LoadedModel:
             path,
             n_threads=self._n_threads,
             max_bytes=self._load.image_memory,
-            lib_path=self._load.lib_path,
         )
 
     def _advice(self) -> str:
@@ -210,7 +208,7 @@ class LoadedModel:
         if load.checkpoint_memory and not self._model.can_cut_memory:
             yield Checkpoints(load.checkpoint_memory)
         if load.cache_dir is not None:
-            library = str(library_folder(load.lib_path) / capi.LLAMA_NAME)
+            library = str(library_folder(load.lib_path) / capi.LIBRARY_NAME)
             paths = [*filter(None, (load.model_path, load.mmproj_path)), library]
             types = load.cache_type_k, load.cache_type_v
             warn = functools.partial(self._note, "warning")

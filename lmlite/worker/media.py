@@ -76,13 +76,10 @@ class Picture:
 class MediaEncoder:
     """A loaded projector file, and a cache of embeddings of recent pictures."""
 
-    def __init__(
-        self, model: Model, path: str, *, n_threads: int, max_bytes: int, lib_path: str | None
-    ) -> None:
+    def __init__(self, model: Model, path: str, *, n_threads: int, max_bytes: int) -> None:
         """Loads the file. `max_bytes` limits the cached embeddings. Raises LlamaError."""
-        self._lib = lib = capi.load_mtmd(lib_path)
-        self._bridge = model.lib
-        lib.mtmd_helper_log_set(ctypes.cast(model.lib.lml_log, ctypes.c_void_p), None)
+        self._lib = lib = model.lib
+        lib.mtmd_helper_log_set(ctypes.cast(lib.lml_log, ctypes.c_void_p), None)
         params = lib.mtmd_context_params_default()
         params.n_threads, params.print_timings = n_threads, False
         params.use_gpu = model.n_gpu_layers > 0
@@ -92,7 +89,7 @@ class MediaEncoder:
         if not lib.mtmd_support_vision(self._pointer):
             lib.mtmd_free(self._pointer)
             raise LlamaError(f"{path} is not for pictures")
-        self._n_embd: int = model.lib.llama_model_n_embd_inp(model.pointer)
+        self._n_embd: int = lib.llama_model_n_embd_inp(model.pointer)
         self._max_bytes = max_bytes
         self._kept: OrderedDict[bytes, Any] = OrderedDict()  # embeddings by chunk key, oldest first
 
@@ -128,11 +125,11 @@ class MediaEncoder:
     def _from_webp(self, data: bytes) -> Any:
         """The bitmap of a WebP file, which libmtmd itself cannot read; None if it is damaged."""
         width, height = ctypes.c_int32(), ctypes.c_int32()
-        pixels = self._bridge.lml_webp_decode(data, len(data), width, height)
+        pixels = self._lib.lml_webp_decode(data, len(data), width, height)
         if not pixels:
             return None
         bitmap = self._lib.mtmd_bitmap_init(width.value, height.value, pixels)
-        self._bridge.lml_free(pixels)
+        self._lib.lml_free(pixels)
         return bitmap
 
     def is_read_at_once(self, chunk: InputChunk) -> bool:

@@ -215,7 +215,6 @@ class llama_model_quantize_params(ctypes.Structure):  # noqa: N801 - C's name
 def quantise(source: Path, target: Path, ftype: int) -> None:
     """The type of file, one of FTYPE_*, where llama.cpp's own `llama-quantize` would choose it."""
     lib = capi.load()
-    lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_model_quantize_default_params.restype = llama_model_quantize_params
     lib.llama_model_quantize_default_params.argtypes = []
     lib.llama_model_quantize.restype = ctypes.c_uint32

@@ -170,7 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="also the N functions that take most of the time")  # fmt: skip
     options = parser.parse_args(arguments)
     lib = TimedLibrary(capi.load())
-    lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_backend_init()
     model = Model(lib, str(MODEL))
     missed = 0

@@ -202,7 +202,6 @@ def run_values(seeds: range) -> tuple[Counter[str], int]:
     """Compares grammars with values and prints each fault. Returns totals and the faults."""
     totals: Counter[str] = Counter()
     lib = capi.load(str(library_folder(None)))
-    lib.lml_log_level(capi.LOG_LEVELS["error"])
     model = Model(lib, str(DEFAULT_MODEL))
     template = ChatTemplate(model)
     grammars = JsonGrammars(model, template)

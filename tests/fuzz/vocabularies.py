@@ -111,7 +111,6 @@ def _length(data: bytearray, at: int) -> int:
 def load_each() -> None:
     """Loads the files that standard input names, and says what came of each."""
     lib = capi.load()
-    lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_backend_init()
     for line in sys.stdin:
         try:

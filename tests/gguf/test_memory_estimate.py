@@ -337,7 +337,7 @@ def test_the_buffers_of_an_encoder_are_what_libmtmd_reserves(
     projector = replace(read_projector_file(str(path)), n_patches=n_patches)
     lib.lml_log_level(capi.LOG_LEVELS["info"])
     try:
-        MediaEncoder(default_model, str(path), n_threads=1, max_bytes=0, lib_path=None).close()
+        MediaEncoder(default_model, str(path), n_threads=1, max_bytes=0).close()
     finally:
         lib.lml_log_level(capi.LOG_LEVELS["error"])
     (theirs,) = re.findall(r"compute buffer size = +([\d.]+) MiB", capfd.readouterr().err)

@@ -22,7 +22,6 @@ def main() -> None:
     """Runs the command."""
     renderer.MAX_SECONDS = float(sys.argv[2])
     lib = capi.load()
-    lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_backend_init()
     model = Model(lib, sys.argv[1], vocab_only=True)
     request = request_of([ChatMessage("user", "Hello")], ChatOptions())

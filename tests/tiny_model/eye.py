@@ -382,10 +382,9 @@ def _stored(name: str, weights: Tensor, kind: int = TENSOR_F32) -> Stored:
 def difference(path: Path, eye: Eye, goals: Goals, embeddings: Tensor) -> float:
     """How far libmtmd's vectors, of the file, are from those of PyTorch, at most, in 20 images."""
     lib = capi.load()
-    lib.lml_log_level(capi.LOG_LEVELS["error"])
     lib.llama_backend_init()
     model = Model(lib, str(train.MODEL_PATH))
-    theirs = media.MediaEncoder(model, str(path), n_threads=1, max_bytes=0, lib_path=None)
+    theirs = media.MediaEncoder(model, str(path), n_threads=1, max_bytes=0)
     furthest = 0.0
     for seed in range(20):
         source = Source(seed, held_out=True)

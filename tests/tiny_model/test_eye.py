@@ -92,7 +92,7 @@ def embeddings() -> list[tuple[float, ...]]:
 @pytest.fixture(scope="module")
 def eye(default_model: Model) -> Iterator[Any]:
     path = str(DEFAULT_MODEL.with_name("tiny-mmproj.gguf"))
-    eye = media.MediaEncoder(default_model, path, n_threads=1, max_bytes=0, lib_path=None)
+    eye = media.MediaEncoder(default_model, path, n_threads=1, max_bytes=0)
     yield eye
     eye.close()
 

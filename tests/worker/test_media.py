@@ -71,9 +71,7 @@ class Seer:
     """A model with a projector, its engine, and what it said."""
 
     def __init__(self, model: Model, mmproj: Path, n_ctx: int = 1024) -> None:
-        self.encoder = MediaEncoder(
-            model, str(mmproj), n_threads=1, max_bytes=1 << 20, lib_path=None
-        )
+        self.encoder = MediaEncoder(model, str(mmproj), n_threads=1, max_bytes=1 << 20)
         self.lib = self.encoder._lib = CountingLibrary(self.encoder._lib)
         self.template = ChatTemplate(model)
         self.run = Run(model, n_ctx=n_ctx, encoder=self.encoder)
@@ -394,9 +392,7 @@ def test_a_picture_that_is_read_at_once_has_to_fit_a_batch(lib: Any, tmp_path: P
 
 def test_a_template_that_drops_the_picture_is_told(default_model: Model, tmp_path: Path) -> None:
     projectors.mlp(tmp_path / "mmproj.gguf", default_model.n_embd)
-    encoder = MediaEncoder(
-        default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0, lib_path=None
-    )
+    encoder = MediaEncoder(default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0)
     template = ChatTemplate(default_model, "{{ messages[0].content[:2] }}")
     with pytest.raises(BadRequest, match="the chat template leaves out an image"):
         template.render([message("Hello", RED_PNG)], None, [encoder.read(RED_PNG)])
@@ -433,9 +429,7 @@ def test_a_worker_without_a_projector_takes_no_images(default_model: Model) -> N
 def test_a_projector_of_another_model_is_refused(default_model: Model, tmp_path: Path) -> None:
     projectors.mlp(tmp_path / "mmproj.gguf", default_model.n_embd + 32)
     with pytest.raises(LlamaError, match="made for another model"):
-        MediaEncoder(
-            default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0, lib_path=None
-        )
+        MediaEncoder(default_model, str(tmp_path / "mmproj.gguf"), n_threads=1, max_bytes=0)
 
 
 def test_sizes_of_every_form_are_seen(llava: Seer) -> None:

@@ -8,6 +8,7 @@ different layout. Nothing is loaded at import.
 
 import ctypes
 import functools
+import os
 import re
 from collections.abc import Iterator
 from ctypes import (
@@ -116,7 +117,11 @@ llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_s
 bool lml_are_numbers(const float * logits, int32_t n_vocab);
 float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token, int32_t k, llama_token * top_tokens, float * top_logprobs);
 char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32_t * height);
+
+void ggml_backend_load_all_from_path(const char * dir_path);
+size_t ggml_backend_dev_count(void);
 """  # noqa: E501
+PROTOTYPES += mtmd.PROTOTYPES
 
 # ---- structs: C names, C order -------------------------------------------------------------
 
@@ -256,9 +261,9 @@ llama_token_data, llama_token_data_array = (
 mtmd_input_part = STRUCTS["mtmd_input_part"]
 
 
-def signatures(prototypes: str = PROTOTYPES) -> Iterator[tuple[str, Any, list[Any]]]:
+def signatures() -> Iterator[tuple[str, Any, list[Any]]]:
     """(name, restype, argtypes) of each prototype."""
-    for line in prototypes.strip().splitlines():
+    for line in PROTOTYPES.strip().splitlines():
         match = _PROTOTYPE.fullmatch(line)
         if match is None:
             continue
@@ -271,7 +276,7 @@ def c_check() -> Iterator[str]:
     """Lines of C that compile only if the declarations agree with the headers (`make abi`)."""
     yield '#include "bridge.h"'
     yield '#include "mtmd-helper.h"'
-    yield from (PROTOTYPES + mtmd.PROTOTYPES).strip().splitlines()
+    yield from PROTOTYPES.strip().splitlines()
     for struct in STRUCTS.values():
         c_name = struct.__name__ if struct.__name__ in _TYPEDEFS else f"struct {struct.__name__}"
         yield f'_Static_assert(sizeof({c_name}) == {ctypes.sizeof(struct)}, "{c_name}");'
@@ -293,9 +298,9 @@ _TYPEDEFS = {"llama_logit_bias", "llama_token_data", "llama_token_data_array", "
 
 # ---- loading -------------------------------------------------------------------------------
 
-LIBRARY_NAME = "liblmlite_bridge.so"
-MTMD_NAME = "libmtmd.so"
-LLAMA_NAME = "libllama.so"  # loaded with the bridge; its saved states fit only the same build
+MAPS = Path("/proc/self/maps")
+LIBRARY_NAME = "liblmlite.so"
+MAPS = Path("/proc/self/maps")
 
 
 class LlamaError(Exception):
@@ -306,36 +311,36 @@ class LibraryError(Exception):
     """The native library is missing, incomplete or from a different build. Has one sentence."""
 
 
-def load(lib_path: str | None = None) -> Any:
-    """The library with every prototype declared. Raises LibraryError.
-
-    The dynamic linker loads the other libraries with the bridge (through its run path), and a
-    symbol looked up in the bridge is found in them, too.
-    """
-    path = library_folder(lib_path) / LIBRARY_NAME
+def load(lib_path: str | None = None, log_level: str = "error") -> Any:
+    """The library with every prototype declared, and ggml's backends. Raises LibraryError."""
+    folder = library_folder(lib_path)
+    path = folder / LIBRARY_NAME
     if not path.is_file():
-        raise LibraryError(f"no {LIBRARY_NAME} in {path.parent}: run `make`, or name its folder "
+        raise LibraryError(f"no {LIBRARY_NAME} in {folder}: run `make`, or name its folder "
                            "with --lib or LMLITE_LIB")  # fmt: skip
-    lib = _declared(path, PROTOTYPES)
+    lib = _declared(path)
     difference = layout_difference(lib.lml_layout().decode())
     if difference:
         raise LibraryError(f"{path} was built from another llama.cpp than this lmlite is made for "
                            f"({difference}): run `make` again")  # fmt: skip
+    lib.lml_log_level(LOG_LEVELS[log_level])
+    lib.ggml_backend_load_all_from_path(os.fsencode(folder))
+    if not lib.ggml_backend_dev_count():
+        raise LibraryError(f"no library in {folder} fits this processor: run `make` again")
     return lib
 
 
-def load_mtmd(lib_path: str | None = None) -> Any:
-    """libmtmd with every prototype declared. Call `load` first: it checks the structs.
-
-    Raises LibraryError.
-    """
-    return _declared(library_folder(lib_path) / MTMD_NAME, mtmd.PROTOTYPES)
+def cpu_variant() -> str:
+    """Which of ggml's libraries for processors `load` chose; "native" if there is only one."""
+    found = re.search(rb"/libggml-cpu(?:-([^/]+))?\.so$", MAPS.read_bytes(), re.MULTILINE)
+    return found[1].decode() if found and found[1] else "native"
 
 
-def _declared(path: Path, prototypes: str) -> Any:
+def _declared(path: Path) -> Any:
     try:
-        lib = ctypes.CDLL(str(path))
-        for name, restype, argtypes in signatures(prototypes):
+        # ggml's backends take their functions from this library, so its names are made global.
+        lib = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        for name, restype, argtypes in signatures():
             function = getattr(lib, name)
             function.restype, function.argtypes = restype, argtypes
     except (OSError, AttributeError) as err:

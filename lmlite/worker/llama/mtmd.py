@@ -1,7 +1,4 @@
-"""The prototypes and structs of mtmd.h and mtmd-helper.h, for `capi.py`.
-
-Their library, libmtmd, is loaded only for models that take images.
-"""
+"""The prototypes and structs of mtmd.h and mtmd-helper.h, for `capi.py`."""
 
 PROTOTYPES = """
 struct mtmd_context_params mtmd_context_params_default(void);

@@ -123,7 +123,7 @@ def end_while_loading(server: RunningServer, number: int, _endless: dict[str, An
     until(lambda: set(server.worker_pids()) - {first_pid} != set())
     (pid,) = set(server.worker_pids()) - {first_pid}
     maps = Path(f"/proc/{pid}/maps")
-    until(lambda: "liblmlite_bridge" in maps.read_text())
+    until(lambda: "liblmlite.so" in maps.read_text())
     os.kill(pid, number)
     return None
 

@@ -118,6 +118,6 @@ def test_the_flag_and_then_the_variable_name_the_folder_of_the_library(
 def test_a_part_of_ggml_tells_whether_there_is_a_gpu(
     tmp_path: Path, part: str, is_gpu: bool
 ) -> None:
-    for name in ("base", part):
+    for name in ("cpu-x64", part):
         (tmp_path / f"libggml-{name}.so").touch()
     assert library.drives_a_gpu(str(tmp_path)) == is_gpu
