@@ -1,8 +1,9 @@
-"""`python -m lmlite` runs the command `lmlite`."""
+"""`python -m lmlite` runs the command `lmlite`; so does the one file."""
 
 import contextlib
 import os
 import sys
+from zipimport import zipimporter
 
 # glibc reads these settings only when a program starts. Without them its allocator keeps up to
 # twice the largest block that was ever freed, for each of many threads: the server's memory
@@ -18,6 +19,9 @@ def main() -> int:
     """Runs the command. Returns its exit code."""
     if sys.argv[1:2] == ["serve"]:
         _start_again()
+    archive = globals()["__loader__"]
+    if isinstance(archive, zipimporter) and not _unpack(archive):
+        return 1
     from lmlite.cli import command
 
     return command.main()
@@ -29,6 +33,34 @@ def _start_again() -> None:
         os.environ.update(_ALLOCATOR)
         with contextlib.suppress(OSError):  # the server works without them, too
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+
+
+def _unpack(archive: zipimporter) -> bool:
+    """Makes Python import the rest from the unpacked files. Prints why it cannot."""
+    from lmlite.one_file import UnpackError
+
+    try:
+        sys.path.insert(0, unpacked(archive))
+    except UnpackError as err:
+        with contextlib.suppress(OSError):  # standard error may have no reader
+            print(f"lmlite: {err}", file=sys.stderr)
+        return False
+    sys.dont_write_bytecode = True  # each file there is checked at the next start
+    for name in [name for name in sys.modules if name.split(".")[0] == "lmlite"]:
+        del sys.modules[name]
+    return True
+
+
+def unpacked(archive: zipimporter) -> str:
+    """The folder with the archive's files, each one checked. Raises UnpackError."""
+    from lmlite import one_file
+
+    manifest = one_file.manifest_of(archive)
+    if found := one_file.find(manifest):
+        return found
+    from lmlite import unpacking  # once
+
+    return unpacking.unpack(archive, manifest)
 
 
 if __name__ == "__main__":

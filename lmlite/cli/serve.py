@@ -144,12 +144,15 @@ def limits_of(given: argparse.Namespace) -> Limits:
 
 
 def load_of(given: argparse.Namespace, limits: Limits) -> Load:
-    """The worker's settings from the command line."""
+    """The worker's settings from the command line. Raises CommandError."""
     drives_gpu = drives_a_gpu(given.lib)
+    model_path = given.model or given.model_flag
+    if model_path is None and not EMBEDDED_MODEL.exists():  # the one file has a small form
+        raise CommandError("name a model file: this lmlite has none of its own", 2)
     return _taken(
         Load,
         given,
-        model_path=given.model or given.model_flag or str(EMBEDDED_MODEL),
+        model_path=model_path or str(EMBEDDED_MODEL),
         lib_path=str(library_folder(given.lib).resolve()),  # a worker does not see LMLITE_LIB
         max_s=limits.max_seconds,
         n_batch=max(given.n_batch, given.n_parallel),

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,16 +42,22 @@ class Answer:
 class RunningServer:
     """Started by `with`, and stopped by its process id at the end."""
 
-    def __init__(self, *arguments: str, folder: Path = REPOSITORY, **environment: str) -> None:
-        """`folder` is where the package lies."""
-        self._arguments, self._folder = arguments, folder
+    def __init__(
+        self,
+        *arguments: str,
+        folder: Path = REPOSITORY,
+        program: Sequence[str] = (sys.executable, "-m", "lmlite"),
+        **environment: str,
+    ) -> None:
+        """`folder` is where the package lies; `program` is run in it."""
+        self._arguments, self._folder, self._program = arguments, folder, program
         self._environment = environment  # in addition to the tests' environment
         self.log: list[str] = []
         self._lines: queue.Queue[str | None] = queue.Queue()
 
     def __enter__(self) -> "RunningServer":
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "lmlite", "serve", *self._arguments, "--port", "0"],
+            [*self._program, "serve", *self._arguments, "--port", "0"],
             cwd=self._folder,
             env={**os.environ, **self._environment},
             stderr=subprocess.PIPE,
