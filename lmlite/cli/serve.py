@@ -187,7 +187,9 @@ def model_options(given: argparse.Namespace, limits: Limits, log: Log) -> ModelO
 
 def _server(given: argparse.Namespace, limits: Limits, registry: Registry, log: Log) -> "Server":
     """A server that listens but does not accept yet. Raises CommandError."""
-    # Imported here because `http.server` imports email and ssl, which slows other commands.
+    # Imported here because `http.server` imports email, which slows other commands. It would also
+    # import ssl, which is not needed either, and takes 1 MiB.
+    sys.modules.setdefault("ssl", None)  # type: ignore[arg-type]
     from lmlite.server.http import Handler
     from lmlite.server.server import Server
 

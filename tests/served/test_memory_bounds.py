@@ -14,7 +14,16 @@ import pytest
 
 from tests.conftest import TIMES
 from tests.served.test_faults import CHAT, until
-from tests.support.process_figures import MIB, all_bytes, grown, handles, own_bytes, peak_bytes
+from tests.support.process_figures import (
+    MIB,
+    all_bytes,
+    grown,
+    handles,
+    own_bytes,
+    peak_bytes,
+    rolled_up,
+    tree,
+)
 from tests.support.server_process import RunningServer
 
 FULL = TIMES > 1
@@ -40,6 +49,16 @@ def ask_many(server: RunningServer, n: int, bodies: list[bytes | None]) -> None:
             connection.request("POST", CHAT, body, {"Content-Type": "application/json"})
         connection.getresponse().read()
     connection.close()
+
+
+def test_the_embedded_model_takes_little_memory_of_its_own() -> None:
+    """Anonymous pages, which no file backs and no other process shares, of server and worker."""
+    with RunningServer() as server:
+        server.chat("Hello!")
+        pids = tree(server.process.pid)
+        assert len(pids) == 2
+        assert sum(rolled_up(pid)["Anonymous"] for pid in pids) <= 48 * MIB
+        assert "libssl" not in Path(f"/proc/{server.process.pid}/maps").read_text()
 
 
 def test_short_requests_leave_nothing_behind(server: RunningServer, figure: Figure) -> None:
