@@ -13,7 +13,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def main() -> int:
             f"lmlite/lib/{path.name}": path.read_bytes()
             for path in Path(given.libraries).glob("*.so")
         },
-        {Path(name).name: Path(name).read_bytes() for name in given.notice},
+        notices(map(Path, given.notice)),
         given.platform.rpartition("-")[2],
     )
     aside = path.with_suffix(".new")
@@ -75,6 +75,12 @@ def package_files(*, with_models: bool) -> Iterator[tuple[str, bytes]]:
     for path in (REPOSITORY / "lmlite").rglob("*"):
         if path.suffix in kinds and path.name != "README.md":
             yield str(path.relative_to(REPOSITORY)), path.read_bytes()
+
+
+def notices(paths: Iterable[Path]) -> dict[str, bytes]:
+    """lmlite's licence, and those of others, each under the name of its folder."""
+    others = {f"{path.parent.name}/{path.name}": path.read_bytes() for path in paths}
+    return {"LICENSE": (REPOSITORY / "LICENSE").read_bytes(), **others}
 
 
 def packed(

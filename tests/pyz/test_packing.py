@@ -62,7 +62,7 @@ def test_entries_have_the_time_of_the_source(libraries: Path, tmp_path: Path) ->
 
 
 def test_it_holds_the_package_the_libraries_and_notices(libraries: Path, tmp_path: Path) -> None:
-    licence = REPOSITORY / "LICENSE"
+    licence = libraries / "notes.txt"
     path = packed(libraries, tmp_path / "a", "--notice", str(licence))
     archive = zipfile.ZipFile(path)
     names = archive.namelist()
@@ -70,7 +70,8 @@ def test_it_holds_the_package_the_libraries_and_notices(libraries: Path, tmp_pat
     assert package <= set(names)
     assert [name for name in names if "README" in name or "__pycache__" in name] == []
     assert [name for name in names if name.endswith(".so")] == []  # they are in one stream
-    assert archive.read("notices/LICENSE") == licence.read_bytes()
+    assert archive.read("notices/LICENSE") == (REPOSITORY / "LICENSE").read_bytes()
+    assert archive.read("notices/libraries/notes.txt") == licence.read_bytes()
     held = one_file.read_manifest(archive.read(one_file.MANIFEST).decode())
     assert [file.path for file in held.files if file.entry == pack.LIBRARIES] == [
         "lmlite/lib/libggml-cpu.so",
