@@ -226,6 +226,7 @@ class Ready:
     eos_token: str | None = None
     pad_token: str | None = None
     adds_bos: bool = False  # whether each prompt starts with BOS
+    cpu: str = ""  # the kind of processor that the library is compiled for
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 
 import lmlite
-from lmlite.cli import log, manual, serve, unit
+from lmlite.cli import log, manual, serve, unit, version
 from lmlite.cli.flags import CommandError
 
 
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lmlite {lmlite.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (serve, log, unit, manual):
+    for command in (serve, log, unit, version, manual):
         command.add_to(commands)
     return top
 

@@ -182,11 +182,13 @@ class Handler(StrictRequestHandler):
         model, has_key = self.server.registry.models()[0], self.server.gate.has_key(self.head)
         supervisor = model.supervisor
         match supervisor.state:
-            case life.Ready():
+            case life.Ready(loaded):
                 # It serves, but the cause of its last worker's end may return.
                 status = "degraded" if supervisor.has_recovered_lately else "ready"
-                memory = {"memory": model.memory()} if has_key and model.plan is not None else {}
-                self.send_json(200, {"status": status, **memory})
+                details: dict[str, Any] = {"cpu": loaded.cpu} if loaded.cpu else {}
+                if model.plan is not None:
+                    details["memory"] = model.memory()
+                self.send_json(200, {"status": status, **(details if has_key else {})})
             case life.Failed(reason):
                 known = {"reason": reason} if has_key else {}
                 self.send_json(503, {"status": "failed", **known})

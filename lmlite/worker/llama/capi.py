@@ -32,6 +32,7 @@ from lmlite.worker.llama import mtmd
 
 PROTOTYPES = """
 void llama_backend_init(void);
+const char * llama_version(void);
 bool llama_supports_gpu_offload(void);
 struct llama_model_params llama_model_default_params(void);
 struct llama_context_params llama_context_default_params(void);
@@ -298,7 +299,6 @@ _TYPEDEFS = {"llama_logit_bias", "llama_token_data", "llama_token_data_array", "
 
 # ---- loading -------------------------------------------------------------------------------
 
-MAPS = Path("/proc/self/maps")
 LIBRARY_NAME = "liblmlite.so"
 MAPS = Path("/proc/self/maps")
 
@@ -332,7 +332,11 @@ def load(lib_path: str | None = None, log_level: str = "error") -> Any:
 
 def cpu_variant() -> str:
     """Which of ggml's libraries for processors `load` chose; "native" if there is only one."""
-    found = re.search(rb"/libggml-cpu(?:-([^/]+))?\.so$", MAPS.read_bytes(), re.MULTILINE)
+    try:
+        maps = MAPS.read_bytes()
+    except OSError:  # without /proc, nobody can tell
+        return "unknown"
+    found = re.search(rb"/libggml-cpu(?:-([^/]+))?\.so$", maps, re.MULTILINE)
     return found[1].decode() if found and found[1] else "native"
 
 

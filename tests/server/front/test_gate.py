@@ -583,7 +583,8 @@ def test_keys_names_and_origins_of_the_command_line_hold_and_no_worker_sees_a_ke
             assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, APP)
         assert server.get("/v1/models").status == 401
         assert server.get("/health").json == {"status": "ready"}
-        assert server.request("GET", "/health", headers=BEARER).json.keys() == {"status", "memory"}
+        health = server.request("GET", "/health", headers=BEARER).json
+        assert health.keys() == {"status", "cpu", "memory"}
         environment = Path(f"/proc/{server.worker_pid()}/environ").read_bytes()
         assert b"PATH=" in environment
         assert SECOND not in environment
