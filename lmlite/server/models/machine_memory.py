@@ -1,12 +1,16 @@
 """How much memory is left for a worker on this machine and in its control groups (cgroups)."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
+# Of a process with addresses of 32 bits: the kernel keeps 1 or 2 of the 4 GiB. Files of 2 GiB cannot
+# be mapped either, but the weights count in full.
+ADDRESSABLE = (2 << 30) - 1 if sys.maxsize < 1 << 32 else None
 MAX_LIMIT = 1 << 60  # bytes; cgroup version 1 writes a larger number if there is no limit
 
 
@@ -28,6 +32,8 @@ def least_bound(n_asked: int | None) -> Bound | None:
         bounds.append(Bound("--memory allows", n_asked))
     elif machine is not None:
         bounds.append(Bound("the machine has", machine))
+    if ADDRESSABLE is not None:
+        bounds.append(Bound("a process of 32 bits has", ADDRESSABLE))
     return min(bounds, key=lambda bound: bound.n_bytes, default=None)
 
 

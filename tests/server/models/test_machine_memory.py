@@ -43,6 +43,13 @@ def test_the_memory_flag_replaces_what_the_machine_has(root: Path) -> None:
     assert least_bound(3000 * MIB) == Bound("--memory allows", 3000 * MIB)
 
 
+def test_a_process_of_32_bits_has_2_gib(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ADDRESSABLE", (2 << 30) - 1)
+    assert least_bound(3000 * MIB) == Bound("a process of 32 bits has", (2 << 30) - 1)
+    write(root / "proc/meminfo", MEMINFO)
+    assert least_bound(None) == Bound("the machine has", 2000 * MIB)
+
+
 def test_a_control_group_has_what_it_does_not_use_and_what_it_can_drop(root: Path) -> None:
     write(root / "proc/self/cgroup", "0::/\n")
     write_group(root / "cgroup", str(500 * MIB), used=200 * MIB, cached=50 * MIB)
