@@ -5,10 +5,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <exception>
 #include <string>
 #include <vector>
+
+#include <malloc.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "log.h"
 #include "mtmd-helper.h"
@@ -39,7 +45,58 @@ void collect_best(const float * logits, int32_t n_vocab, int32_t n, std::vector<
     std::sort_heap(best.begin(), best.end(), likelier);
 }
 
+bool is_zero(const char * data, size_t n_bytes) {
+    return data[0] == 0 && std::memcmp(data, data + 1, n_bytes - 1) == 0;
+}
+
+// Drops the pages that hold only zeros. In anonymous memory, they read as zeros afterwards, too.
+// Nothing here allocates between a look at a page and its drop.
+size_t drop_zeros(char * begin, char * end, size_t page) {
+    unsigned char in_memory[1024];
+    size_t n_dropped = 0;
+    while (begin < end) {
+        const size_t n = std::min<size_t>((end - begin) / page, sizeof(in_memory));
+        if (mincore(begin, n * page, in_memory) != 0) {
+            break;  // not mapped any more
+        }
+        for (size_t first = 0, i = 0; i < n; first = ++i) {
+            while (i < n && (in_memory[i] & 1) != 0 && is_zero(begin + i * page, page)) {
+                i++;
+            }
+            if (i > first && madvise(begin + first * page, (i - first) * page, MADV_DONTNEED) == 0) {
+                n_dropped += (i - first) * page;
+            }
+        }
+        begin += n * page;
+    }
+    return n_dropped;
+}
+
 }  // namespace
+
+size_t lml_trim(void) {
+#ifdef __GLIBC__
+    malloc_trim(0);
+#endif
+    size_t n_dropped = 0;
+    FILE * maps = std::fopen("/proc/self/maps", "re");
+    if (maps == nullptr) {
+        return 0;
+    }
+    char line[1024];
+    while (std::fgets(line, sizeof(line), maps) != nullptr) {
+        unsigned long begin, end, inode;
+        char name[64] = "";
+        // Private memory that can be written to and has no file; the stack is in use.
+        const int n_read = std::sscanf(line, "%lx-%lx rw-p %*s %*s %lu %63s", &begin, &end, &inode, name);
+        if (n_read >= 3 && inode == 0 && (name[0] == 0 || std::strcmp(name, "[heap]") == 0)) {
+            n_dropped += drop_zeros(reinterpret_cast<char *>(begin), reinterpret_cast<char *>(end),
+                                    static_cast<size_t>(sysconf(_SC_PAGESIZE)));
+        }
+    }
+    std::fclose(maps);
+    return n_dropped;
+}
 
 void lml_log(enum ggml_log_level level, const char * text, void *) {
     // CONT continues the previous line: it is shown if that line was.

@@ -39,6 +39,11 @@ LML_API void lml_log(enum ggml_log_level level, const char * text, void * data);
 // Lines of "struct.field offset size" (and "struct sizeof size") as this build lays them out.
 LML_API const char * lml_layout(void);
 
+// Gives the kernel back what is free or holds only zeros in this process's memory, such as the cells of
+// a new context; the kernel provides it again when it is used. Call it while there is one thread.
+// Returns the number of bytes that held zeros.
+LML_API size_t lml_trim(void);
+
 // Limits this thread to max_bytes more of memory and to max_s seconds from now. Beyond that, an allocation
 // throws std::bad_alloc, so that the functions below fail and report the reason. 0, 0 ends the limits.
 LML_API void lml_bound_thread(size_t max_bytes, float max_s);

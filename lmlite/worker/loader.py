@@ -67,6 +67,7 @@ class LoadedModel:
             self.preparer = Preparer(
                 model, template, self._n_ctx_seq, send, encoder, n_batch, self._advice()
             )
+            self._give_memory_back(lib)
             if load.sandbox:  # must come before more threads: it does not cover existing ones
                 self._enter_sandbox()
             n_together = None if load.uses_gpu else CPU_TOGETHER
@@ -111,6 +112,11 @@ class LoadedModel:
         if model.n_gpu_layers or mappings.own_bytes() - n_own > mappings.WORTH * n_file:
             mappings.drop_pages([part.ino for part in load.parts])
         return model
+
+    def _give_memory_back(self, lib: Any) -> None:
+        """Not if a GPU's driver has threads; it might also need some pages where they are."""
+        if not self._load.uses_gpu and mappings.n_threads() == 1:
+            lib.lml_trim()
 
     def _make_encoder(self, path: str) -> MediaEncoder:
         return MediaEncoder(

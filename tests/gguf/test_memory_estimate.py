@@ -553,15 +553,21 @@ def test_a_worker_that_sees_takes_what_was_estimated(
         assert 0.75 <= ratio <= 1.1
 
 
-@pytest.mark.parametrize("name", ["tiny", "chat-trial.gguf", "all-minilm-l6-v2-q8_0.gguf"])
-def test_a_worker_takes_what_was_estimated(name: str, figure: Callable[[str, str], None]) -> None:
-    """Without checkpoints, as it has none yet."""
+@pytest.mark.parametrize(
+    ("name", "n_times"),
+    [("tiny", 140), ("chat-trial.gguf", 30), ("all-minilm-l6-v2-q8_0.gguf", 160)],
+)
+def test_a_worker_takes_what_was_estimated(
+    name: str, n_times: int, figure: Callable[[str, str], None]
+) -> None:
+    """Without checkpoints, as it has none yet; a prompt fills most of the context."""
     path = DEFAULT_MODEL if name == "tiny" else shared_model(name)
-    with RunningServer(str(path), "--checkpoint-memory", "0", "--image-memory", "0") as server:
+    flags = ["--checkpoint-memory", "0", "--image-memory", "0", "--ctx", "512"]
+    with RunningServer(str(path), *flags) as server:
         if read_model_file(path).embeds_only:
-            answer = server.post("/v1/embeddings", input="one two three " * 160)
+            answer = server.post("/v1/embeddings", input="one two three " * n_times)
         else:
-            messages = [{"role": "user", "content": "one two three " * 30}]
+            messages = [{"role": "user", "content": "one two three " * n_times}]
             body = {"logprobs": True, "top_logprobs": 2, "max_tokens": 20}
             answer = server.post("/v1/chat/completions", messages=messages, **body)
         assert answer.status == 200

@@ -57,7 +57,7 @@ def test_the_embedded_model_takes_little_memory_of_its_own() -> None:
         server.chat("Hello!")
         pids = tree(server.process.pid)
         assert len(pids) == 2
-        assert sum(rolled_up(pid)["Anonymous"] for pid in pids) <= 48 * MIB
+        assert sum(rolled_up(pid)["Anonymous"] for pid in pids) <= 40 * MIB
         assert "libssl" not in Path(f"/proc/{server.process.pid}/maps").read_text()
 
 

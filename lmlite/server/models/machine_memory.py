@@ -8,8 +8,7 @@ from typing import NamedTuple
 
 CGROUPS = Path("/sys/fs/cgroup")
 PROC = Path("/proc")
-# Of a process with addresses of 32 bits: the kernel keeps 1 or 2 of the 4 GiB. Files of 2 GiB cannot
-# be mapped either, but the weights count in full.
+# Bytes for a process with addresses of 32 bits: the kernel keeps up to half of the 4 GiB.
 ADDRESSABLE = (2 << 30) - 1 if sys.maxsize < 1 << 32 else None
 MAX_LIMIT = 1 << 60  # bytes; cgroup version 1 writes a larger number if there is no limit
 

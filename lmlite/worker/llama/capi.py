@@ -100,6 +100,7 @@ struct llama_sampler * llama_sampler_init_logit_bias(int32_t n_vocab, int32_t n_
 
 void lml_free(char * text);
 void lml_log_level(int32_t level);
+size_t lml_trim(void);
 void lml_log(enum ggml_log_level level, const char * text, void * data);
 const char * lml_layout(void);
 struct lml_chat * lml_chat_init(const struct llama_model * model, const char * override, char ** error);

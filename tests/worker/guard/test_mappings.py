@@ -3,15 +3,37 @@
 import mmap
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from lmlite.worker.guard import mappings
+from tests import REPOSITORY
 
 pytestmark = pytest.mark.skipif(not mappings.MAPS.exists(), reason="needs /proc, as Linux has it")
 
 MIB = 1 << 20
+# Writes zeros to two regions of 8 MiB, with a byte in the middle of one, and to one that is shared.
+# Prints the number of threads, whether 15 MiB and more were given back and missing from this
+# process, and whether the content is as it was.
+TRIM = """
+import mmap
+from lmlite.worker.guard import mappings
+from lmlite.worker.llama import capi
+
+lib, n = capi.load(), 8 << 20
+zeros, mixed = (mmap.mmap(-1, n, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(2))
+shared = mmap.mmap(-1, n)
+for region in zeros, mixed, shared:
+    region.write(bytes(n))
+mixed[n // 2] = shared[n // 2] = 7
+before, n_threads = mappings.own_bytes(), mappings.n_threads()
+n_bytes = lib.lml_trim()
+print(n_threads, n_bytes >> 20 in (15, 16), before - mappings.own_bytes() > 15 << 20)
+print(zeros[:] == bytes(n) and mixed[:] == shared[:] and mixed[n // 2] == 7)
+"""
 CONTENT = os.urandom(MIB) * 4
 
 
@@ -62,6 +84,14 @@ def test_own_memory_excludes_mapped_files(tmp_path: Path) -> None:
         n_grown = mappings.own_bytes() - before
     assert 60 * MIB < n_grown < 67 * MIB
     assert len(own) == 64 * MIB
+
+
+def test_zeros_are_given_back_and_all_else_is_kept() -> None:
+    """In a process of its own, because this one has threads."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRIM], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["1", "True", "True", "True"], done.stderr
 
 
 def test_without_proc_pages_stay_and_own_memory_is_0(
