@@ -9,6 +9,7 @@ MINUTES       ?= 60
 LLAMA_CPP_DIR ?=
 LIBWEBP_DIR   ?=
 CMAKE_ARGS    ?=
+ARCH          ?= x86_64 aarch64
 
 BUILD   := native/build
 SOURCE  := $(if $(LLAMA_CPP_DIR),$(abspath $(LLAMA_CPP_DIR)),$(CURDIR)/$(BUILD)/llama.cpp)
@@ -19,7 +20,8 @@ BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt \
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run test test-all native abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
+.PRECIOUS: .venv/%/.complete
+.PHONY: help run test test-all native pyz abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -113,15 +115,42 @@ $(LIBRARY): $(BRIDGE) $(BUILD)/llama.cpp.found $(BUILD)/libwebp.found $(BUILD)/o
 	  echo "lmlite needs a C++17 compiler: install g++ or clang" \
 	       "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++)"; exit 1; }
 	@echo "building llama.cpp: about 4 minutes on two cores, once"
+	$(call build,cmake,lmlite/lib)
+
+# Builds the libraries. Arguments: the build's folder in $(BUILD), where the libraries go, options.
+define build
 	@$(PYTHON) -c 'from lmlite.worker.llama.capi import layout_lines; print(*layout_lines(), sep="\n")' \
 	  > $(BUILD)/layout.inc
-	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/cmake -G Ninja -DLLAMA_CPP_DIR=$(SOURCE) \
-	  -DLIBWEBP_DIR=$(WEBP) $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
-	@$(WITH_CMAKE) cmake --build $(BUILD)/cmake
-	@rm -rf lmlite/lib
-	@$(WITH_CMAKE) cmake --install $(BUILD)/cmake --component lmlite --strip \
-	  --prefix $(CURDIR)/lmlite/lib > /dev/null
-	@touch $@
+	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/$(1) -G Ninja -DLLAMA_CPP_DIR=$(SOURCE) \
+	  -DLIBWEBP_DIR=$(WEBP) $(3) $(CMAKE_ARGS) \
+	  > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+	@$(WITH_CMAKE) cmake --build $(BUILD)/$(1)
+	@rm -rf $(2)
+	@$(WITH_CMAKE) cmake --install $(BUILD)/$(1) --component lmlite --strip --prefix $(CURDIR)/$(2) > /dev/null
+	@touch $(2)/liblmlite.so
+endef
+
+# ---- the one file ---------------------------------------------------------------------------
+# zig compiles for each machine, with the oldest C library that the file is to run on.
+
+TARGET_x86_64       := x86_64-linux-gnu.2.28
+TARGET_aarch64      := aarch64-linux-gnu.2.28
+TARGET_armv7l       := arm-linux-gnueabihf.2.28
+TARGET_x86_64-musl  := x86_64-linux-musl
+TARGET_aarch64-musl := aarch64-linux-musl
+CROSS_LIBRARIES     := $(ARCH:%=$(BUILD)/lib-%/liblmlite.so)
+
+pyz: $(CROSS_LIBRARIES) ## pack lmlite into one file for other machines (ARCH=armv7l, ARGS=--no-model)
+	@for arch in $(ARCH); do \
+	  $(PYTHON) native/pack.py --libraries $(BUILD)/lib-$$arch --platform linux-$$arch \
+	    --notice $(SOURCE)/LICENSE --notice $(WEBP)/COPYING $(ARGS) || exit 1; \
+	done
+
+$(BUILD)/lib-%/liblmlite.so: $(BRIDGE) $(wildcard native/zig.*) $(BUILD)/llama.cpp.found \
+                             $(BUILD)/libwebp.found | .venv/build/.complete .venv/zig/.complete
+	@echo "building llama.cpp for $*: about 15 minutes on two cores, once"
+	$(call build,cmake-$*,$(@D),-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/zig.cmake -DZIG_TARGET=$(TARGET_$*) \
+	  -DZIG=$$(.venv/zig/bin/python -c 'import ziglang; print(ziglang.__path__[0])')/zig)
 
 # llama.cpp's own server and benchmark, built from the source without our patches.
 UNPATCHED := $(if $(LLAMA_CPP_DIR),$(SOURCE),$(SOURCE).unpatched)
@@ -193,6 +222,7 @@ endif
 # ---- throw-away environments ----------------------------------------------------------------
 
 PACKAGES_build       := pip $(TOOLS)
+PACKAGES_zig         := --require-hashes -r native/zig.txt
 PACKAGES_test        := pytest==8.4.2 jinja2==3.1.6
 PACKAGES_coverage    := pytest==8.4.2 coverage==7.17.4
 PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2

@@ -11,7 +11,8 @@ foreach(language C CXX)
   set(CMAKE_${language}_ARCHIVE_CREATE "${ZIG} ar qc <TARGET> <OBJECTS>")
   set(CMAKE_${language}_ARCHIVE_FINISH "")
 endforeach()
-# -s: strip programs of this machine may not know the other's files.
+# The linker strips, because this machine's strip may not know the other's files.
+set(CMAKE_STRIP true)
 set(CMAKE_SHARED_LINKER_FLAGS_INIT -s)
 set(CMAKE_MODULE_LINKER_FLAGS_INIT -s)
 set(GGML_OPENMP OFF CACHE BOOL "its library is not on every machine")
