@@ -15,6 +15,7 @@ import lmlite
 from lmlite.child import arguments_of
 from tests import REPOSITORY
 from tests.conftest import DEFAULT_MODEL
+from tests.pyz import one_file
 from tests.served.test_faults import until
 from tests.support.documents import Block, blocks
 from tests.support.process_figures import children
@@ -103,6 +104,16 @@ def test_a_server_that_does_not_end_is_killed() -> None:
 @pytest.mark.parametrize("block", blocks("run: tests/test_child.py"), ids=str)
 def test_an_example_of_the_manual_works(block: Block) -> None:
     exec(compile(block.text, str(block), "exec"), {})
+
+
+def test_a_server_is_started_from_one_file_on_the_search_path(tmp_path: Path) -> None:
+    path = one_file.make_whole(tmp_path / "lmlite.pyz")
+    program = PROGRAM.replace("sys.stdin.read()", "server.stop()")
+    done = one_file.run(
+        sys.executable, "-c", f"import sys; sys.path.insert(0, {str(path)!r}); {program.lstrip()}",
+        XDG_CACHE_HOME=tmp_path,
+    )  # fmt: skip
+    assert done.stdout.startswith("http://127.0.0.1:"), done.stderr
 
 
 def test_flags_become_a_command_line() -> None:
