@@ -43,6 +43,8 @@ def parser() -> argparse.ArgumentParser:
                          "model file, in place of llama-server")  # fmt: skip
     command.add_argument("--against-model", metavar="NAME", help="what that server calls the file "
                          "(default: the first that it lists)")  # fmt: skip
+    command.add_argument("--against-file", type=Path, metavar="PYZ", help="lmlite in one file, in "
+                         "place of llama-server")  # fmt: skip
     command.add_argument("--threads", type=int, metavar="N", help="of each server (default: one "
                          "for each core; lmlite may then use fewer)")  # fmt: skip
     command.add_argument("--json", type=Path, metavar="FILE", help="writes every value there")
@@ -145,6 +147,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ours = Lmlite(options.threads, log_folder)
         if options.against:
             theirs: Side = Remote(options.against, options.against_model)
+        elif options.against_file:
+            theirs = Lmlite(options.threads, log_folder, options.against_file)
         else:
             theirs = LlamaServer(BINARIES / "llama-server", n_threads, log_folder)
         return run(scenarios, [ours, theirs], options)
@@ -163,7 +167,8 @@ def run(scenarios: list[Scenario], sides: list[Side], options: argparse.Namespac
     where, n_threads = machine(), options.threads or n_cores()
     print(f"{where['cpu']}, {where['cores']} cores, load {where['load']:.2f}; "
           f"{n_threads} threads, {options.rounds} rounds, medians")  # fmt: skip
-    limit = {} if options.against else library_limit(n_threads, options.quick)
+    is_plain = not options.against and not options.against_file
+    limit = library_limit(n_threads, options.quick) if is_plain else {}
     if limit:
         shown = ", ".join(f"{name} {report.number(value)}" for name, value in limit.items())
         print(f"llama-bench, the library alone: {shown} tokens/s")

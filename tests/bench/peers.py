@@ -65,19 +65,19 @@ class Side(Protocol):
 
 
 class Lmlite:
-    """The server of this repository."""
+    """The server of this repository, or of one file."""
 
-    name = "lmlite"
-
-    def __init__(self, n_threads: int | None, log_folder: Path) -> None:
+    def __init__(self, n_threads: int | None, log_folder: Path, file: Path | None = None) -> None:
         """Without a number it has one for each core, and adapts it to what else is running."""
+        self.name = file.name if file else "lmlite"
+        self._program = [str(file.resolve())] if file else ["-m", "lmlite"]
         self._n_threads, self._log_folder = n_threads, log_folder
 
     @contextmanager
     def serve(self, setup: Setup) -> Iterator[Server]:
         port = free_port()
         command = [
-            sys.executable, "-m", "lmlite", "serve", str(setup.model_path), "--port", str(port),
+            sys.executable, *self._program, "serve", str(setup.model_path), "--port", str(port),
             "--ctx", str(setup.n_ctx), "--parallel", str(setup.n_parallel),
         ]  # fmt: skip
         if self._n_threads is not None:
@@ -86,7 +86,7 @@ class Lmlite:
             command += ["--cache-dir", str(setup.cache_folder)]
         if setup.mmproj_path is not None:
             command += ["--mmproj", str(setup.mmproj_path)]
-        with running(command, port, self._log_folder / "lmlite.log") as server:
+        with running(command, port, self._log_folder / f"{self.name}.log") as server:
             yield server
 
 
