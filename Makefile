@@ -21,7 +21,7 @@ BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv/%/.complete
-.PHONY: help run test test-all native pyz abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
+.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -143,14 +143,36 @@ CROSS_LIBRARIES     := $(ARCH:%=$(BUILD)/lib-%/liblmlite.so)
 pyz: $(CROSS_LIBRARIES) ## pack lmlite into one file for other machines (ARCH=armv7l, ARGS=--no-model)
 	@for arch in $(ARCH); do \
 	  $(PYTHON) native/pack.py --libraries $(BUILD)/lib-$$arch --platform linux-$$arch \
-	    --notice $(SOURCE)/LICENSE --notice $(WEBP)/COPYING $(ARGS) || exit 1; \
+	    $(NOTICES) $(ARGS) || exit 1; \
+	done
+
+wheel: $(CROSS_LIBRARIES) .venv/test/.complete .venv/wheel/.complete ## pack wheels for pip, and check them
+	@for arch in $(ARCH); do \
+	  $(PYTHON) -m native.wheels --libraries $(BUILD)/lib-$$arch --platform manylinux_2_28_$$arch \
+	    $(NOTICES) || exit 1; \
+	done
+	@AUDITWHEEL=.venv/wheel/bin/auditwheel \
+	  .venv/test/bin/python -m pytest tests/pyz/test_wheels.py -m "long or not long" $(ARGS)
+
+# Emulation is slow: other systems than this machine's are tried when ARCH names them.
+SYSTEMS := $(if $(filter command%,$(origin ARCH)),$(ARCH),$(shell uname -m))
+test-pyz: .venv/test/.complete ## run the one file on other systems and processors (ARCH=aarch64, x86_64-musl)
+	@$(MAKE) --no-print-directory pyz ARCH="$(SYSTEMS)" ARGS=
+	@for system in $(SYSTEMS); do \
+	  LMLITE_PYZ=$$system .venv/test/bin/python -m pytest tests/pyz/test_systems.py \
+	    -m "long or not long" -rs $(ARGS) || exit 1; \
 	done
 
 $(BUILD)/lib-%/liblmlite.so: $(BRIDGE) $(wildcard native/zig.*) $(BUILD)/llama.cpp.found \
                              $(BUILD)/libwebp.found | .venv/build/.complete .venv/zig/.complete
 	@echo "building llama.cpp for $*: about 15 minutes on two cores, once"
 	$(call build,cmake-$*,$(@D),-DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/zig.cmake -DZIG_TARGET=$(TARGET_$*) \
-	  -DZIG=$$(.venv/zig/bin/python -c 'import ziglang; print(ziglang.__path__[0])')/zig)
+	  -DZIG=$(ZIG)/zig)
+
+# The licences of what the libraries contain: zig adds LLVM's library of C++.
+ZIG      = $$(.venv/zig/bin/python -c 'import ziglang; print(ziglang.__path__[0])')
+NOTICES  = --notice $(SOURCE)/LICENSE --notice $(SOURCE)/licenses/LICENSE-jsonhpp \
+           --notice $(WEBP)/COPYING --notice $(ZIG)/lib/libcxx/LICENSE.TXT
 
 # llama.cpp's own server and benchmark, built from the source without our patches.
 UNPATCHED := $(if $(LLAMA_CPP_DIR),$(SOURCE),$(SOURCE).unpatched)
@@ -225,6 +247,7 @@ PACKAGES_build       := pip $(TOOLS)
 PACKAGES_zig         := --require-hashes -r native/zig.txt
 PACKAGES_test        := pytest==8.4.2 jinja2==3.1.6
 PACKAGES_coverage    := pytest==8.4.2 coverage==7.17.4
+PACKAGES_wheel       := auditwheel==6.8.2
 PACKAGES_lint        := ruff==0.14.6 mypy==1.18.2 pytest==8.4.2
 PACKAGES_conformance := jsonschema==4.26.0
 PACKAGES_clients     := openai==3.54.0 anthropic==2.12.0 pydantic-ai-slim[openai]==2.68.0 openai-agents==0.24.0 \

@@ -1,6 +1,7 @@
 """Wheels: their content, and what pip does with them and with a clone."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -54,6 +55,21 @@ def test_pip_says_in_one_sentence_what_a_clone_lacks(tmp_path: Path) -> None:
     done = pip(sys.executable, "install", "--target", str(tmp_path / "installed"), str(clone))
     sentence = "lmlite: the libraries are not built yet: run `make native` in this folder first"
     assert done.returncode == 1 and sentence in [line.strip() for line in done.stderr.splitlines()]
+
+
+@pytest.mark.long
+def test_auditwheel_finds_nothing_newer_than_the_name_of_a_wheel_says() -> None:
+    auditwheel = os.environ.get("AUDITWHEEL")
+    wheels = list((REPOSITORY / "dist").glob(f"{NAME}-*-manylinux_*.whl"))
+    if auditwheel is None or not wheels:
+        pytest.skip("needs auditwheel and a wheel in dist/, as `make wheel` has")
+    for wheel in wheels:
+        done = subprocess.run(
+            [auditwheel, "show", wheel], capture_output=True, text=True, check=True
+        )
+        said = re.findall(r'"manylinux_2_(\d+)_(\w+)"', done.stdout)
+        (named,) = re.findall(r"manylinux_2_(\d+)_(\w+)\.whl", wheel.name)
+        assert said[0][1] == named[1] and int(said[0][0]) <= int(named[0]), done.stdout
 
 
 @pytest.mark.long
