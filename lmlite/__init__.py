@@ -1,7 +1,6 @@
 """lmlite serves GGUF models behind the OpenAI API, on Python's standard library and llama.cpp."""
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # `typing` is not imported, since `lmlite serve` imports this twice
 if TYPE_CHECKING:
     from lmlite.child import CannotStart as CannotStart
     from lmlite.child import start as start
@@ -9,7 +8,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """`start` and `CannotStart`, imported when they are first used."""
     if name not in ("start", "CannotStart"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

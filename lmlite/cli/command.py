@@ -8,6 +8,7 @@ or running `lmlite --help` loads no native library and starts no process.
 import argparse
 import contextlib
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
 
@@ -16,10 +17,11 @@ from lmlite.cli import log, manual, serve, unit, version
 from lmlite.cli.flags import CommandError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code."""
-    _fill_closed_streams()
-    given = parser().parse_args(arguments)
+def main(
+    arguments: Sequence[str] | None = None, worker: subprocess.Popen[bytes] | None = None
+) -> int:
+    """Runs a command; returns its exit code. `worker` is for `serve`: a process without a model."""
+    given = parser().parse_args(arguments, argparse.Namespace(worker=worker))
     try:
         return int(given.run(given))
     except BrokenPipeError:  # the reader of standard output left, as `head` does
@@ -41,14 +43,3 @@ def parser() -> argparse.ArgumentParser:
     for command in (serve, log, unit, version, manual):
         command.add_to(commands)
     return top
-
-
-def _fill_closed_streams() -> None:
-    """Opens closed standard streams: otherwise the next file or socket would get their number."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
-    if sys.stderr is None:
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115

@@ -5,6 +5,7 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -74,7 +75,6 @@ def run(given: argparse.Namespace) -> int:
     try:
         server, model = _prepared(given, log)
         stop = _stop_event()
-        model.supervisor.start()
         server.start()
         try:
             _serve_until(stop, server, model, log)
@@ -88,14 +88,27 @@ def run(given: argparse.Namespace) -> int:
 
 
 def _prepared(given: argparse.Namespace, log: Log) -> "tuple[Server, ServedModel]":
-    """A server that listens but does not accept yet, and its model. Raises CommandError."""
+    """A server that listens but does not accept yet, and its model, which is being loaded.
+
+    Raises CommandError.
+    """
     limits = limits_of(given)
-    prestarted = _prestarted_worker(log)
+    threading.stack_size(limits.thread_stack)
+    model = _started_model(given, limits, log)
     try:
-        model = served_model(model_options(given, limits, log), log, prestarted)
         if model.sees and given.max_body is None:
             limits = replace(limits, max_body=IMAGE_FACTOR * limits.max_body)
-        server = _server(given, limits, Registry([model]), log)
+        return _server(given, limits, Registry([model]), log), model
+    except BaseException:
+        model.supervisor.stop()
+        raise
+
+
+def _started_model(given: argparse.Namespace, limits: Limits, log: Log) -> ServedModel:
+    """A model that is being loaded. Raises CommandError."""
+    prestarted = _prestarted_worker(given.worker, log)
+    try:
+        model = served_model(model_options(given, limits, log), log, prestarted)
     except BaseException as err:
         if prestarted is not None:
             prestarted.kill()
@@ -103,8 +116,8 @@ def _prepared(given: argparse.Namespace, log: Log) -> "tuple[Server, ServedModel
         if isinstance(err, ModelFileError | DoesNotFit):
             raise CommandError(str(err), 1) from None
         raise
-    threading.stack_size(limits.thread_stack)
-    return server, model
+    model.supervisor.start()
+    return model
 
 
 def _serve_until(stop: threading.Event, server: "Server", model: ServedModel, log: Log) -> None:
@@ -122,10 +135,10 @@ def _serve_until(stop: threading.Event, server: "Server", model: ServedModel, lo
     server.drain(server.limits.drain_seconds)
 
 
-def _prestarted_worker(log: Log) -> WorkerProcess | None:
-    """Starts a worker early, while this process checks the model's file. None if that fails."""
+def _prestarted_worker(worker: subprocess.Popen[bytes] | None, log: Log) -> WorkerProcess | None:
+    """A worker that imports its code while this process checks the model's file. None: no luck."""
     with contextlib.suppress(*SPAWN_FAULTS):  # the supervisor will retry and report the cause
-        return WorkerProcess(WORKER_COMMAND, log)
+        return WorkerProcess(WORKER_COMMAND, log, worker)
     return None
 
 

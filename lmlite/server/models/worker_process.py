@@ -36,18 +36,31 @@ _WORKER_ENVIRONMENT = {
 }
 
 
+def start(command: Sequence[str] = WORKER_COMMAND) -> subprocess.Popen[bytes]:
+    """Starts a worker. It waits for its model, and ends with its input. Raises OSError."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=worker_environment(),
+    )
+
+
 class WorkerProcess:
     """A running process. Its owner must call `reap` at its end."""
 
-    def __init__(self, command: Sequence[str], log: Log) -> None:
-        """Starts the process. Raises OSError, or RuntimeError if no thread can be started."""
-        self._process = process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=worker_environment(),
-        )
+    def __init__(
+        self,
+        command: Sequence[str],
+        log: Log,
+        started: subprocess.Popen[bytes] | None = None,
+    ) -> None:
+        """Starts the process unless it is `started` already, by `start`.
+
+        Raises OSError, or RuntimeError if no thread can be started.
+        """
+        self._process = process = started or start(command)
         assert process.stdin is not None and process.stdout is not None
         self.pid = process.pid
         self.requests: BinaryIO = process.stdin  # type: ignore[assignment]
