@@ -54,7 +54,10 @@ VARIANTS = {
         "max,sve=off": "armv8.2_2",  # i8mm
         "max": "armv8.6_2",  # SVE2
     },
-    "armv7l": {"cortex-a7": "native"},  # NEON
+    "armv7l": {
+        "cortex-a9": "native",  # NEON
+        "cortex-a7": "vfpv4",  # 16-bit floats, too
+    },
 }
 
 
