@@ -17,7 +17,7 @@ from lmlite.gguf.projector import Projector, projector_beside, read_projector_fi
 from lmlite.messages import Load, RopeScaling
 from lmlite.server.logs import Log, printable
 from lmlite.server.models.defaults import Defaults
-from lmlite.server.models.machine_memory import least_bound
+from lmlite.server.models.machine_memory import Bound, least_bound
 from lmlite.server.models.registry import ServedModel
 from lmlite.server.models.supervisor import WATCHDOG_S, Supervisor
 from lmlite.server.models.worker_process import WorkerProcess
@@ -59,7 +59,8 @@ def served_model(
         chat_template=_template(options.chat_template_path),
         mmproj_path=projector.path if projector else None,
     )
-    plan = _planned(load, options.memory, file, projector)
+    bound = least_bound(options.memory, prestarted.pid if prestarted else None)
+    plan = _planned(load, bound, file, projector)
     for note in plan.notes:
         log.line("warning", note)
     supervisor = Supervisor(
@@ -100,9 +101,9 @@ def _template(path: str | None) -> str | None:
         raise ModelFileError(f"{path} cannot be read: {err}") from None
 
 
-def _planned(load: Load, memory: int | None, file: ModelFile, projector: Projector | None) -> Plan:
+def _planned(load: Load, bound: Bound | None, file: ModelFile, projector: Projector | None) -> Plan:
     """Shrinks caches and context to the available memory. Raises DoesNotFit."""
     # This process loads no GPU driver, so it does not know how much memory a GPU has.
-    bound = None if load.uses_gpu else least_bound(memory)
-    n_allowed, because = (bound.n_bytes, bound.because) if bound else (None, "")
-    return memory_estimate.plan(file, load, n_allowed, because, projector)
+    if bound is None or load.uses_gpu:
+        return memory_estimate.plan(file, load, None, projector=projector)
+    return memory_estimate.plan(file, load, bound.n_bytes, bound.because, projector)

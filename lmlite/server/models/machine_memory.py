@@ -20,17 +20,20 @@ class Bound(NamedTuple):
     n_bytes: int
 
 
-def least_bound(n_asked: int | None) -> Bound | None:
+def least_bound(n_asked: int | None, worker_pid: int | None = None) -> Bound | None:
     """The smallest bound, or None if none is known.
 
-    `n_asked` replaces the machine's free memory, but the limits of control groups still apply.
+    `n_asked` replaces the machine's free memory, but the limits of control groups still apply. What
+    a worker that was started early holds already is part of what it may take.
     """
+    held = held_by(worker_pid) if worker_pid is not None else None
+    n_held = held.own if held else 0
     machine = machine_bytes()
-    bounds = [Bound("the control group has", n_bytes) for n_bytes in group_bytes()]
+    bounds = [Bound("the control group has", n_bytes + n_held) for n_bytes in group_bytes()]
     if n_asked is not None:
         bounds.append(Bound("--memory allows", n_asked))
     elif machine is not None:
-        bounds.append(Bound("the machine has", machine))
+        bounds.append(Bound("the machine has", machine + n_held))
     if ADDRESSABLE is not None:
         bounds.append(Bound("a process of 32 bits has", ADDRESSABLE))
     return min(bounds, key=lambda bound: bound.n_bytes, default=None)
@@ -46,10 +49,10 @@ def group_bytes() -> Iterator[int]:
     for line in _text(PROC / "self" / "cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers == "":
-            root, limit, usage, cache = CGROUPS, "memory.max", "memory.current", "inactive_file"
+            root, limit, usage, total = CGROUPS, "memory.max", "memory.current", ""
         elif "memory" in controllers.split(","):
             root, limit = CGROUPS / "memory", "memory.limit_in_bytes"
-            usage, cache = "memory.usage_in_bytes", "total_inactive_file"
+            usage, total = "memory.usage_in_bytes", "total_"
         else:
             continue
         folder = root / path.lstrip("/")
@@ -57,7 +60,9 @@ def group_bytes() -> Iterator[int]:
         for group in (folder, *folder.parents) if folder.is_dir() else (root,):
             n_limit = _number(group / limit)  # None also for the word "max"
             if n_limit is not None and n_limit < MAX_LIMIT:
-                n_cached = _number(group / "memory.stat", rf"^{cache} (\d+)$") or 0
+                # Pages of files, which the kernel drops when memory is short.
+                counts = (rf"^{total}{kind}_file (\d+)$" for kind in ("active", "inactive"))
+                n_cached = sum(_number(group / "memory.stat", count) or 0 for count in counts)
                 yield max(0, n_limit - (_number(group / usage) or 0) + n_cached)
             if group == root:
                 break

@@ -30,7 +30,8 @@ def write_group(folder: Path, limit: str, used: int = 0, cached: int = 0) -> Non
     """A group of version 2."""
     write(folder / "memory.max", f"{limit}\n")
     write(folder / "memory.current", f"{used}\n")
-    write(folder / "memory.stat", f"anon 5\ninactive_file {cached}\nactive_file 7\n")
+    stat = f"anon 5\ninactive_file {cached // 2}\nactive_file {cached - cached // 2}\n"
+    write(folder / "memory.stat", stat)
 
 
 def test_the_machine_has_what_it_can_give_without_swapping(root: Path) -> None:
@@ -58,6 +59,14 @@ def test_a_control_group_has_what_it_does_not_use_and_what_it_can_drop(root: Pat
     assert least_bound(300 * MIB) == Bound("--memory allows", 300 * MIB)
 
 
+def test_a_worker_may_keep_what_it_holds(root: Path) -> None:
+    write(root / "proc/self/cgroup", "0::/\n")
+    write_group(root / "cgroup", str(500 * MIB), used=200 * MIB)
+    write(root / "proc/77/status", "RssAnon:\t  10240 kB\nRssFile:\t  20480 kB\n")
+    assert least_bound(None, 77) == Bound("the control group has", 310 * MIB)
+    assert least_bound(310 * MIB - 1, 77) == Bound("--memory allows", 310 * MIB - 1)
+
+
 def test_limits_of_outer_groups_hold_too(root: Path) -> None:
     write(root / "proc/self/cgroup", "0::/outer/inner\n")
     write_group(root / "cgroup/outer/inner", "max")
@@ -83,8 +92,9 @@ def test_limits_of_version_1_hold_too(root: Path) -> None:
     folder = root / "cgroup/memory"  # from inside the container, the path is not there
     write(folder / "memory.limit_in_bytes", f"{600 * MIB}\n")
     write(folder / "memory.usage_in_bytes", f"{100 * MIB}\n")
-    write(folder / "memory.stat", f"cache 1\ntotal_inactive_file {20 * MIB}\n")
-    assert list(module.group_bytes()) == [520 * MIB]
+    stat = f"cache 1\ninactive_file 3\ntotal_inactive_file {20 * MIB}\ntotal_active_file {MIB}\n"
+    write(folder / "memory.stat", stat)
+    assert list(module.group_bytes()) == [521 * MIB]
 
 
 def test_version_1_without_a_limit_gives_no_bound(root: Path) -> None:
