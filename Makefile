@@ -181,7 +181,8 @@ $(BUILD)/peer.built: $(LIBRARY)
 	@$(if $(LLAMA_CPP_DIR),,rm -rf $(UNPATCHED) && cp -R $(SOURCE) $(UNPATCHED) && \
 	  $(call patch,--revert $(UNPATCHED)))
 	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/peer -G Ninja -DLLAMA_CPP_DIR=$(UNPATCHED) \
-	  -DLIBWEBP_DIR=$(WEBP) $(CMAKE_ARGS) > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
+	  -DLIBWEBP_DIR=$(WEBP) -DGGML_OPENMP=ON $(CMAKE_ARGS) \
+	  > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@$(WITH_CMAKE) cmake --build $(BUILD)/peer --target llama-server llama-bench
 	@touch $@
 

@@ -16,12 +16,19 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "ggml-cpu.h"
 #include "log.h"
 #include "mtmd-helper.h"
 
 namespace {
 
 int log_level = GGML_LOG_LEVEL_WARN;
+
+// The CPU backend is loaded at run time, so its functions are found by name.
+template <typename Function> Function * cpu_function(const char * name) {
+    ggml_backend_reg_t cpu = ggml_backend_dev_backend_reg(ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU));
+    return reinterpret_cast<Function *>(ggml_backend_reg_get_proc_address(cpu, name));
+}
 
 // Collects the n likeliest tokens, best first. Among equal logits, smaller ids are preferred.
 void collect_best(const float * logits, int32_t n_vocab, int32_t n, std::vector<llama_token_data> & best) {
@@ -111,6 +118,18 @@ void lml_log_level(int32_t level) {
     log_level = level;
     llama_log_set(lml_log, nullptr);
     common_log_set_verbosity_thold(level <= GGML_LOG_LEVEL_DEBUG ? LOG_LEVEL_DEBUG : LOG_LEVEL_ERROR);
+}
+
+struct ggml_threadpool * lml_threads_init(struct llama_context * ctx, int32_t n_threads) {
+    ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+    params.poll = 0;  // before they sleep, they spin as briefly as they can
+    ggml_threadpool * threads = cpu_function<decltype(ggml_threadpool_new)>("ggml_threadpool_new")(&params);
+    llama_attach_threadpool(ctx, threads, nullptr);
+    return threads;
+}
+
+void lml_threads_free(struct ggml_threadpool * threads) {
+    cpu_function<decltype(ggml_threadpool_free)>("ggml_threadpool_free")(threads);
 }
 
 bool lml_are_numbers(const float * logits, int32_t n_vocab) {

@@ -99,6 +99,11 @@ LML_API char * lml_answer_finish(struct lml_answer * answer, bool is_whole);
 LML_API llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
                                struct llama_sampler * grammar, int32_t n_best);
 
+// Starts n_threads - 1 threads for the context, beside the one that calls llama_decode, and lets it use them.
+// The context's own number of threads may be lower. Between computations they sleep. Free the context first.
+LML_API struct ggml_threadpool * lml_threads_init(struct llama_context * ctx, int32_t n_threads);
+LML_API void                     lml_threads_free(struct ggml_threadpool * threads);
+
 // False if a logit is NaN or positive infinity. Negative infinity is valid: a token that is excluded.
 LML_API bool lml_are_numbers(const float * logits, int32_t n_vocab);
 

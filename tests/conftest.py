@@ -16,9 +16,6 @@ from tests.__main__ import N_PARTS
 from tests.reliability.__main__ import ROWS
 from tests.support.house import House, opened
 
-# The server also sets this for its workers: spinning threads slow a busy machine down.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
 SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 # How many times to repeat tests that should run many times: once in `make test`.

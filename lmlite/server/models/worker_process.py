@@ -28,9 +28,6 @@ WORKER_COMMAND = (sys.executable, "-S", "-P", "-m", "lmlite.worker")
 _PASSED_ON = ("PATH", "HOME", "LANG", "LC_", "TMPDIR", "LD_", "DYLD_", "PYTHON", "CUDA_", "HIP_",
               "ROCR_", "HSA_", "VK_", "GGML_", "OMP_", "GOMP_")  # fmt: skip
 _WORKER_ENVIRONMENT = {
-    # How often OpenMP threads spin before they sleep. The default takes CPU time from other
-    # programs; without any spinning, generation is half as fast on an idle machine.
-    "GOMP_SPINCOUNT": "1000",
     # By default ggml starts a debugger after a crash. With this, the process ends at once.
     "GGML_NO_BACKTRACE": "1",
 }

@@ -116,6 +116,8 @@ bool lml_answer_is_plain(const struct lml_answer * answer);
 char * lml_answer_push(struct lml_answer * answer, const char * text, size_t n_bytes);
 char * lml_answer_finish(struct lml_answer * answer, bool is_whole);
 llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain, struct llama_sampler * grammar, int32_t n_best);
+struct ggml_threadpool * lml_threads_init(struct llama_context * ctx, int32_t n_threads);
+void lml_threads_free(struct ggml_threadpool * threads);
 bool lml_are_numbers(const float * logits, int32_t n_vocab);
 float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token, int32_t k, llama_token * top_tokens, float * top_logprobs);
 char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32_t * height);

@@ -134,17 +134,26 @@ class Context:
         self._can_cut, self._n_swa = model.can_cut_memory, model.n_swa
         self.pooling_type: int = lib.llama_pooling_type(self.pointer)
         self._memory = lib.llama_get_memory(self.pointer)  # NULL for an encoder
+        self._n_threads_max = n_threads
+        self._threads: Any = None  # started by the first decode
 
     def close(self) -> None:
-        """Frees the memory and buffers."""
+        """Frees the memory and buffers, and ends the threads."""
         self._lib.llama_free(self.pointer)
+        if self._threads is not None:
+            self._lib.lml_threads_free(self._threads)
 
     def set_n_threads(self, n_threads: int) -> None:
-        """Sets the number of threads from the next decode on."""
+        """Sets the number of threads from the next decode on, at most as many as at the start."""
         self._lib.llama_set_n_threads(self.pointer, n_threads, n_threads)
 
     def decode(self, batch: Batch) -> bool:
-        """Runs the batch. False: no room in memory, which is unchanged. Raises LlamaError."""
+        """Runs the batch. False: no room in memory, which is unchanged. Raises LlamaError.
+
+        The first call starts the threads, because a sandbox covers only threads that start in it.
+        """
+        if self._threads is None:
+            self._threads = self._lib.lml_threads_init(self.pointer, self._n_threads_max)
         code = self._lib.llama_decode(self.pointer, batch.struct)
         if code not in (0, 1):
             raise LlamaError(f"llama_decode failed with code {code}")

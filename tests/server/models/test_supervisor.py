@@ -473,3 +473,5 @@ def test_a_worker_sees_no_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "OPENAI_API_KEY" not in environment
     assert environment["GOMP_SPINCOUNT"] == "7"
     assert environment["GGML_NO_BACKTRACE"] == "1"
+    monkeypatch.setenv("GGML_NO_BACKTRACE", "0")
+    assert worker_process.worker_environment()["GGML_NO_BACKTRACE"] == "0"

@@ -2,7 +2,10 @@
 
 import ctypes
 import math
+import os
+import random
 import struct
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,8 @@ from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.context import Batch, Context
 from lmlite.worker.llama.model import Model
 from tests.support.gguf_writer import tiny_llama_parts, write_gguf
+
+N_THREADS = 4
 
 
 def test_a_file_that_llama_cpp_refuses_is_a_llama_error(lib: Any, tmp_path: Path) -> None:
@@ -93,3 +98,78 @@ def test_a_batch_that_memory_cannot_hold_is_refused_and_changes_nothing(
     assert not context.decode(batch)
     context.keep(0, 100)
     assert context.decode(batch)
+
+
+# ---- threads -------------------------------------------------------------------------------
+
+
+class Threads:
+    """A context with N_THREADS threads, the one that decodes among them, and what they do."""
+
+    def __init__(self, model: Model) -> None:
+        self._before = set(os.listdir("/proc/self/task"))
+        self.context = Context(model, n_ctx=256, n_batch=8, n_seq_max=1, n_threads=N_THREADS)
+        self._batch = Batch(8)
+        self._batch.extend([1] * 8, 0, 0, True)
+
+    def started(self) -> list[str]:
+        """The ids of the threads that the context has started."""
+        return sorted(set(os.listdir("/proc/self/task")) - self._before)
+
+    def step(self, n_threads: int) -> list[tuple[int, float]]:
+        """Runs a step; returns its log-probabilities."""
+        self.context.clear_memory()
+        self.context.set_n_threads(n_threads)
+        assert self.context.decode(self._batch)
+        return self.context.logprobs(7, 0, self.context.n_vocab)[1]
+
+    def turns(self) -> list[int]:
+        """How many times each has been given a core, once all of them sleep."""
+        paths = [f"/proc/self/task/{thread}" for thread in self.started()]
+        while any(Path(path, "stat").read_text().rpartition(") ")[2][0] != "S" for path in paths):
+            time.sleep(0.001)
+        return [int(Path(path, "schedstat").read_text().split()[2]) for path in paths]
+
+
+@pytest.fixture
+def threads(default_model: Model) -> Any:
+    made = Threads(default_model)
+    yield made
+    made.context.close()
+
+
+def test_threads_start_with_the_first_step_and_end_with_the_context(default_model: Model) -> None:
+    threads = Threads(default_model)
+    assert threads.started() == []  # a sandbox would not cover them
+    for _ in range(3):
+        threads.step(N_THREADS)
+        assert len(threads.started()) == N_THREADS - 1
+    threads.context.close()
+    assert threads.started() == []
+
+
+def test_threads_use_no_time_between_steps(threads: Threads) -> None:
+    threads.step(N_THREADS)
+    turns = threads.turns()
+    time.sleep(0.2)  # what is measured, nothing is waited for
+    assert threads.turns() == turns
+
+
+def test_a_step_wakes_the_threads_unless_it_gets_only_one(threads: Threads) -> None:
+    threads.step(N_THREADS)
+    turns = threads.turns()
+    for _ in range(20):
+        threads.step(1)
+    assert threads.turns() == turns
+    threads.step(2)  # each finds out for itself whether it takes part
+    assert all(after > before for before, after in zip(turns, threads.turns(), strict=True))
+
+
+def test_steps_of_changing_numbers_of_threads_come_to_the_same_each_time(threads: Threads) -> None:
+    source = random.Random(1)
+    expected = {n: threads.step(n) for n in range(1, N_THREADS + 1)}
+    for _ in range(60):
+        n = source.randint(1, N_THREADS)
+        assert threads.step(n) == expected[n]
+        if source.random() < 0.2:
+            threads.turns()  # all of them sleep
