@@ -45,7 +45,7 @@ def main() -> int:
             for path in Path(given.libraries).glob("*.so")
         },
         notices(map(Path, given.notice)),
-        given.platform.rpartition("-")[2],
+        given.platform.split("-")[1],  # as in linux-x86_64-musl
     )
     aside = path.with_suffix(".new")
     aside.write_bytes(data)
