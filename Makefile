@@ -21,7 +21,7 @@ BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv/%/.complete
-.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check clean
+.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check patch-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -176,15 +176,36 @@ NOTICES  = --notice $(SOURCE)/LICENSE --notice $(SOURCE)/licenses/LICENSE-jsonhp
 
 # llama.cpp's own server and benchmark, built from the source without our patches.
 UNPATCHED := $(if $(LLAMA_CPP_DIR),$(SOURCE),$(SOURCE).unpatched)
-$(BUILD)/peer.built: $(LIBRARY)
-	@echo "building llama-server and llama-bench: about 6 minutes on two cores, once"
+$(BUILD)/unpatched.found: $(BUILD)/llama.cpp.found
 	@$(if $(LLAMA_CPP_DIR),,rm -rf $(UNPATCHED) && cp -R $(SOURCE) $(UNPATCHED) && \
 	  $(call patch,--revert $(UNPATCHED)))
+	@touch $@
+
+$(BUILD)/peer.built: $(LIBRARY) $(BUILD)/unpatched.found
+	@echo "building llama-server and llama-bench: about 6 minutes on two cores, once"
 	@$(WITH_CMAKE) cmake -S native -B $(BUILD)/peer -G Ninja -DLLAMA_CPP_DIR=$(UNPATCHED) \
 	  -DLIBWEBP_DIR=$(WEBP) -DGGML_OPENMP=ON $(CMAKE_ARGS) \
 	  > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }
 	@$(WITH_CMAKE) cmake --build $(BUILD)/peer --target llama-server llama-bench
 	@touch $@
+
+# Each build of ggml's operations takes 2 minutes. Those for another machine run in qemu's user mode.
+ifeq ($(origin ARCH),command line)
+OPS      := $(BUILD)/ops-$(ARCH)
+OPS_FOR  := -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/zig.cmake -DZIG=$(ZIG)/zig \
+            -DZIG_TARGET=$(subst gnu,musl,$(TARGET_$(ARCH):.2.28=)) \
+            -DCMAKE_CROSSCOMPILING_EMULATOR=qemu-$(ARCH:armv7l=arm)-static
+patch-check: .venv/zig/.complete
+else
+OPS      := $(BUILD)/ops
+endif
+patch-check: $(BUILD)/unpatched.found ## compare operations with those of llama.cpp without the patches (ARCH=aarch64)
+	@$(if $(LLAMA_CPP_DIR),echo "patch-check is about the pinned source: not with LLAMA_CPP_DIR"; exit 1)
+	@$(call ops,upstream,$(UNPATCHED),write)
+	@$(call ops,patched,$(SOURCE),check)
+ops = $(WITH_CMAKE) cmake -S tests/native -B $(OPS)/$(1) -G Ninja -DLLAMA_CPP_DIR=$(2) $(OPS_FOR) $(CMAKE_ARGS) \
+        > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }; \
+      $(WITH_CMAKE) GOMP_SPINCOUNT=1000 cmake --build $(OPS)/$(1) --target $(3)
 
 # Each patch can be removed; the others fit without it.
 PATCHES    := $(sort $(wildcard native/patches/*.patch))

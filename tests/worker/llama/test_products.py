@@ -15,6 +15,7 @@ from lmlite.worker.llama.context import Batch, Context
 from lmlite.worker.llama.model import Model
 from tests.bench.model import FTYPE_Q4_0, FTYPE_Q4_K_S, FTYPE_Q8_0, quantise
 from tests.support.gguf_writer import Shape, tiny_llama
+from tests.support.patches import same_bits_in_any_batch
 
 N_TOKENS = (2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 16, 17, 19, 20, 24, 28, 31, 32, 36, 63, 64)
 N_MAX = max(N_TOKENS)
@@ -28,6 +29,7 @@ X86 = pytest.mark.skipif(
 # A file of Q4_0 or Q4_K also has tensors of Q6_K. From eight rows on, they are summed in another
 # order. That changes the last digit, or 0.002 where it rounds to another 8-bit value.
 @X86
+@same_bits_in_any_batch
 @pytest.mark.parametrize("n_threads", [1, 2, 3])
 @pytest.mark.parametrize(
     ("ftype", "tolerance"), [(FTYPE_Q4_0, 0.01), (FTYPE_Q8_0, 0.0), (FTYPE_Q4_K_S, 0.01)]
@@ -54,6 +56,7 @@ def test_the_result_for_a_token_does_not_depend_on_the_size_of_its_batch(
 
 
 @X86
+@same_bits_in_any_batch
 @pytest.mark.parametrize("n_threads", [1, 2, 3, 4, 8])  # three groups of heads share keys
 def test_a_sequence_continues_the_same_beside_others(default_model: Model, n_threads: int) -> None:
     context = Context(
