@@ -22,6 +22,17 @@ def start(side: Side, work: Work) -> Values:
     return {"first": answer.text_s[0] - server.began_s, "memory": held / 2**20}
 
 
+def smallest(side: Side, work: Work) -> Values:
+    """Memory after one answer of the embedded model: of its own, and with pages of files (PSS)."""
+    setup = replace(small_models.TINY, needs_start=True, n_ctx=4096)
+    with side.serve(setup) as server, Connection(server.url) as connection:
+        answer = connection.stream(small_models.ask_tiny(server, work, 3, 10))
+        assert server.pid is not None
+        own, held = (n_bytes_held(server.pid, kind) / 2**20 for kind in ("Anonymous", "Pss"))
+    work.count(answer)
+    return {"own": own, "memory": held}
+
+
 def memory_under_load(side: Side, work: Work) -> Values:
     """The most that the process tree holds (PSS) while 8 clients have 400 tokens read each."""
     with side.serve(replace(BIG, needs_start=True)) as server:

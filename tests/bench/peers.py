@@ -259,15 +259,18 @@ def tree(pid: int) -> list[int]:
     return pids
 
 
-def n_bytes_held(pid: int) -> int:
-    """Memory of a process and its children; what several map counts once (PSS)."""
+def n_bytes_held(pid: int, kind: str = "Pss") -> int:
+    """Memory of a process and its children, by a line of smaps_rollup.
+
+    Pss: all pages; what several map counts once. Anonymous: their own pages, which no file backs.
+    """
     n = 0
     for member in tree(pid):
         try:
             lines = Path(f"/proc/{member}/smaps_rollup").read_text().splitlines()
         except OSError:  # it has just ended
             continue
-        n += sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+        n += sum(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{kind}:"))
     return n
 
 

@@ -81,6 +81,10 @@ SCENARIOS = (
         less("first", "process start to first token, s", 1.0),
         less("memory", "memory then, MiB", 1.0),
     )),
+    Scenario("tiny model, one answer", lifetime.smallest, (
+        Figure("own", "own memory of the process tree, MiB", False, 48.0, of_ratio=False),
+        less("memory", "memory with files, MiB", None),
+    )),
     Scenario("memory under load", lifetime.memory_under_load, (
         less("memory", "peak of the process tree, MiB", 1.0),
     )),

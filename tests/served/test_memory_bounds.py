@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.bench.peers import n_bytes_held, tree
 from tests.conftest import TIMES
 from tests.served.test_faults import CHAT, until
 from tests.support.process_figures import (
@@ -21,8 +22,6 @@ from tests.support.process_figures import (
     handles,
     own_bytes,
     peak_bytes,
-    rolled_up,
-    tree,
 )
 from tests.support.server_process import RunningServer
 
@@ -55,9 +54,8 @@ def test_the_embedded_model_takes_little_memory_of_its_own() -> None:
     """Anonymous pages, which no file backs and no other process shares, of server and worker."""
     with RunningServer() as server:
         server.chat("Hello!")
-        pids = tree(server.process.pid)
-        assert len(pids) == 2
-        assert sum(rolled_up(pid)["Anonymous"] for pid in pids) <= 40 * MIB
+        assert len(tree(server.process.pid)) == 2
+        assert n_bytes_held(server.process.pid, "Anonymous") <= 40 * MIB
         assert "libssl" not in Path(f"/proc/{server.process.pid}/maps").read_text()
 
 

@@ -25,18 +25,6 @@ def all_bytes(pid: int) -> int:
     return sum(held)
 
 
-def tree(pid: int) -> list[int]:
-    """A process and all below it."""
-    return [pid, *(each for child in children(pid) for each in tree(child))]
-
-
-def rolled_up(pid: int) -> Counter[str]:
-    """Bytes in RAM by kind, from smaps_rollup: Rss, Pss (shared pages in part), Anonymous, ..."""
-    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    found = re.findall(r"^(\w+):\s+(\d+) kB$", text, re.MULTILINE)
-    return Counter({name: int(n_kib) << 10 for name, n_kib in found})
-
-
 def peak_bytes(pid: int) -> int:
     """Peak memory."""
     status = Path(f"/proc/{pid}/status").read_text()
