@@ -64,7 +64,11 @@ class RunningServer:
             text=True,
         )
         threading.Thread(target=self._listen, daemon=True).start()
-        ready = self.wait_for_log(r"(\S+) is ready at http://127\.0\.0\.1:(\d+)/v1")
+        try:
+            ready = self.wait_for_log(r"(\S+) is ready at http://127\.0\.0\.1:(\d+)/v1")
+        except BaseException:
+            self.process.kill()
+            raise
         self.model, self.port = ready[1], int(ready[2])
         return self
 
