@@ -550,7 +550,7 @@ def test_a_worker_that_sees_takes_what_was_estimated(
         memory = server.get("/health").json["memory"]
         ratio = sum(memory["held"].values()) / memory["estimated"]["total"]
         figure("M7", f"a model that sees by {name} took {ratio:.2f} of its estimate")
-        assert 0.75 <= ratio <= 1.1
+        assert 0.7 <= ratio <= 1.1  # cells that no token has filled take nothing
 
 
 @pytest.mark.parametrize(
@@ -574,7 +574,7 @@ def test_a_worker_takes_what_was_estimated(
         memory = server.get("/health").json["memory"]
         ratio = sum(memory["held"].values()) / memory["estimated"]["total"]
         figure("M7", f"{name} took {ratio:.2f} of its estimate")
-        assert 0.75 <= ratio <= 1.1
+        assert 0.7 <= ratio <= 1.1  # cells that no token has filled take nothing
 
 
 def test_repacked_weights_are_held_in_memory_once(tmp_path: Path) -> None:
@@ -591,7 +591,7 @@ def test_repacked_weights_are_held_in_memory_once(tmp_path: Path) -> None:
         assert server.post("/v1/completions", prompt="one two", max_tokens=2).status == 200
         memory = server.get("/health").json["memory"]
         ratio = sum(memory["held"].values()) / memory["estimated"]["total"]
-        assert 0.75 <= ratio <= 1.1
+        assert 0.7 <= ratio <= 1.1  # cells that no token has filled take nothing
 
 
 def test_a_context_that_does_not_fit_is_cut_and_logged() -> None:

@@ -406,7 +406,7 @@ def working(desk: Desk) -> Iterator[Worker]:
 def library(lib: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., FailingLibrary]:
     def make(saboteur: Saboteur, failures: dict[str, tuple[Any, ...]]) -> FailingLibrary:
         made = FailingLibrary(lib, saboteur, failures)
-        monkeypatch.setattr(capi, "load", lambda _path: made)
+        monkeypatch.setattr(capi, "load", lambda *_given: made)
         return made
 
     return make
