@@ -339,8 +339,16 @@ def cpu_variant() -> str:
         maps = MAPS.read_bytes()
     except OSError:  # without /proc, nobody can tell
         return "unknown"
-    found = re.search(rb"/libggml-cpu(?:-([^/]+))?\.so$", maps, re.MULTILINE)
-    return found[1].decode() if found and found[1] else "native"
+    # With glibc there is one; musl also keeps those that ggml has tried and closed.
+    found = set(re.findall(rb" (/.*/libggml-cpu(?:-([^/\n]+))?\.so)$", maps, re.MULTILINE))
+    chosen = max(found, key=lambda path_and_name: _score(path_and_name[0]), default=(b"", b""))
+    return chosen[1].decode() or "native"
+
+
+def _score(path: bytes) -> int:
+    """How well a loaded library suits this processor, as ggml asks it."""
+    score = getattr(ctypes.CDLL(os.fsdecode(path)), "ggml_backend_score", None)
+    return score() if score else 0
 
 
 def _declared(path: Path) -> Any:
