@@ -35,9 +35,11 @@ Dir::State::status "{folder}/status";
 Dir::Cache "{folder}/cache";
 """
 
-# Mounts that end with the command. /proc and /dev are this machine's, as in a container.
+# Mounts that end with the command. /proc and /dev are this machine's, as in a container. /mnt is a
+# file system in memory.
 ENTER = """
-mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev" && exec chroot "$0" "$@"
+mount --rbind /proc "$0/proc" && mount --rbind /dev "$0/dev" &&
+mount -t tmpfs none "$0/mnt" && exec chroot "$0" "$@"
 """
 
 # Every file of it belongs to this machine's processor. `env` is there for programs that begin with
@@ -131,7 +133,7 @@ def add_emulator(folder: Path, qemu: str) -> None:
     names = ("qemu-user-static", "busybox-static")
     host = DEBIAN_NAMES[os.uname().machine]
     tools = once(STORE / "tools", lambda part: unpack(packages(host, *names), part))
-    for inner in ("qemu", "proc", "dev", "tmp", "usr/bin"):
+    for inner in ("qemu", "proc", "dev", "tmp", "mnt", "usr/bin"):
         (folder / inner).mkdir(parents=True, exist_ok=True)
     (folder / "tmp").chmod(0o1777)
     static = tools / f"{qemu}-static"  # newer versions leave this ending out
