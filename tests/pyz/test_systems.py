@@ -52,7 +52,7 @@ VARIANTS = {
     "aarch64": {
         "cortex-a53": "armv8.0_1",
         "cortex-a76": "armv8.2_2",  # dotprod and 16-bit floats
-        "max,sve=off": "armv8.2_2",  # i8mm
+        "max,sve=off": "armv8.6_0",  # i8mm
         "max": "armv8.6_2",  # SVE2
     },
     "armv7l": {
