@@ -16,6 +16,7 @@ from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.context import Batch, Context
 from lmlite.worker.llama.model import Model
 from tests.support.gguf_writer import tiny_llama_parts, write_gguf
+from tests.support.house import until
 
 N_THREADS = 4
 
@@ -126,8 +127,8 @@ class Threads:
     def turns(self) -> list[int]:
         """How many times each has been given a core, once all of them sleep."""
         paths = [f"/proc/self/task/{thread}" for thread in self.started()]
-        while any(Path(path, "stat").read_text().rpartition(") ")[2][0] != "S" for path in paths):
-            time.sleep(0.001)
+        stats = [Path(path, "stat") for path in paths]
+        until(lambda: all(stat.read_text().rpartition(") ")[2][0] == "S" for stat in stats))
         return [int(Path(path, "schedstat").read_text().split()[2]) for path in paths]
 
 
