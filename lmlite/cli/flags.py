@@ -179,6 +179,11 @@ SERVE_FLAGS = (
          "package's own)"),
     Flag("--log-level", "|".join(LEVELS), "lowest level that standard error shows", default="info"),
 )  # fmt: skip
+CLIENT_FLAGS = (
+    Flag("--url", "URL", "address of the server", default="http://127.0.0.1:1234"),
+    Flag("--api-key-file", "FILE", "send the first key of this file (default: that of "
+         "$LMLITE_API_KEY)"),
+)  # fmt: skip
 LOG_STREAM_FLAGS = (
     Flag("--source", "model|server", "what to watch: the model's inputs and outputs, or the "
          "server's log", default="model"),
@@ -186,9 +191,7 @@ LOG_STREAM_FLAGS = (
          default="input,output"),
     Flag("--json", "", "print one JSON object per line"),
     Flag("--stats", "", "add token counts, speed and stop reason to each output"),
-    Flag("--url", "URL", "address of the server", default="http://127.0.0.1:1234"),
-    Flag("--api-key-file", "FILE", "send the first key of this file (default: that of "
-         "$LMLITE_API_KEY)"),
+    *CLIENT_FLAGS,
 )  # fmt: skip
 
 

@@ -9,11 +9,11 @@ import contextlib
 import json
 import sys
 import time
-import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from lmlite.cli.flags import LOG_STREAM_FLAGS, CommandError, Commands, keys_of
+from lmlite.cli.client import Client
+from lmlite.cli.flags import LOG_STREAM_FLAGS, Commands
 
 Record = dict[str, Any]
 
@@ -34,51 +34,21 @@ def add_to(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Prints records until the server ends or the user interrupts. Raises CommandError."""
-    keys = keys_of(given)
-    try:
-        records = attach(given.url, given.source, keys[0] if keys else None)
+    with contextlib.suppress(KeyboardInterrupt):
+        lines = Client.of(given).lines("GET", f"/log/stream?source={given.source}")
         print(f"watching {given.url}", file=sys.stderr, flush=True)
-        for record in records:
+        for record in records(lines):
             if is_wanted(record, given.filter):
                 shown = record if given.stats else without_stats(record)
                 print(json_line(shown) if given.json else text_block(shown), flush=True)
-    except KeyboardInterrupt:
-        pass
-    except (OSError, ValueError) as err:
-        raise CommandError(f"no log stream at {given.url}: {err}", 1) from None
     return 0
 
 
-def attach(url: str, source: str, key: bytes | None = None) -> Iterator[Record]:
-    """Connects to a running server and yields its records until the server ends the stream.
-
-    Raises OSError if no server listens there, ValueError if its answer is not a log stream.
-    """
-    import http.client  # imported here because it imports email and ssl, which takes time
-
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme != "http" or not parts.hostname:
-        raise ValueError("the address must look like http://127.0.0.1:1234")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port or 80)
-    try:
-        headers = {} if key is None else {"Authorization": b"Bearer " + key}
-        connection.request("GET", f"/log/stream?source={source}", headers=headers)
-        response = connection.getresponse()
-    except http.client.HTTPException as err:
-        raise ValueError(f"it does not speak HTTP: {err!r}") from None
-    if response.status == http.HTTPStatus.UNAUTHORIZED:
-        raise ValueError("it asks for another key" if key else "it asks for a key")
-    if response.status != http.HTTPStatus.OK:
-        raise ValueError(f"it answers {response.status}")
-
-    def records() -> Iterator[Record]:
-        # A server that is killed may cut the stream in the middle of a line.
-        with contextlib.closing(connection), contextlib.suppress(http.client.HTTPException):
-            for line in response:
-                if line.startswith(b"data: "):
-                    yield json.loads(line.removeprefix(b"data: "))
-
-    return records()
+def records(lines: Iterable[bytes]) -> Iterator[Record]:
+    """The records of a stream; a last one that was cut is left out."""
+    for line in lines:
+        if line.startswith(b"data: ") and line.endswith(b"\n"):
+            yield json.loads(line.removeprefix(b"data: "))
 
 
 def is_wanted(record: Record, kinds: tuple[str, ...]) -> bool:

@@ -135,7 +135,7 @@ def test_without_a_server_it_says_so_and_ends_with_code_1() -> None:
             command, cwd=REPOSITORY, capture_output=True, text=True, timeout=START_S
         )
     assert done.returncode == 1
-    assert done.stderr.startswith(f"lmlite: no log stream at {url}: ")
+    assert done.stderr == f"lmlite: no server listens at {url}; start one with lmlite serve\n"
 
 
 def test_a_server_with_a_key_shows_its_stream_to_those_who_have_it(tmp_path: Path) -> None:
@@ -149,8 +149,8 @@ def test_a_server_with_a_key_shows_its_stream_to_those_who_have_it(tmp_path: Pat
                 watch, cwd=REPOSITORY, env=environment, capture_output=True, text=True,
                 timeout=START_S,
             )  # fmt: skip
-            sentence = f"lmlite: no log stream at {server.url}: it asks for {asks}\n"
-            assert (done.returncode, done.stderr) == (1, sentence)
+            sentence = f"lmlite: {server.url} asks for {asks}: name a file that has one with "
+            assert (done.returncode, done.stderr) == (1, f"{sentence}--api-key-file\n")
         headers = {"Authorization": f"Bearer {key}"}
         for viewer in (
             Viewer(server, "--json", "--api-key-file", str(path)),

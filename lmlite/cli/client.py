@@ -1,0 +1,124 @@
+"""Asks a running server, for the commands that need one."""
+
+import argparse
+import contextlib
+import json
+import urllib.parse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lmlite.cli.flags import CommandError, keys_of
+from lmlite.server.logs import printable
+
+if TYPE_CHECKING:
+    from http.client import HTTPResponse
+
+ANSWER_S = 10.0  # for a connection, and for what the server knows without a model
+MAX_ERROR_BYTES = 64 << 10
+
+Json = dict[str, Any]
+
+
+class NoServerError(CommandError):
+    """Nobody listens at the address."""
+
+
+@dataclass(frozen=True)
+class Client:
+    """The address of a server, such as http://127.0.0.1:1234, and the key to send."""
+
+    url: str
+    key: bytes | None = None
+
+    @classmethod
+    def of(cls, given: argparse.Namespace) -> "Client":
+        """From --url and --api-key-file. Raises CommandError."""
+        keys = keys_of(given)
+        return cls(given.url, keys[0] if keys else None)
+
+    def ask(
+        self, method: str, path: str, body: Json | None = None, timeout_s: float | None = ANSWER_S
+    ) -> Json:
+        """The JSON object that the server answers. Raises CommandError.
+
+        `timeout_s` is the longest silence; None: no limit, for what may take long.
+        """
+        data = b"".join(self.lines(method, path, body, timeout_s))
+        with contextlib.suppress(ValueError):
+            if isinstance(found := json.loads(data), dict):
+                return found
+        raise CommandError(f"{self.url} does not answer as lmlite does", 1)
+
+    def lines(
+        self, method: str, path: str, body: Json | None = None, timeout_s: float | None = None
+    ) -> Iterator[bytes]:
+        """Returns once the server has accepted the request, with the lines of its answer.
+
+        Raises CommandError; so does the iterator. Closing the iterator closes the connection.
+        """
+        with self._failures():
+            response = self._response(method, path, body, timeout_s)
+        return self._read(response)
+
+    def models(self) -> list[Json]:
+        """What `GET /api/v1/models` lists. Raises CommandError."""
+        found = self.ask("GET", "/api/v1/models").get("models")
+        if not isinstance(found, list):
+            raise CommandError(f"{self.url} has no list of models", 1)
+        return found
+
+    def _response(
+        self, method: str, path: str, body: Json | None, timeout_s: float | None
+    ) -> "HTTPResponse":
+        """Raises OSError, ValueError, HTTPException, CommandError."""
+        import http.client  # imported here because it imports email and ssl, which takes time
+
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme != "http" or not parts.hostname:
+            raise CommandError("the address must look like http://127.0.0.1:1234", 2)
+        connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ANSWER_S)
+        connection.connect()
+        connection.sock.settimeout(timeout_s)
+        headers: dict[str, str | bytes] = {"Content-Type": "application/json"} if body else {}
+        if self.key is not None:
+            headers["Authorization"] = b"Bearer " + self.key
+        connection.request(method, path, json.dumps(body).encode() if body else None, headers)
+        response = connection.getresponse()
+        if response.status != http.HTTPStatus.OK:
+            with contextlib.closing(connection):
+                raise self._refusal(response.status, response.read(MAX_ERROR_BYTES))
+        return response
+
+    def _refusal(self, status: int, data: bytes) -> CommandError:
+        if status == 401:
+            return CommandError(
+                f"{self.url} asks for {'another' if self.key else 'a'} key: name a file that has "
+                "one with --api-key-file",
+                1,
+            )
+        message = f"{self.url} answers {status}"
+        with contextlib.suppress(ValueError, LookupError, TypeError):
+            message = str(json.loads(data)["error"]["message"])
+        return CommandError(printable(message), 1)
+
+    def _read(self, response: "HTTPResponse") -> Iterator[bytes]:
+        with contextlib.closing(response), self._failures():
+            yield from response
+
+    @contextlib.contextmanager
+    def _failures(self) -> Iterator[None]:
+        """Turns what fails on a connection into a CommandError."""
+        import http.client
+
+        try:
+            yield
+        except ConnectionRefusedError:
+            raise NoServerError(
+                f"no server listens at {self.url}; start one with lmlite serve", 1
+            ) from None
+        except TimeoutError:
+            raise CommandError(f"{self.url} does not answer", 1) from None
+        except (OSError, ValueError, http.client.HTTPException) as err:
+            why = printable(str(err) or type(err).__name__)
+            raise CommandError(f"the connection to {self.url} failed: {why}", 1) from None
