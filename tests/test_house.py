@@ -112,7 +112,7 @@ def test_nothing_is_imported_but_the_standard_library() -> None:
 
 def test_no_timeout_uses_the_wall_clock() -> None:
     """It may jump by an hour. Only what is shown to people is told by it."""
-    shown = {"server.http", "server.logs", "server.front.handler"}
+    shown = {"cli.ps", "server.http", "server.logs", "server.front.handler"}
     asking = {
         name_of(path)
         for path in MODULES
@@ -169,7 +169,7 @@ def tracked_files() -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("command", ["serve", "log stream"])
+@pytest.mark.parametrize("command", ["serve", "log stream", "ls", "ps", "load", "unload", "status"])
 def test_the_manual_shows_the_help_text(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     parser = cli.parser()

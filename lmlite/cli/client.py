@@ -61,11 +61,14 @@ class Client:
             response = self._response(method, path, body, timeout_s)
         return self._read(response)
 
-    def models(self) -> list[Json]:
-        """What `GET /api/v1/models` lists. Raises CommandError."""
-        found = self.ask("GET", "/api/v1/models").get("models")
-        if not isinstance(found, list):
-            raise CommandError(f"{self.url} has no list of models", 1)
+    def model_list(self) -> Json:
+        """The answer to `GET /api/v1/models`. Raises CommandError."""
+        found = self.ask("GET", "/api/v1/models")
+        try:
+            for model in found["models"]:
+                assert type(model["key"]) is str and type(model["loaded_instances"]) is list
+        except (LookupError, TypeError, AssertionError):
+            raise CommandError(f"{self.url} has no list of models", 1) from None
         return found
 
     def _response(

@@ -1,8 +1,9 @@
 """The `lmlite` command: its parser and its exit codes.
 
 Exit codes: 0 after a normal stop (SIGINT or SIGTERM), 1 when the model or the library cannot
-be used, 2 for a wrong command line or an address that cannot be bound. Importing this module
-or running `lmlite --help` loads no native library and starts no process.
+be used, 2 for a wrong command line or an address that cannot be bound, 130 for a command that
+SIGINT ended early. Importing this module or running `lmlite --help` loads no native library and
+starts no process.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import lmlite
-from lmlite.cli import log, manual, serve, unit, version
+from lmlite.cli import load, log, ls, manual, ps, serve, status, unit, version
 from lmlite.cli.flags import CommandError
 
 
@@ -27,6 +28,8 @@ def main(
     except BrokenPipeError:  # the reader of standard output left, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for the flush at exit
         return 1
+    except KeyboardInterrupt:
+        return 130  # as shells show it
     except CommandError as err:
         with contextlib.suppress(OSError):  # standard error may have no reader
             print(f"lmlite: {err}", file=sys.stderr)
@@ -40,6 +43,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lmlite {lmlite.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (serve, log, unit, version, manual):
+    for command in (serve, ls, ps, load, status, log, unit, version, manual):
         command.add_to(commands)
     return top

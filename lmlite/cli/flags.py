@@ -184,6 +184,26 @@ CLIENT_FLAGS = (
     Flag("--api-key-file", "FILE", "send the first key of this file (default: that of "
          "$LMLITE_API_KEY)"),
 )  # fmt: skip
+_JSON = Flag("--json", "", "print JSON")
+LS_FLAGS = (
+    Flag("--llm", "", "only models that generate text"),
+    Flag("--embedding", "", "only models that embed texts"),
+    _JSON,
+    *CLIENT_FLAGS,
+)
+PS_FLAGS = STATUS_FLAGS = (_JSON, *CLIENT_FLAGS)
+LOAD_FLAGS = (
+    Flag("--ctx", "N", "context size in tokens, shared by all sequences", _count, dest="n_ctx"),
+    Flag("--ttl", "SECONDS", "unload the model after this long without requests (default: never)",
+         _count),
+    Flag("--identifier", "ID", "a further name for the model while it is loaded", _name),
+    Flag("--gpu-layers", "N", "layers to put on the GPU; -1 for all", _layers,
+         dest="n_gpu_layers"),
+    Flag("--parallel", "N", "sequences that generate at the same time", _count,
+         dest="n_parallel"),
+    *CLIENT_FLAGS,
+)  # fmt: skip
+UNLOAD_FLAGS = (Flag("--all", "", "all models"), *CLIENT_FLAGS)
 LOG_STREAM_FLAGS = (
     Flag("--source", "model|server", "what to watch: the model's inputs and outputs, or the "
          "server's log", default="model"),

@@ -48,6 +48,7 @@ def answer(status: str, body: bytes) -> bytes:
         (answer("200 OK", b"[1]"), "{url} does not answer as lmlite does"),
         (answer("200 OK", b"{"), "{url} does not answer as lmlite does"),
         (answer("200 OK", b'{"models": 1}'), "{url} has no list of models"),
+        (answer("200 OK", b'{"models": [{"key": 1}]}'), "{url} has no list of models"),
         (
             answer("404 Not Found", b'{"error": {"message": "there is no\\nmodel"}}'),
             r"there is no\nmodel",
@@ -70,7 +71,7 @@ def test_an_answer_that_is_of_no_use_is_one_sentence(
 ) -> None:
     url = answering(data)
     with pytest.raises(CommandError) as refused:
-        Client(url).models()
+        Client(url).model_list()
     assert (str(refused.value), refused.value.code) == (sentence.replace("{url}", url), 1)
 
 
@@ -79,13 +80,13 @@ def test_nobody_who_listens_is_told_from_other_failures() -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(NoServerError):
-            Client(url).models()
+            Client(url).model_list()
 
 
 @pytest.mark.parametrize("url", ["https://127.0.0.1:1234", "127.0.0.1:1234", "http://", "x"])
 def test_an_address_of_another_form_is_a_wrong_command_line(url: str) -> None:
     with pytest.raises(CommandError, match=r"must look like http://127\.0\.0\.1:1234") as refused:
-        Client(url).models()
+        Client(url).model_list()
     assert refused.value.code == 2
 
 
