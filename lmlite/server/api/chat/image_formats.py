@@ -10,7 +10,7 @@ https://www.w3.org/Graphics/GIF/spec-gif89a.txt, BITMAPINFOHEADER (BMP).
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
@@ -34,9 +34,18 @@ def checked_size(data: bytes, limits: Limits = DEFAULT_LIMITS) -> Size:
 
     Only the first frame of an animated GIF is checked. An animated WebP is refused.
     """
-    for beginning, check in _CHECKS:
-        if beginning.match(data):
-            return check(data, limits)
+    return _kind(data)[2](data, limits)
+
+
+def media_type(data: bytes) -> str:
+    """Such as "image/png", by the first bytes. Raises ImageFault."""
+    return _kind(data)[0]
+
+
+def _kind(data: bytes) -> tuple[str, re.Pattern[bytes], Callable[[bytes, Limits], Size]]:
+    for kind in _KINDS:
+        if kind[1].match(data):
+            return kind
     raise ImageFault("is not a PNG, JPEG, WebP, GIF or BMP, by its first bytes")
 
 
@@ -353,10 +362,11 @@ def _check_bmp(data: bytes, limits: Limits) -> Size:
     return size
 
 
-_CHECKS = (
-    (re.compile(re.escape(_PNG_BEGIN)), _check_png),
-    (re.compile(rb"\xff\xd8\xff"), _check_jpeg),
-    (re.compile(rb"RIFF....WEBP", re.DOTALL), _check_webp),
-    (re.compile(rb"GIF8[79]a"), _check_gif),
-    (re.compile(rb"BM"), _check_bmp),
+# Media type, first bytes, check.
+_KINDS = (
+    ("image/png", re.compile(re.escape(_PNG_BEGIN)), _check_png),
+    ("image/jpeg", re.compile(rb"\xff\xd8\xff"), _check_jpeg),
+    ("image/webp", re.compile(rb"RIFF....WEBP", re.DOTALL), _check_webp),
+    ("image/gif", re.compile(rb"GIF8[79]a"), _check_gif),
+    ("image/bmp", re.compile(rb"BM"), _check_bmp),
 )

@@ -13,7 +13,7 @@ import pytest
 from lmlite.errors import BadRequest, Unsupported
 from lmlite.messages import ChatMessage
 from lmlite.server.api.chat.content_parts import ContentReader
-from lmlite.server.api.chat.image_formats import ImageFault, checked_size
+from lmlite.server.api.chat.image_formats import ImageFault, checked_size, media_type
 from lmlite.server.api.chat.images import ImageReader
 from lmlite.server.api.fields import Field
 from lmlite.server.api.openai.messages import parse_messages
@@ -182,6 +182,20 @@ GOOD: dict[str, tuple[bytes, tuple[int, int]]] = {
 def test_a_whole_file_tells_its_size(name: str) -> None:
     data, size = GOOD[name]
     assert checked_size(data) == size
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("one pixel", "image/png"),
+        ("baseline JPEG", "image/jpeg"),
+        ("lossy WebP", "image/webp"),
+        ("GIF of 1987", "image/gif"),
+        ("BMP", "image/bmp"),
+    ],
+)
+def test_the_first_bytes_tell_the_media_type(name: str, expected: str) -> None:
+    assert media_type(GOOD[name][0][:16]) == expected
 
 
 _HEAD = png(4, 4, RED)[8 : 8 + 25]
