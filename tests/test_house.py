@@ -169,7 +169,9 @@ def tracked_files() -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize("command", ["serve", "log stream", "ls", "ps", "load", "unload", "status"])
+@pytest.mark.parametrize(
+    "command", ["serve", "log stream", "ls", "ps", "load", "unload", "status", "chat"]
+)
 def test_the_manual_shows_the_help_text(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     parser = cli.parser()

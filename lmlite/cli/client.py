@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import json
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ class Client:
 
     def lines(
         self, method: str, path: str, body: Json | None = None, timeout_s: float | None = None
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes]:
         """Returns once the server has accepted the request, with the lines of its answer.
 
         Raises CommandError; so does the iterator. Closing the iterator closes the connection.
@@ -105,7 +105,7 @@ class Client:
             message = str(json.loads(data)["error"]["message"])
         return CommandError(printable(message), 1)
 
-    def _read(self, response: "HTTPResponse") -> Iterator[bytes]:
+    def _read(self, response: "HTTPResponse") -> Generator[bytes]:
         with contextlib.closing(response), self._failures():
             yield from response
 

@@ -43,7 +43,7 @@ class Flag:
     A model option sets the field of the same name in Load, RopeScaling or ModelOptions.
     """
 
-    name: str
+    name: str  # or two of them, such as "-p/--prompt"
     values: str  # the placeholder, or the choices with "|" between them, or "" for a switch
     help: str
     parse: Callable[[str], Any] = str
@@ -53,12 +53,13 @@ class Flag:
 
     def add_to(self, command: argparse._ActionsContainer) -> None:
         """Declares the option to argparse; its help text includes the default."""
+        names = self.name.split("/")
         if not self.values:
-            command.add_argument(self.name, action="store_true", help=self.help)
+            command.add_argument(*names, action="store_true", help=self.help)
             return
         choices = self.values.split("|") if "|" in self.values else None
         command.add_argument(
-            self.name,
+            *names,
             dest=self.dest,
             action="append" if self.repeats else "store",
             metavar=None if choices else self.values,
@@ -211,6 +212,20 @@ LOG_STREAM_FLAGS = (
          default="input,output"),
     Flag("--json", "", "print one JSON object per line"),
     Flag("--stats", "", "add token counts, speed and stop reason to each output"),
+    *CLIENT_FLAGS,
+)  # fmt: skip
+CHAT_FLAGS = (
+    Flag("-p/--prompt", "TEXT", "print the answer to this text and end; piped input is added to "
+         "it"),
+    Flag("-s/--system-prompt", "TEXT", "what the model is told first"),
+    Flag("--image", "FILE", "put an image into the first message; may be repeated", repeats=True),
+    Flag("--reasoning", "auto|off|on|low|medium|high", "whether, or how much, the model thinks "
+         "before it answers", default="auto"),
+    Flag("--max-tokens", "N", "most tokens of an answer", _count),
+    Flag("--temperature", "X", "sampling temperature", _number),
+    Flag("--ttl", "SECONDS", "keep a model that is loaded for this conversation so long after its "
+         "last answer", _count),
+    Flag("--stats", "", "show figures after each answer: tokens, speed, stop reason"),
     *CLIENT_FLAGS,
 )  # fmt: skip
 
