@@ -131,7 +131,7 @@ def read_model_file(path: str | os.PathLike[str], *, vocab_only: bool = False) -
 
 # ---- the parts of a split model ------------------------------------------------------------
 
-_PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
+PART_NAME = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.DOTALL)
 
 
 def _part_paths(first: Header) -> list[str]:
@@ -141,7 +141,7 @@ def _part_paths(first: Header) -> list[str]:
         return [first.path]
     number = first.metadata.need("split.no", 0, n_parts - 1)
     folder, name = os.path.split(first.path)
-    match = _PART_NAME.fullmatch(name)
+    match = PART_NAME.fullmatch(name)
     if match is None or (int(match[2]), int(match[3])) != (number + 1, n_parts):
         raise Fault(f"is part {number + 1} of {n_parts}, but its name does not end in "
                     f"-{number + 1:05}-of-{n_parts:05}.gguf")  # fmt: skip
