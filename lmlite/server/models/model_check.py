@@ -81,10 +81,11 @@ def checked_again(file: File, read: Callable[[str], File], wait: Wait) -> File:
 
 def identities(file: ModelFile | Projector) -> list[Identity | None]:
     """The identity of each part, which changes when the part does; None for a missing part."""
-    return [_identity(part.path) for part in file.parts]
+    return [path_identity(part.path) for part in file.parts]
 
 
-def _identity(path: str) -> Identity | None:
+def path_identity(path: str) -> Identity | None:
+    """The identity of the file at a path; None if there is none."""
     try:
         return identity(os.stat(path))
     except OSError:
