@@ -25,6 +25,7 @@ HELP = """\
 A line that ends in \\ goes on in the next. A space before a slash makes it text.
 Ctrl-C stops an answer."""
 CUT = "the answer is cut: it reached --max-tokens, or its context is full"
+PING_S = 1.0  # how often a server of this program tells why one has to wait
 # What --reasoning adds to a request; other values are sent as the effort.
 REASONING: dict[str, dict[str, Any]] = {
     "auto": {},
@@ -178,7 +179,7 @@ def _server(given: argparse.Namespace, screen: Screen) -> Iterator[Client]:
     with open(os.devnull, "w") as log:
         try:
             with screen.waiting(f"loading {given.model or 'a model'}"):
-                server = start(file, log=log, log_level="error")
+                server = start(file, log=log, log_level="error", ping_seconds=PING_S)
         except CannotStart as err:
             raise CommandError(str(err), 1) from None
         with server:

@@ -1,6 +1,7 @@
 """`lmlite chat` as a person uses it, in a terminal."""
 
 import base64
+import threading
 from pathlib import Path
 
 import pytest
@@ -189,6 +190,21 @@ def test_ctrl_c_stops_the_answer_and_keeps_what_was_said() -> None:
         assert talk.say("Go on") == "Three.\n"
         assert talk.messages == [user("Count"), assistant("One, two"), user("Go on")]
         assert talk.leave() == 0
+
+
+def test_ctrl_c_before_an_answer_begins_leaves_no_trace() -> None:
+    with Talk() as talk:
+        asked = threading.Event()
+        talk.server.add([asked.set, talk.server.wait_until_left])
+        talk.server.add(said("A"))
+        talk.terminal.type("One\r")
+        assert asked.wait(20)
+        talk.terminal.interrupt()
+        talk.terminal.expect("stopped")
+        assert talk.server.left.wait(20)
+        talk.terminal.expect(PROMPT)
+        assert talk.say("Two") == "A\n"
+        assert talk.messages == [user("Two")]
 
 
 def test_ctrl_c_at_an_empty_prompt_gives_a_hint_and_a_second_one_ends_it() -> None:

@@ -75,9 +75,12 @@ class ScriptedServer:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 server.chats.append(json.loads(body))
                 reply = server._replies.get(timeout=WAIT_S)
-                self._begin(server._status)
+                is_begun = False
                 for step in reply:
                     if isinstance(step, bytes):
+                        if not is_begun:
+                            self._begin(server._status)
+                        is_begun = True
                         self.wfile.write(step)
                     elif step == server.wait_until_left:
                         self.connection.settimeout(WAIT_S)
