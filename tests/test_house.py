@@ -169,9 +169,11 @@ def tracked_files() -> list[str]:
     return done.stdout.splitlines()
 
 
-@pytest.mark.parametrize(
-    "command", ["serve", "log stream", "ls", "ps", "load", "unload", "status", "chat"]
-)
+COMMANDS = ("serve", "log stream", "ls", "ps", "load", "unload", "status", "import", "rm",
+            "version", "chat")  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_the_manual_shows_the_help_text(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "100")
     parser = cli.parser()

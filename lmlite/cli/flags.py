@@ -4,6 +4,7 @@ A new flag is one line here; the command's own file implements it.
 """
 
 import argparse
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -106,6 +107,10 @@ _host = _value(str.lower, is_host, "must be a name such as myserver.lan, without
 _name = _value(str, lambda text: bool(text.strip()) and text.isprintable(), "must be a name")
 _origin = _value(str, is_origin, "must be as browsers write it, such as https://app.example or "
                  "http://localhost:3000, or chrome-extension://*, null or *")  # fmt: skip
+_repository = _value(
+    str, lambda text: text.isprintable() and bool(re.fullmatch(r"\w[^/]*/\w[^/]*", text)),
+    "must be two names with a slash between them, such as qwen/qwen2.5-0.5b-gguf",
+)  # fmt: skip
 _kinds = _value(lambda text: tuple(text.split(",")), {"input", "output"}.issuperset,
                 "must be input, output or input,output")  # fmt: skip
 
@@ -186,6 +191,7 @@ CLIENT_FLAGS = (
          "$LMLITE_API_KEY)"),
 )  # fmt: skip
 _JSON = Flag("--json", "", "print JSON")
+VERSION_FLAGS = (_JSON,)
 LS_FLAGS = (
     Flag("--llm", "", "only models that generate text"),
     Flag("--embedding", "", "only models that embed texts"),
@@ -204,6 +210,19 @@ LOAD_FLAGS = (
          dest="n_parallel"),
     *CLIENT_FLAGS,
 )  # fmt: skip
+_MODELS = Flag("--models", "DIR", "folder of models (default: $LMLITE_MODELS, else "
+               "~/.local/share/lmlite/models)", _folder, dest="folder")  # fmt: skip
+IMPORT_FLAGS = (
+    Flag("--copy", "", "copy the file; this is the default"),
+    Flag("--move", "", "move the file"),
+    Flag("--link", "", "make a hard link, which takes no space"),
+    Flag("--symlink", "", "make a symbolic link"),
+    Flag("--user-repo", "USER/REPO", "put it into this folder, so that its name is USER/...",
+         _repository),
+    Flag("--dry-run", "", "only say what would be done"),
+    _MODELS,
+)  # fmt: skip
+RM_FLAGS = (Flag("-y/--yes", "", "do not ask"), _MODELS, *CLIENT_FLAGS)
 UNLOAD_FLAGS = (Flag("--all", "", "all models"), *CLIENT_FLAGS)
 LOG_STREAM_FLAGS = (
     Flag("--source", "model|server", "what to watch: the model's inputs and outputs, or the "

@@ -1,12 +1,13 @@
 """`lmlite version`: what runs here, for a report of a fault."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 
 import lmlite
-from lmlite.cli.flags import CommandError, Commands
+from lmlite.cli.flags import VERSION_FLAGS, CommandError, Commands
 from lmlite.library import library_folder
 from lmlite.server.models.worker_process import worker_environment
 
@@ -20,9 +21,11 @@ def add_to(commands: Commands) -> None:
         "that the library chose to run on, and the library's folder.",
     )
     version.set_defaults(run=run)
+    for flag in VERSION_FLAGS:
+        flag.add_to(version)
 
 
-def run(_given: argparse.Namespace) -> int:
+def run(given: argparse.Namespace) -> int:
     """Prints a line for each part. Raises CommandError if the library cannot be used."""
     folder = str(library_folder(None).resolve())
     # In a process of its own, as always: no fault of the library can end this one.
@@ -33,12 +36,18 @@ def run(_given: argparse.Namespace) -> int:
         text=True,
     )
     llama_cpp, cpu = asked.stdout.split() if asked.returncode == 0 else ("unknown", "unknown")
-    print(f"lmlite     {lmlite.__version__}")
-    print(f"llama.cpp  {llama_cpp}")
-    print(f"processor  {cpu} ({os.uname().machine})")
-    print(f"Python     {sys.version.split()[0]} ({sys.executable})")
-    print(f"libc       {_libc()}")
-    print(f"libraries  {folder}", flush=True)
+    parts = {
+        "lmlite": lmlite.__version__,
+        "llama.cpp": llama_cpp,
+        "processor": f"{cpu} ({os.uname().machine})",
+        "Python": f"{sys.version.split()[0]} ({sys.executable})",
+        "libc": _libc(),
+        "libraries": folder,
+    }
+    if given.json:  # LM Studio's `lms version --json` has the first field
+        print(json.dumps({"version": lmlite.__version__, **parts}), flush=True)
+    else:
+        print(*(f"{name:11}{text}" for name, text in parts.items()), sep="\n", flush=True)
     if asked.returncode != 0:
         lines = asked.stderr.splitlines()
         raise CommandError(lines[-1] if lines else "the library ended its process", 1)

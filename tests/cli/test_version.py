@@ -1,5 +1,6 @@
 """`lmlite version` and `/health` say what runs here."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -25,6 +26,15 @@ def test_it_names_the_parts_and_the_processor(lib: Any, capsys: pytest.CaptureFi
         f"libc       {os.confstr('CS_GNU_LIBC_VERSION')}",
         f"libraries  {library_folder(None)}",
     ]
+
+
+def test_its_json_has_the_version_as_lms_gives_it(
+    lib: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["version", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["version"] == lmlite.__version__
+    assert found["llama.cpp"] == lib.llama_version().decode()
 
 
 def test_without_a_library_it_says_why(
