@@ -204,6 +204,8 @@ CLIENT_FLAGS = (
          "$LMLITE_API_KEY)"),
 )  # fmt: skip
 _JSON = Flag("--json", "", "print JSON")
+_MODELS = Flag("--models", "DIR", "folder of models (default: $LMLITE_MODELS, else "
+               "~/.local/share/lmlite/models)", _folder, dest="folder")  # fmt: skip
 VERSION_FLAGS = (_JSON,)
 LS_FLAGS = (
     Flag("--llm", "", "only models that generate text"),
@@ -221,10 +223,10 @@ LOAD_FLAGS = (
          dest="n_gpu_layers"),
     Flag("--parallel", "N", "sequences that generate at the same time", _count,
          dest="n_parallel"),
+    Flag("--estimate-only", "", "load nothing; tell how much memory it would take"),
+    _MODELS,
     *CLIENT_FLAGS,
 )  # fmt: skip
-_MODELS = Flag("--models", "DIR", "folder of models (default: $LMLITE_MODELS, else "
-               "~/.local/share/lmlite/models)", _folder, dest="folder")  # fmt: skip
 IMPORT_FLAGS = (
     Flag("--copy", "", "copy the file; this is the default"),
     Flag("--move", "", "move the file"),

@@ -163,7 +163,7 @@ def _serve_until(
 
 def _shelf(given: argparse.Namespace, limits: Limits, log: Log) -> Shelf:
     """The models that may be served, and a worker for the first of them. Raises CommandError."""
-    catalog = _catalog(given)
+    catalog = catalog_of(given)
     worker = None
     # The worker imports its code while this process checks the model's file.
     with contextlib.suppress(*SPAWN_FAULTS):  # a supervisor will retry and report the cause
@@ -171,7 +171,7 @@ def _shelf(given: argparse.Namespace, limits: Limits, log: Log) -> Shelf:
     return Shelf(catalog, model_options(given, limits, log), log, worker)
 
 
-def _catalog(given: argparse.Namespace) -> Catalog:
+def catalog_of(given: argparse.Namespace) -> Catalog:
     """The files that the command line names, else the folder of models. Raises CommandError."""
     files = [*given.files, *(given.more_files or ())]
     folders = given.folders or []
