@@ -190,7 +190,7 @@ def _server(given: argparse.Namespace, screen: "Screen") -> Iterator[Client]:
     file = given.model if _is_file(given.model) else None
     with open(os.devnull, "w") as log:
         try:
-            with screen.waiting(f"loading {given.model or 'a model'}"):
+            with screen.waiting(f"loading {file}" if file else "starting a server"):
                 server = start(file, log=log, log_level="error", ping_seconds=PING_S)
         except CannotStart as err:
             raise CommandError(str(err), 1) from None
