@@ -11,7 +11,7 @@ import pytest
 
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.model import Model
-from tests import REPOSITORY
+from tests import REAL_MODEL, REPOSITORY
 from tests.__main__ import N_PARTS
 from tests.reliability.__main__ import ROWS
 from tests.support.house import House, opened
@@ -87,6 +87,14 @@ def trial_path() -> Path:
 def minilm_path() -> Path:
     """The embedding model all-MiniLM-L6-v2."""
     return shared_model("all-minilm-l6-v2-q8_0.gguf")
+
+
+@pytest.fixture(scope="session")
+def real_model() -> Path:
+    """SmolLM2-135M-Instruct, a real chat model with a vocabulary of 49,152 tokens."""
+    if not REAL_MODEL.is_file():
+        pytest.skip("needs the model that `make real-model` fetches")
+    return REAL_MODEL
 
 
 @pytest.fixture(scope="session")

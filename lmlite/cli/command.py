@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 
 import lmlite
-from lmlite.cli import chat, files, load, log, ls, manual, ps, serve, status, unit, version
+from lmlite.cli import chat, files, get, load, log, ls, manual, ps, serve, status, unit, version
 from lmlite.cli.flags import CommandError
 
 
@@ -43,6 +43,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--version", action="version", version=f"lmlite {lmlite.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (serve, chat, ls, ps, load, files, status, log, unit, version, manual):
+    for command in (serve, chat, get, ls, ps, load, files, status, log, unit, version, manual):
         command.add_to(commands)
     return top

