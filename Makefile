@@ -1,6 +1,6 @@
 # `make run` and `make test` need only Python 3.11 or newer, a C++17 compiler and make; they set
-# up everything else themselves. All that is fetched or built is in .venv/, native/build/ and
-# lmlite/lib/, which `make clean` removes.
+# up everything else themselves. All that is fetched or built is in .venv/, native/build/,
+# lmlite/lib/ and .local/, which `make clean` removes.
 
 PYTHON        ?= python3
 MODEL         ?=
@@ -21,7 +21,7 @@ BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv/%/.complete
-.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check patch-check clean
+.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients real-model fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check patch-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -75,6 +75,9 @@ conformance: native .venv/conformance/.complete ## validate every reply against 
 clients: native .venv/clients/.complete .venv/instructor/.complete ## run the real clients: OpenAI, Anthropic, agents
 	@.venv/clients/bin/python -m tests.clients
 
+real-model: .venv/build/.complete ## fetch SmolLM2-135M-Instruct, 98 MB, for tests that need a real model
+	@.venv/build/bin/python -m lmlite get smollm2-135m --models .local > /dev/null
+
 fuzz: native ## load 20,000 damaged model files (ARGS="--count 1000 --seed 2")
 	@$(PYTHON) -m tests.fuzz.gguf $(ARGS)
 
@@ -104,7 +107,7 @@ tiny-check: native .venv/check/.complete ## measure the skills of the embedded m
 	@.venv/check/bin/python -m tests.tiny_model.check $(ARGS)
 
 clean: ## remove everything that was fetched or built
-	rm -rf .venv $(BUILD) lmlite/lib
+	rm -rf .venv $(BUILD) lmlite/lib .local
 
 # ---- the native libraries -------------------------------------------------------------------
 # Each rule creates its target file as its last step. So make repeats an interrupted rule, and
