@@ -37,6 +37,11 @@ class Client:
         keys = keys_of(given)
         return cls(given.url, keys[0] if keys else None)
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the address is that of this machine."""
+        return urllib.parse.urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+
     def ask(
         self, method: str, path: str, body: Json | None = None, timeout_s: float | None = ANSWER_S
     ) -> Json:

@@ -101,6 +101,7 @@ _number = _value(float, requirement="must be a number")
 _factor = _value(float, lambda x: 1e-9 <= x <= 1e9, "must be a number greater than 0")
 _inverse = _value(lambda text: 1 / _factor(text))
 _seconds = _value(float, lambda x: 0.001 <= x <= 3600, "must be from 0.001 to 3600")
+_long = _value(float, lambda x: 0.001 <= x <= 1e9, "must be from 0.001 to 1e9")
 _size = _value(parse_size)
 _folder = _value(lambda text: text and str(Path(text).resolve()))
 _host = _value(str.lower, is_host, "must be a name such as myserver.lan, without a port")
@@ -115,6 +116,17 @@ _kinds = _value(lambda text: tuple(text.split(",")), {"input", "output"}.issuper
                 "must be input, output or input,output")  # fmt: skip
 
 SERVE_FLAGS = (
+    Flag("--models", "DIR", "serve the models in this folder; each is loaded by the first request "
+         "for it; may be repeated (default, if no file is named: $LMLITE_MODELS, else "
+         "~/.local/share/lmlite/models)", _folder, dest="folders", repeats=True),
+    Flag("--no-jit", "", "requests load no model; only `lmlite load` does"),
+    Flag("--ttl", "SECONDS", "unload a model that a request has loaded after this long without "
+         "requests; a request's ttl overrides it", _long, default=3600),
+    Flag("--idle-unload", "SECONDS", "unload the models named here after this long without "
+         "requests; the next request loads them again (default: never)", _long),
+    Flag("--any-name", "", "take unknown model names for the default model, for programs that "
+         "always ask for one of OpenAI's"),
+    Flag("--no-manage", "", "clients cannot load, unload or download models"),
     Flag("--mmproj", "FILE", "the model's image projector (default: the only mmproj*.gguf beside "
          "the model)", dest="mmproj_path"),
     Flag("--host", "ADDRESS", "address to listen on; an address that other machines can reach "
@@ -126,8 +138,9 @@ SERVE_FLAGS = (
     Flag("--cors-origin", "URL", "accept requests from web pages of this origin; "
          "chrome-extension://* stands for a browser's extensions, * for all pages, which requires "
          "an API key; may be repeated", _origin, repeats=True),
-    Flag("--alias", "NAME", "the model's name for clients; may be repeated, and replies show the "
-         "first (default: the file's name)", _name, dest="aliases", repeats=True),
+    Flag("--alias", "NAME[=FILE]", "a model's name for clients; with several models, of this one; "
+         "may be repeated, and replies show the first (default: the file's name)", _name,
+         dest="aliases", repeats=True),
     Flag("--ctx", "N", "context size in tokens, shared by all sequences; one sequence gets at most "
          "what the model was trained for (default: that, but at most 4096)", _count, dest="n_ctx"),
     Flag("--rope-scaling", "none|linear|yarn", "stretch the model over more tokens than it was "
@@ -191,6 +204,8 @@ CLIENT_FLAGS = (
          "$LMLITE_API_KEY)"),
 )  # fmt: skip
 _JSON = Flag("--json", "", "print JSON")
+_MODELS = Flag("--models", "DIR", "folder of models (default: $LMLITE_MODELS, else "
+               "~/.local/share/lmlite/models)", _folder, dest="folder")  # fmt: skip
 VERSION_FLAGS = (_JSON,)
 LS_FLAGS = (
     Flag("--llm", "", "only models that generate text"),
@@ -208,10 +223,10 @@ LOAD_FLAGS = (
          dest="n_gpu_layers"),
     Flag("--parallel", "N", "sequences that generate at the same time", _count,
          dest="n_parallel"),
+    Flag("--estimate-only", "", "load nothing; tell how much memory it would take"),
+    _MODELS,
     *CLIENT_FLAGS,
 )  # fmt: skip
-_MODELS = Flag("--models", "DIR", "folder of models (default: $LMLITE_MODELS, else "
-               "~/.local/share/lmlite/models)", _folder, dest="folder")  # fmt: skip
 IMPORT_FLAGS = (
     Flag("--copy", "", "copy the file; this is the default"),
     Flag("--move", "", "move the file"),

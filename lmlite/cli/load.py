@@ -2,10 +2,15 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 
 from lmlite.cli.client import Client, Json
 from lmlite.cli.flags import LOAD_FLAGS, UNLOAD_FLAGS, CommandError, Commands
+from lmlite.cli.local import shelf_of
 from lmlite.cli.ps import instances
+from lmlite.cli.tables import table
+from lmlite.errors import ModelFileError, ModelNotFound
+from lmlite.gguf.memory_estimate import DoesNotFit, in_words
 from lmlite.server.logs import printable
 
 # The flags of `load` that are fields of a request, with LM Studio's names and lmlite's own.
@@ -20,7 +25,11 @@ def add_to(commands: Commands) -> None:
         help="load a model",
         description="Load a model of the server at --url, and wait until it is ready.",
     )
-    load.add_argument("model", metavar="MODEL", help="its name, as lmlite ls shows it")
+    load.add_argument(
+        "model",
+        metavar="MODEL",
+        help="its name, as lmlite ls shows it; with --estimate-only it may be a .gguf file",
+    )
     load.set_defaults(run=run_load)
     for flag in LOAD_FLAGS:
         flag.add_to(load)
@@ -40,7 +49,10 @@ def add_to(commands: Commands) -> None:
 
 
 def run_load(given: argparse.Namespace) -> int:
-    """Loads the model. Raises CommandError."""
+    """Loads the model, or tells how much memory it would take. Raises CommandError."""
+    if given.estimate_only:
+        print(_estimate(given))
+        return 0
     fields = {name: getattr(given, flag) for flag, name in FIELDS.items()}
     body = {name: value for name, value in fields.items() if value is not None}
     body |= {"model": given.model, "echo_load_config": True}
@@ -48,6 +60,27 @@ def run_load(given: argparse.Namespace) -> int:
         print(f"loading {given.model} ...", file=sys.stderr, flush=True)
     print(_loaded(Client.of(given).ask("POST", "/api/v1/models/load", body, timeout_s=None)))
     return 0
+
+
+def _estimate(given: argparse.Namespace) -> str:
+    """A line for each part of the memory, and whether there is that much. Raises CommandError."""
+    wanted = {name: getattr(given, name) for name in ("n_ctx", "n_parallel", "n_gpu_layers")}
+    changes = {name: value for name, value in wanted.items() if value is not None}
+    is_file = given.model.endswith(".gguf")
+    folder = ["--models", given.folder] if given.folder else []
+    try:
+        shelf = shelf_of([given.model] if is_file else folder)
+        model = shelf.named()[0] if is_file else shelf.find(given.model)
+        bound = shelf.bound([])
+        plan = shelf.plan(model, bound, changes)
+    except (ModelFileError, ModelNotFound, DoesNotFit) as err:
+        raise CommandError(str(err), 1) from None
+    parts = [
+        (name, in_words(n_bytes)) for name, n_bytes in asdict(plan.estimate).items() if n_bytes
+    ]
+    limit = f"it fits: {bound.because} {in_words(bound.n_bytes)}" if bound else "no limit is known"
+    total = ("total", in_words(plan.estimate.total))
+    return "\n".join([table(["PART", "MEMORY"], [*parts, total]), *plan.notes, limit])
 
 
 def _loaded(answer: Json) -> str:

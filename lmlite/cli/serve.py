@@ -5,7 +5,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -13,9 +12,8 @@ from dataclasses import fields, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmlite.cli.flags import SERVE_FLAGS, CommandError, Commands, keys_of, limit_flags
-from lmlite.errors import ModelFileError
+from lmlite.errors import ModelFailed, ModelFileError
 from lmlite.gguf.file import ModelFile
-from lmlite.gguf.memory_estimate import DoesNotFit
 from lmlite.library import drives_a_gpu, library_folder
 from lmlite.messages import Load, RopeScaling
 from lmlite.server.api import sampling
@@ -26,10 +24,12 @@ from lmlite.server.front.keys import VARIABLE
 from lmlite.server.front.limits import Limits
 from lmlite.server.front.parent import Parent
 from lmlite.server.logs import Log
+from lmlite.server.models.catalog import Catalog, models_folder
 from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.life import Failed, Loading
-from lmlite.server.models.loading import EMBEDDED_MODEL, ModelOptions, served_model
-from lmlite.server.models.registry import Registry, ServedModel
+from lmlite.server.models.loading import EMBEDDED_MODEL, ModelOptions, Shelf
+from lmlite.server.models.registry import Registry
+from lmlite.server.models.served_model import ServedModel
 from lmlite.server.models.supervisor import SPAWN_FAULTS
 from lmlite.server.models.worker_process import WORKER_COMMAND, WorkerProcess
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from lmlite.server.server import Server
 
 IMAGE_FACTOR = 4  # multiplies the default of --max-body for a model that takes images
+LOOK_S = 0.1  # between two looks at models that are being loaded
 LAST_WORDS_S = 1.0  # time to send errors to replies that were cut off by the stop
 LAST_LINES_S = 2.0  # time to write the last log lines; nobody may be reading them
 
@@ -47,21 +48,26 @@ def add_to(commands: Commands) -> None:
     """Declares the command."""
     serve = commands.add_parser(
         "serve",
-        help="serve a model",
-        usage="%(prog)s [MODEL.gguf] [FLAG ...]",
-        description="Serve a model at http://HOST:PORT/v1 until a signal comes.",
+        help="serve models",
+        usage="%(prog)s [MODEL.gguf ...] [FLAG ...]",
+        description="Serve models at http://HOST:PORT/v1 until a signal comes.",
     )
     serve.set_defaults(run=run)
     declare(serve)
 
 
 def declare(serve: argparse.ArgumentParser) -> None:
-    """Declares the model and the flags."""
-    model = serve.add_mutually_exclusive_group()
-    model.add_argument(
-        "model", nargs="?", metavar="MODEL.gguf", help="model file (default: the embedded one)"
+    """Declares the models and the flags."""
+    serve.add_argument(
+        "files",
+        nargs="*",
+        metavar="MODEL.gguf",
+        help="model files, which are loaded at once (default: the folder of --models, else the "
+        "embedded model)",
     )
-    model.add_argument("-m", "--model", dest="model_flag", metavar="FILE", help="the same")
+    serve.add_argument(
+        "-m", "--model", dest="more_files", action="append", metavar="FILE", help="the same"
+    )
     for flag in SERVE_FLAGS:
         flag.add_to(serve)
     limits = serve.add_argument_group("limits", "Each limit can be raised, and none removed.")
@@ -73,73 +79,118 @@ def run(given: argparse.Namespace) -> int:
     """Serves until a signal comes. Raises CommandError."""
     log = Log(given.log_level)
     try:
-        server, model = _prepared(given, log)
-        stop = _stop_event()
-        server.start()
-        try:
-            _serve_until(stop, server, model, log)
-        finally:
-            server.registry.close()
-            server.drain(LAST_WORDS_S)
+        with contextlib.ExitStack() as leases:
+            server = _prepared(given, log, leases)
+            stop = _stop_event()
+            server.start()
+            try:
+                _serve_until(stop, server, leases, log)
+            finally:
+                server.registry.close()
+                server.drain(LAST_WORDS_S)
         log.line("info", "stopped")
     finally:
         log.flush(LAST_LINES_S)
     return 0
 
 
-def _prepared(given: argparse.Namespace, log: Log) -> "tuple[Server, ServedModel]":
-    """A server that listens but does not accept yet, and its model, which is being loaded.
+def _prepared(given: argparse.Namespace, log: Log, leases: contextlib.ExitStack) -> "Server":
+    """A server that listens but does not accept yet. The named models are being loaded.
 
-    Raises CommandError.
+    `leases` hold these models. Raises CommandError.
     """
     limits = limits_of(given)
     threading.stack_size(limits.thread_stack)
-    model = _started_model(given, limits, log)
+    shelf = _shelf(given, limits, log)
+    leases.callback(shelf.close)
+    registry = Registry(
+        log=log,
+        supply=shelf,
+        is_jit=not given.no_jit,
+        ttl_s=given.ttl,
+        takes_any_name=given.any_name,
+        may_manage=not given.no_manage,
+    )
     try:
-        if model.sees and given.max_body is None:
+        registry.start()
+        _begin_to_load(shelf, registry, leases)
+        if given.max_body is None and shelf.sees:
             limits = replace(limits, max_body=IMAGE_FACTOR * limits.max_body)
-        return _server(given, limits, Registry([model]), log), model
+        return _server(given, limits, registry, log)
     except BaseException:
-        model.supervisor.stop()
+        registry.close()
         raise
 
 
-def _started_model(given: argparse.Namespace, limits: Limits, log: Log) -> ServedModel:
-    """A model that is being loaded. Raises CommandError."""
-    prestarted = _prestarted_worker(given.worker, log)
+def _begin_to_load(shelf: Shelf, registry: Registry, leases: contextlib.ExitStack) -> None:
+    """Begins to load the models that the command line names, as many as fit. Raises CommandError.
+
+    A single one stays. If there are several, any of them leaves when another needs its memory.
+    """
     try:
-        model = served_model(model_options(given, limits, log), log, prestarted)
-    except BaseException as err:
-        if prestarted is not None:
-            prestarted.kill()
-            prestarted.reap()
-        if isinstance(err, ModelFileError | DoesNotFit):
-            raise CommandError(str(err), 1) from None
-        raise
-    model.supervisor.start()
-    return model
+        models = shelf.named()
+        for model in models:
+            is_single = len(models) == 1
+            if is_single or registry.has_room_for(model):
+                lease = registry.lease(model, model.idle_s, stays=is_single)
+                held = leases.enter_context(lease)
+                while held.supervisor(LOOK_S) is None:
+                    pass
+    except (ModelFileError, ModelFailed) as err:
+        raise CommandError(str(err), 1) from None
 
 
-def _serve_until(stop: threading.Event, server: "Server", model: ServedModel, log: Log) -> None:
+def _serve_until(
+    stop: threading.Event, server: "Server", leases: contextlib.ExitStack, log: Log
+) -> None:
     notifier, parent = systemd.Notifier(), Parent()
     parent.watch(stop.set)
-    _show_loading(model, stop)
-    if isinstance(model.supervisor.state, Failed):
-        raise CommandError(model.supervisor.state.reason, 1)
+    loaded = server.registry.loaded()
+    for model in loaded:
+        _show_loading(model, stop)
+        if isinstance(failed := model.life, Failed):
+            raise CommandError(failed.reason, 1)
     if not stop.is_set():
-        log.line("info", f"{model.name} is ready at {server.url}/v1")
+        names = ", ".join(model.name for model in loaded)
+        log.line("info", f"{names or 'lmlite'} is ready at {server.url}/v1")
         notifier.tell("READY=1")
         parent.tell(server.url)
+    leases.close()
     stop.wait()
     notifier.tell("STOPPING=1")
     server.drain(server.limits.drain_seconds)
 
 
-def _prestarted_worker(worker: subprocess.Popen[bytes] | None, log: Log) -> WorkerProcess | None:
-    """A worker that imports its code while this process checks the model's file. None: no luck."""
-    with contextlib.suppress(*SPAWN_FAULTS):  # the supervisor will retry and report the cause
-        return WorkerProcess(WORKER_COMMAND, log, worker)
-    return None
+def _shelf(given: argparse.Namespace, limits: Limits, log: Log) -> Shelf:
+    """The models that may be served, and a worker for the first of them. Raises CommandError."""
+    catalog = catalog_of(given)
+    worker = None
+    # The worker imports its code while this process checks the model's file.
+    with contextlib.suppress(*SPAWN_FAULTS):  # a supervisor will retry and report the cause
+        worker = WorkerProcess(WORKER_COMMAND, log, given.worker)
+    return Shelf(catalog, model_options(given, limits, log), log, worker)
+
+
+def catalog_of(given: argparse.Namespace) -> Catalog:
+    """The files that the command line names, else the folder of models. Raises CommandError."""
+    files = [*given.files, *(given.more_files or ())]
+    folders = given.folders or []
+    if not files and not folders:
+        folders = [str(models_folder())]
+        if not Catalog(folders=folders).entries():
+            files, folders = [str(EMBEDDED_MODEL)], []
+            if not EMBEDDED_MODEL.exists():  # the one file has a small form
+                raise CommandError("name a model file: this lmlite has none of its own", 2)
+    aliases = {}
+    for alias in given.aliases or ():
+        name, _, path = alias.partition("=")
+        aliases[name] = path
+    if len(files) == 1 and not folders:
+        aliases = {name: path or files[0] for name, path in aliases.items()}
+    elif given.mmproj_path or given.chat_template_path or "" in aliases.values():
+        raise CommandError("--mmproj, --chat-template and --alias NAME are for a single model; "
+                           "with several, write --alias NAME=FILE", 2)  # fmt: skip
+    return Catalog(files, folders, aliases)
 
 
 # ---- from flags to options -----------------------------------------------------------------
@@ -157,15 +208,12 @@ def limits_of(given: argparse.Namespace) -> Limits:
 
 
 def load_of(given: argparse.Namespace, limits: Limits) -> Load:
-    """The worker's settings from the command line. Raises CommandError."""
+    """The settings of all workers from the command line."""
     drives_gpu = drives_a_gpu(given.lib)
-    model_path = given.model or given.model_flag
-    if model_path is None and not EMBEDDED_MODEL.exists():  # the one file has a small form
-        raise CommandError("name a model file: this lmlite has none of its own", 2)
     return _taken(
         Load,
         given,
-        model_path=model_path or str(EMBEDDED_MODEL),
+        model_path="",  # each model has its own
         lib_path=str(library_folder(given.lib).resolve()),  # a worker does not see LMLITE_LIB
         max_s=limits.max_seconds,
         n_batch=max(given.n_batch, given.n_parallel),
@@ -177,7 +225,7 @@ def load_of(given: argparse.Namespace, limits: Limits) -> Load:
 
 
 def model_options(given: argparse.Namespace, limits: Limits, log: Log) -> ModelOptions:
-    """The model's settings from the command line."""
+    """The settings of all models from the command line."""
 
     def defaults(file: ModelFile, takes_images: bool) -> Defaults:
         params, origins = sampling.default_params(
@@ -272,11 +320,11 @@ def _show_loading(model: ServedModel, stop: threading.Event) -> None:
     """Waits until the model is loaded or has failed; shows progress if stderr is a terminal."""
     supervisor = model.supervisor
     began_s = time.monotonic()
-    while isinstance(state := supervisor.state, Loading) and not stop.is_set():
+    while supervisor and isinstance(state := supervisor.state, Loading) and not stop.is_set():
         if sys.stderr.isatty():
             bar = "#" * int(state.progress * 30)
             elapsed = f"{time.monotonic() - began_s:.1f} s"
             print(f"\rloading {model.name} [{bar:.<30}] {elapsed} ", end="", file=sys.stderr)
-        supervisor.wait_until_settled(0.1)
+        supervisor.wait_until_settled(LOOK_S)
     if sys.stderr.isatty():
         print(file=sys.stderr)

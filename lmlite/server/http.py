@@ -11,10 +11,10 @@ import io
 import secrets
 import time
 import urllib.parse
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, RequestTimeout, Unavailable
 from lmlite.messages import Chat, Complete, Queued, Reading, ReplyEvent
@@ -22,6 +22,7 @@ from lmlite.server.api import tokenizer
 from lmlite.server.api.anthropic import routes as anthropic
 from lmlite.server.api.call import Call, headers_of, lines_of
 from lmlite.server.api.dry_run import DryRun, planned
+from lmlite.server.api.fields import Field
 from lmlite.server.api.openai import routes as openai
 from lmlite.server.api.reply import GeneratedReply, Reply
 from lmlite.server.api.responses import routes as responses
@@ -32,8 +33,12 @@ from lmlite.server.front.handler import JSON_TYPE, StrictRequestHandler
 from lmlite.server.logs import Subscriber
 from lmlite.server.models import life
 from lmlite.server.models.open_requests import OpenRequest
+from lmlite.server.models.registry import Lease
+from lmlite.server.models.served_model import ServedModel
+from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.server import Server
 from lmlite.server.watch import metrics
+from lmlite.server.watch.health import health_of
 from lmlite.server.watch.request_count import RequestCount
 
 CLIENT_LEFT = 499  # nginx's status for a client that left; it is never sent
@@ -41,6 +46,11 @@ POLL_S = 0.1  # between a waiting thread's checks whether its client is gone
 # A reply in one piece sends a space this often until it is complete. OpenAI's clients give up and
 # retry after 600 s without a byte. Leading spaces are valid JSON. The first also sends the status.
 SPACE_S = 60.0
+
+MAX_TTL_S = 10**9
+
+# What a reply is made of; a state of the model while that is being loaded, None for a pause.
+Events: TypeAlias = Generator[ReplyEvent | life.State | None, None, None]
 
 PING = wire.sse_comment("ping")
 STREAM_HEADERS = (
@@ -142,7 +152,7 @@ class Handler(StrictRequestHandler):
         most = limits.max_body if is_post else limits.max_head
         n_bytes = wire.body_length(head, most)
         if is_post:  # may refuse, before the body is read
-            self.server.registry.models()[0].supervisor.check_admission()
+            self.server.registry.check_admission()
         if n_bytes != 0 and head.expects_continue:
             self.handle_expect_100()
         return self.client.read_chunks(most) if n_bytes is None else self.client.read_body(n_bytes)
@@ -168,47 +178,39 @@ class Handler(StrictRequestHandler):
         route = self._routes["POST"]
         assert isinstance(route, WorkerRoute)
         body = wire.parse_json(self.rfile.read(), self.server.limits.max_values)
-        defaults = self.server.registry.models()[0].defaults
-        call, make_reply = route.parse(body, defaults), route.reply
+        model, ttl_s = self._chosen_model(Field(body))
+        call, make_reply = route.parse(body, model.defaults), route.reply
         if route.has_dry_run and self.headers.get("x-dry-run", "0") != "0":
-            call, make_reply = planned(call), partial(DryRun, body, defaults)
-        self._serve(call, f"{route.id_prefix}{self._token}", make_reply)
+            call, make_reply = planned(call), partial(DryRun, body, model.defaults)
+        self._serve(call, f"{route.id_prefix}{self._token}", make_reply, model, ttl_s)
+
+    def _chosen_model(self, body: Field) -> tuple[ServedModel, float | None]:
+        """The model that a body names, and how long it stays after the reply if this loads it.
+
+        Takes the latter out of the body, because it means the same in each API.
+        """
+        registry = self.server.registry
+        ttl_s = body["ttl"].integer(1, MAX_TTL_S)
+        body.value.pop("ttl", None)
+        model = registry.find(body["model"].string())
+        return model, ttl_s or model.idle_s or registry.ttl_s
 
     # ---- about the server itself -----------------------------------------------------------
 
     def send_health(self) -> None:
         """Sends whether the model is loaded. Only clients with a key get details."""
         assert self.head is not None
-        model, has_key = self.server.registry.models()[0], self.server.gate.has_key(self.head)
-        supervisor = model.supervisor
-        match supervisor.state:
-            case life.Ready(loaded):
-                # It serves, but the cause of its last worker's end may return.
-                status = "degraded" if supervisor.has_recovered_lately else "ready"
-                details: dict[str, Any] = {"cpu": loaded.cpu} if loaded.cpu else {}
-                if model.plan is not None:
-                    details["memory"] = model.memory()
-                self.send_json(200, {"status": status, **(details if has_key else {})})
-            case life.Failed(reason):
-                known = {"reason": reason} if has_key else {}
-                self.send_json(503, {"status": "failed", **known})
-            case life.Loading(progress, reason):
-                known = {"reason": reason} if has_key and reason else {}
-                self.send_json(503, {"status": "loading", "progress": round(progress, 3), **known})
-            case life.Unloaded() | life.Unloading():
-                raise Unavailable("the server is stopping")
+        has_key = self.server.gate.has_key(self.head)
+        status, public, details = health_of(self.server.registry)
+        self.send_json(status, public | (details if has_key else {}))
 
     def send_metrics(self) -> None:
         """Sends counts for Prometheus."""
-        server, supervisor = self.server, self.server.registry.models()[0].supervisor
-        ready = supervisor.ready
+        server = self.server
         text = server.metrics.text(
             n_connections=server.n_connections(),
             n_dropped=server.log.n_dropped(),
-            n_open=supervisor.n_open(),
-            n_started=supervisor.n_started,
-            is_ready=ready is not None,
-            engine=ready.engine if ready else None,
+            registry=server.registry,
         )
         self.send_body(200, text.encode(), [("Content-Type", metrics.CONTENT_TYPE)])
 
@@ -233,36 +235,39 @@ class Handler(StrictRequestHandler):
 
     # ---- events to bytes -------------------------------------------------------------------
 
-    def _serve(self, call: Call, reply_id: str, make_reply: MakeReply) -> None:
+    def _serve(
+        self,
+        call: Call,
+        reply_id: str,
+        make_reply: MakeReply,
+        model: ServedModel,
+        ttl_s: float | None,
+    ) -> None:
         if call.ignored and self.server.is_strict:
             names = ", ".join(call.ignored)
             raise BadRequest(f"this server does not know: {names}", param=call.ignored[0])
         self.reply_headers += headers_of(call)
         for line in lines_of(call.unheld):
             self.server.log.line_once("info", line)
-        with self.server.registry.acquire(call.model) as model:
-            supervisor = model.supervisor
+        with self.server.registry.lease(model, ttl_s) as lease:
+            model = lease.model
             count = self._count = RequestCount(
                 self.server.log, reply_id, model.name, model.file.path,
-                lambda: ready.loaded.n_gpu_layers if (ready := supervisor.ready) else 0,
+                lambda: ready.loaded.n_gpu_layers if (ready := model.ready) else 0,
             )  # fmt: skip
             reply = make_reply(call, reply_id, model, int(time.time()))
-            request = call.request
-            if count.is_traced and isinstance(request, Chat | Complete):
-                request = replace(request, trace=True)
-            events = supervisor.submit(request, call.field_names)
-            try:
+            if count.is_traced and isinstance(call.request, Chat | Complete):
+                call = replace(call, request=replace(call.request, trace=True))
+            with contextlib.closing(self._events(lease, call, count)) as events:
                 if call.stream and isinstance(reply, GeneratedReply):
-                    self._stream(events, count, reply)
+                    self._stream(events, reply)
                 else:
-                    self._fold(events, count, reply)
-            finally:
-                events.close()
+                    self._fold(events, reply)
 
-    def _stream(self, events: OpenRequest, count: RequestCount, reply: GeneratedReply) -> None:
+    def _stream(self, events: Events, reply: GeneratedReply) -> None:
         """Sends server-sent events. The first event, or a long wait, decides the status."""
         try:
-            self._send_events(self._reply_events(events, count, reply))
+            self._send_events(self._reply_events(events, reply))
         except ApiError as err:
             if not self.status:
                 raise
@@ -272,11 +277,9 @@ class Handler(StrictRequestHandler):
             self.send_piece(reply.tail())
         self.end_pieces()
 
-    def _reply_events(
-        self, events: OpenRequest, count: RequestCount, reply: GeneratedReply
-    ) -> Iterator[tuple[bytes, bytes]]:
+    def _reply_events(self, events: Events, reply: GeneratedReply) -> Iterator[tuple[bytes, bytes]]:
         progress = "waiting"
-        for event in self._events(events, count):
+        for event in events:
             progress = progress_of(event) or progress
             yield reply.add(event) if event is not None else b"", wire.sse_comment(progress)
 
@@ -292,11 +295,11 @@ class Handler(StrictRequestHandler):
                 self.send_piece(data)
                 last_write_s = now
 
-    def _fold(self, events: OpenRequest, count: RequestCount, reply: Reply) -> None:
+    def _fold(self, events: Events, reply: Reply) -> None:
         """Sends one JSON object, made from the same events."""
         last_write_s = time.monotonic()
         try:
-            for event in self._events(events, count):
+            for event in events:
                 if event is not None:
                     reply.add(event)
                 if time.monotonic() - last_write_s >= SPACE_S:
@@ -315,33 +318,52 @@ class Handler(StrictRequestHandler):
             self.send_piece(wire.to_json(body))
             self.end_pieces()
 
-    def _events(self, events: OpenRequest, count: RequestCount) -> Iterator[ReplyEvent | None]:
+    def _events(self, lease: Lease, call: Call, count: RequestCount) -> Events:
         """The events of a reply; None now and then while waiting for one.
 
-        Raises ConnectionAbortedError when the client is gone, ApiError when the request failed.
+        While the model is being loaded, each is its state. Raises ConnectionAbortedError when the
+        client is gone, ApiError when the request failed.
         """
-        began_s = looked_s = time.monotonic()
+        began_s = time.monotonic()
+        while (supervisor := lease.supervisor(POLL_S)) is None:
+            self._check_wait(began_s, f"no room for {lease.model.name}")
+            yield life.Loading()
+        opened = supervisor.submit(call.request, call.field_names)
+        with contextlib.closing(opened):
+            yield from self._events_of(opened, supervisor, count, began_s)
+
+    def _events_of(
+        self, opened: OpenRequest, supervisor: Supervisor, count: RequestCount, began_s: float
+    ) -> Events:
+        looked_s = began_s
         is_queued = False
-        while not events.is_complete:
-            event = events.next(POLL_S)
+        while not opened.is_complete:
+            event = opened.next(POLL_S)
             now = time.monotonic()
             is_queued = isinstance(event, Queued) or (is_queued and event is None)
-            is_queued = is_queued or events.process is None
-            limit_s = self.server.limits.queue_seconds
-            if is_queued and not count.n_prompt and now - began_s >= limit_s:
-                raise Unavailable(f"not its turn within {limit_s:g} seconds")
+            is_queued = is_queued or opened.process is None
             if now - looked_s >= POLL_S:
                 looked_s = now
-                if self.is_client_gone():
-                    raise ConnectionAbortedError
+                self._check_wait(began_s if is_queued and not count.n_prompt else None)
             if event is not None:
                 count.add(event)
-            yield event
+            state = supervisor.state
+            yield state if event is None and isinstance(state, life.Loading) else event
+
+    def _check_wait(self, began_s: float | None, why: str = "not its turn") -> None:
+        """Raises if the client is gone, or if it has waited too long since began_s."""
+        if self.is_client_gone():
+            raise ConnectionAbortedError
+        limit_s = self.server.limits.queue_seconds
+        if began_s is not None and time.monotonic() - began_s >= limit_s:
+            raise Unavailable(f"{why} within {limit_s:g} seconds")
 
 
-def progress_of(event: ReplyEvent | None) -> str:
+def progress_of(event: ReplyEvent | life.State | None) -> str:
     """A progress message for a waiting client; "" for events that are not about waiting."""
     match event:
+        case life.Loading(progress):
+            return f"model_load {progress:.2f}"
         case Queued():
             return f"queued {event.n_ahead}"
         case Reading():

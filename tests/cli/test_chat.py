@@ -253,13 +253,26 @@ def test_a_served_model_answers_and_sees() -> None:
 
 
 @pytest.mark.parametrize("model", [[], ["tiny"], [str(DEFAULT_MODEL)]])
-def test_without_a_server_it_starts_one_and_ends_it(model: list[str]) -> None:
+def test_without_a_server_it_starts_one_and_ends_it(model: list[str], tmp_path: Path) -> None:
     taken, url = unused_url()
     with taken:
-        mark = {"MARK_OF_THIS_TEST": f"{url} {model}"}
+        mark = {"LMLITE_MODELS": str(tmp_path)}  # a folder without models
         done = chat(url, *model, "-p", "Say hello world", "--temperature", "0", **mark)
     assert done == (0, "hello world\n", "")
-    assert processes_with(mark["MARK_OF_THIS_TEST"]) == []
+    assert processes_with(str(tmp_path)) == []
+
+
+def test_the_server_that_it_starts_has_the_models_of_the_folder(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.gguf").symlink_to(DEFAULT_MODEL)
+    asked = ["-p", "Say hello world", "--temperature", "0"]
+    taken, url = unused_url()
+    with taken:
+        done = chat(url, "two", *asked, LMLITE_MODELS=str(tmp_path))
+        assert done == (0, "hello world\n", "")
+        code, out, why = chat(url, "none-such", *asked, LMLITE_MODELS=str(tmp_path))
+    assert (code, out) == (1, "")
+    assert why == "lmlite: there is no model 'none-such'; this server has: one, two\n"
 
 
 def processes_with(value: str) -> list[str]:

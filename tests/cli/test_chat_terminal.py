@@ -285,6 +285,15 @@ def test_why_one_waits_is_shown_until_the_answer_comes() -> None:
         assert talk.say("Hi") == "\r\x1b[Kqueued 2\r\x1b[Kqueued 1\\x1b\r\x1b[KA\n"
 
 
+def test_the_start_of_a_server_is_shown(tmp_path: Path) -> None:
+    file = tmp_path / "none.gguf"
+    with Terminal("chat", str(file)) as terminal:
+        assert terminal.end() == 1
+        assert terminal.shown.startswith(f"\r\x1b[Kloading {file} 0 s\r\x1b[K")
+        why = "lmlite: none.gguf cannot be loaded: it does not exist\r\n"
+        assert terminal.shown.endswith(f"\r\x1b[K{why}")
+
+
 def test_a_script_at_a_terminal_sees_its_answer_there() -> None:
     server = ScriptedServer(said("A\n"))
     with server, Terminal("chat", "--url", server.url, "-p", "Hi") as terminal:

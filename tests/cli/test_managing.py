@@ -1,6 +1,7 @@
 """`lmlite ls`, `ps`, `load`, `unload` and `status`, and a server whose answers are prepared."""
 
 import json
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from lmlite.cli import command
+from lmlite.server.models import machine_memory
+from tests.conftest import DEFAULT_MODEL
 from tests.support.prepared_answers import PreparedServer
 
 MODELS = "GET /api/v1/models"
@@ -311,3 +314,48 @@ def test_the_key_is_sent(server: PreparedServer, lmlite: Lmlite, tmp_path: Path)
     assert server.keys == ["Bearer a-key-of-the-tests"]
     server.answers[MODELS] = (401, {"error": {"message": "no"}})
     assert lmlite("ps", code=1).startswith(f"lmlite: {server.url} asks for a key: ")
+
+
+# ---- what a model would take -----------------------------------------------------------------
+
+
+def test_an_estimate_needs_no_server(capsys: pytest.CaptureFixture[str]) -> None:
+    with free_address() as url:
+        assert command.main(["load", str(DEFAULT_MODEL), "--estimate-only", "--url", url]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["PART", "MEMORY"]
+    parts = {line.split()[0] for line in lines[1:-1]}
+    assert {"weights", "cells", "buffers", "vocabulary", "process", "total"} <= parts
+    assert lines[-1].startswith("it fits: ")
+
+
+def test_an_estimate_follows_the_flags_and_finds_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.gguf").symlink_to(DEFAULT_MODEL)
+
+    def n_mib(*flags: str) -> int:
+        given = ["load", "other", "--estimate-only", "--models", str(tmp_path), *flags]
+        assert command.main(given) == 0
+        (total,) = [line for line in capsys.readouterr().out.splitlines() if "total" in line]
+        return int(total.split()[1])
+
+    assert n_mib("--ctx", "512") < n_mib() < n_mib("--ctx", "65536", "--parallel", "32")
+
+
+def test_an_estimate_that_is_too_large_fails_with_the_numbers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(machine_memory, "machine_bytes", lambda: 1 << 20)
+    assert command.main(["load", str(DEFAULT_MODEL), "--estimate-only"]) == 1
+    assert re.fullmatch(
+        r"lmlite: tiny needs \d+ MiB with the least context \(.*\), and the machine has 1 MiB\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_an_estimate_of_an_unknown_model_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["load", "x", "--estimate-only", "--models", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "lmlite: there is no model 'x'; this server has no models\n"

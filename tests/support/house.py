@@ -23,7 +23,8 @@ from lmlite.server.http import Handler
 from lmlite.server.logs import Log
 from lmlite.server.models.defaults import NO_DEFAULTS
 from lmlite.server.models.life import Failed
-from lmlite.server.models.registry import Registry, ServedModel
+from lmlite.server.models.registry import Registry
+from lmlite.server.models.served_model import ServedModel
 from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.server import Server
 from tests import REPOSITORY
@@ -119,6 +120,16 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def model_file(path: str) -> ModelFile:
+    """A description of a model that does not exist."""
+    return ModelFile(
+        path=path, architecture="llama", name="Fake", quantisation="F16",
+        n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
+        embeds_only=False, n_tensor_bytes=1, mtime=1234567890,
+        parts=(), shape=Shape(64, 4, 512, ((32, 32),), 0, 0, 1, 0, False),
+    )  # fmt: skip
+
+
 @contextmanager
 def opened(
     mode: str = "",
@@ -134,14 +145,9 @@ def opened(
     log = log or Log("info", lines)
     load = Load(model_path, n_parallel=n_parallel, n_queue=n_queue)
     supervisor = Supervisor(load, log, (*FAKE_WORKER, mode))
-    file = ModelFile(
-        path=model_path, architecture="llama", name="Fake", quantisation="F16",
-        n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
-        embeds_only=False, n_tensor_bytes=1, mtime=1234567890,
-        parts=(), shape=Shape(64, 4, 512, ((32, 32),), 0, 0, 1, 0, False),
-    )  # fmt: skip
+    file = model_file(model_path)
     defaults = replace(NO_DEFAULTS, limits=limits)
-    registry = Registry([ServedModel("fake", file, supervisor, defaults)])
+    registry = Registry([ServedModel("fake", file, supervisor, defaults)], log)
     sockets = listen("127.0.0.1", 0, limits.backlog)
     server = Server(sockets, Handler, registry, log, gate=gate, limits=limits)
     supervisor.start()

@@ -9,7 +9,7 @@ from lmlite.messages import Chat, Complete, Json, Planned, SamplingParams
 from lmlite.server.api.call import Call
 from lmlite.server.api.reply import ComputedReply
 from lmlite.server.models.defaults import Defaults
-from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.served_model import ServedModel
 
 # Sampling parameters that have other names in requests.
 _FIELDS = {"n_logprobs": ("logprobs", "top_logprobs"),

@@ -6,7 +6,7 @@ for the client. Pure: does no input or output.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from lmlite.errors import ApiError
 from lmlite.messages import (
@@ -23,7 +23,11 @@ from lmlite.messages import (
 from lmlite.server.api.call import Call
 from lmlite.server.api.turn import Turn, Writer
 from lmlite.server.front import wire
-from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.life import State
+from lmlite.server.models.served_model import ServedModel
+
+# The worker's events; the model's state while a request waits for that to be loaded.
+Incoming: TypeAlias = ReplyEvent | State
 
 
 class Reply(ABC):
@@ -34,8 +38,11 @@ class Reply(ABC):
         self.call, self.id, self.model, self.created = call, reply_id, model, created
 
     @abstractmethod
-    def add(self, event: ReplyEvent) -> bytes:
-        """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
+    def add(self, event: Incoming) -> bytes:
+        """Takes the next event. Returns the bytes to stream for it, b"" if there are none.
+
+        While the model is being loaded, an event is the model's state.
+        """
 
     @abstractmethod
     def whole(self) -> Json:
@@ -49,7 +56,7 @@ class ComputedReply(Reply):
         super().__init__(call, reply_id, model, created)
         self._results: dict[int, Any] = {}
 
-    def add(self, event: ReplyEvent) -> bytes:
+    def add(self, event: Incoming) -> bytes:
         """Takes the next event; nothing is streamed for it."""
         if isinstance(event, Embedded | Planned):
             self._results[event.index] = event
@@ -75,7 +82,7 @@ class GeneratedReply(Reply, Writer):
         self.written: list[bytes] = []  # stream events that `add` will return
         self._n_per_prompt = call.request.n  # choices for each prompt
 
-    def add(self, event: ReplyEvent) -> bytes:
+    def add(self, event: Incoming) -> bytes:
         """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
         if isinstance(event, Delta):
             logprobs = self.text_logprobs(event) if self.has_logprobs else ()

@@ -13,7 +13,8 @@ from lmlite.messages import Json
 from lmlite.server.api.call import Call
 from lmlite.server.api.reply import Reply
 from lmlite.server.models.defaults import Defaults
-from lmlite.server.models.registry import Registry, ServedModel
+from lmlite.server.models.registry import Registry
+from lmlite.server.models.served_model import ServedModel
 
 ErrorBody = Callable[[ApiError, str], Json]  # the error, and the request's id
 

@@ -16,7 +16,7 @@ from lmlite.server.api.openai.requests import parse_chat, token_ids
 from lmlite.server.api.reply import ComputedReply
 from lmlite.server.api.route import PageRoute, WorkerRoute
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
-from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.served_model import ServedModel
 
 _SHAPE = {"with_pieces", "return_token_strs"}
 _TEXT_FIELDS = {"model", "prompt", "add_special_tokens", "content", "add_special", "parse_special",
@@ -89,7 +89,7 @@ class TokenReply(ComputedReply):
         return {
             "tokens": tokens,
             "count": len(tokens),
-            "max_model_len": self.model.supervisor.loaded().n_ctx,
+            "max_model_len": self.model.described().n_ctx,
             "token_strs": texts if self.call.with_texts else None,
         }
 
@@ -106,14 +106,14 @@ class TextReply(ComputedReply):
 
 def tokenizer_info(model: ServedModel) -> Json:
     """The reply to GET /tokenizer_info, with names from Hugging Face's tokenizer_config.json."""
-    ready = model.supervisor.loaded()
+    ready = model.described()
     return {
         "tokenizer_class": "GGUF",
         "bos_token": ready.bos_token,
         "eos_token": ready.eos_token,
         "pad_token": ready.pad_token,
         "add_bos_token": ready.adds_bos,
-        "chat_template": model.supervisor.load.chat_template or model.file.chat_template,
+        "chat_template": (model.load and model.load.chat_template) or model.file.chat_template,
         "model_max_length": ready.n_ctx,
         "vocab_size": ready.n_vocab,
     }
@@ -130,5 +130,5 @@ def _text_or_bytes(piece: bytes) -> str | list[int]:
 ROUTES = (
     WorkerRoute("/tokenize", parse_tokenize, TokenReply, "tokens-", has_dry_run=False),
     WorkerRoute("/detokenize", parse_detokenize, TextReply, "text-", has_dry_run=False),
-    PageRoute("/tokenizer_info", lambda registry, _: tokenizer_info(registry.models()[0])),
+    PageRoute("/tokenizer_info", lambda registry, _: tokenizer_info(registry.find(None))),
 )

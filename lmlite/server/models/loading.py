@@ -1,24 +1,29 @@
-"""Makes a served model from its options: checks its files and plans its memory.
+"""Makes served models from the files of the catalog: checks them, plans and supervises them.
 
-Does not load the model: the supervisor does that once it is started.
+Does not load a model: its supervisor does that once it is started.
 """
 
+import hashlib
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import lmlite
-from lmlite.errors import ModelFileError
+from lmlite.errors import ModelFileError, ModelNotFound
 from lmlite.gguf import memory_estimate
-from lmlite.gguf.file import ModelFile, read_model_file
+from lmlite.gguf.file import ModelFile
 from lmlite.gguf.memory_estimate import Plan
-from lmlite.gguf.projector import Projector, projector_beside, read_projector_file
+from lmlite.gguf.projector import Projector, read_projector_file
 from lmlite.messages import Load, RopeScaling
-from lmlite.server.logs import Log, printable
+from lmlite.server.logs import Log
+from lmlite.server.models.catalog import Catalog, CatalogEntry
 from lmlite.server.models.defaults import Defaults
-from lmlite.server.models.machine_memory import Bound, least_bound
-from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.machine_memory import Bound, Share, least_bound
+from lmlite.server.models.model_check import has_changed
+from lmlite.server.models.served_model import ServedModel
 from lmlite.server.models.supervisor import WATCHDOG_S, Supervisor
 from lmlite.server.models.worker_process import WorkerProcess
 
@@ -28,60 +33,160 @@ EMBEDDED_PROJECTOR = EMBEDDED_MODEL.with_name("tiny-mmproj.gguf")
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """The user's choices for one model."""
+    """The user's choices for all models."""
 
-    load: Load  # `served_model` adds the values that come from the model's files
+    load: Load  # `Shelf` adds the values that come from a model's files
     defaults: Callable[[ModelFile, bool], Defaults]  # arguments: the file, whether it takes images
-    aliases: Sequence[str] = ()  # names for clients; if empty, the file's name
     chat_template_path: str | None = None
-    memory: int | None = None  # bytes that the worker may take; None: all that the machine has left
+    memory: int | None = None  # bytes that the workers may take; None: all that the machine has
     watchdog_s: float = WATCHDOG_S
+    idle_unload: float | None = None  # seconds after which a named model leaves; None: never
 
 
-def served_model(
-    options: ModelOptions, log: Log, prestarted: WorkerProcess | None = None
-) -> ServedModel:
-    """A checked model and its supervisor, which is not started and owns the prestarted worker.
+class Shelf:
+    """The models that this server can serve, made from the catalog's files when asked for."""
 
-    Raises ModelFileError or DoesNotFit; the caller then still owns the prestarted worker.
-    """
-    path = os.path.abspath(options.load.model_path)
-    file = read_model_file(path)
-    if file.pooling == "rank":
-        raise ModelFileError(f"{Path(path).name} is a reranking model, which has no endpoint here")
-    projector = projector_of(path, options.load.mmproj_path)
-    load = replace(
-        options.load,
-        model_path=file.path,
-        parts=file.parts,
-        generates=not file.embeds_only,
-        rope=scaled(options.load.rope, options.load.n_ctx, file.n_ctx_train),
-        chat_template=_template(options.chat_template_path),
-        mmproj_path=projector.path if projector else None,
-    )
-    bound = least_bound(options.memory, prestarted.pid if prestarted else None)
-    plan = _planned(load, bound, file, projector)
-    for note in plan.notes:
-        log.line("warning", note)
-    supervisor = Supervisor(
-        plan.load,
-        log,
-        watchdog_s=options.watchdog_s,
-        file=file,
-        projector=projector,
-        prestarted=prestarted,
-    )
-    name, *aliases = dict.fromkeys(options.aliases or [printable(Path(path).stem)])
-    defaults = options.defaults(file, projector is not None)
-    return ServedModel(name, file, supervisor, defaults, plan, tuple(aliases))
+    def __init__(
+        self,
+        catalog: Catalog,
+        options: ModelOptions,
+        log: Log,
+        prestarted: WorkerProcess | None = None,
+    ) -> None:
+        """`prestarted`: a running process without a model, for the first model that is loaded."""
+        self._catalog, self._options, self._log = catalog, options, log
+        self._prestarted = prestarted
+        self._models: dict[CatalogEntry, ServedModel] = {}
+        self._making = threading.Lock()  # guards the dict above
+
+    def models(self) -> list[ServedModel]:
+        """All models that can be served, in the catalog's order."""
+        found = []
+        for entry in self._catalog.entries():
+            try:
+                found.append(self.model(entry))
+            except ModelFileError as err:
+                self._log.line_once("warning", f"{entry.name} is not served: {err}")
+        for note in self._catalog.notes():
+            self._log.line_once("warning", note)
+        return found
+
+    def named(self) -> list[ServedModel]:
+        """Those that the command line names. Raises ModelFileError."""
+        return [self.model(entry) for entry in self._catalog.entries() if entry.is_named]
+
+    @property
+    def sees(self) -> bool:
+        """Whether any of the models may take images."""
+        entries = self._catalog.entries()
+        return bool(self._options.load.mmproj_path) or any(map(projector_path, entries))
+
+    def find(self, name: str) -> ServedModel:
+        """The model with this name. Raises ModelNotFound."""
+        entry = self._catalog.find(name)
+        try:
+            return self.model(entry)
+        except ModelFileError as err:
+            raise ModelNotFound(f"'{entry.name}' cannot be served: {err}", param="model") from None
+
+    def model(self, entry: CatalogEntry) -> ServedModel:
+        """The model of a file. Raises ModelFileError."""
+        file = self._catalog.read(entry)
+        with self._making:
+            known = self._models.get(entry)
+            if known is None or known.file is not file or _is_replaced(known.projector):
+                known = self._models[entry] = self._made(entry, file)
+            return known
+
+    def _made(self, entry: CatalogEntry, file: ModelFile) -> ServedModel:
+        if file.pooling == "rank":
+            name = Path(file.path).name
+            raise ModelFileError(f"{name} is a reranking model, which has no endpoint here")
+        options = self._options
+        path = options.load.mmproj_path or projector_path(entry)
+        projector = read_projector_file(str(Path(path).resolve())) if path else None
+        load = replace(
+            options.load,
+            model_path=file.path,
+            parts=file.parts,
+            generates=not file.embeds_only,
+            rope=scaled(options.load.rope, options.load.n_ctx, file.n_ctx_train),
+            chat_template=_template(options.chat_template_path),
+            mmproj_path=projector.path if projector else None,
+            cache_dir=self._cache_dir(entry),
+        )
+        name, *aliases = entry.aliases or (entry.name,)
+        return ServedModel(
+            name,
+            file,
+            defaults=options.defaults(file, projector is not None),
+            aliases=tuple(aliases),
+            idle_s=options.idle_unload if entry.is_named else None,
+            entry=entry,
+            projector=projector,
+            wanted=load,
+        )
+
+    def _cache_dir(self, entry: CatalogEntry) -> str | None:
+        """The model's own folder of checkpoints, if it is one of several models."""
+        folder = self._options.load.cache_dir
+        if folder is None or len(self._catalog.entries()) == 1:
+            return folder
+        digest = hashlib.blake2b(os.fsencode(entry.path), digest_size=8).hexdigest()
+        return str(Path(folder) / digest)
+
+    # ---- how to load a model ---------------------------------------------------------------
+
+    def bound(self, loaded: Sequence[ServedModel]) -> Bound | None:
+        """What one more model may take beside these. None: no bound is known."""
+        # This process loads no GPU driver, so it does not know how much memory a GPU has.
+        if self._options.load.uses_gpu and self._options.memory is None:
+            return None
+        shares = [
+            Share(model.plan.estimate.total, model.supervisor.pid if model.supervisor else None)
+            for model in loaded
+            if model.plan is not None
+        ]
+        prestarted = self._prestarted
+        return least_bound(self._options.memory, prestarted.pid if prestarted else None, shares)
+
+    def plan(self, model: ServedModel, bound: Bound | None, changes: Mapping[str, Any]) -> Plan:
+        """Shrinks caches and context to the available memory. Raises DoesNotFit."""
+        assert model.wanted is not None
+        load = replace(model.wanted, **changes)
+        if bound is None or load.uses_gpu:
+            return memory_estimate.plan(model.file, load, None, projector=model.projector)
+        n_bytes = max(0, bound.n_bytes)
+        return memory_estimate.plan(model.file, load, n_bytes, bound.because, model.projector)
+
+    def supervisor(self, model: ServedModel, plan: Plan) -> Supervisor:
+        """The model's supervisor, which is not started."""
+        prestarted, self._prestarted = self._prestarted, None
+        return Supervisor(
+            plan.load,
+            self._log,
+            watchdog_s=self._options.watchdog_s,
+            file=model.file,
+            projector=model.projector,
+            prestarted=prestarted,
+        )
+
+    def close(self) -> None:
+        """Ends the prestarted worker if no model took it."""
+        if self._prestarted is not None:
+            self._prestarted.kill()
+            self._prestarted.reap()
+            self._prestarted = None
 
 
-def projector_of(model_path: str, mmproj_path: str | None) -> Projector | None:
-    """The projector at mmproj_path, else the one in the model's folder. Raises ModelFileError."""
-    if mmproj_path is None and Path(model_path) == EMBEDDED_MODEL:
-        mmproj_path = str(EMBEDDED_PROJECTOR)
-    path = mmproj_path or projector_beside(model_path)
-    return read_projector_file(str(Path(path).resolve())) if path else None
+def _is_replaced(projector: Projector | None) -> bool:
+    return projector is not None and has_changed(projector)
+
+
+def projector_path(entry: CatalogEntry) -> str | None:
+    """The path of the model's projector."""
+    is_embedded = Path(entry.path) == EMBEDDED_MODEL
+    return str(EMBEDDED_PROJECTOR) if is_embedded else entry.projector_path
 
 
 def scaled(rope: RopeScaling, n_ctx: int | None, n_ctx_train: int) -> RopeScaling:
@@ -99,11 +204,3 @@ def _template(path: str | None) -> str | None:
         return Path(path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as err:
         raise ModelFileError(f"{path} cannot be read: {err}") from None
-
-
-def _planned(load: Load, bound: Bound | None, file: ModelFile, projector: Projector | None) -> Plan:
-    """Shrinks caches and context to the available memory. Raises DoesNotFit."""
-    # This process loads no GPU driver, so it does not know how much memory a GPU has.
-    if bound is None or load.uses_gpu:
-        return memory_estimate.plan(file, load, None, projector=projector)
-    return memory_estimate.plan(file, load, bound.n_bytes, bound.because, projector)

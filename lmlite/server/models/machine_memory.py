@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,23 +20,39 @@ class Bound(NamedTuple):
     n_bytes: int
 
 
-def least_bound(n_asked: int | None, worker_pid: int | None = None) -> Bound | None:
+class Share(NamedTuple):
+    """Bytes that a worker may take."""
+
+    n_bytes: int
+    pid: int | None  # None: it has no process now
+
+
+def least_bound(
+    n_asked: int | None, worker_pid: int | None = None, others: Sequence[Share] = ()
+) -> Bound | None:
     """The smallest bound, or None if none is known.
 
-    `n_asked` replaces the machine's free memory, but the limits of control groups still apply. What
-    a worker that was started early holds already is part of what it may take.
+    `n_asked` is for all workers, and replaces the machine's free memory; the limits of control
+    groups still apply. What a worker that was started early holds already is part of what it may
+    take. What other workers may take but do not hold yet is not free.
     """
-    held = held_by(worker_pid) if worker_pid is not None else None
-    n_held = held.own if held else 0
+    n_held = _own(worker_pid)
+    n_due = sum(max(0, other.n_bytes - _own(other.pid)) for other in others)
     machine = machine_bytes()
-    bounds = [Bound("the control group has", n_bytes + n_held) for n_bytes in group_bytes()]
+    bounds = [Bound("the control group has", n_bytes + n_held - n_due) for n_bytes in group_bytes()]
     if n_asked is not None:
-        bounds.append(Bound("--memory allows", n_asked))
+        n_taken = sum(other.n_bytes for other in others)
+        bounds.append(Bound("--memory allows", n_asked - n_taken))
     elif machine is not None:
-        bounds.append(Bound("the machine has", machine + n_held))
+        bounds.append(Bound("the machine has", machine + n_held - n_due))
     if ADDRESSABLE is not None:
         bounds.append(Bound("a process of 32 bits has", ADDRESSABLE))
     return min(bounds, key=lambda bound: bound.n_bytes, default=None)
+
+
+def _own(pid: int | None) -> int:
+    held = held_by(pid) if pid is not None else None
+    return held.own if held else 0
 
 
 def machine_bytes() -> int | None:

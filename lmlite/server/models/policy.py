@@ -22,6 +22,7 @@ Nobody starves, if answers, loads and unloads end:
   elsewhere, they take tickets again, also those that have joined the line meanwhile.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from typing import NamedTuple
@@ -90,6 +91,7 @@ class Unload(NamedTuple):
 class Policy:
     """The models that hold memory, and the line of tickets that wait for others."""
 
+    name_of: Callable[[str], str] = str  # a model's name in refusals, by key
     residents: dict[str, Resident] = field(default_factory=dict)
     line: list[Ticket] = field(default_factory=list)
     draining: set[str] = field(default_factory=set)  # models with users that make room for the head
@@ -221,9 +223,11 @@ class Policy:
         return [Unload(resident) for resident in residents]
 
     def _refusal(self, head: Ticket, n_reachable: float) -> str:
-        kept = sorted(r.key for r in self.residents.values() if r.stays and not r.is_ending)
+        kept = sorted(
+            self.name_of(r.key) for r in self.residents.values() if r.stays and not r.is_ending
+        )
         unload = f"unload {' or '.join(kept)}, or " if kept else ""
         return (
-            f"{head.key} needs {in_words(head.n_bytes)} of memory, and at most "
+            f"{self.name_of(head.key)} needs {in_words(head.n_bytes)} of memory, and at most "
             f"{in_words(max(0, int(n_reachable)))} can be made free; {unload}use a smaller model"
         )

@@ -1,79 +1,429 @@
-"""The models of this server, and their names."""
+"""The models of this server: which there are, who uses them, and which are loaded.
 
-from collections.abc import Iterator
+Requests hold a model with a lease. `policy.py` decides which models are loaded for them and which
+leave; the registry's own thread, the keeper, carries that out, so that no two decisions overlap.
+A model's supervisor exists while the model is loaded, is being loaded or is leaving.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Any, Protocol
 
-from lmlite.errors import ModelNotFound
-from lmlite.gguf.file import ModelFile
-from lmlite.gguf.memory_estimate import Plan
-from lmlite.server.logs import printable
-from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
-from lmlite.server.models.machine_memory import held_by
-from lmlite.server.models.supervisor import Supervisor
+from lmlite.errors import (
+    BadRequest,
+    MissingParameter,
+    ModelFailed,
+    ModelFileError,
+    ModelNotFound,
+    Unavailable,
+)
+from lmlite.gguf.memory_estimate import DoesNotFit, Plan, in_words
+from lmlite.server.logs import Level, Log
+from lmlite.server.models import life
+from lmlite.server.models.machine_memory import Bound
+from lmlite.server.models.model_check import identities
+from lmlite.server.models.policy import Policy, Resident, Ticket, Unload
+from lmlite.server.models.served_model import ServedModel
+from lmlite.server.models.supervisor import SPAWN_FAULTS, Supervisor
+
+LOOK_S = 0.5  # between two looks at the memory while a model waits for it
+POLL_S = 0.1  # between two looks of somebody who waits for a model
 
 
-@dataclass(frozen=True)
-class ServedModel:
-    """A model file with its names, its supervisor, and its defaults for requests."""
+class Supply(Protocol):
+    """Where models come from."""
 
-    name: str  # in replies and in the log
-    file: ModelFile
-    supervisor: Supervisor
-    defaults: Defaults = NO_DEFAULTS
-    plan: Plan | None = None
-    aliases: tuple[str, ...] = ()
+    def models(self) -> list[ServedModel]:
+        """All that can be served, in the order of `/v1/models`."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All its names for clients."""
-        return (self.name, *self.aliases)
+    def find(self, name: str) -> ServedModel:
+        """The model with this name. Raises ModelNotFound."""
 
-    def memory(self) -> dict[str, object]:
-        """The worker's memory in bytes: estimated, allowed and held now. None: unknown."""
-        assert self.plan is not None
-        estimate, pid = self.plan.estimate, self.supervisor.pid
-        held = held_by(pid) if pid is not None else None
-        return {
-            "estimated": asdict(estimate) | {"total": estimate.total},
-            "allowed": self.plan.n_allowed,
-            "held": held._asdict() if held else None,
-        }
+    def bound(self, loaded: Sequence[ServedModel]) -> Bound | None:
+        """What one more model may take beside these; None: no bound is known."""
 
-    @property
-    def sees(self) -> bool:
-        """Whether the model takes images."""
-        return self.defaults.takes_images
+    def plan(self, model: ServedModel, bound: Bound | None, changes: Mapping[str, Any]) -> Plan:
+        """How to load a model. Raises DoesNotFit."""
+
+    def supervisor(self, model: ServedModel, plan: Plan) -> Supervisor:
+        """The model's supervisor, which is not started."""
+
+
+class Lease:
+    """One request's hold of a model, from its arrival to its end."""
+
+    def __init__(self, registry: "Registry", model: ServedModel, ticket: Ticket) -> None:
+        self._registry, self.model, self.ticket = registry, model, ticket
+
+    def supervisor(self, timeout_s: float) -> Supervisor | None:
+        """The model's supervisor, or None if there is no room for the model within timeout_s.
+
+        It may still be loading the model, and accepts requests while it does. Raises ModelFailed
+        if there will never be room, or the model's worker could not be started.
+        """
+        return self._registry.supervisor_for(self, timeout_s)
 
 
 class Registry:
     """The models of this server."""
 
-    def __init__(self, models: list[ServedModel]) -> None:
-        self._models = models
+    def __init__(
+        self,
+        models: Sequence[ServedModel] = (),
+        log: Log | None = None,
+        supply: Supply | None = None,
+        *,
+        is_jit: bool = True,
+        ttl_s: float | None = None,
+        takes_any_name: bool = False,
+        may_manage: bool = True,
+    ) -> None:
+        """`models` are loaded already, and stay. `supply` has all models that can be served.
+
+        `is_jit`: whether a request loads its model. `ttl_s`: how long such a model stays after its
+        last request, unless the request says otherwise. `takes_any_name`: whether unknown names
+        mean the default model.
+        """
+        self._models = {model.key: model for model in models}  # those that have been asked for
+        self._log, self._supply = log or Log(), supply
+        self.is_jit, self.ttl_s, self._takes_any_name = is_jit, ttl_s, takes_any_name
+        self.may_manage = may_manage
+        self.n_loads = self.n_unloads = 0
+        self._n_past_starts = 0  # workers of supervisors that are gone
+        self._policy = Policy(lambda key: self._models[key].name)
+        for model in models:
+            self._policy.residents[model.key] = Resident(model.key, 0, ttl_s=None, stays=True)
+        self._plans: dict[str, Plan] = {}  # of models that wait or are loaded
+        self._changed = threading.Condition(threading.RLock())  # guards all of the above
+        self._is_closing = False
+        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
+
+    def start(self) -> None:
+        """Starts the keeper. Without it no model is loaded, and none leaves."""
+        self._keeper.start()
+
+    # ---- which models there are ------------------------------------------------------------
 
     def models(self) -> list[ServedModel]:
         """All models, in the order in which `/v1/models` lists them."""
-        return list(self._models)
+        if self._supply is None:
+            return list(self._models.values())
+        found = [self._known(model) for model in self._supply.models()]
+        # The file of a loaded model may be away.
+        return [*(model for model in self.loaded() if model not in found), *found]
+
+    def listed(self) -> list[ServedModel]:
+        """What clients may ask for: all models, or those that are loaded if requests load none."""
+        return self.models() if self.is_jit else self.loaded()
+
+    def loaded(self) -> list[ServedModel]:
+        """The models that have a worker, or are about to."""
+        with self._changed:
+            return [model for model in self._models.values() if model.supervisor is not None]
+
+    @property
+    def only(self) -> ServedModel | None:
+        """The server's model, if it has only one."""
+        models = self.models()
+        return models[0] if len(models) == 1 else None
 
     def find(self, name: str | None) -> ServedModel:
-        """The model with this name or file name; without a name, the first one.
+        """The model with this name. Raises ModelNotFound.
 
-        Raises ModelNotFound.
+        Without a name: the only model that is loaded, else the only one there is. Raises
+        MissingParameter if there are several.
         """
-        for model in self._models:
-            if not name or name in (*model.names, printable(Path(model.file.path).name)):
+        if not name:
+            return self._default()
+        for model in self.loaded():
+            if model.is_named(name):
                 return model
-        known = ", ".join(name for model in self._models for name in model.names)
-        raise ModelNotFound(f"there is no model '{name}'; this server has: {known}", param="model")
+        try:
+            if self._supply is None:
+                known = ", ".join(name for model in self.models() for name in model.names)
+                raise ModelNotFound(
+                    f"there is no model '{name}'; this server has: {known}", param="model"
+                )
+            return self._known(self._supply.find(name))
+        except ModelNotFound:
+            if not self._takes_any_name:
+                raise
+            return self._default(among_several=True)
+
+    def _default(self, *, among_several: bool = False) -> ServedModel:
+        models = self.loaded()
+        if len(models) != 1:
+            models = self.models()
+        if not models:
+            raise ModelNotFound("this server has no model", param="model")
+        if len(models) > 1 and not among_several:
+            known = ", ".join(model.name for model in models)
+            raise MissingParameter(f"model is missing; this server has: {known}", param="model")
+        return models[0]
+
+    def _known(self, model: ServedModel) -> ServedModel:
+        """The object that is loaded, in place of a newer one of the same model."""
+        known = self._models.get(model.key)
+        return known if known is not None and self._policy.knows(model.key) else model
+
+    def check_admission(self) -> None:
+        """Raises Unavailable when any further request would be refused."""
+        only = self.only
+        if only is not None and only.supervisor is not None:
+            only.supervisor.check_admission()
+
+    # ---- requests --------------------------------------------------------------------------
 
     @contextmanager
-    def acquire(self, name: str | None) -> Iterator[ServedModel]:
-        """The model for one request, until the `with` block ends. Raises ModelNotFound."""
-        yield self.find(name)
+    def lease(
+        self,
+        model: ServedModel,
+        ttl_s: float | None = None,
+        *,
+        stays: bool = False,
+        changes: Mapping[str, Any] | None = None,
+    ) -> Iterator[Lease]:
+        """Holds the model until the `with` block ends; loads it if it is not loaded.
+
+        `ttl_s`: how long it then stays after its last request; None: until its memory is needed.
+        `stays`: it does not leave to make room. `changes`: values for fields of its Load. Raises
+        ModelFailed or ModelNotFound.
+        """
+        with self._changed:
+            model = self._known(model)
+            resident = self._policy.residents.get(model.key)
+            if resident is None and not (self.is_jit or stays):
+                raise ModelNotFound(
+                    f"'{model.name}' is not loaded, and this server loads models only when told to:"
+                    f" lmlite load {model.name}",
+                    param="model",
+                )
+            n_bytes = resident.n_bytes if resident else self._reckon(model, changes)
+            ticket = Ticket(model.key, n_bytes, ttl_s, stays)
+            self._models[model.key] = model
+            self._policy.arrive(ticket, time.monotonic())
+            self._changed.notify_all()
+        try:
+            yield Lease(self, model, ticket)
+        finally:
+            with self._changed:
+                self._policy.leave(ticket, time.monotonic())
+                self._changed.notify_all()
+
+    def has_room_for(self, model: ServedModel) -> bool:
+        """Whether the model fits beside those that are loaded. Raises ModelFailed."""
+        with self._changed:
+            return self._reckon(model, None) <= self._n_free()
+
+    def _reckon(self, model: ServedModel, changes: Mapping[str, Any] | None) -> int:
+        """Plans the load of a model, unless others wait for it; returns its bytes.
+
+        If no bound is known, each model counts as 1. Raises ModelFailed.
+        """
+        if self._supply is None or self._is_closing:
+            raise Unavailable("the server is stopping")
+        if model.failure is not None and model.failure[1] == identities(model.file):
+            raise ModelFailed(f"the model is not available: {model.failure[0]}")
+        bound = self._supply.bound(self.loaded())
+        if bound is not None:  # those that can leave do not count
+            bound = bound._replace(n_bytes=bound.n_bytes + self._policy.n_evictable())
+        if not self._policy.knows(model.key):
+            try:
+                self._plans[model.key] = self._supply.plan(model, bound, changes or {})
+            except DoesNotFit as err:
+                raise ModelFailed(str(err)) from None
+        return self._plans[model.key].estimate.total if bound is not None else 1
+
+    def supervisor_for(self, lease: Lease, timeout_s: float) -> Supervisor | None:
+        """See Lease.supervisor."""
+        model, ticket = lease.model, lease.ticket
+        with self._changed:
+            self._changed.wait_for(
+                lambda: ticket.refusal or self._has_ended(ticket) or self._supervisor(lease),
+                timeout_s,
+            )
+            if ticket.refusal:
+                raise ModelFailed(ticket.refusal)
+            if self._has_ended(ticket):
+                why = model.failure[0] if model.failure else "its worker could not be started"
+                raise ModelFailed(f"the model is not available: {why}")
+            return self._supervisor(lease)
+
+    def _has_ended(self, ticket: Ticket) -> bool:
+        """Whether the load that the ticket was admitted to has failed."""
+        return ticket.is_admitted and self._policy.residents.get(ticket.key) is not ticket.resident
+
+    def _supervisor(self, lease: Lease) -> Supervisor | None:
+        return lease.model.supervisor if lease.ticket.is_admitted else None
+
+    # ---- managing --------------------------------------------------------------------------
+
+    def load(
+        self,
+        name: str,
+        identifier: str | None = None,
+        ttl_s: float | None = None,
+        changes: Mapping[str, Any] | None = None,
+        poll: Callable[[], object] = lambda: None,
+    ) -> ServedModel:
+        """Loads a model, which then stays, or has its time to live; returns once it is ready.
+
+        `identifier`: a further name while it is loaded. `changes`: values for fields of its Load.
+        `poll` is called now and then, and may raise to give up. Raises ApiError.
+        """
+        model = self.find(name)
+        self._check_identifier(identifier, model)
+        self._check_changes(model, changes or {})
+        with self.lease(model, ttl_s, stays=True, changes=changes) as lease:
+            model = lease.model
+            while (supervisor := lease.supervisor(POLL_S)) is None:
+                poll()
+            while supervisor.ready is None:
+                supervisor.wait_until_settled(POLL_S)
+                if (error := life.refusal(supervisor.state)) is not None:
+                    raise error
+                poll()
+            self._check_changes(model, changes or {})  # another request may have loaded it
+            with self._changed:
+                self._policy.keep(model.key, stays=True, ttl_s=ttl_s)
+                if identifier and not model.is_named(identifier):
+                    model.identifiers.append(identifier)
+        return model
+
+    def _check_identifier(self, identifier: str | None, model: ServedModel) -> None:
+        for other in self.models() if identifier else ():
+            if other is not model and other.is_named(str(identifier)):
+                raise BadRequest(f"'{identifier}' is another model's name", param="identifier")
+
+    def _check_changes(self, model: ServedModel, changes: Mapping[str, Any]) -> None:
+        """A loaded model is not loaded a second time. Raises BadRequest if it would have to be."""
+        plan = self._plans.get(model.key)
+        if model.supervisor is None or plan is None:
+            return
+        for field, value in changes.items():
+            if (now := getattr(plan.load, field)) != value:
+                raise BadRequest(
+                    f"'{model.name}' is loaded with {field} {now}; unload it first", param=field
+                )
+
+    def unload(self, name: str, poll: Callable[[], object] = lambda: None) -> str:
+        """Unloads a model once its answers have ended; returns its name when it is gone.
+
+        `poll` is called now and then, and may raise to give up. Raises ModelNotFound if the model
+        is not loaded.
+        """
+        model = next((model for model in self.loaded() if model.is_named(name)), None)
+        if model is None:
+            raise ModelNotFound(f"no model '{name}' is loaded", param="instance_id")
+        with self._changed:
+            supervisor = model.supervisor
+            self._policy.ask_to_leave(model.key)
+            self._changed.notify_all()
+        while True:
+            with self._changed:
+                if self._changed.wait_for(lambda: model.supervisor is not supervisor, POLL_S):
+                    return model.name
+            poll()
+
+    def n_open(self) -> int:
+        """The number of requests that are running or waiting for a worker."""
+        return sum(model.supervisor.n_open() for model in self.loaded() if model.supervisor)
+
+    def n_worker_starts(self) -> int:
+        """How many workers were started."""
+        found = (model.supervisor.n_started for model in self.loaded() if model.supervisor)
+        return self._n_past_starts + sum(found)
+
+    def resident(self, model: ServedModel) -> Resident | None:
+        """What the policy knows of a loaded model: its users, its time to live."""
+        with self._changed:
+            return self._policy.residents.get(model.key)
 
     def close(self) -> None:
-        """Stops every worker."""
-        for model in self._models:
-            model.supervisor.stop()
+        """Stops every worker, for good."""
+        with self._changed:
+            self._is_closing = True
+            self._changed.notify_all()
+        for model in self.loaded():
+            if (supervisor := model.supervisor) is not None:
+                supervisor.stop()
+
+    # ---- the keeper's thread ---------------------------------------------------------------
+
+    def _keep(self) -> None:
+        while not self._is_closing:
+            with self._changed:
+                self._let_failed_leave()
+                now = time.monotonic()
+                actions = self._policy.decide(self._n_free(), now)
+                self._changed.notify_all()  # a ticket may have been admitted or refused
+                if not actions:
+                    self._changed.wait(self._pause_s(now))
+            for action in actions:
+                if isinstance(action, Unload):
+                    self._unload(action.resident)
+                else:
+                    self._load(action.resident)
+
+    def _pause_s(self, now_s: float) -> float | None:
+        """Until the next time to live ends. Memory becomes free without notice."""
+        looks = [self._policy.next_look_s(now_s), LOOK_S if self._policy.has_line else None]
+        return min((look_s for look_s in looks if look_s is not None), default=None)
+
+    def _n_free(self) -> float:
+        """Bytes that further models may take."""
+        bound = self._supply.bound(self.loaded()) if self._supply else None
+        if bound is not None:
+            return bound.n_bytes
+        # The memory of a GPU is not known here, so only one model at a time is loaded by requests.
+        return 1 - self._policy.n_evictable()
+
+    def _let_failed_leave(self) -> None:
+        """A model that cannot be loaded leaves, and is tried again once its file has changed."""
+        for model in self.loaded():
+            resident = self._policy.residents.get(model.key)
+            if resident is None or resident.stays or not resident.is_idle:
+                continue
+            if isinstance(failed := model.life, life.Failed):
+                model.failure = (failed.reason, list(identities(model.file)))
+                self._policy.ask_to_leave(model.key)
+
+    def _load(self, resident: Resident) -> None:
+        assert self._supply is not None
+        model, plan = self._models[resident.key], self._plans[resident.key]
+        for note in plan.notes:
+            self._log.line("warning", note)
+        try:
+            supervisor = self._supply.supervisor(model, plan)
+            supervisor.start()
+        except (*SPAWN_FAULTS, ModelFileError) as err:
+            self._log.line("error", f"{model.name} could not be loaded: {err}")
+            with self._changed:
+                model.failure = (str(err), list(identities(model.file)))
+                self._policy.gone(model.key)
+                self._changed.notify_all()
+            return
+        with self._changed:
+            model.plan, model.failure = plan, None
+            model.supervisor = supervisor
+            self.n_loads += 1
+            self._changed.notify_all()
+            if self._is_closing:
+                supervisor.stop()
+        level: Level = "debug" if resident.stays else "info"  # who told it to load is told
+        self._log.line(level, f"loading {model.name}, {in_words(resident.n_bytes)}")
+
+    def _unload(self, resident: Resident) -> None:
+        model = self._models[resident.key]
+        if (supervisor := model.supervisor) is not None:
+            supervisor.stop()
+            self._n_past_starts += supervisor.n_started
+        with self._changed:
+            model.supervisor = None
+            model.identifiers.clear()
+            self.n_unloads += 1
+            self._policy.gone(model.key)
+            self._changed.notify_all()
+        self._log.line("info", f"unloaded {model.name}")

@@ -6,11 +6,13 @@ the engine works. They restart from zero with a new worker.
 """
 
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from lmlite.messages import STEP_BOUNDS_S, EngineState
+from lmlite.server.models.registry import Registry
 from lmlite.server.watch.request_count import RequestCount
 
 REFUSALS = ("connections", "address", "threads")
@@ -51,16 +53,15 @@ class Metrics:
         *,
         n_connections: int,
         n_dropped: Mapping[str, int],
-        n_open: int,
-        n_started: int,
-        is_ready: bool,
-        engine: EngineState | None,
+        registry: Registry,
     ) -> str:
-        """All metrics, in the text format.
-
-        `n_dropped` counts dropped log lines and records by reader, `n_open` the requests that a
-        worker has, and `n_started` the workers started.
-        """
+        """All metrics, in the text format. `n_dropped`: lines and records of the log by reader."""
+        loaded = registry.loaded()
+        ready = [(model.name, model.ready) for model in loaded]
+        is_one = registry.only is not None  # then its rows have no label for it
+        engines = {
+            "" if is_one else name: state.engine for name, state in ready if state and state.engine
+        }
         with self._lock:
             requests = [
                 (f'{{path="{path}",status="{status}"}}', n)
@@ -77,33 +78,60 @@ class Metrics:
             ("tokens_total", "counter", "Tokens read, found in memory, generated.", tokens),
             ("log_dropped_total", "counter", "What a reader did not take in time.",
              _by("reader", n_dropped)),
-            ("requests_open", "gauge", "Requests at work.", [("", n_open)]),
-            ("worker_starts_total", "counter", "Workers.", [("", n_started)]),
-            ("ready", "gauge", "1: answers.", [("", int(is_ready))]),
+            ("requests_open", "gauge", "Requests at work.", [("", registry.n_open())]),
+            ("worker_starts_total", "counter", "Workers.", [("", registry.n_worker_starts())]),
+            ("model_loads_total", "counter", "Models loaded.", [("", registry.n_loads)]),
+            ("model_unloads_total", "counter", "Models unloaded.", [("", registry.n_unloads)]),
+            ("models_loaded", "gauge", "Models with a worker.", [("", len(loaded))]),
+            ("ready", "gauge", "1: answers.", [("", int(any(state for _, state in ready)))]),
         ]  # fmt: skip
-        return _text(metrics + (_engine_metrics(engine) if engine else []))
+        return _text(metrics + _engine_metrics(engines))
 
 
-def _engine_metrics(engine: EngineState) -> list[Metric]:
-    used, idle = engine.n_cells_used, engine.n_cells_idle
-    cells = {"used": used, "idle": idle, "free": engine.n_cells - used - idle}
-    buckets = dict(zip(map(str, STEP_BOUNDS_S), engine.steps_within, strict=True))
-    buckets["+Inf"] = engine.n_steps
-    steps = [(f"_bucket{labels}", n) for labels, n in _by("le", buckets)]
-    steps += [("_sum", f"{engine.step_s:.6f}"), ("_count", engine.n_steps)]
-    return [
-        ("sequences_running", "gauge", "Sequences at work.", [("", engine.n_running)]),
-        ("sequences_waiting", "gauge", "Sequences that wait.", [("", engine.n_waiting)]),
-        ("memory_cells", "gauge", "Cells of memory, one per token or per state.",
-         _by("state", cells)),
-        ("parked_bytes", "gauge", "Finished conversations outside of it.",
-         [("", engine.n_bytes_parked)]),
-        ("step_seconds", "histogram", "How long a step of the engine takes.", steps),
-    ]  # fmt: skip
+def _engine_metrics(engines: Mapping[str, EngineState]) -> list[Metric]:
+    """Metrics of each model, by its name; the name "" makes rows without a label for it."""
+    rows: defaultdict[str, list[tuple[str, Any]]] = defaultdict(list)
+    for name, engine in engines.items():
+        of = {"model": name} if name else {}
+        used, idle = engine.n_cells_used, engine.n_cells_idle
+        cells = {"used": used, "idle": idle, "free": engine.n_cells - used - idle}
+        buckets = dict(zip(map(str, STEP_BOUNDS_S), engine.steps_within, strict=True))
+        buckets["+Inf"] = engine.n_steps
+        rows["running"] += [(_labels(of), engine.n_running)]
+        rows["waiting"] += [(_labels(of), engine.n_waiting)]
+        rows["cells"] += _by("state", cells, of)
+        rows["parked"] += [(_labels(of), engine.n_bytes_parked)]
+        rows["steps"] += [(f"_bucket{labels}", n) for labels, n in _by("le", buckets, of)]
+        rows["steps"] += [(f"_sum{_labels(of)}", f"{engine.step_s:.6f}")]
+        rows["steps"] += [(f"_count{_labels(of)}", engine.n_steps)]
+    metrics: list[Metric] = [
+        ("sequences_running", "gauge", "Sequences at work.", rows["running"]),
+        ("sequences_waiting", "gauge", "Sequences that wait.", rows["waiting"]),
+        ("memory_cells", "gauge", "Cells of memory, one per token or per state.", rows["cells"]),
+        ("parked_bytes", "gauge", "Finished conversations outside of it.", rows["parked"]),
+        ("step_seconds", "histogram", "How long a step of the engine takes.", rows["steps"]),
+    ]
+    return metrics if engines else []
 
 
-def _by(label: str, counts: Mapping[Any, Any]) -> list[tuple[str, Any]]:
-    return [(f'{{{label}="{value}"}}', n) for value, n in counts.items()]
+def _by(
+    label: str, counts: Mapping[Any, Any], more: Mapping[str, str] = MappingProxyType({})
+) -> list[tuple[str, Any]]:
+    return [(_labels({**more, label: value}), n) for value, n in counts.items()]
+
+
+def _labels(pairs: Mapping[str, object]) -> str:
+    r"""The labels of a row.
+
+    >>> print(_labels({"model": 'a "b"', "le": 1}))
+    {model="a \"b\"",le="1"}
+    """
+    escaped = (
+        (name, str(value).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n"))
+        for name, value in pairs.items()
+    )
+    inner = ",".join(f'{name}="{value}"' for name, value in escaped)
+    return f"{{{inner}}}" if inner else ""
 
 
 def _text(metrics: Iterable[Metric]) -> str:

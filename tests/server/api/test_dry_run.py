@@ -122,9 +122,9 @@ def test_ignored_fields_are_named_in_a_header(server: RunningServer) -> None:
 
 def test_a_strict_server_refuses_them() -> None:
     with RunningServer("--strict") as server:
-        refused = server.post(TEXT, prompt="Hi", max_tokens=1, top_a=1, ttl=2)
+        refused = server.post(TEXT, prompt="Hi", max_tokens=1, top_a=1, top_b=2)
         assert (refused.status, refused.error["param"]) == (400, "top_a")
-        assert refused.error["message"] == "this server does not know: top_a, ttl"
+        assert refused.error["message"] == "this server does not know: top_a, top_b"
         assert server.post(TEXT, prompt="Hi", max_tokens=1, user="me").status == 200
 
 

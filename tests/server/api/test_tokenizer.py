@@ -84,7 +84,7 @@ def test_an_error_names_the_field(parse: Any, body: dict[str, Any], param: str) 
 
 
 def answer(**body: Any) -> Any:
-    model: Any = SimpleNamespace(name="tiny", supervisor=SimpleNamespace(loaded=lambda: READY))
+    model: Any = SimpleNamespace(name="tiny", described=lambda: READY)
     reply = TokenReply(parse_tokenize({"content": "x", **body}), "tokens-1", model, 0)
     reply.add(Planned(1, 0, (5, 6, 7, 8), PIECES, 0, None))
     return reply.whole()

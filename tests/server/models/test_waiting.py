@@ -156,7 +156,7 @@ def test_a_stream_that_waits_for_the_model_shows_signs_of_life(
     house = open_house("wait", str(go_on), limits=Limits(ping_seconds=0.05))
     with closing(house.connect()) as connection:
         reply = house.begin(connection, "echo late", stream=True)
-        assert (reply.status, reply.readline()) == (200, b": waiting\n")
+        assert (reply.status, reply.readline()) == (200, b": model_load 0.50\n")
         go_on.write_text("")
         assert reply.read().endswith(b"data: [DONE]\n\n")
 

@@ -1,7 +1,6 @@
 """The binding agrees with the library, and a library of another build is refused in a sentence."""
 
 import ctypes
-import io
 import shutil
 import subprocess
 import sys
@@ -13,8 +12,6 @@ import pytest
 from lmlite import library
 from lmlite.cli import command, serve
 from lmlite.server.front.limits import DEFAULT_LIMITS
-from lmlite.server.logs import Log
-from lmlite.server.models.loading import served_model
 from lmlite.worker.llama import capi
 from tests import REPOSITORY
 
@@ -107,9 +104,8 @@ def test_the_flag_and_then_the_variable_name_the_folder_of_the_library(
     assert library.library_folder("/from/flag") == Path("/from/flag")
     assert library.library_folder(None) == Path("/from/variable")
     options = command.parser().parse_args(["serve"])
-    log = Log("error", io.StringIO())
-    model = served_model(serve.model_options(options, DEFAULT_LIMITS, log), log)
-    assert model.supervisor.load.lib_path == "/from/variable", "a worker does not see the variable"
+    load = serve.load_of(options, DEFAULT_LIMITS)
+    assert load.lib_path == "/from/variable", "a worker does not see the variable"
     monkeypatch.delenv("LMLITE_LIB")
     assert library.library_folder(None) == Path(library.__file__).parent / "lib"
 

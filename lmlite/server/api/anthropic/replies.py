@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Any
 
 from lmlite.errors import ApiError
-from lmlite.messages import Chat, Delta, Finished, Json, ReplyEvent, Started
+from lmlite.messages import Chat, Delta, Finished, Json, Started
 from lmlite.server.api.anthropic.errors import message_error
 from lmlite.server.api.call import Call
-from lmlite.server.api.reply import ComputedReply, GeneratedReply, typed_event
+from lmlite.server.api.reply import ComputedReply, GeneratedReply, Incoming, typed_event
 from lmlite.server.api.turn import Kind, Part
 from lmlite.server.front import wire
-from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.served_model import ServedModel
 
 # For each kind of part: the type of its deltas, and the field of a delta that has the text.
 _DELTAS = {"text": ("text_delta", "text"), "reasoning": ("thinking_delta", "thinking"),
@@ -47,7 +47,7 @@ class MessageReply(GeneratedReply):
         content = [_block(part) for part in self.turns[0].parts]
         return self._message(content, self._stop(end), end.n_completion)
 
-    def add(self, event: ReplyEvent) -> bytes:
+    def add(self, event: Incoming) -> bytes:
         """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
         if self._begun and isinstance(event, Delta):
             # If the client began the text, the thoughts before that text were the client's, too.

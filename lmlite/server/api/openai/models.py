@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from lmlite.messages import Json
-from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.served_model import ServedModel
 
 
 def model_list(models: Iterable[ServedModel]) -> Json:
@@ -14,7 +14,7 @@ def model_list(models: Iterable[ServedModel]) -> Json:
 
 def model_object(model: ServedModel, name: str) -> Json:
     """A model under this name, or under its first one. Clients ignore fields they do not know."""
-    ready = model.supervisor.ready
+    ready = model.ready
     kind = "vlm" if model.sees else "llm"  # LM Studio's words
     if model.file.embeds_only:
         kind = "embeddings"

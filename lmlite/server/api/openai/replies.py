@@ -19,15 +19,14 @@ from lmlite.messages import (
     Embedded,
     Finished,
     Json,
-    ReplyEvent,
     Started,
     TokenLogprob,
 )
 from lmlite.server.api.call import Call
-from lmlite.server.api.reply import ComputedReply, GeneratedReply
+from lmlite.server.api.reply import ComputedReply, GeneratedReply, Incoming
 from lmlite.server.api.turn import Part, Turn
 from lmlite.server.front import wire
-from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.served_model import ServedModel
 
 NO_LOGPROB = -9999.0  # OpenAI's value for a token without a log-probability
 
@@ -93,7 +92,7 @@ class CompletionReply(GeneratedReply):
 
     # ---- streamed --------------------------------------------------------------------------
 
-    def add(self, event: ReplyEvent) -> bytes:
+    def add(self, event: Incoming) -> bytes:
         """Takes the next event. Plain text goes to the stream at once, past the Turn."""
         if not isinstance(event, Delta):
             return super().add(event)

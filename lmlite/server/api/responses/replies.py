@@ -8,17 +8,17 @@ from itertools import count
 from typing import NamedTuple
 
 from lmlite.errors import ApiError
-from lmlite.messages import ChatMessage, Delta, Finished, Json, ReplyEvent, Started, ToolCall
+from lmlite.messages import ChatMessage, Delta, Finished, Json, Started, ToolCall
 from lmlite.server.api.call import Call
 from lmlite.server.api.chat.custom_tools import as_arguments
 from lmlite.server.api.chat.messages import says_something
 from lmlite.server.api.openai.replies import logprob_object
-from lmlite.server.api.reply import GeneratedReply, typed_event
+from lmlite.server.api.reply import GeneratedReply, Incoming, typed_event
 from lmlite.server.api.responses.requests import ResponseCall
 from lmlite.server.api.responses.tools import SEARCH
 from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
-from lmlite.server.models.registry import ServedModel
+from lmlite.server.models.served_model import ServedModel
 
 
 class _Form(NamedTuple):
@@ -55,7 +55,7 @@ class ResponseReply(GeneratedReply):
         end = self.turns[0].end
         return self._response("incomplete" if end and end.reason == "length" else "completed")
 
-    def add(self, event: ReplyEvent) -> bytes:
+    def add(self, event: Incoming) -> bytes:
         """Takes the next event; the last one stores the conversation."""
         data = super().add(event)
         if isinstance(event, Finished) and self.call.stored:
