@@ -16,6 +16,10 @@ class ModelFileMissing(ModelFileError):
     """A missing model file, or a missing part of a split one; it may come back."""
 
 
+class SettingsError(ModelFileError):
+    """A model's settings file that cannot be used; the message names the file and the key."""
+
+
 class ApiError(Exception):
     """An error that becomes `{"error": {"message", "type", "param", "code"}}`.
 

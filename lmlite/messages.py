@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 Prompt = str | tuple[int, ...]  # text, or token ids that the client chose
 Json = dict[str, Any]  # a JSON object as the client sent it
+# Data types of cached keys and values, as llama.cpp names them.
+CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 # Why a completion ended; the first two are OpenAI's "stop", the others its "length".
 Cause = Literal["end_token", "stop_string", "max_tokens", "context_full", "time_limit"]
 
@@ -79,7 +81,7 @@ class Load:
     prefill_budget_s: float = 0.25  # time for prompts in a step that also generates
     n_gpu_layers: int = -1  # -1: as many as fit
     uses_gpu: bool = False  # whether the library may look for a GPU
-    cache_type_k: str = "f16"
+    cache_type_k: str = "f16"  # one of CACHE_TYPES
     cache_type_v: str = "f16"
     flash_attn: str = "auto"
     rope: RopeScaling = RopeScaling()

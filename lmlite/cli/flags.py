@@ -10,13 +10,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from lmlite.messages import CACHE_TYPES
 from lmlite.server.api import sampling
 from lmlite.server.front.gate import is_host, is_origin
 from lmlite.server.front.keys import read_keys
 from lmlite.server.front.limits import Limits, parse_size
 from lmlite.server.logs import LEVELS
-
-CACHE_TYPES = "f32|f16|bf16|q8_0|q5_1|q5_0|q4_1|q4_0|iq4_nl"
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -167,9 +166,9 @@ SERVE_FLAGS = (
          "being answered", _seconds, default=0.25, dest="prefill_budget_s"),
     Flag("--gpu-layers", "N", "layers to put on the GPU; -1 for all", _layers, default=-1,
          dest="n_gpu_layers"),
-    Flag("--cache-type-k", CACHE_TYPES, "data type of cached keys", default="f16"),
-    Flag("--cache-type-v", CACHE_TYPES, "data type of cached values; quantized types need flash "
-         "attention", default="f16"),
+    Flag("--cache-type-k", "|".join(CACHE_TYPES), "data type of cached keys", default="f16"),
+    Flag("--cache-type-v", "|".join(CACHE_TYPES), "data type of cached values; quantized "
+         "types need flash attention", default="f16"),
     Flag("--cache-dir", "DIR", "folder that keeps long prompts, so that they need not be read "
          "again after a restart (default: none)", _folder),
     Flag("--cache-size", "SIZE", "most that --cache-dir may hold", _size, default="512M"),

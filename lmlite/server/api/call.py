@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from lmlite.errors import CHAT_NAMES, FieldNames
-from lmlite.messages import Json, Work
+from lmlite.messages import Chat, ChatMessage, Json, Work
 from lmlite.server.forms.schemas import UnheldPart
+from lmlite.server.models.defaults import Defaults
 
 MAX_NAMED = 20  # ignored fields that a header lists at most
 
@@ -24,6 +26,20 @@ class Call:
     custom_tools: frozenset[str] = frozenset()  # names of tools that take free text
     field_names: FieldNames = CHAT_NAMES  # names of the client's API, for errors of the worker
     unheld: tuple[UnheldPart, ...] = ()  # parts of schemas that the grammar does not enforce
+
+
+AnyCall = TypeVar("AnyCall", bound=Call)
+
+
+def with_defaults(call: AnyCall, defaults: Defaults) -> AnyCall:
+    """The same call; a chat without a system message gets the default one."""
+    chat, prompt = call.request, defaults.system_prompt
+    if not (prompt and isinstance(chat, Chat)):
+        return call
+    if any(message.role == "system" for message in chat.messages):
+        return call
+    messages = (ChatMessage("system", prompt), *chat.messages)
+    return replace(call, request=replace(chat, messages=messages))
 
 
 def ignored_fields(

@@ -1,7 +1,7 @@
 """Sampling values of requests, and the defaults that replace missing ones.
 
-Defaults of the command line override those of the model file, which override llama.cpp's own.
-All are checked like the values of a request. Pure.
+Defaults of a preset override those of the command line, then come the model's settings, the model
+file and llama.cpp. All are checked like the values of a request. Pure.
 """
 
 import json
@@ -14,13 +14,10 @@ from typing import Any
 from lmlite.errors import BadRequest
 from lmlite.messages import SamplingParams
 from lmlite.server.api.fields import Field
-from lmlite.server.front.limits import Limits
-from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.defaults import COMMAND_LINE, RANGES, Defaults
 
 MAX_INT = 2**31 - 1
-_RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repeat_penalty": (0, 10),
-           "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2)}  # fmt: skip
-NAMES = ("top_k", *_RANGES)
+NAMES = ("top_k", *RANGES)
 # Fields that mean the same in each API that generates.
 SAMPLING_FIELDS = {*NAMES, "seed", "logit_bias", "min_tokens", "ignore_eos"}
 
@@ -33,7 +30,7 @@ def sampling_params(
     Raises BadRequest.
     """
     n = max_tokens.integer(-1, MAX_INT)
-    most = None if n == -1 else n
+    most = defaults.params.max_tokens if n is None else n if n >= 0 else None
     least = body["min_tokens"].integer(0, MAX_INT) or 0
     if most is not None and least > most:
         body["min_tokens"].refuse(f"min_tokens is more than {max_tokens.path}, {most:,}")
@@ -44,7 +41,7 @@ def sampling_params(
         max_tokens=most,
         min_tokens=least,
         ignore_eos=body["ignore_eos"].boolean(),
-        stop=_stop_strings(stop, defaults.limits),
+        stop=_stop_strings(stop, defaults),
         n_logprobs=n_logprobs,
     )
 
@@ -60,7 +57,7 @@ def sampling_values(
     read = Field.number if is_strict else Field.clamped
     values: dict[str, Any] = {
         name: read(body[name], low, high, getattr(params, name))
-        for name, (low, high) in _RANGES.items()
+        for name, (low, high) in RANGES.items()
     }
     if values["repeat_penalty"] == 0:
         body["repeat_penalty"].refuse("repeat_penalty must be greater than 0")
@@ -77,10 +74,11 @@ def _seed(field: Field) -> int | None:
     return None if seed is None or seed == -1 else seed % 2**32
 
 
-def _stop_strings(field: Field, limits: Limits) -> tuple[str, ...]:
+def _stop_strings(field: Field, defaults: Defaults) -> tuple[str, ...]:
+    limits = defaults.limits
     stops = [field.value] if type(field.value) is str else field.value
     if stops is None:
-        return ()
+        return defaults.params.stop
     if type(stops) is not list or not all(type(stop) is str for stop in stops):
         field.refuse(f"{field.path} is a string or a list of strings")
     if len(stops) > limits.max_stops:
@@ -122,7 +120,7 @@ def default_params(
         except BadRequest as err:
             warn(f"a sampling default of the model file is ignored: {err}")
     params = replace(params, **sampling_values(Field(dict(of_command_line)), params))
-    return params, origins | dict.fromkeys(of_command_line, "command line")
+    return params, origins | dict.fromkeys(of_command_line, COMMAND_LINE)
 
 
 def parse_defaults(text: str) -> dict[str, float]:

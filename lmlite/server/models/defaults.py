@@ -6,17 +6,26 @@ from dataclasses import dataclass
 from lmlite.messages import SamplingParams
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
+# Sampling values by their names in requests, with the least and the greatest; top_k is no range.
+RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repeat_penalty": (0, 10),
+          "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2)}  # fmt: skip
+EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # of reasoning
+COMMAND_LINE = "command line"  # the origin of a value
+
 
 @dataclass(frozen=True)
 class Defaults:
     """Values for fields that a request leaves out, and settings that no request can change."""
 
-    params: SamplingParams
+    params: SamplingParams  # max_tokens and stop, too
     origins: Mapping[str, str]  # source of each of `params`, by name; not listed: llama.cpp
     separate_reasoning: bool  # reasoning goes to reasoning_content
     allows_grammars: bool = False  # accepts GBNF grammars from clients
     takes_images: bool = False
     limits: Limits = DEFAULT_LIMITS
+    system_prompt: str | None = None  # for chats without a system message
+    thinks: bool | None = None  # whether to reason; None: as the model does
+    effort: str | None = None  # one of EFFORTS; None: the model's own
 
 
 NO_DEFAULTS = Defaults(SamplingParams(), {}, separate_reasoning=True)

@@ -57,6 +57,7 @@ def _parse(body: Json, defaults: Defaults) -> Call:
         form=form,
         parallel=parallel,
         effort=_effort(asked["thinking"], config["effort"]),
+        thinks=asked["thinking"].object()["type"].value == "enabled" or None,
     )
     params = sampling_params(
         asked,

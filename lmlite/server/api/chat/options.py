@@ -6,10 +6,9 @@ from lmlite.messages import ChatOptions, Json
 from lmlite.server.api.chat.tools import MAX_TOLD_LEVELS, Choice, Tools
 from lmlite.server.api.fields import Field
 from lmlite.server.forms.bounds import n_values
-from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.defaults import EFFORTS, Defaults
 
 MAX_KWARGS_BYTES = 16 << 10
-EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 
 
 def chat_options(
@@ -21,17 +20,23 @@ def chat_options(
     form: Json | None,
     parallel: bool | None,
     effort: str | None,
+    thinks: bool | None = None,
     kwargs: Field | None = None,
 ) -> ChatOptions:
     """The options of a chat. Raises BadRequest.
 
     `parallel`: whether a reply may have several calls; None leaves that to the template. `effort`
-    is one of EFFORTS; None leaves it to the model. `kwargs` are more variables for the template.
+    is one of EFFORTS, and `thinks` turns reasoning on or off; None leaves it to the defaults.
+    `kwargs` are more variables for the template.
     """
     variables = dict(kwargs.object().value) if kwargs is not None else {}
-    thinks = variables.pop("enable_thinking", None)
-    if kwargs is not None and type(thinks) not in (bool, type(None)):
+    wanted = variables.pop("enable_thinking", None)
+    if kwargs is not None and type(wanted) not in (bool, type(None)):
         kwargs.refuse("enable_thinking is true or false")
+    thinks = wanted if wanted is not None else thinks
+    if effort is None and "reasoning_effort" not in variables:
+        thinks = defaults.thinks if thinks is None else thinks
+        effort = defaults.effort if thinks is not False else None
     if effort not in (None, "none"):
         variables["reasoning_effort"] = effort
     if kwargs is not None and not _is_small(variables):
