@@ -7,7 +7,6 @@ import argparse
 import contextlib
 import os
 import sys
-import urllib.parse
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -207,7 +206,7 @@ def _is_running(client: Client) -> bool:
     try:
         _names(client)
     except NoServerError:
-        if urllib.parse.urlsplit(client.url).hostname not in ("localhost", "127.0.0.1", "::1"):
+        if not client.is_local:
             raise
         return False
     return True
