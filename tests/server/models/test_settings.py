@@ -13,8 +13,10 @@ from lmlite.errors import BadRequest, SettingsError
 from lmlite.messages import CACHE_TYPES, Load
 from lmlite.server.api.sampling import NAMES
 from lmlite.server.models.defaults import EFFORTS
-from lmlite.server.models.setting_keys import LM_STUDIO_KEYS, LOAD_KEYS, SAMPLING_KEYS
+from lmlite.server.models.setting_keys import CHECKS, LM_STUDIO_KEYS, LOAD_KEYS, SAMPLING_KEYS
 from lmlite.server.models.settings import Settings, load_with, read_preset, read_settings
+from tests import REPOSITORY
+from tests.support.documents import blocks
 
 MODEL_YAML = """\
 # model.yaml is a format of LM Studio
@@ -447,3 +449,36 @@ def test_a_broken_preset_is_refused_with_its_fault(folder: Path) -> None:
     assert preset_refusal(folder, "hot") == (
         "the preset hot cannot be used: hot.json: temperature must be a number from 0 to 2"
     )
+
+
+# ---- the manual ----------------------------------------------------------------------------
+
+
+def test_the_examples_of_the_manual_set_what_they_seem_to_set(folder: Path) -> None:
+    found = {}
+    for block in blocks():
+        if block.mark.startswith("settings: "):  # <!-- settings: NAME -->
+            path = folder / block.mark.removeprefix("settings: ")
+            path.write_text(block.text)
+            found[path.name] = read_settings([str(path)])
+    assert found == {
+        "NAME.json": Settings(
+            load={"n_ctx": 8192, "n_parallel": 2},
+            sampling={"temperature": 0.2},
+            system_prompt="You are a helpful assistant. You answer in one sentence.",
+            thinks=False,
+            max_tokens=500,
+        ),
+        "model.yaml": Settings(
+            load={"n_ctx": 8192}, sampling={"top_k": 20, "min_p": 0.0}, thinks=False
+        ),
+        "pirate.preset.json": Settings(
+            sampling={"temperature": 1.1}, system_prompt="You talk like a pirate."
+        ),
+    }
+    assert read_preset(folder, "pirate") == found["pirate.preset.json"]
+
+
+def test_the_manual_names_every_key() -> None:
+    page = (REPOSITORY / "lmlite/manual/model-settings.md").read_text()
+    assert [key for key in CHECKS if f"`{key}`" not in page] == []
