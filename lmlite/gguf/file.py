@@ -110,6 +110,7 @@ class ModelFile:
     pooling: str  # one of _POOLINGS, or "unspecified"
     embeds_only: bool  # an encoder, which cannot generate text
     n_tensor_bytes: int
+    n_params: int  # weights of all tensors
     mtime: int  # whole seconds
     parts: tuple[ModelPart, ...]  # the model's files in order; several if the model is split
     shape: Shape
@@ -197,6 +198,7 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         embeds_only=architecture in _ENCODERS
         or (is_causal is not None and is_causal.numbers() == (False,)),
         n_tensor_bytes=sum(tensor.n_bytes for tensor in tensors),
+        n_params=sum(tensor.n_weights for tensor in tensors),
         mtime=int(first.status.st_mtime),
         parts=tuple(ModelPart(part.path, *identity(part.status)) for part in parts),
         shape=shape_of(metadata, tensors),

@@ -11,22 +11,31 @@ import io
 import secrets
 import time
 import urllib.parse
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeAlias
 
 from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, RequestTimeout, Unavailable
-from lmlite.messages import Chat, Complete, Queued, Reading, ReplyEvent
+from lmlite.messages import Chat, Complete, Json, Queued, Reading, ReplyEvent
 from lmlite.server.api import tokenizer
 from lmlite.server.api.anthropic import routes as anthropic
-from lmlite.server.api.call import Call, headers_of, lines_of
+from lmlite.server.api.call import Call, headers_of, ignored_fields, lines_of
 from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.fields import Field
+from lmlite.server.api.lmstudio import routes as lmstudio
 from lmlite.server.api.openai import routes as openai
 from lmlite.server.api.reply import GeneratedReply, Reply
 from lmlite.server.api.responses import routes as responses
-from lmlite.server.api.route import MakeReply, OwnRoute, PageRoute, RouteTable, WorkerRoute
+from lmlite.server.api.route import (
+    MakeReply,
+    ManageRoute,
+    OwnRoute,
+    PageRoute,
+    RouteTable,
+    WorkerRoute,
+)
+from lmlite.server.forms.schemas import UnheldPart
 from lmlite.server.front import wire
 from lmlite.server.front.gate import allowed_by, check_method
 from lmlite.server.front.handler import JSON_TYPE, StrictRequestHandler
@@ -151,7 +160,8 @@ class Handler(StrictRequestHandler):
         limits, is_post = self.server.limits, self.command == "POST"
         most = limits.max_body if is_post else limits.max_head
         n_bytes = wire.body_length(head, most)
-        if is_post:  # may refuse, before the body is read
+        route = self._routes.get(self.command)
+        if isinstance(route, WorkerRoute):  # may refuse, before the body is read
             self.server.registry.check_admission()
         if n_bytes != 0 and head.expects_continue:
             self.handle_expect_100()
@@ -174,10 +184,14 @@ class Handler(StrictRequestHandler):
         self.send_head(204, headers + self.server.gate.preflight_headers(self.head))
 
     def do_POST(self) -> None:
-        """Passes the request to a worker."""
-        route = self._routes["POST"]
-        assert isinstance(route, WorkerRoute)
+        """Passes the request to a worker, or to the registry, which may take its time."""
+        route, registry = self._routes["POST"], self.server.registry
         body = wire.parse_json(self.rfile.read(), self.server.limits.max_values)
+        if isinstance(route, ManageRoute):
+            self._name_ignored(ignored_fields(body, route.fields))
+            self._send_whole(partial(route.manage, registry, body, self._keep_waiting))
+            return
+        assert isinstance(route, WorkerRoute)
         model, ttl_s = self._chosen_model(Field(body))
         call, make_reply = route.parse(body, model.defaults), route.reply
         if route.has_dry_run and self.headers.get("x-dry-run", "0") != "0":
@@ -243,10 +257,7 @@ class Handler(StrictRequestHandler):
         model: ServedModel,
         ttl_s: float | None,
     ) -> None:
-        if call.ignored and self.server.is_strict:
-            names = ", ".join(call.ignored)
-            raise BadRequest(f"this server does not know: {names}", param=call.ignored[0])
-        self.reply_headers += headers_of(call)
+        self._name_ignored(call.ignored, call.unheld)
         for line in lines_of(call.unheld):
             self.server.log.line_once("info", line)
         with self.server.registry.lease(model, ttl_s) as lease:
@@ -263,6 +274,12 @@ class Handler(StrictRequestHandler):
                     self._stream(events, reply)
                 else:
                     self._fold(events, reply)
+
+    def _name_ignored(self, ignored: Sequence[str], unheld: Sequence[UnheldPart] = ()) -> None:
+        if ignored and self.server.is_strict:
+            names = ", ".join(ignored)
+            raise BadRequest(f"this server does not know: {names}", param=ignored[0])
+        self.reply_headers += headers_of(ignored, unheld)
 
     def _stream(self, events: Events, reply: GeneratedReply) -> None:
         """Sends server-sent events. The first event, or a long wait, decides the status."""
@@ -297,16 +314,21 @@ class Handler(StrictRequestHandler):
 
     def _fold(self, events: Events, reply: Reply) -> None:
         """Sends one JSON object, made from the same events."""
-        last_write_s = time.monotonic()
-        try:
+
+        def whole() -> Json:
             for event in events:
                 if event is not None:
                     reply.add(event)
-                if time.monotonic() - last_write_s >= SPACE_S:
-                    last_write_s = time.monotonic()
-                    self.begin_pieces([JSON_TYPE], b" ")
-                    self.send_piece(b" ")
-            body = reply.whole()
+                self._send_space()
+            return reply.whole()
+
+        self._send_whole(whole)
+
+    def _send_whole(self, whole: Callable[[], Json]) -> None:
+        """Sends the JSON object that is returned, however long that takes."""
+        self._last_write_s = time.monotonic()
+        try:
+            body = whole()
         except ApiError as err:
             if not self.status:
                 raise
@@ -317,6 +339,18 @@ class Handler(StrictRequestHandler):
         else:
             self.send_piece(wire.to_json(body))
             self.end_pieces()
+
+    def _send_space(self) -> None:
+        """Sends a space if the client has waited for long; call it now and then."""
+        if time.monotonic() - self._last_write_s >= SPACE_S:
+            self._last_write_s = time.monotonic()
+            self.begin_pieces([JSON_TYPE], b" ")
+            self.send_piece(b" ")
+
+    def _keep_waiting(self) -> None:
+        """Raises ConnectionAbortedError if the client is gone; else like `_send_space`."""
+        self._check_wait(None)
+        self._send_space()
 
     def _events(self, lease: Lease, call: Call, count: RequestCount) -> Events:
         """The events of a reply; None now and then while waiting for one.
@@ -376,6 +410,7 @@ ROUTES = RouteTable(
         *openai.ROUTES,
         *responses.ROUTES,
         *anthropic.ROUTES,
+        *lmstudio.ROUTES,
         *tokenizer.ROUTES,
         OwnRoute("/health", Handler.send_health),
         OwnRoute("/metrics", Handler.send_metrics),

@@ -47,7 +47,8 @@ RESPONSES = "/v1/responses"
 # Kind of reply -> its schema, and the keys that may be absent.
 COMMON = ["system_fingerprint", "usage", "usage.*_details*"]
 LEGACY = ("CreateCompletionResponse", [*COMMON, "*.logprobs.*"])
-FACTS = ["*context_length", "*type", "*arch", "*quantization"]
+FACTS = ["*context_length", "*type", "*arch", "*quantization", "*state", "*publisher",
+         "*capabilities*", "*input_modalities*"]  # fmt: skip
 KINDS: dict[str, tuple[str, list[str]]] = {
     "models": ("ListModelsResponse", FACTS),
     "model": ("Model", FACTS),
@@ -91,7 +92,8 @@ KINDS |= {  # the events of a response, by their types
 }
 KINDS["error event"] = ("ResponseErrorEvent", [])
 # Where a schema lets anything be: a client's own schemas, and the tools on a list of its own.
-FREE = ["*tools.parameters*", "*text.format.schema*", "*tool_choice.tools*", "*.arguments.*"]
+FREE = ["*tools.parameters*", "*text.format.schema*", "*tool_choice.tools*", "*.arguments.*",
+        "*capabilities.*", "*input_modalities.*"]  # fmt: skip
 # Kinds, a place in the schemas, what else it may be, and why.
 CHOICE = "CreateCompletionResponse/properties/choices/items/properties"
 IN_RESPONSES = ", ".join(kind for kind in KINDS if kind.startswith("response"))
@@ -112,9 +114,11 @@ EXEMPTIONS = [
     ("base64", "Embedding/properties/embedding", "string",
      "encoding_format base64 is in the request's schema, but not in the reply's"),
     ("model, models", "Model/additionalProperties", "integer",
-     "context_length, max_context_length: users ask for them, and clients ignore them"),
+     "context_length and the like: users ask for them, and clients ignore them"),
     ("model, models", "Model/additionalProperties", "string",
-     "type, arch, quantization, as LM Studio names them: likewise"),
+     "type, arch, quantization, state, publisher, as LM Studio names them: likewise"),
+    ("model, models", "Model/additionalProperties", "array",
+     "capabilities, input_modalities: likewise"),
     (IN_RESPONSES, "CustomToolCall/properties/status", "string",
      "OpenAI's guide shows it, as in all other items; the schema has forgotten it"),
     (IN_RESPONSES, "FunctionToolParam/properties/parameters", "object",

@@ -61,7 +61,7 @@ def test_every_field_of_a_small_llama(tmp_path: Path) -> None:
     assert file.chat_template == writer.CHATML
     assert file.pooling == "unspecified"
     assert not file.embeds_only
-    assert file.n_tensor_bytes == 4 * 110_272
+    assert file.n_tensor_bytes == 4 * file.n_params == 4 * 110_272
     assert file.mtime == int(status.st_mtime)
     identity = status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
     assert file.parts == (ModelPart(str(path), *identity),)

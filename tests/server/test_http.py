@@ -173,8 +173,9 @@ def test_a_path_cannot_forge_a_line_of_the_log(house: House) -> None:
 def test_a_model_is_shown_with_its_facts(house: House) -> None:
     shown = {
         "id": "fake", "object": "model", "created": 1234567890, "owned_by": "lmlite",
-        "context_length": 512, "max_context_length": 512, "type": "llm", "arch": "llama",
-        "quantization": "F16",
+        "context_length": 512, "max_context_length": 512, "loaded_context_length": 512,
+        "type": "llm", "arch": "llama", "quantization": "F16", "publisher": "", "state": "loaded",
+        "capabilities": ["embeddings"], "input_modalities": ["text"],
     }  # fmt: skip
     assert house.get("/v1/models") == (200, {"object": "list", "data": [shown]})
     assert house.get("/v1/models/fake") == house.get("/v1/models/fake.gguf") == (200, shown)

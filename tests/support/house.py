@@ -125,7 +125,7 @@ def model_file(path: str) -> ModelFile:
     return ModelFile(
         path=path, architecture="llama", name="Fake", quantisation="F16",
         n_ctx_train=512, n_vocab=1000, chat_template=None, sampling={}, pooling="unspecified",
-        embeds_only=False, n_tensor_bytes=1, mtime=1234567890,
+        embeds_only=False, n_tensor_bytes=1, n_params=1, mtime=1234567890,
         parts=(), shape=Shape(64, 4, 512, ((32, 32),), 0, 0, 1, 0, False),
     )  # fmt: skip
 

@@ -8,6 +8,7 @@ from lmlite.errors import ModelNotFound
 from lmlite.gguf.memory_estimate import DoesNotFit, Estimate, Plan
 from lmlite.messages import Load
 from lmlite.server.logs import Log
+from lmlite.server.models.catalog import CatalogEntry
 from lmlite.server.models.defaults import NO_DEFAULTS
 from lmlite.server.models.machine_memory import Bound
 from lmlite.server.models.served_model import ServedModel
@@ -32,6 +33,9 @@ class FakeShelf:
 
     def models(self) -> list[ServedModel]:
         return list(self._models.values())
+
+    def broken(self) -> list[tuple[CatalogEntry, str]]:
+        return []
 
     def find(self, name: str) -> ServedModel:
         if name not in self._models:

@@ -55,10 +55,10 @@ def ignored_fields(
     return tuple(sorted(map(_for_header, unknown[:MAX_NAMED])))
 
 
-def headers_of(call: Call) -> list[tuple[str, str]]:
+def headers_of(ignored: Iterable[str], unheld: Iterable[UnheldPart] = ()) -> list[tuple[str, str]]:
     """The headers that list ignored fields and parts of the schema that are not enforced."""
-    paths = [each.path.removeprefix(".") or "schema" for each in call.unheld if each.tool is None]
-    named = {"X-Ignored-Params": call.ignored,
+    paths = [each.path.removeprefix(".") or "schema" for each in unheld if each.tool is None]
+    named = {"X-Ignored-Params": [*ignored],
              "X-Ignored-Schema": [*map(_for_header, paths[:MAX_NAMED])]}  # fmt: skip
     return [(name, ", ".join(parts)) for name, parts in named.items() if parts]
 

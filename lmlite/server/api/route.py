@@ -16,6 +16,8 @@ from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.registry import Registry
 from lmlite.server.models.served_model import ServedModel
 
+# A waiting handler calls it now and then. It raises ConnectionAbortedError if the client is gone.
+Poll = Callable[[], object]
 ErrorBody = Callable[[ApiError, str], Json]  # the error, and the request's id
 
 
@@ -42,6 +44,17 @@ class WorkerRoute:
 
 
 @dataclass(frozen=True)
+class ManageRoute:
+    """A POST endpoint that takes JSON and manages models, which may take its time."""
+
+    path: str
+    manage: Callable[[Registry, Json, Poll], Json]
+    fields: frozenset[str]  # that a body may have; others are ignored, and named in the reply
+    error_body: ErrorBody = openai_error
+    method = "POST"
+
+
+@dataclass(frozen=True)
 class PageRoute:
     """A GET endpoint that returns JSON without a worker."""
 
@@ -61,7 +74,7 @@ class OwnRoute:
     method = "GET"
 
 
-Route = WorkerRoute | PageRoute | OwnRoute
+Route = WorkerRoute | ManageRoute | PageRoute | OwnRoute
 
 
 class Found(NamedTuple):

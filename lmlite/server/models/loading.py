@@ -6,7 +6,7 @@ Does not load a model: its supervisor does that once it is started.
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,15 +61,24 @@ class Shelf:
 
     def models(self) -> list[ServedModel]:
         """All models that can be served, in the catalog's order."""
-        found = []
-        for entry in self._catalog.entries():
-            try:
-                found.append(self.model(entry))
-            except ModelFileError as err:
-                self._log.line_once("warning", f"{entry.name} is not served: {err}")
+        found = [model for _, model in self._all() if isinstance(model, ServedModel)]
         for note in self._catalog.notes():
             self._log.line_once("warning", note)
         return found
+
+    def broken(self) -> list[tuple[CatalogEntry, str]]:
+        """The files that cannot be served, each with its fault."""
+        return [(entry, str(err)) for entry, err in self._all() if isinstance(err, ModelFileError)]
+
+    def _all(self) -> Iterator[tuple[CatalogEntry, ServedModel | ModelFileError]]:
+        for entry in self._catalog.entries():
+            found: ServedModel | ModelFileError
+            try:
+                found = self.model(entry)
+            except ModelFileError as err:
+                self._log.line_once("warning", f"{entry.name} is not served: {err}")
+                found = err
+            yield entry, found
 
     def named(self) -> list[ServedModel]:
         """Those that the command line names. Raises ModelFileError."""

@@ -20,8 +20,10 @@ from lmlite.errors import (
     Unavailable,
 )
 from lmlite.gguf.memory_estimate import DoesNotFit, Plan, in_words
+from lmlite.messages import Json
 from lmlite.server.logs import Level, Log
 from lmlite.server.models import life
+from lmlite.server.models.catalog import CatalogEntry
 from lmlite.server.models.machine_memory import Bound
 from lmlite.server.models.model_check import identities
 from lmlite.server.models.policy import Policy, Resident, Ticket, Unload
@@ -38,6 +40,9 @@ class Supply(Protocol):
     def models(self) -> list[ServedModel]:
         """All that can be served, in the order of `/v1/models`."""
 
+    def broken(self) -> list[tuple[CatalogEntry, str]]:
+        """The files that cannot be served, each with its fault."""
+
     def find(self, name: str) -> ServedModel:
         """The model with this name. Raises ModelNotFound."""
 
@@ -49,6 +54,16 @@ class Supply(Protocol):
 
     def supervisor(self, model: ServedModel, plan: Plan) -> Supervisor:
         """The model's supervisor, which is not started."""
+
+
+class Downloads(Protocol):
+    """Fetches models for clients. The replies have the fields of LM Studio's API."""
+
+    def start(self, model: str, quantisation: str | None) -> Json:
+        """Starts to fetch a model. Raises ApiError."""
+
+    def status(self, job_id: str) -> Json:
+        """How far it is. Raises NotFound."""
 
 
 class Lease:
@@ -79,6 +94,7 @@ class Registry:
         ttl_s: float | None = None,
         takes_any_name: bool = False,
         may_manage: bool = True,
+        downloads: Downloads | None = None,
     ) -> None:
         """`models` are loaded already, and stay. `supply` has all models that can be served.
 
@@ -89,7 +105,7 @@ class Registry:
         self._models = {model.key: model for model in models}  # those that have been asked for
         self._log, self._supply = log or Log(), supply
         self.is_jit, self.ttl_s, self._takes_any_name = is_jit, ttl_s, takes_any_name
-        self.may_manage = may_manage
+        self.may_manage, self.downloads = may_manage, downloads
         self.n_loads = self.n_unloads = 0
         self._n_past_starts = 0  # workers of supervisors that are gone
         self._policy = Policy(lambda key: self._models[key].name)
@@ -113,6 +129,10 @@ class Registry:
         found = [self._known(model) for model in self._supply.models()]
         # The file of a loaded model may be away.
         return [*(model for model in self.loaded() if model not in found), *found]
+
+    def broken(self) -> list[tuple[CatalogEntry, str]]:
+        """The files that cannot be served, each with its fault."""
+        return self._supply.broken() if self._supply else []
 
     def listed(self) -> list[ServedModel]:
         """What clients may ask for: all models, or those that are loaded if requests load none."""

@@ -53,7 +53,11 @@ class CompletionReply(GeneratedReply):
             for index, turn in sorted(self.turns.items())
         ]
         more = {"object": self.object_whole, "choices": choices, "usage": _usage(self)}
-        return self._envelope | more
+        return self._envelope | more | self.more()
+
+    def more(self) -> Json:
+        """Fields of APIs that extend OpenAI's: of the whole reply, and of a choice's last chunk."""
+        return {}
 
     def _whole_text(self, turn: Turn) -> tuple[str, Any]:
         return "text", turn.said("text")
@@ -115,7 +119,7 @@ class CompletionReply(GeneratedReply):
     def finished(self, event: Finished) -> None:
         """Adds the last chunk of a choice."""
         self.written.append(self._chunks(Delta(event.id, event.index, "")))
-        self.written.append(self._chunk(event.index, self.nothing, None, event))
+        self.written.append(self._chunk(event.index, self.nothing, None, event, **self.more()))
 
     def tail(self) -> bytes:
         """The usage, if the client asked for it, and the end of the stream."""
@@ -150,9 +154,9 @@ class CompletionReply(GeneratedReply):
     def _delta(self, event: Delta, _calls: list[Json]) -> Any:
         return event.text
 
-    def _chunk(self, index: int, delta: Any, *more: Any) -> bytes:
-        choice = self._choice(index, self.key, delta, *more)
-        chunk = self._envelope | {"object": self.object_chunk, "choices": [choice]}
+    def _chunk(self, index: int, delta: Any, *of_choice: Any, **more: Any) -> bytes:
+        choice = self._choice(index, self.key, delta, *of_choice)
+        chunk = self._envelope | {"object": self.object_chunk, "choices": [choice]} | more
         if self.call.include_usage:
             chunk["usage"] = None
         return wire.sse_event(wire.to_json(chunk))

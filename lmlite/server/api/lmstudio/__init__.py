@@ -1,0 +1,1 @@
+"""LM Studio's native REST API, v1 and v0."""

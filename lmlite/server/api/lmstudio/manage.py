@@ -1,0 +1,88 @@
+"""The requests of LM Studio's v1 that load, unload and download models. Errors are ApiError.
+
+They name models by identifier, never by path.
+"""
+
+import time
+from typing import Any
+
+from lmlite.errors import Forbidden, Unsupported
+from lmlite.messages import Json
+from lmlite.server.api.fields import Field
+from lmlite.server.api.lmstudio.models import instance_id, kind_of, load_config
+from lmlite.server.api.route import Poll
+from lmlite.server.api.sampling import MAX_INT
+from lmlite.server.models.registry import Downloads, Registry
+
+MAX_TTL_S = 10 * 365 * 24 * 3600
+
+# LM Studio's names of counts -> those of a Load.
+_COUNTS = {"context_length": "n_ctx", "eval_batch_size": "n_batch", "parallel": "n_parallel"}
+# The last four are lmlite's own. LM Studio's other fields are ignored, and named in the reply.
+LOAD_FIELDS = frozenset({"model", "flash_attention", "echo_load_config", *_COUNTS,
+                         "gpu_layers", "identifier", "ttl"})  # fmt: skip
+UNLOAD_FIELDS = frozenset({"instance_id"})
+DOWNLOAD_FIELDS = frozenset({"model", "quantization"})
+
+
+def load(registry: Registry, body: Json, poll: Poll) -> Json:
+    """POST /api/v1/models/load: returns once the model is loaded."""
+    _check_managed(registry)
+    asked, began_s = Field(body), time.monotonic()
+    model = registry.load(
+        asked["model"].text(),
+        asked["identifier"].string(),
+        asked["ttl"].integer(1, MAX_TTL_S),
+        _changes(asked),
+        poll,
+    )
+    found: Json = {
+        "type": kind_of(model),
+        "instance_id": instance_id(model),
+        "load_time_seconds": round(time.monotonic() - began_s, 3),
+        "status": "loaded",
+    }
+    if asked["echo_load_config"].boolean():
+        found["load_config"] = load_config(model)
+    return found
+
+
+def _changes(asked: Field) -> dict[str, Any]:
+    """The fields of a Load that a request sets."""
+    changes = {own: asked[name].integer(1, MAX_INT) for name, own in _COUNTS.items()}
+    changes["n_gpu_layers"] = asked["gpu_layers"].integer(-1, MAX_INT)
+    found: dict[str, Any] = {name: n for name, n in changes.items() if n is not None}
+    if asked["flash_attention"].value is not None:
+        found["flash_attn"] = "on" if asked["flash_attention"].boolean() else "off"
+    return found
+
+
+def unload(registry: Registry, body: Json, poll: Poll) -> Json:
+    """POST /api/v1/models/unload: returns once its answers have ended and it is gone."""
+    _check_managed(registry)
+    name = Field(body)["instance_id"].text()
+    registry.unload(name, poll)
+    return {"instance_id": name}
+
+
+def download(registry: Registry, body: Json, _poll: Poll) -> Json:
+    """POST /api/v1/models/download: starts a download, unless the model is there."""
+    asked = Field(body)
+    return _downloads(registry).start(asked["model"].text(), asked["quantization"].string())
+
+
+def download_status(registry: Registry, job_id: str) -> Json:
+    """GET /api/v1/models/download/status/JOB."""
+    return _downloads(registry).status(job_id)
+
+
+def _downloads(registry: Registry) -> Downloads:
+    _check_managed(registry)
+    if registry.downloads is None:
+        raise Unsupported("this server downloads nothing: start it with --allow-download")
+    return registry.downloads
+
+
+def _check_managed(registry: Registry) -> None:
+    if not registry.may_manage:
+        raise Forbidden("this server was started with --no-manage: clients cannot manage models")

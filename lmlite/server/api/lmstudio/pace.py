@@ -1,0 +1,46 @@
+"""Measures a reply: how long its model was loading, when its first token came, and its speed."""
+
+import time
+from collections.abc import Callable
+
+from lmlite.messages import Delta, Finished
+from lmlite.server.api.reply import Incoming
+from lmlite.server.models import life
+
+
+class Pace:
+    """Times in seconds, of a clock that only goes forward. It starts when this is made."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._began_s = clock()  # of the request, or when its model was loaded
+        self._is_loading = False
+        self.load_s: float | None = None  # None: nothing was loaded for this reply
+        self._first_s: float | None = None
+        self._last_s = self._began_s
+
+    def note(self, event: Incoming) -> None:
+        """Call it with each event as it comes."""
+        now = self._clock()
+        if isinstance(event, life.Loading):
+            self._is_loading = True
+            return
+        if self._is_loading:
+            self._is_loading, self.load_s, self._began_s = False, now - self._began_s, now
+        if isinstance(event, Delta | Finished):
+            self._first_s = now if self._first_s is None else self._first_s
+            self._last_s = now
+
+    @property
+    def first_token_s(self) -> float:
+        """From the request, or the end of its load, to the first token; 0 if there is none."""
+        return 0.0 if self._first_s is None else self._first_s - self._began_s
+
+    @property
+    def generation_s(self) -> float:
+        """From the first token to the last."""
+        return 0.0 if self._first_s is None else self._last_s - self._first_s
+
+    def tokens_per_s(self, n_tokens: int) -> float:
+        """The speed after the first of n_tokens; 0 if that took no time."""
+        return max(0, n_tokens - 1) / self.generation_s if self.generation_s else 0.0

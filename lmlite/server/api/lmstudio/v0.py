@@ -1,0 +1,75 @@
+"""The replies of LM Studio's v0: OpenAI's, with what was measured and facts of the model.
+
+In a stream these come with the last chunk of a choice.
+"""
+
+import lmlite
+from lmlite.messages import Finished, Json
+from lmlite.server.api.call import Call
+from lmlite.server.api.lmstudio.pace import Pace
+from lmlite.server.api.openai.models import model_facts
+from lmlite.server.api.openai.replies import ChatReply, CompletionReply
+from lmlite.server.api.reply import Incoming
+from lmlite.server.models.registry import Registry
+from lmlite.server.models.served_model import ServedModel
+
+_TOO_LONG = "maxPredictedTokensReached"
+_STOP_REASONS = {"end_token": "eosFound", "stop_string": "stopStringFound",
+                 "max_tokens": _TOO_LONG, "time_limit": _TOO_LONG,
+                 "context_full": "contextLengthReached"}  # fmt: skip
+
+
+def v0_models(registry: Registry) -> Json:
+    """The reply to GET /api/v0/models."""
+    return {"object": "list", "data": [v0_model(model) for model in registry.models()]}
+
+
+def v0_model(model: ServedModel) -> Json:
+    """A model of v0."""
+    found = {"id": model.name, "object": "model", "compatibility_type": "gguf"}
+    return found | model_facts(model)
+
+
+class V0CompletionReply(CompletionReply):
+    """The reply to POST /api/v0/completions."""
+
+    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
+        super().__init__(call, reply_id, model, created)
+        self._pace = Pace()
+        self._end: Finished | None = None
+
+    def add(self, event: Incoming) -> bytes:
+        """Takes the next event, and measures when it came."""
+        self._pace.note(event)
+        if isinstance(event, Finished):
+            self._end = event
+        return super().add(event)
+
+    def more(self) -> Json:
+        """What v0 adds to OpenAI's fields."""
+        pace, end, ready, file = self._pace, self._end, self.model.ready, self.model.file
+        assert end is not None
+        called = end.reason == "tool_calls"
+        return {
+            "stats": {
+                "tokens_per_second": pace.tokens_per_s(self.n_completion),
+                "time_to_first_token": pace.first_token_s,
+                "generation_time": pace.generation_s,
+                "stop_reason": "toolCalls" if called else _STOP_REASONS[end.cause],
+            },
+            "model_info": {
+                "arch": file.architecture,
+                "quant": file.quantisation,
+                "format": "gguf",
+                "context_length": ready.loaded.n_ctx if ready else file.n_ctx_train,
+            },
+            "runtime": {
+                "name": "lmlite",
+                "version": lmlite.__version__,
+                "supported_formats": ["gguf"],
+            },
+        }
+
+
+class V0ChatReply(V0CompletionReply, ChatReply):
+    """The reply to POST /api/v0/chat/completions."""
