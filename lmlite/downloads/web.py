@@ -170,8 +170,9 @@ def origin(url: str) -> tuple[str, str, int]:
     try:
         parts = urllib.parse.urlsplit(url)
         port = parts.port or {"http": 80, "https": 443}[parts.scheme]
-        if parts.hostname and "@" not in parts.netloc and re.fullmatch("[!-~]+", url):
-            return parts.scheme, parts.hostname, port
+        host = parts.hostname or ""  # in lower case
+        if re.match("[a-z0-9:]", host) and "@" not in parts.netloc and re.fullmatch("[!-~]+", url):
+            return parts.scheme, host, port
     except (ValueError, KeyError):
         pass
     raise DownloadError(f"{url!a} is not an address such as https://huggingface.co")

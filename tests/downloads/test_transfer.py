@@ -308,6 +308,21 @@ def test_the_second_of_two_attempts_waits_and_fetches_nothing(
     assert names_in(path.parent) == [NAME]
 
 
+def test_a_file_that_appears_meanwhile_is_kept(
+    hub: FakeHub, fetch: Fetch, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave_a_part(hub, fetch, "a/b")
+    lock = Part.lock
+
+    def lock_late(part: Part, note: Any) -> None:
+        path.write_bytes(model(1))
+        lock(part, note)
+
+    monkeypatch.setattr(Part, "lock", lock_late)
+    fetch("a/b")
+    assert path.read_bytes() == model(1)
+
+
 def test_the_second_continues_when_the_first_fails(hub: FakeHub, fetch: Fetch, path: Path) -> None:
     """Two attempts that take turns never leave a mixture."""
     part = Part(path, len(model()), "")

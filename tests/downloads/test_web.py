@@ -120,7 +120,9 @@ def test_an_origin_is_scheme_host_and_port(url: str, expected: tuple[str, str, i
     assert origin(url) == expected
 
 
-@pytest.mark.parametrize("url", ["", "hub.example", "https://", "https://h/a b", "https://h/\n"])
+@pytest.mark.parametrize(
+    "url", ["", "hub.example", "https://", "https://h/a b", "https://h/\n", "https://../x"]
+)
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(DownloadError, match=r"is not an address such as https://huggingface\.co"):
         Web(url, None, print)

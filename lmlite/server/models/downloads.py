@@ -5,13 +5,12 @@ it, and if the server was killed, its next line of output does.
 """
 
 import contextlib
-import datetime
 import json
 import os
 import subprocess
 import sys
 import threading
-import uuid
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +36,7 @@ _PASSED_ON = ("http_proxy", "https_proxy", "all_proxy", "no_proxy", "hf_token", 
 class Job:
     """One download."""
 
-    wanted: tuple[str, Path]  # the model, and the folder of models
+    wanted: str  # owner/repository:quantisation
     process: subprocess.Popen[bytes]
     reply: dict[str, Any] = field(default_factory=dict)  # its fields, as LM Studio names them
     reader: threading.Thread | None = None
@@ -65,13 +64,14 @@ class Job:
 class Downloads:
     """The downloads of this server. Any thread may call its methods."""
 
-    def __init__(self, command: Sequence[str] = GET_COMMAND) -> None:
-        self._command = command
+    def __init__(self, folder: Path, command: Sequence[str] = GET_COMMAND) -> None:
+        """`folder`: where models are put."""
+        self._command = [*command, "--models", str(folder), "--"]
         self._jobs: dict[str, Job] = {}  # the oldest first
         self._changed = threading.Condition()
         self._is_closed = False
 
-    def start(self, model: str, quantisation: str | None, models_dir: Path) -> dict[str, Any]:
+    def start(self, model: str, quantisation: str | None) -> dict[str, Any]:
         """Starts a download, or finds the one that is running.
 
         Returns the fields of LM Studio's reply. Raises BadRequest or Unavailable.
@@ -79,7 +79,7 @@ class Downloads:
         endpoint = os.environ.get("HF_ENDPOINT") or ENDPOINT
         if "://" in model and not model.startswith(endpoint.rstrip("/") + "/"):
             raise BadRequest(f"only models of {endpoint} are fetched", param="model")
-        wanted = (f"{model}:{quantisation}" if quantisation else model, models_dir)
+        wanted = f"{model}:{quantisation}" if quantisation else model
         with self._changed:
             running = [job for job in self._jobs.values() if job.is_running()]
             same = [job for job in running if job.wanted == wanted]
@@ -116,11 +116,10 @@ class Downloads:
             if job.reader:
                 job.reader.join()
 
-    def _begin(self, wanted: tuple[str, Path]) -> Job:
-        model, models_dir = wanted
+    def _begin(self, wanted: str) -> Job:
         try:
             process = subprocess.Popen(
-                [*self._command, "--models", str(models_dir), "--", model],
+                [*self._command, wanted],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # the same error is on standard output
@@ -130,7 +129,7 @@ class Downloads:
             raise BadRequest("this is no name of a model", param="model") from None
         except OSError as err:
             raise Unavailable(f"a download cannot be started: {err.strerror}") from None
-        job_id = uuid.uuid4().hex
+        job_id = os.urandom(16).hex()
         job = Job(wanted, process)
         job.reply = {"job_id": job_id, "status": "downloading", "started_at": _clock()}
         finished = [name for name in self._jobs if not self._jobs[name].is_running()]
@@ -162,6 +161,5 @@ def _environment() -> dict[str, str]:
 
 
 def _clock(in_s: float = 0) -> str:
-    """The time now, or in some seconds, as LM Studio writes it: ISO 8601."""
-    then = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=in_s)
-    return then.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """The time now, or in some seconds, in ISO 8601."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + in_s))
