@@ -210,8 +210,10 @@ LS_FLAGS = (
     Flag("--llm", "", "only models that generate text"),
     Flag("--embedding", "", "only models that embed texts"),
     _JSON,
+    Flag("--models", "DIR", "list the models of this folder, and ask no server", _folder,
+         dest="folder"),
     *CLIENT_FLAGS,
-)
+)  # fmt: skip
 PS_FLAGS = STATUS_FLAGS = (_JSON, *CLIENT_FLAGS)
 LOAD_FLAGS = (
     Flag("--ctx", "N", "context size in tokens, shared by all sequences", _count, dest="n_ctx"),

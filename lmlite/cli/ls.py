@@ -9,10 +9,13 @@ import json
 import re
 import sys
 
-from lmlite.cli.client import Client, Json
+from lmlite.cli.client import Client, Json, NoServerError
 from lmlite.cli.flags import LS_FLAGS, CommandError, Commands
+from lmlite.cli.local import shelf_of
 from lmlite.cli.tables import table
 from lmlite.gguf.memory_estimate import in_words
+from lmlite.server.api.lmstudio.models import model_list
+from lmlite.server.models.registry import Registry
 
 
 def add_to(commands: Commands) -> None:
@@ -20,7 +23,8 @@ def add_to(commands: Commands) -> None:
     ls = commands.add_parser(
         "ls",
         help="list the models that can be served",
-        description="List the models of the server at --url.",
+        description="List the models of the server at --url, or of this machine's folder if none "
+        "runs here.",
     )
     ls.add_argument("model", nargs="?", metavar="MODEL", help="only those with this in their name")
     ls.set_defaults(run=run)
@@ -30,7 +34,7 @@ def add_to(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Prints the models. Raises CommandError."""
-    found = Client.of(given).model_list()
+    found = _model_list(given)
     listed = [*found["models"], *own(found).get("broken", [])]
     models = [model for model in listed if _is_wanted(model, given)]
     if given.json:
@@ -44,6 +48,19 @@ def run(given: argparse.Namespace) -> int:
     else:
         print("there are no models yet", file=sys.stderr)
     return 0
+
+
+def _model_list(given: argparse.Namespace) -> Json:
+    """The list of the server, or the one that a server here would have. Raises CommandError."""
+    if given.folder:
+        return model_list(Registry(supply=shelf_of(["--models", given.folder])))
+    client = Client.of(given)
+    try:
+        return client.model_list()
+    except NoServerError:
+        if not client.is_local:
+            raise
+    return model_list(Registry(supply=shelf_of([])))
 
 
 def _is_wanted(model: Json, given: argparse.Namespace) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -157,6 +158,35 @@ def test_a_name_of_the_server_cannot_write_to_the_terminal(
 ) -> None:
     server.answers[MODELS] = (200, {"models": [QWEN | {"key": "a\x1b[31m"}]})
     assert "\x1b" not in lmlite("ls")
+
+
+def test_without_a_server_here_ls_lists_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LMLITE_MODELS", str(tmp_path))
+    shutil.copy(DEFAULT_MODEL, tmp_path / "mine.gguf")
+    (tmp_path / "half.gguf").write_bytes(b"GGUF")
+    with free_address() as url:
+        assert command.main(["ls", "--json", "--url", url]) == 0
+    mine, half = json.loads(capsys.readouterr().out)
+    assert (mine["modelKey"], mine["path"], mine["type"]) == ("mine", "mine.gguf", "llm")
+    assert half["fault"].startswith("half.gguf ")
+
+
+def test_ls_of_a_folder_asks_no_server(
+    server: PreparedServer, lmlite: Lmlite, tmp_path: Path
+) -> None:
+    assert json.loads(lmlite("ls", "--json", "--models", str(tmp_path))) == []
+    assert server.asked == []
+
+
+def test_ls_of_another_machine_that_does_not_answer_fails(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with free_address() as url:
+        there = url.replace("127.0.0.1", "127.0.0.2")  # this machine, but not by its usual name
+        assert command.main(["ls", "--url", there]) == 1
+    assert capsys.readouterr().err.startswith(f"lmlite: no server listens at {there}")
 
 
 # ---- ps --------------------------------------------------------------------------------------

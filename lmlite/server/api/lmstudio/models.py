@@ -9,6 +9,7 @@ from pathlib import Path
 import lmlite
 from lmlite.messages import Json
 from lmlite.server.api.abilities import reasoning_settings, uses_tools
+from lmlite.server.logs import printable
 from lmlite.server.models.catalog import CatalogEntry
 from lmlite.server.models.registry import Registry
 from lmlite.server.models.served_model import ServedModel
@@ -41,7 +42,7 @@ def model_object(registry: Registry, model: ServedModel) -> Json:
         "loaded_instances": _instances(registry, model),
         "max_context_length": file.n_ctx_train,
         "format": "gguf",
-        "lmlite": {"path": Path(file.path).name, "architecture": file.architecture,
+        "lmlite": {"path": _listed_path(file.path, entry), "architecture": file.architecture,
                    "state": model.state},
     }  # fmt: skip
     if not file.embeds_only:
@@ -54,7 +55,13 @@ def _broken_object(entry: CatalogEntry, fault: str) -> Json:
     """A file that cannot be served."""
     return {"key": entry.name, "publisher": entry.publisher or "", "format": "gguf",
             "size_bytes": entry.n_bytes, "loaded_instances": [],
-            "lmlite": {"path": Path(entry.path).name, "fault": fault}}  # fmt: skip
+            "lmlite": {"path": _listed_path(entry.path, entry), "fault": fault}}  # fmt: skip
+
+
+def _listed_path(path: str, entry: CatalogEntry | None) -> str:
+    """publisher/repository/file where the file lies so, as LM Studio has it; else its name."""
+    parts = Path(path).parts[-3:]
+    return printable("/".join(parts) if entry and parts[0] == entry.publisher else parts[-1])
 
 
 def kind_of(model: ServedModel) -> str:
