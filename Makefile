@@ -53,9 +53,10 @@ lint: .venv/lint/.complete ## check style and types (ruff, mypy)
 COVERED      := lmlite/server/front/wire.py lmlite/server/front/chunked_body.py lmlite/server/front/connection.py \
   lmlite/frames.py lmlite/gguf/file.py lmlite/gguf/header.py lmlite/gguf/shape.py \
   lmlite/gguf/projector.py lmlite/server/models/model_check.py lmlite/server/api/chat/images.py \
-  lmlite/server/api/chat/image_formats.py
+  lmlite/server/api/chat/image_formats.py lmlite/downloads/hub.py lmlite/downloads/web.py \
+  lmlite/downloads/transfer.py lmlite/downloads/part.py
 COVERED_BY   := tests/server/front tests/gguf tests/test_frames.py tests/server/models/test_model_check.py \
-  tests/server/api/chat/test_images.py
+  tests/server/api/chat/test_images.py tests/downloads
 TOO_SLOW     := --deselect tests/gguf/test_file.py::test_a_large_vocabulary_is_read_in_half_a_second
 COVERAGE     := COVERAGE_FILE=.venv/coverage/data .venv/coverage/bin/python -m coverage
 LEAST        := 95

