@@ -126,6 +126,8 @@ SERVE_FLAGS = (
     Flag("--any-name", "", "take unknown model names for the default model, for programs that "
          "always ask for one of OpenAI's"),
     Flag("--no-manage", "", "clients cannot load, unload or download models"),
+    Flag("--allow-download", "", "clients may have models fetched by `lmlite get` into the first "
+         "folder of models, which is served also if files are named"),
     Flag("--mmproj", "FILE", "the model's image projector (default: the only mmproj*.gguf beside "
          "the model)", dest="mmproj_path"),
     Flag("--host", "ADDRESS", "address to listen on; an address that other machines can reach "

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lmlite.cli.flags import SERVE_FLAGS, CommandError, Commands, keys_of, limit_flags
@@ -26,6 +27,7 @@ from lmlite.server.front.parent import Parent
 from lmlite.server.logs import Log
 from lmlite.server.models.catalog import Catalog, models_folder
 from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.downloads import Downloads
 from lmlite.server.models.life import Failed, Loading
 from lmlite.server.models.loading import EMBEDDED_MODEL, ModelOptions, Shelf
 from lmlite.server.models.registry import Registry
@@ -110,6 +112,7 @@ def _prepared(given: argparse.Namespace, log: Log, leases: contextlib.ExitStack)
         ttl_s=given.ttl,
         takes_any_name=given.any_name,
         may_manage=not given.no_manage,
+        downloads=Downloads(Path(_folders(given)[0])) if given.allow_download else None,
     )
     try:
         registry.start()
@@ -173,14 +176,14 @@ def _shelf(given: argparse.Namespace, limits: Limits, log: Log) -> Shelf:
 
 def catalog_of(given: argparse.Namespace) -> Catalog:
     """The files that the command line names, else the folder of models. Raises CommandError."""
-    files = [*given.files, *(given.more_files or ())]
-    folders = given.folders or []
-    if not files and not folders:
-        folders = [str(models_folder())]
-        if not Catalog(folders=folders).entries():
-            files, folders = [str(EMBEDDED_MODEL)], []
-            if not EMBEDDED_MODEL.exists():  # the one file has a small form
-                raise CommandError("name a model file: this lmlite has none of its own", 2)
+    files, folders = [*given.files, *(given.more_files or ())], _folders(given)
+    if not files and not given.folders and not Catalog(folders=folders).entries():
+        if EMBEDDED_MODEL.exists():
+            files = [str(EMBEDDED_MODEL)]
+        elif not given.allow_download:  # the one file has a small form
+            raise CommandError("name a model file: this lmlite has none of its own", 2)
+    if files and not (given.folders or given.allow_download):
+        folders = []
     aliases = {}
     for alias in given.aliases or ():
         name, _, path = alias.partition("=")
@@ -191,6 +194,10 @@ def catalog_of(given: argparse.Namespace) -> Catalog:
         raise CommandError("--mmproj, --chat-template and --alias NAME are for a single model; "
                            "with several, write --alias NAME=FILE", 2)  # fmt: skip
     return Catalog(files, folders, aliases)
+
+
+def _folders(given: argparse.Namespace) -> list[str]:
+    return given.folders or [str(models_folder())]
 
 
 # ---- from flags to options -----------------------------------------------------------------

@@ -20,10 +20,10 @@ from lmlite.errors import (
     Unavailable,
 )
 from lmlite.gguf.memory_estimate import DoesNotFit, Plan, in_words
-from lmlite.messages import Json
 from lmlite.server.logs import Level, Log
 from lmlite.server.models import life
 from lmlite.server.models.catalog import CatalogEntry
+from lmlite.server.models.downloads import Downloads
 from lmlite.server.models.machine_memory import Bound
 from lmlite.server.models.model_check import identities
 from lmlite.server.models.policy import Policy, Resident, Ticket, Unload
@@ -54,16 +54,6 @@ class Supply(Protocol):
 
     def supervisor(self, model: ServedModel, plan: Plan) -> Supervisor:
         """The model's supervisor, which is not started."""
-
-
-class Downloads(Protocol):
-    """Fetches models for clients. The replies have the fields of LM Studio's API."""
-
-    def start(self, model: str, quantisation: str | None) -> Json:
-        """Starts to fetch a model. Raises ApiError."""
-
-    def status(self, job_id: str) -> Json:
-        """How far it is. Raises NotFound."""
 
 
 class Lease:
@@ -362,7 +352,9 @@ class Registry:
             return self._policy.residents.get(model.key)
 
     def close(self) -> None:
-        """Stops every worker, for good."""
+        """Stops every worker and every download, for good."""
+        if self.downloads is not None:
+            self.downloads.close()
         with self._changed:
             self._is_closing = True
             self._changed.notify_all()

@@ -12,7 +12,8 @@ from lmlite.server.api.fields import Field
 from lmlite.server.api.lmstudio.models import instance_id, kind_of, load_config
 from lmlite.server.api.route import Poll
 from lmlite.server.api.sampling import MAX_INT
-from lmlite.server.models.registry import Downloads, Registry
+from lmlite.server.models.downloads import Downloads
+from lmlite.server.models.registry import Registry
 
 MAX_TTL_S = 10 * 365 * 24 * 3600
 

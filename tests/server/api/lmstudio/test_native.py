@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.downloads.conftest import model as small_model
+from tests.support.fake_hub import opened_hub
+from tests.support.house import until
 from tests.support.server_process import Answer, RunningServer
 
 CHAT, MODELS = "/api/v1/chat", "/api/v1/models"
@@ -235,6 +238,36 @@ def test_nothing_is_downloaded_unless_it_is_allowed(server: RunningServer) -> No
     status, error = error_of(server.post(f"{MODELS}/download", model="acme/m"))
     assert (status, error["type"]) == (400, "not_implemented")
     assert error["message"] == "this server downloads nothing: start it with --allow-download"
+
+
+def test_a_model_is_downloaded_listed_and_loaded(tmp_path: Path) -> None:
+    folder = str(tmp_path / "models")  # it does not exist yet
+    with (
+        opened_hub() as hub,
+        RunningServer("--allow-download", HF_ENDPOINT=hub.url, LMLITE_MODELS=folder) as it,
+    ):
+        hub.files["acme/small"] = {"small-F32.gguf": small_model()}
+        asked = {"model": f"{hub.url}/acme/small", "quantization": "F32"}
+        job = it.post(f"{MODELS}/download", **asked).json
+        assert job["total_size_bytes"] == len(small_model())
+
+        def status() -> Any:
+            return it.get(f"{MODELS}/download/status/{job['job_id']}").json
+
+        until(lambda: status()["status"] != "downloading")
+        assert (status()["status"], status()["downloaded_bytes"]) == (
+            "completed", len(small_model()),
+        )  # fmt: skip
+        assert it.post(f"{MODELS}/download", **asked).json == {"status": "already_downloaded"}
+        assert it.post(LOAD, model="acme/small").json["instance_id"] == "acme/small"
+        assert [model["key"] for model in it.get(MODELS).json["models"]] == ["tiny", "acme/small"]
+
+        code, error = error_of(it.get(f"{MODELS}/download/status/job_1"))
+        assert (code, error["type"]) == (404, "job_not_found")
+        code, error = error_of(it.post(f"{MODELS}/download", model="acme/none"))
+        assert (code, error["type"], error["param"]) == (400, "invalid_request", "model")
+        code, error = error_of(it.post(f"{MODELS}/download", model="https://elsewhere.example/m"))
+        assert (code, error["type"], error["param"]) == (400, "invalid_request", "model")
 
 
 def test_managing_needs_the_key_and_can_be_turned_off(tmp_path: Path) -> None:
