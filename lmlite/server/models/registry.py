@@ -102,6 +102,7 @@ class Registry:
         for model in models:
             self._policy.residents[model.key] = Resident(model.key, 0, ttl_s=None, stays=True)
         self._plans: dict[str, Plan] = {}  # of models that wait or are loaded
+        self._asked: dict[str, Mapping[str, Any]] = {}  # the changes before they were fitted
         self._changed = threading.Condition(threading.RLock())  # guards all of the above
         self._is_closing = False
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
@@ -234,14 +235,16 @@ class Registry:
         """
         if self._supply is None or self._is_closing:
             raise Unavailable("the server is stopping")
-        if model.failure is not None and model.failure[1] == identities(model.file):
-            raise ModelFailed(f"the model is not available: {model.failure[0]}")
+        failure = None if changes else model.failure  # other settings may be right
+        if failure is not None and failure[1] == identities(model.file):
+            raise ModelFailed(f"the model is not available: {failure[0]}")
         bound = self._supply.bound(self.loaded())
         if bound is not None:  # those that can leave do not count
             bound = bound._replace(n_bytes=bound.n_bytes + self._policy.n_evictable())
         if not self._policy.knows(model.key):
             try:
                 self._plans[model.key] = self._supply.plan(model, bound, changes or {})
+                self._asked[model.key] = changes or {}
             except DoesNotFit as err:
                 raise ModelFailed(str(err)) from None
         return self._plans[model.key].estimate.total if bound is not None else 1
@@ -293,6 +296,7 @@ class Registry:
             while supervisor.ready is None:
                 supervisor.wait_until_settled(POLL_S)
                 if (error := life.refusal(supervisor.state)) is not None:
+                    self._let_go(model)
                     raise error
                 poll()
             self._check_changes(model, changes or {})  # another request may have loaded it
@@ -302,6 +306,13 @@ class Registry:
                     model.identifiers.append(identifier)
         return model
 
+    def _let_go(self, model: ServedModel) -> None:
+        """A load that has failed leaves nothing behind."""
+        with self._changed:
+            if isinstance(model.life, life.Failed):
+                self._policy.ask_to_leave(model.key)
+                self._changed.notify_all()
+
     def _check_identifier(self, identifier: str | None, model: ServedModel) -> None:
         for other in self.models() if identifier else ():
             if other is not model and other.is_named(str(identifier)):
@@ -309,11 +320,11 @@ class Registry:
 
     def _check_changes(self, model: ServedModel, changes: Mapping[str, Any]) -> None:
         """A loaded model is not loaded a second time. Raises BadRequest if it would have to be."""
-        plan = self._plans.get(model.key)
+        plan, asked = self._plans.get(model.key), self._asked.get(model.key, {})
         if model.supervisor is None or plan is None:
             return
         for field, value in changes.items():
-            if (now := getattr(plan.load, field)) != value:
+            if value not in (now := getattr(plan.load, field), asked.get(field)):
                 raise BadRequest(
                     f"'{model.name}' is loaded with {field} {now}; unload it first", param=field
                 )

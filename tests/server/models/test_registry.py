@@ -203,6 +203,29 @@ def test_a_model_that_cannot_be_loaded_says_why_and_makes_room() -> None:
         assert house.shelf.loads() == ["one", "two"], "it is not tried again"
 
 
+def test_a_load_that_fails_leaves_nothing_behind_and_is_tried_again() -> None:
+    with home(THREE) as house:
+        house.shelf.modes["one"] = "broken"
+        for _ in range(2):
+            with pytest.raises(ModelFailed, match=r"llama\.cpp cannot load /nowhere/one\.gguf"):
+                house.registry.load("one")
+            until(lambda: house.registry.loaded() == [])
+        del house.shelf.modes["one"]
+        assert house.text("one") == (200, "hi")
+
+
+def test_what_has_failed_for_a_request_may_be_loaded_with_other_values() -> None:
+    with home(THREE) as house:
+        house.shelf.modes["one"] = "broken"
+        assert house.text("one")[0] == 503
+        until(lambda: house.registry.loaded() == [])
+        del house.shelf.modes["one"]
+        with pytest.raises(ModelFailed):
+            house.registry.load("one")
+        house.registry.load("one", changes={"n_parallel": 2})
+        assert house.text("one") == (200, "hi")
+
+
 def test_a_client_that_leaves_while_its_model_waits_lets_the_next_one_go_on() -> None:
     with home(THREE, GIB) as house, ExitStack() as stack:
         stream = stack.enter_context(closing(house.connect()))

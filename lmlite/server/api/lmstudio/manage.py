@@ -6,7 +6,7 @@ They name models by identifier, never by path.
 import time
 from typing import Any
 
-from lmlite.errors import Forbidden, Unsupported
+from lmlite.errors import ApiError, Forbidden, Unsupported
 from lmlite.messages import Json
 from lmlite.server.api.fields import Field
 from lmlite.server.api.lmstudio.models import instance_id, kind_of, load_config
@@ -17,11 +17,15 @@ from lmlite.server.models.registry import Registry
 
 MAX_TTL_S = 10 * 365 * 24 * 3600
 
-# LM Studio's names of counts -> those of a Load.
-_COUNTS = {"context_length": "n_ctx", "eval_batch_size": "n_batch", "parallel": "n_parallel"}
-# The last four are lmlite's own. LM Studio's other fields are ignored, and named in the reply.
-LOAD_FIELDS = frozenset({"model", "flash_attention", "echo_load_config", *_COUNTS,
-                         "gpu_layers", "identifier", "ttl"})  # fmt: skip
+MAX_PARALLEL = 256  # LLAMA_MAX_SEQ in llama-cparams.h
+
+# Numbers of a request -> the fields of a Load, with the least and the greatest value.
+_NUMBERS = {"context_length": ("n_ctx", 1, MAX_INT), "eval_batch_size": ("n_batch", 1, MAX_INT),
+            "parallel": ("n_parallel", 1, MAX_PARALLEL),
+            "gpu_layers": ("n_gpu_layers", -1, MAX_INT)}  # fmt: skip
+_NAMES = {own: name for name, (own, *_) in _NUMBERS.items()} | {"flash_attn": "flash_attention"}
+# Four are lmlite's own: parallel, gpu_layers, identifier, ttl.
+LOAD_FIELDS = frozenset({"model", "echo_load_config", "identifier", "ttl", *_NAMES.values()})
 UNLOAD_FIELDS = frozenset({"instance_id"})
 DOWNLOAD_FIELDS = frozenset({"model", "quantization"})
 
@@ -30,29 +34,26 @@ def load(registry: Registry, body: Json, poll: Poll) -> Json:
     """POST /api/v1/models/load: returns once the model is loaded."""
     _check_managed(registry)
     asked, began_s = Field(body), time.monotonic()
-    model = registry.load(
-        asked["model"].text(),
-        asked["identifier"].string(),
-        asked["ttl"].integer(1, MAX_TTL_S),
-        _changes(asked),
-        poll,
-    )
+    wanted = asked["model"].text(), asked["identifier"].string()
+    ttl_s, is_shown = asked["ttl"].integer(1, MAX_TTL_S), asked["echo_load_config"].boolean()
+    try:
+        model = registry.load(*wanted, ttl_s, _changes(asked), poll)
+    except ApiError as err:
+        err.param = _NAMES.get(err.param or "", err.param)
+        raise
     found: Json = {
         "type": kind_of(model),
         "instance_id": instance_id(model),
         "load_time_seconds": round(time.monotonic() - began_s, 3),
         "status": "loaded",
     }
-    if asked["echo_load_config"].boolean():
-        found["load_config"] = load_config(model)
-    return found
+    return found | {"load_config": load_config(model)} if is_shown else found
 
 
 def _changes(asked: Field) -> dict[str, Any]:
     """The fields of a Load that a request sets."""
-    changes = {own: asked[name].integer(1, MAX_INT) for name, own in _COUNTS.items()}
-    changes["n_gpu_layers"] = asked["gpu_layers"].integer(-1, MAX_INT)
-    found: dict[str, Any] = {name: n for name, n in changes.items() if n is not None}
+    numbers = {own: asked[name].integer(*bounds) for name, (own, *bounds) in _NUMBERS.items()}
+    found: dict[str, Any] = {name: n for name, n in numbers.items() if n is not None}
     if asked["flash_attention"].value is not None:
         found["flash_attn"] = "on" if asked["flash_attention"].boolean() else "off"
     return found

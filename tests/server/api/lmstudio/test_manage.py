@@ -82,14 +82,16 @@ def test_the_configuration_is_shown_if_asked_for() -> None:
     ("field", "value"),
     [
         ("model", None), ("model", 7), ("context_length", 0), ("context_length", "4k"),
-        ("eval_batch_size", 1.5), ("parallel", 0), ("gpu_layers", -2), ("flash_attention", "on"),
+        ("eval_batch_size", 1.5), ("parallel", 0), ("parallel", 257),
+        ("gpu_layers", -2), ("flash_attention", "on"),
         ("echo_load_config", 1), ("ttl", 0), ("identifier", 7),
     ],
 )  # fmt: skip
 def test_a_load_with_a_wrong_value_is_refused_by_name(field: str, value: Any) -> None:
+    registry = FakeRegistry()
     with pytest.raises(BadRequest) as caught:
-        load(FakeRegistry(), **{field: value})
-    assert caught.value.param == field
+        load(registry, **{field: value})
+    assert (caught.value.param, registry.asked) == (field, [])
 
 
 def test_an_unload_names_an_instance() -> None:

@@ -1,5 +1,6 @@
 """LM Studio's native API over HTTP, with the embedded model."""
 
+import base64
 import http.client
 import json
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from tests.downloads.conftest import model as small_model
 from tests.support.fake_hub import opened_hub
 from tests.support.house import until
+from tests.support.image_files import RED, png
 from tests.support.server_process import Answer, RunningServer
 
 CHAT, MODELS = "/api/v1/chat", "/api/v1/models"
@@ -82,6 +84,12 @@ def test_a_conversation_goes_on_and_may_branch(server: RunningServer) -> None:
                             previous_response_id=first)  # fmt: skip
     assert "Alice" in str(responses.json["output"])
     assert "response_id" not in ask(server, "Hi", store=False)
+
+
+def test_an_image_is_seen(server: RunningServer) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(png(64, 48, RED)).decode()}"
+    items = [{"type": "image", "data_url": url}, {"type": "text", "content": "What is this?"}]
+    assert "red" in text_of(ask(server, items))
 
 
 def test_reasoning_can_be_turned_off(server: RunningServer) -> None:
@@ -225,6 +233,16 @@ def test_a_model_is_unloaded_loaded_and_loaded_by_a_request() -> None:
         assert (again["instance_id"], again["status"]) == ("mine", "loaded")
         assert server.post(LOAD, model="tiny", context_length=512).status == 400
         assert server.post(UNLOAD, instance_id="mine").json == {"instance_id": "mine"}
+
+
+def test_a_context_is_at_most_what_the_model_was_trained_for() -> None:
+    with RunningServer() as server:
+        server.post(UNLOAD, instance_id="tiny")
+        for _ in range(2):  # the second time it is loaded already
+            answer = server.post(LOAD, model="tiny", context_length=10**6, echo_load_config=True)
+            assert answer.json["load_config"]["context_length"] == 2048
+        status, error = error_of(server.post(LOAD, model="tiny", context_length=4096))
+        assert (status, error["param"]) == (400, "context_length")
 
 
 def test_a_model_that_is_not_there_is_not_loaded(server: RunningServer, tmp_path: Path) -> None:
