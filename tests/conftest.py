@@ -20,6 +20,8 @@ SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 # How many times to repeat tests that should run many times: once in `make test`.
 TIMES = int(os.environ.get("LMLITE_TIMES", "1"))
+# Servers of the tests do not find the models of the user who runs them.
+os.environ["LMLITE_MODELS"] = os.devnull
 LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
 
 

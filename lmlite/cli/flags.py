@@ -118,6 +118,8 @@ SERVE_FLAGS = (
     Flag("--models", "DIR", "serve the models in this folder; each is loaded by the first request "
          "for it; may be repeated (default, if no file is named: $LMLITE_MODELS, else "
          "~/.local/share/lmlite/models)", _folder, dest="folders", repeats=True),
+    Flag("--presets", "DIR", "folder of presets, which a request names in its field preset",
+         _folder),
     Flag("--no-jit", "", "requests load no model; only `lmlite load` does"),
     Flag("--ttl", "SECONDS", "unload a model that a request has loaded after this long without "
          "requests; a request's ttl overrides it", _long, default=3600),

@@ -113,6 +113,7 @@ def _prepared(given: argparse.Namespace, log: Log, leases: contextlib.ExitStack)
         takes_any_name=given.any_name,
         may_manage=not given.no_manage,
         downloads=Downloads(Path(_folders(given)[0])) if given.allow_download else None,
+        presets=Path(given.presets) if given.presets else None,
     )
     try:
         registry.start()

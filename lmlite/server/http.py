@@ -20,7 +20,7 @@ from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, Request
 from lmlite.messages import Chat, Complete, Json, Queued, Reading, ReplyEvent
 from lmlite.server.api import tokenizer
 from lmlite.server.api.anthropic import routes as anthropic
-from lmlite.server.api.call import Call, headers_of, ignored_fields, lines_of
+from lmlite.server.api.call import Call, headers_of, ignored_fields, lines_of, with_defaults
 from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.fields import Field
 from lmlite.server.api.lmstudio import routes as lmstudio
@@ -41,9 +41,11 @@ from lmlite.server.front.gate import allowed_by, check_method
 from lmlite.server.front.handler import JSON_TYPE, StrictRequestHandler
 from lmlite.server.logs import Subscriber
 from lmlite.server.models import life
+from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.open_requests import OpenRequest
 from lmlite.server.models.registry import Lease
 from lmlite.server.models.served_model import ServedModel
+from lmlite.server.models.settings import read_preset, with_settings
 from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.server import Server
 from lmlite.server.watch import metrics
@@ -192,22 +194,29 @@ class Handler(StrictRequestHandler):
             self._send_whole(partial(route.manage, registry, body, self._keep_waiting))
             return
         assert isinstance(route, WorkerRoute)
-        model, ttl_s = self._chosen_model(Field(body))
-        call, make_reply = route.parse(body, model.defaults), route.reply
+        model = registry.find(Field(body)["model"].string())
+        ttl_s, defaults = self._settings(Field(body), model)
+        call, make_reply = with_defaults(route.parse(body, defaults), defaults), route.reply
         if route.has_dry_run and self.headers.get("x-dry-run", "0") != "0":
-            call, make_reply = planned(call), partial(DryRun, body, model.defaults)
+            call, make_reply = planned(call), partial(DryRun, body, defaults)
         self._serve(call, f"{route.id_prefix}{self._token}", make_reply, model, ttl_s)
 
-    def _chosen_model(self, body: Field) -> tuple[ServedModel, float | None]:
-        """The model that a body names, and how long it stays after the reply if this loads it.
+    def _settings(self, body: Field, model: ServedModel) -> tuple[float | None, Defaults]:
+        """How long the model stays after the reply if this loads it, and the request's defaults.
 
-        Takes the latter out of the body, because it means the same in each API.
+        They come from `ttl` and `preset`, which mean the same in each API; so they are taken out.
         """
-        registry = self.server.registry
-        ttl_s = body["ttl"].integer(1, MAX_TTL_S)
-        body.value.pop("ttl", None)
-        model = registry.find(body["model"].string())
-        return model, ttl_s or model.idle_s or registry.ttl_s
+        registry, defaults = self.server.registry, model.defaults
+        ttl_s = body["ttl"].integer(1, MAX_TTL_S) or model.idle_s or registry.ttl_s
+        preset = body.value.get("preset")
+        if preset is not None:
+            if registry.presets is None:
+                raise BadRequest("this server has no presets: --presets names their folder",
+                                 param="preset")  # fmt: skip
+            defaults = with_settings(defaults, read_preset(registry.presets, preset), "preset")
+        for name in ("ttl", "preset"):
+            body.value.pop(name, None)
+        return ttl_s, defaults
 
     # ---- about the server itself -----------------------------------------------------------
 

@@ -37,6 +37,10 @@ class FakeShelf:
     def broken(self) -> list[tuple[CatalogEntry, str]]:
         return []
 
+    @property
+    def is_single(self) -> bool:
+        return len(self._models) == 1
+
     def find(self, name: str) -> ServedModel:
         if name not in self._models:
             raise ModelNotFound(f"there is no model '{name}'", param="model")

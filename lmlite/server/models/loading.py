@@ -16,14 +16,15 @@ from lmlite.errors import ModelFileError, ModelNotFound
 from lmlite.gguf import memory_estimate
 from lmlite.gguf.file import ModelFile
 from lmlite.gguf.memory_estimate import Plan
-from lmlite.gguf.projector import Projector, read_projector_file
+from lmlite.gguf.projector import read_projector_file
 from lmlite.messages import Load, RopeScaling
 from lmlite.server.logs import Log
 from lmlite.server.models.catalog import Catalog, CatalogEntry
 from lmlite.server.models.defaults import Defaults
 from lmlite.server.models.machine_memory import Bound, Share, least_bound
-from lmlite.server.models.model_check import has_changed
+from lmlite.server.models.model_check import Identity, has_changed, path_identity
 from lmlite.server.models.served_model import ServedModel
+from lmlite.server.models.settings import load_with, read_settings, with_settings
 from lmlite.server.models.supervisor import WATCHDOG_S, Supervisor
 from lmlite.server.models.worker_process import WorkerProcess
 
@@ -56,7 +57,8 @@ class Shelf:
         """`prestarted`: a running process without a model, for the first model that is loaded."""
         self._catalog, self._options, self._log = catalog, options, log
         self._prestarted = prestarted
-        self._models: dict[CatalogEntry, ServedModel] = {}
+        # Each with the identities of its settings files.
+        self._models: dict[CatalogEntry, tuple[ServedModel, list[Identity | None]]] = {}
         self._making = threading.Lock()  # guards the dict above
 
     def models(self) -> list[ServedModel]:
@@ -65,6 +67,11 @@ class Shelf:
         for note in self._catalog.notes():
             self._log.line_once("warning", note)
         return found
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is only one file."""
+        return len(self._catalog.entries()) == 1
 
     def broken(self) -> list[tuple[CatalogEntry, str]]:
         """The files that cannot be served, each with its fault."""
@@ -101,10 +108,17 @@ class Shelf:
     def model(self, entry: CatalogEntry) -> ServedModel:
         """The model of a file. Raises ModelFileError."""
         file = self._catalog.read(entry)
+        settings = [path_identity(path) for path in entry.settings_paths]
         with self._making:
-            known = self._models.get(entry)
-            if known is None or known.file is not file or _is_replaced(known.projector):
-                known = self._models[entry] = self._made(entry, file)
+            known, known_settings = self._models.get(entry, (None, []))
+            if (
+                known is None
+                or known.file is not file
+                or known_settings != settings
+                or (known.projector is not None and has_changed(known.projector))
+            ):
+                known = self._made(entry, file)
+                self._models[entry] = known, settings
             return known
 
     def _made(self, entry: CatalogEntry, file: ModelFile) -> ServedModel:
@@ -114,21 +128,26 @@ class Shelf:
         options = self._options
         path = options.load.mmproj_path or projector_path(entry)
         projector = read_projector_file(str(Path(path).resolve())) if path else None
+        settings = read_settings(entry.settings_paths)
+        for line in settings.unknown:
+            self._log.line_once("warning", line)
+        load = load_with(options.load, settings)
         load = replace(
-            options.load,
+            load,
             model_path=file.path,
             parts=file.parts,
             generates=not file.embeds_only,
-            rope=scaled(options.load.rope, options.load.n_ctx, file.n_ctx_train),
-            chat_template=_template(options.chat_template_path),
+            rope=scaled(load.rope, load.n_ctx, file.n_ctx_train),
+            chat_template=load.chat_template or _template(options.chat_template_path),
             mmproj_path=projector.path if projector else None,
             cache_dir=self._cache_dir(entry),
         )
+        defaults = options.defaults(file, projector is not None)
         name, *aliases = entry.aliases or (entry.name,)
         return ServedModel(
             name,
             file,
-            defaults=options.defaults(file, projector is not None),
+            defaults=with_settings(defaults, settings, "model settings"),
             aliases=tuple(aliases),
             idle_s=options.idle_unload if entry.is_named else None,
             entry=entry,
@@ -186,10 +205,6 @@ class Shelf:
             self._prestarted.kill()
             self._prestarted.reap()
             self._prestarted = None
-
-
-def _is_replaced(projector: Projector | None) -> bool:
-    return projector is not None and has_changed(projector)
 
 
 def projector_path(entry: CatalogEntry) -> str | None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 from lmlite.errors import (
@@ -39,6 +40,10 @@ class Supply(Protocol):
 
     def models(self) -> list[ServedModel]:
         """All that can be served, in the order of `/v1/models`."""
+
+    @property
+    def is_single(self) -> bool:
+        """Whether there is only one file."""
 
     def broken(self) -> list[tuple[CatalogEntry, str]]:
         """The files that cannot be served, each with its fault."""
@@ -85,17 +90,18 @@ class Registry:
         takes_any_name: bool = False,
         may_manage: bool = True,
         downloads: Downloads | None = None,
+        presets: Path | None = None,
     ) -> None:
         """`models` are loaded already, and stay. `supply` has all models that can be served.
 
         `is_jit`: whether a request loads its model. `ttl_s`: how long such a model stays after its
         last request, unless the request says otherwise. `takes_any_name`: whether unknown names
-        mean the default model.
+        mean the default model. `presets`: the folder of presets.
         """
         self._models = {model.key: model for model in models}  # those that have been asked for
         self._log, self._supply = log or Log(), supply
         self.is_jit, self.ttl_s, self._takes_any_name = is_jit, ttl_s, takes_any_name
-        self.may_manage, self.downloads = may_manage, downloads
+        self.may_manage, self.downloads, self.presets = may_manage, downloads, presets
         self.n_loads = self.n_unloads = 0
         self._n_past_starts = 0  # workers of supervisors that are gone
         self._policy = Policy(lambda key: self._models[key].name)
@@ -135,10 +141,9 @@ class Registry:
             return [model for model in self._models.values() if model.supervisor is not None]
 
     @property
-    def only(self) -> ServedModel | None:
-        """The server's model, if it has only one."""
-        models = self.models()
-        return models[0] if len(models) == 1 else None
+    def is_single(self) -> bool:
+        """Whether there is only one model."""
+        return len(self._models) == 1 if self._supply is None else self._supply.is_single
 
     def find(self, name: str | None) -> ServedModel:
         """The model with this name. Raises ModelNotFound.
@@ -181,9 +186,9 @@ class Registry:
 
     def check_admission(self) -> None:
         """Raises Unavailable when any further request would be refused."""
-        only = self.only
-        if only is not None and only.supervisor is not None:
-            only.supervisor.check_admission()
+        for model in self.loaded() if self.is_single else ():
+            if (supervisor := model.supervisor) is not None:
+                supervisor.check_admission()
 
     # ---- requests --------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ def health_of(registry: Registry) -> tuple[int, Json, Json]:
     found = {model.name: _health_of_model(model) for model in registry.loaded()}
     if not found:
         return 200, {"status": "idle"}, {}
-    if len(found) == 1 and registry.only:
+    if registry.is_single:
         public, details = next(iter(found.values()))
     else:
         states = [public["status"] for public, _ in found.values()]

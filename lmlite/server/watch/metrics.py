@@ -58,9 +58,10 @@ class Metrics:
         """All metrics, in the text format. `n_dropped`: lines and records of the log by reader."""
         loaded = registry.loaded()
         ready = [(model.name, model.ready) for model in loaded]
-        is_one = registry.only is not None  # then its rows have no label for it
         engines = {
-            "" if is_one else name: state.engine for name, state in ready if state and state.engine
+            "" if registry.is_single else name: state.engine
+            for name, state in ready
+            if state and state.engine
         }
         with self._lock:
             requests = [
