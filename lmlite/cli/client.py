@@ -50,6 +50,9 @@ class Client:
         `timeout_s` is the longest silence; None: no limit, for what may take long.
         """
         data = b"".join(self.lines(method, path, body, timeout_s))
+        # A server that has kept a client waiting can only tell of an error under the status 200.
+        if message := _message(data):
+            raise CommandError(message, 1)
         with contextlib.suppress(ValueError):
             if isinstance(found := json.loads(data), dict):
                 return found
@@ -69,12 +72,10 @@ class Client:
     def model_list(self) -> Json:
         """The answer to `GET /api/v1/models`. Raises CommandError."""
         found = self.ask("GET", "/api/v1/models")
-        try:
-            for model in found["models"]:
-                assert type(model["key"]) is str and type(model["loaded_instances"]) is list
-        except (LookupError, TypeError, AssertionError):
-            raise CommandError(f"{self.url} has no list of models", 1) from None
-        return found
+        with contextlib.suppress(LookupError, TypeError):
+            if all(type(model["loaded_instances"]) is list for model in found["models"]):
+                return found
+        raise CommandError(f"{self.url} has no list of models", 1)
 
     def _response(
         self, method: str, path: str, body: Json | None, timeout_s: float | None
@@ -105,10 +106,7 @@ class Client:
                 "one with --api-key-file",
                 1,
             )
-        message = f"{self.url} answers {status}"
-        with contextlib.suppress(ValueError, LookupError, TypeError):
-            message = str(json.loads(data)["error"]["message"])
-        return CommandError(printable(message), 1)
+        return CommandError(_message(data) or f"{self.url} answers {status}", 1)
 
     def _read(self, response: "HTTPResponse") -> Generator[bytes]:
         with contextlib.closing(response), self._failures():
@@ -130,3 +128,10 @@ class Client:
         except (OSError, ValueError, http.client.HTTPException) as err:
             why = printable(str(err) or type(err).__name__)
             raise CommandError(f"the connection to {self.url} failed: {why}", 1) from None
+
+
+def _message(data: bytes) -> str | None:
+    """The message of an error object; None if this is none."""
+    with contextlib.suppress(ValueError, LookupError, TypeError):
+        return printable(str(json.loads(data)["error"]["message"]))
+    return None

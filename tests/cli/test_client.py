@@ -53,6 +53,7 @@ def answer(status: str, body: bytes) -> bytes:
             answer("404 Not Found", b'{"error": {"message": "there is no\\nmodel"}}'),
             r"there is no\nmodel",
         ),
+        (answer("200 OK", b'  {"error": {"message": "no room"}}'), "no room"),
         (answer("502 Bad Gateway", b"<html>"), "{url} answers 502"),
         (answer("500 Oops", b'{"error": "oops"}'), "{url} answers 500"),
         (

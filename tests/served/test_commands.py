@@ -82,6 +82,7 @@ def test_a_file_that_is_imported_can_be_used_at_once_and_removed_when_it_is_unlo
     server: RunningServer, lmlite: Lmlite
 ) -> None:
     lmlite("import", str(DEFAULT_MODEL), "--user-repo", "lmlite/tiny", "--link")
+    assert "lmlite/tiny" in lmlite("ls")
     lmlite("load", "lmlite/tiny", "--ttl", "3600")
     assert " of 1.0 h" in lmlite("ps")
     assert "is loaded: lmlite unload" in lmlite("rm", "lmlite/tiny", "-y", code=1)

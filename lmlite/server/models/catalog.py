@@ -99,9 +99,12 @@ class Catalog:
         self._readings: dict[str, _Reading] = {}
         self._readings_lock = threading.Lock()
 
-    def entries(self) -> list[CatalogEntry]:
-        """The models: those named on the command line, then those in folders, by path."""
-        return [*self._look().entries]
+    def entries(self, at_once: bool = False) -> list[CatalogEntry]:
+        """The models: those named on the command line, then those in folders, by path.
+
+        `at_once` shows what has changed in the folders since the last look.
+        """
+        return [*self._look(at_once).entries]
 
     def notes(self) -> tuple[str, ...]:
         """A sentence for each folder that exists and is not listed in full."""

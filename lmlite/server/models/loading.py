@@ -75,10 +75,13 @@ class Shelf:
 
     def broken(self) -> list[tuple[CatalogEntry, str]]:
         """The files that cannot be served, each with its fault."""
-        return [(entry, str(err)) for entry, err in self._all() if isinstance(err, ModelFileError)]
+        found = self._all(at_once=True)  # else a file that was just removed would be broken
+        return [(entry, str(err)) for entry, err in found if isinstance(err, ModelFileError)]
 
-    def _all(self) -> Iterator[tuple[CatalogEntry, ServedModel | ModelFileError]]:
-        for entry in self._catalog.entries():
+    def _all(
+        self, *, at_once: bool = False
+    ) -> Iterator[tuple[CatalogEntry, ServedModel | ModelFileError]]:
+        for entry in self._catalog.entries(at_once):
             found: ServedModel | ModelFileError
             try:
                 found = self.model(entry)

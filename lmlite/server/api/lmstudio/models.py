@@ -19,11 +19,12 @@ _UNITS = (("B", 1e9), ("M", 1e6), ("K", 1e3), ("", 1.0))
 
 def model_list(registry: Registry) -> Json:
     """All models, loaded or not."""
+    broken = registry.broken()  # first: this looks at the folders
     return {
         "models": [model_object(registry, model) for model in registry.models()],
         "lmlite": {
             "version": lmlite.__version__,
-            "broken": [_broken_object(entry, fault) for entry, fault in registry.broken()],
+            "broken": [_broken_object(entry, fault) for entry, fault in broken],
         },
     }
 
