@@ -5,6 +5,7 @@ from typing import Any
 
 from lmlite.messages import Load, ModelPart, Ready
 from lmlite.server.models import life
+from lmlite.server.models.defaults import NO_DEFAULTS
 from tests.support.house import model_file
 
 # Templates with a setting for thoughts.
@@ -29,6 +30,7 @@ def listed_model(name: str = "m", n_ctx: int | None = 512, template: str = "", *
         file=SimpleNamespace(**about),
         entry=SimpleNamespace(publisher="acme"),
         sees=False,
+        defaults=NO_DEFAULTS,
         plan=None,
         state="loaded" if n_ctx else "not-loaded",
         ready=life.Ready(ready) if n_ctx else None,

@@ -107,7 +107,8 @@ def _instances(registry: Registry, model: ServedModel) -> list[Json]:
 def _capabilities(model: ServedModel) -> Json:
     found: Json = {"vision": model.sees, "trained_for_tool_use": uses_tools(model)}
     if settings := reasoning_settings(model):
-        default = "on" if "on" in settings else "medium"
+        own = model.defaults.effort or ("off" if model.defaults.thinks is False else None)
+        default = next(each for each in (own, "on", "medium") if each in settings)
         found["reasoning"] = {"allowed_options": list(settings), "default": default}
     return found
 

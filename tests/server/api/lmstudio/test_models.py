@@ -1,6 +1,7 @@
 """Models as the three lists show them: /api/v1/models, /api/v0/models and /v1/models."""
 
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from lmlite.server.api.lmstudio.models import in_short, model_list, model_object
 from lmlite.server.api.lmstudio.v0 import v0_model
 from lmlite.server.api.openai import models as openai
 from lmlite.server.models.catalog import CatalogEntry
+from lmlite.server.models.defaults import NO_DEFAULTS
 from tests.support.listed_models import EFFORTS, SWITCH, listed_model
 
 V1: dict[str, Any] = {
@@ -137,6 +139,18 @@ def test_reasoning_is_what_the_template_knows_of_it(template: str, reasoning: An
     assert shown(model)["capabilities"] == {
         "vision": False, "trained_for_tool_use": True, "reasoning": reasoning,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("thinks", "effort", "default"),
+    [(False, None, "off"), (True, None, "on"), (None, "low", "low"), (None, "max", "on")],
+)
+def test_the_default_of_reasoning_is_that_of_the_models_settings(
+    thinks: bool | None, effort: str | None, default: str
+) -> None:
+    model = listed_model("m", template=SWITCH + EFFORTS)
+    model.defaults = replace(NO_DEFAULTS, thinks=thinks, effort=effort)
+    assert shown(model)["capabilities"]["reasoning"]["default"] == default
 
 
 def test_a_template_that_replaces_the_files_is_the_one_that_counts() -> None:
