@@ -91,7 +91,7 @@ class LoadedModel:
             eos_token=vocab.spelling("eos"),
             pad_token=vocab.spelling("pad"),
             adds_bos=vocab.adds_bos,
-            cpu=capi.cpu_variant(),
+            cpu=self._model.lib.cpu_variant,
         )
 
     def _note(self, level: Literal["info", "warning"], text: str) -> None:

@@ -11,7 +11,6 @@ import pytest
 import lmlite
 from lmlite.cli import command
 from lmlite.library import library_folder
-from lmlite.worker.llama import capi
 from tests.support.server_process import RunningServer
 
 
@@ -21,7 +20,7 @@ def test_it_names_the_parts_and_the_processor(lib: Any, capsys: pytest.CaptureFi
     assert capsys.readouterr().out.splitlines() == [
         f"lmlite     {lmlite.__version__}",
         f"llama.cpp  {lib.llama_version().decode()}",
-        f"processor  {capi.cpu_variant()} ({os.uname().machine})",
+        f"processor  {lib.cpu_variant} ({os.uname().machine})",
         f"Python     {python} ({sys.executable})",
         f"libc       {os.confstr('CS_GNU_LIBC_VERSION')}",
         f"libraries  {library_folder(None)}",
@@ -51,6 +50,5 @@ def test_without_a_library_it_says_why(
 
 
 def test_health_names_the_processor(lib: Any) -> None:
-    assert lib
     with RunningServer() as server:
-        assert server.get("/health").json["cpu"] == capi.cpu_variant()
+        assert server.get("/health").json["cpu"] == lib.cpu_variant

@@ -12,7 +12,7 @@ def main() -> int:
     except capi.LibraryError as err:
         print(err, file=sys.stderr)
         return 1
-    print(lib.llama_version().decode(), capi.cpu_variant())
+    print(lib.llama_version().decode(), lib.cpu_variant)
     return 0
 
 

@@ -6,6 +6,7 @@ The bridge reports the layout of structs in its build, and `load` refuses a libr
 different layout. Nothing is loaded at import.
 """
 
+import _ctypes
 import ctypes
 import functools
 import os
@@ -122,7 +123,7 @@ bool lml_are_numbers(const float * logits, int32_t n_vocab);
 float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token, int32_t k, llama_token * top_tokens, float * top_logprobs);
 char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32_t * height);
 
-void ggml_backend_load_all_from_path(const char * dir_path);
+ggml_backend_reg_t ggml_backend_load(const char * path);
 size_t ggml_backend_dev_count(void);
 """  # noqa: E501
 PROTOTYPES += mtmd.PROTOTYPES
@@ -206,6 +207,7 @@ _SCALARS: dict[str, Any] = {
     "int32_t": c_int32, "int64_t": c_int64, "uint32_t": c_uint32, "uint64_t": c_uint64,
     "size_t": c_size_t, "llama_token": c_int32, "llama_pos": c_int32, "llama_seq_id": c_int32,
     "ggml_backend_dev_t": c_void_p,
+    "ggml_backend_reg_t": c_void_p,
 }  # fmt: skip
 _STRUCT = re.compile(r"struct (?P<name>\w+) \{(?P<fields>.*?)\};", re.DOTALL)
 _PROTOTYPE = re.compile(r"(?P<result>.+?)(?P<name>\w+)\((?P<arguments>.*)\);")
@@ -303,7 +305,7 @@ _TYPEDEFS = {"llama_logit_bias", "llama_token_data", "llama_token_data_array", "
 # ---- loading -------------------------------------------------------------------------------
 
 LIBRARY_NAME = "liblmlite.so"
-MAPS = Path("/proc/self/maps")
+CPU_LIBRARY = re.compile(r"libggml-cpu(?:-(.+))?\.so")
 
 
 class LlamaError(Exception):
@@ -315,7 +317,11 @@ class LibraryError(Exception):
 
 
 def load(lib_path: str | None = None, log_level: str = "error") -> Any:
-    """The library with every prototype declared, and ggml's backends. Raises LibraryError."""
+    """The library with every prototype declared, and ggml's backends. Raises LibraryError.
+
+    `cpu_variant` of what is returned names ggml's code for this processor; "native" if there is
+    only one.
+    """
     folder = library_folder(lib_path)
     path = folder / LIBRARY_NAME
     if not path.is_file():
@@ -327,28 +333,38 @@ def load(lib_path: str | None = None, log_level: str = "error") -> Any:
         raise LibraryError(f"{path} was built from another llama.cpp than this lmlite is made for "
                            f"({difference}): run `make` again")  # fmt: skip
     lib.lml_log_level(LOG_LEVELS[log_level])
-    lib.ggml_backend_load_all_from_path(os.fsencode(folder))
+    lib.cpu_variant = _load_backends(lib, folder)
     if not lib.ggml_backend_dev_count():
         raise LibraryError(f"no library in {folder} fits this processor: run `make` again")
     return lib
 
 
-def cpu_variant() -> str:
-    """Which of ggml's libraries for processors `load` chose; "native" if there is only one."""
+def _load_backends(lib: Any, folder: Path) -> str:
+    """Loads ggml's libraries for GPUs and the best for this processor; returns that one's name.
+
+    ggml can search the folder itself, but a process of 32 bits cannot list every folder with the
+    functions that ggml uses.
+    """
+    paths = sorted(folder.glob("libggml-*.so"))
+    of_cpus = {path: CPU_LIBRARY.fullmatch(path.name) for path in paths}
+    best = max((path for path, match in of_cpus.items() if match), key=_score, default=None)
+    for path in paths:
+        if path == best or not of_cpus[path]:
+            lib.ggml_backend_load(os.fsencode(path))
+    match = of_cpus[best] if best else None
+    return (match and match[1]) or "native"
+
+
+def _score(path: Path) -> tuple[int, bool]:
+    """How well a library suits this processor, as ggml asks it; 0: not at all, or it has no say."""
     try:
-        maps = MAPS.read_bytes()
-    except OSError:  # without /proc, nobody can tell
-        return "unknown"
-    # With glibc there is one; musl also keeps those that ggml has tried and closed.
-    found = set(re.findall(rb" (/.*/libggml-cpu(?:-([^/\n]+))?\.so)$", maps, re.MULTILINE))
-    chosen = max(found, key=lambda path_and_name: _score(path_and_name[0]), default=(b"", b""))
-    return chosen[1].decode() or "native"
-
-
-def _score(path: bytes) -> int:
-    """How well a loaded library suits this processor, as ggml asks it."""
-    score = getattr(ctypes.CDLL(os.fsdecode(path)), "ggml_backend_score", None)
-    return score() if score else 0
+        library = ctypes.CDLL(str(path))
+    except OSError:
+        return -1, False
+    score = getattr(library, "ggml_backend_score", None)
+    found = score() if score else 0
+    _ctypes.dlclose(library._handle)
+    return found, score is None
 
 
 def _declared(path: Path) -> Any:
