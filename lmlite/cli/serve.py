@@ -178,18 +178,18 @@ def _shelf(given: argparse.Namespace, limits: Limits, log: Log) -> Shelf:
 def catalog_of(given: argparse.Namespace) -> Catalog:
     """The files that the command line names, else the folder of models. Raises CommandError."""
     files, folders = [*given.files, *(given.more_files or ())], _folders(given)
-    if not files and not given.folders and not Catalog(folders=folders).entries():
+    if files and not (given.folders or given.allow_download):
+        folders = []
+    elif not files and not given.folders and not Catalog(folders=folders).entries():
         if EMBEDDED_MODEL.exists():
             files = [str(EMBEDDED_MODEL)]
         elif not given.allow_download:  # the one file has a small form
             raise CommandError("name a model file: this lmlite has none of its own", 2)
-    if files and not (given.folders or given.allow_download):
-        folders = []
     aliases = {}
     for alias in given.aliases or ():
         name, _, path = alias.partition("=")
         aliases[name] = path
-    if len(files) == 1 and not folders:
+    if len(files) == 1 and not given.folders:
         aliases = {name: path or files[0] for name, path in aliases.items()}
     elif given.mmproj_path or given.chat_template_path or "" in aliases.values():
         raise CommandError("--mmproj, --chat-template and --alias NAME are for a single model; "

@@ -101,6 +101,14 @@ def test_a_model_that_comes_into_the_folder_is_served_without_a_restart(
     assert server.chat("Hello!", model="new", max_tokens=1)["model"] == "new"
 
 
+def test_a_server_of_the_embedded_model_serves_what_comes_into_the_folder(tmp_path: Path) -> None:
+    with RunningServer(LMLITE_MODELS=str(tmp_path / "models")) as server:
+        assert server.model == "tiny"
+        (tmp_path / "models").mkdir()
+        (tmp_path / "models" / "new.gguf").symlink_to(EMBEDDED_MODEL)
+        assert server.chat("Hello!", model="new", max_tokens=1)["model"] == "new"
+
+
 def test_without_presets_a_request_for_one_is_told_how() -> None:
     with RunningServer() as server:
         refused = server.request("POST", CHAT, {"messages": HELLO, "preset": "poet"})

@@ -154,6 +154,7 @@ def test_a_stream_that_waits_for_the_model_shows_signs_of_life(
     open_house: Any, go_on: Path
 ) -> None:
     house = open_house("wait", str(go_on), limits=Limits(ping_seconds=0.05))
+    until(lambda: house.supervisor.state == Loading(0.5))
     with closing(house.connect()) as connection:
         reply = house.begin(connection, "echo late", stream=True)
         assert (reply.status, reply.readline()) == (200, b": model_load 0.50\n")
