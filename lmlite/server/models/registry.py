@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lmlite.errors import (
     BadRequest,
@@ -25,40 +25,14 @@ from lmlite.server.logs import Level, Log
 from lmlite.server.models import life
 from lmlite.server.models.catalog import CatalogEntry
 from lmlite.server.models.downloads import Downloads
-from lmlite.server.models.machine_memory import Bound
 from lmlite.server.models.model_check import identities
 from lmlite.server.models.policy import Policy, Resident, Ticket, Unload
 from lmlite.server.models.served_model import ServedModel
 from lmlite.server.models.supervisor import SPAWN_FAULTS, Supervisor
+from lmlite.server.models.supply import Supply
 
 LOOK_S = 0.5  # between two looks at the memory while a model waits for it
 POLL_S = 0.1  # between two looks of somebody who waits for a model
-
-
-class Supply(Protocol):
-    """Where models come from."""
-
-    def models(self) -> list[ServedModel]:
-        """All that can be served, in the order of `/v1/models`."""
-
-    @property
-    def is_single(self) -> bool:
-        """Whether there is only one file."""
-
-    def broken(self) -> list[tuple[CatalogEntry, str]]:
-        """The files that cannot be served, each with its fault."""
-
-    def find(self, name: str) -> ServedModel:
-        """The model with this name. Raises ModelNotFound."""
-
-    def bound(self, loaded: Sequence[ServedModel]) -> Bound | None:
-        """What one more model may take beside these; None: no bound is known."""
-
-    def plan(self, model: ServedModel, bound: Bound | None, changes: Mapping[str, Any]) -> Plan:
-        """How to load a model. Raises DoesNotFit."""
-
-    def supervisor(self, model: ServedModel, plan: Plan) -> Supervisor:
-        """The model's supervisor, which is not started."""
 
 
 class Lease:
@@ -294,16 +268,21 @@ class Registry:
         model = self.find(name)
         self._check_identifier(identifier, model)
         self._check_changes(model, changes or {})
+        is_begun = model.supervisor is None
         with self.lease(model, ttl_s, stays=True, changes=changes) as lease:
             model = lease.model
-            while (supervisor := lease.supervisor(POLL_S)) is None:
-                poll()
-            while supervisor.ready is None:
-                supervisor.wait_until_settled(POLL_S)
-                if (error := life.refusal(supervisor.state)) is not None:
+            try:
+                while (supervisor := lease.supervisor(POLL_S)) is None:
+                    poll()
+                while supervisor.ready is None:
+                    supervisor.wait_until_settled(POLL_S)
+                    if (error := life.refusal(supervisor.state)) is not None:
+                        raise error
+                    poll()
+            except BaseException:
+                if is_begun:
                     self._let_go(model)
-                    raise error
-                poll()
+                raise
             self._check_changes(model, changes or {})  # another request may have loaded it
             with self._changed:
                 self._policy.keep(model.key, stays=True, ttl_s=ttl_s)
@@ -312,9 +291,9 @@ class Registry:
         return model
 
     def _let_go(self, model: ServedModel) -> None:
-        """A load that has failed leaves nothing behind."""
+        """A load that has failed, or that nobody waits for any more, leaves nothing behind."""
         with self._changed:
-            if isinstance(model.life, life.Failed):
+            if model.ready is None:
                 self._policy.ask_to_leave(model.key)
                 self._changed.notify_all()
 

@@ -214,6 +214,19 @@ def test_a_load_that_fails_leaves_nothing_behind_and_is_tried_again() -> None:
         assert house.text("one") == (200, "hi")
 
 
+def test_a_load_whose_client_leaves_leaves_nothing_behind() -> None:
+    with home(THREE) as house:
+        house.shelf.modes["one"] = "stop"  # its worker never becomes ready
+
+        def leave() -> None:
+            if house.registry.loaded():
+                raise ConnectionAbortedError
+
+        with pytest.raises(ConnectionAbortedError):
+            house.registry.load("one", poll=leave)
+        until(lambda: house.registry.loaded() == [])
+
+
 def test_what_has_failed_for_a_request_may_be_loaded_with_other_values() -> None:
     with home(THREE) as house:
         house.shelf.modes["one"] = "broken"
