@@ -1,22 +1,18 @@
-"""`lmlite chat`: a conversation in the terminal, or one answer for a script.
-
-What only this command needs is imported where it is used: `lmlite serve` imports this file, too.
-"""
+"""`lmlite chat`: a conversation in the terminal, or one answer for a script."""
 
 import argparse
 import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from lmlite.child import CannotStart, start
 from lmlite.cli.client import Client, NoServerError
+from lmlite.cli.conversation import Conversation
 from lmlite.cli.flags import CHAT_FLAGS, CommandError, Commands
+from lmlite.cli.terminal import Screen, is_line_empty, read_message
 from lmlite.server.logs import printable
-
-if TYPE_CHECKING:
-    from lmlite.cli.conversation import Conversation
-    from lmlite.cli.terminal import Screen
 
 HELP = """\
 /clear         forget the conversation
@@ -55,8 +51,6 @@ def add_to(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Talks until the user ends it, or answers once. Raises CommandError."""
-    from lmlite.cli.terminal import Screen
-
     try:
         question, screen = _question(given), Screen()
         with _server(given, screen) as client:
@@ -74,7 +68,7 @@ def run(given: argparse.Namespace) -> int:
 class Chat:
     """A conversation on the screen."""
 
-    def __init__(self, conversation: "Conversation", screen: "Screen", has_stats: bool) -> None:
+    def __init__(self, conversation: Conversation, screen: Screen, has_stats: bool) -> None:
         self._conversation, self._screen, self._has_stats = conversation, screen, has_stats
 
     def answer(self, question: str) -> None:
@@ -92,8 +86,6 @@ class Chat:
 
     def talk(self) -> None:
         """Answers messages and obeys commands until the user ends it."""
-        from lmlite.cli.terminal import is_line_empty, read_message
-
         was_interrupted = False
         while True:
             try:
@@ -161,10 +153,8 @@ def _question(given: argparse.Namespace) -> str | None:
     return question
 
 
-def _conversation(given: argparse.Namespace, client: Client) -> "Conversation":
+def _conversation(given: argparse.Namespace, client: Client) -> Conversation:
     """A conversation as the flags want it. Raises CommandError."""
-    from lmlite.cli.conversation import Conversation
-
     fields = dict(REASONING.get(given.reasoning, {"reasoning_effort": given.reasoning}))
     for name in ("max_tokens", "temperature", "ttl"):
         if getattr(given, name) is not None:
@@ -178,10 +168,8 @@ def _conversation(given: argparse.Namespace, client: Client) -> "Conversation":
 
 
 @contextlib.contextmanager
-def _server(given: argparse.Namespace, screen: "Screen") -> Iterator[Client]:
+def _server(given: argparse.Namespace, screen: Screen) -> Iterator[Client]:
     """The server at --url, or one of this program's own. Raises CommandError."""
-    from lmlite.child import CannotStart, start
-
     client = Client.of(given)
     if not _is_file(given.model) and _is_running(client):
         yield client

@@ -2,17 +2,15 @@
 
 import argparse
 import contextlib
+import http.client
 import json
 import urllib.parse
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lmlite.cli.flags import CommandError, keys_of
 from lmlite.server.logs import printable
-
-if TYPE_CHECKING:
-    from http.client import HTTPResponse
 
 ANSWER_S = 10.0  # for a connection, and for what the server knows without a model
 MAX_ERROR_BYTES = 64 << 10
@@ -79,10 +77,8 @@ class Client:
 
     def _response(
         self, method: str, path: str, body: Json | None, timeout_s: float | None
-    ) -> "HTTPResponse":
+    ) -> http.client.HTTPResponse:
         """Raises OSError, ValueError, HTTPException, CommandError."""
-        import http.client  # imported here because it imports email and ssl, which takes time
-
         parts = urllib.parse.urlsplit(self.url)
         if parts.scheme != "http" or not parts.hostname:
             raise CommandError("the address must look like http://127.0.0.1:1234", 2)
@@ -108,15 +104,13 @@ class Client:
             )
         return CommandError(_message(data) or f"{self.url} answers {status}", 1)
 
-    def _read(self, response: "HTTPResponse") -> Generator[bytes]:
+    def _read(self, response: http.client.HTTPResponse) -> Generator[bytes]:
         with contextlib.closing(response), self._failures():
             yield from response
 
     @contextlib.contextmanager
     def _failures(self) -> Iterator[None]:
         """Turns what fails on a connection into a CommandError."""
-        import http.client
-
         try:
             yield
         except ConnectionRefusedError:

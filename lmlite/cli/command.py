@@ -8,21 +8,28 @@ starts no process.
 
 import argparse
 import contextlib
+import importlib
 import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 import lmlite
-from lmlite.cli import chat, files, get, load, log, ls, manual, ps, serve, status, unit, version
 from lmlite.cli.flags import CommandError
+
+# The commands, each with the file that declares and runs it. Only this file is imported, so that
+# no command waits for the imports of the others.
+FILES = {"serve": "serve", "chat": "chat", "get": "get", "ls": "ls", "ps": "ps", "load": "load",
+         "unload": "load", "import": "files", "rm": "files", "status": "status", "log": "log",
+         "unit": "unit", "version": "version", "help": "manual"}  # fmt: skip
 
 
 def main(
     arguments: Sequence[str] | None = None, worker: subprocess.Popen[bytes] | None = None
 ) -> int:
     """Runs a command; returns its exit code. `worker` is for `serve`: a process without a model."""
-    given = parser().parse_args(arguments, argparse.Namespace(worker=worker))
+    arguments = sys.argv[1:] if arguments is None else arguments
+    given = parser(*arguments[:1]).parse_args(arguments, argparse.Namespace(worker=worker))
     try:
         return int(given.run(given))
     except BrokenPipeError:  # the reader of standard output left, as `head` does
@@ -36,13 +43,13 @@ def main(
         return err.code
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line. Each command sets `run` to its own function."""
+def parser(command: str = "") -> argparse.ArgumentParser:
+    """The parser of a command, or of all. Each command sets `run` to its own function."""
     top = argparse.ArgumentParser(
         prog="lmlite", description="Serve a GGUF model behind the OpenAI API."
     )
     top.add_argument("--version", action="version", version=f"lmlite {lmlite.__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (serve, chat, get, ls, ps, load, files, status, log, unit, version, manual):
-        command.add_to(commands)
+    for file in [FILES[command]] if command in FILES else dict.fromkeys(FILES.values()):
+        importlib.import_module(f"lmlite.cli.{file}").add_to(commands)
     return top

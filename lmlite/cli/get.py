@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from lmlite.cli.flags import GET_FLAGS, CommandError, Commands
+from lmlite.downloads.fetch import fetch_model
 from lmlite.downloads.progress import DownloadError, Event, shown
 from lmlite.server.models.catalog import models_folder
 from lmlite.server.models.downloads import ENDPOINT
@@ -39,9 +40,6 @@ def add_to(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Fetches the model. Raises CommandError."""
-    # Imported here because it imports http.client and ssl, which takes time.
-    from lmlite.downloads.fetch import fetch_model
-
     tell = print_json if given.json else Display(given.quiet)
     endpoint = given.endpoint or os.environ.get("HF_ENDPOINT") or ENDPOINT
     token = os.environ.get("HF_TOKEN", "").strip()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 
 import lmlite
 from lmlite.cli.flags import VERSION_FLAGS, CommandError, Commands
@@ -56,8 +57,6 @@ def run(given: argparse.Namespace) -> int:
 
 def _libc() -> str:
     """Such as "glibc 2.36"."""
-    import sysconfig  # other commands need not wait for it
-
     try:
         named = os.confstr("CS_GNU_LIBC_VERSION")
     except (ValueError, OSError):  # as musl's Python answers
