@@ -36,13 +36,14 @@ class NotMeasured(Exception):
 class Setup:
     """What is served, and how much memory it gets; threads are the same everywhere."""
 
-    model_path: Path
+    model_path: Path  # a folder: its models, each loaded when it is asked for
     n_ctx: int = 16384
     n_parallel: int = 8
     embeds: bool = False
     needs_start: bool = False  # whether the start itself is what is measured
     cache_folder: Path | None = None  # where lmlite keeps prompts that outlive it
     mmproj_path: Path | None = None  # with which the model sees
+    memory: str | None = None  # most that lmlite's models may take together
 
 
 @dataclass(frozen=True)
@@ -76,14 +77,17 @@ class Lmlite:
     @contextmanager
     def serve(self, setup: Setup) -> Iterator[Server]:
         port = free_port()
+        models = ["--models"] if setup.model_path.is_dir() else []
         command = [
-            sys.executable, *self._program, "serve", str(setup.model_path), "--port", str(port),
-            "--ctx", str(setup.n_ctx), "--parallel", str(setup.n_parallel),
+            sys.executable, *self._program, "serve", *models, str(setup.model_path),
+            "--port", str(port), "--ctx", str(setup.n_ctx), "--parallel", str(setup.n_parallel),
         ]  # fmt: skip
         if self._n_threads is not None:
             command += ["--threads", str(self._n_threads)]
         if setup.cache_folder is not None:
             command += ["--cache-dir", str(setup.cache_folder)]
+        if setup.memory is not None:
+            command += ["--memory", setup.memory]
         if setup.mmproj_path is not None:
             command += ["--mmproj", str(setup.mmproj_path)]
         with running(command, port, self._log_folder / f"{self.name}.log") as server:
@@ -110,6 +114,8 @@ class LlamaServer:
 
     @contextmanager
     def serve(self, setup: Setup) -> Iterator[Server]:
+        if setup.model_path.is_dir():
+            raise NotMeasured("only lmlite's own loads are measured")
         port = free_port()
         command = [
             str(self._binary), "-m", str(setup.model_path), "--port", str(port),

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.bench import lifetime, seeing, small_models, users
+from tests.bench import lifetime, seeing, several_models, small_models, users
 from tests.bench.peers import Side
 from tests.bench.work import Values, Work
 
@@ -108,5 +108,13 @@ SCENARIOS = (
     Scenario("embeddings, all-MiniLM-L6-v2", small_models.embeddings, (
         more("batch", "64 texts in a request, texts/s", 1.0),
         more("single", "one by one, 4 at once, texts/s", 1.0),
+    )),
+    Scenario("another model is loaded during a stream", several_models.load_beside_a_stream, (
+        Figure("silence", "longest silence, s", False, 0.35, of_ratio=False),
+        less("first", "the other's first token, s", None),
+    )),
+    Scenario("two models, memory for one", several_models.swap, (
+        less("small", "first token of SmolLM2-135M, s", None),
+        less("large", "first token of a 0.5B, s", None),
     )),
 )  # fmt: skip

@@ -120,19 +120,20 @@ def arriving_prompt(side: Side, work: Work) -> Values:
         for _ in range(work.n(3, 1)):
             running = ask(server.model, work.prompt(18), 250)
             arriving = ask(server.model, work.prompt(1209), 2)
-            stream, late = _one_after_the_other(server, running, arriving)
+            stream, late = one_after_the_other(server, running, arriving)
             work.count(stream, late)
-            if stream.text_s[-1] < late.text_s[0]:
-                raise BadReply("the stream ended before the other prompt was read")
             silences.append(stream.longest_silence_s)
             firsts.append(late.first_token_s)
     return {"silence": median(silences), "first": median(firsts)}
 
 
-def _one_after_the_other(
+def one_after_the_other(
     server: Server, running: Asked, arriving: Asked
 ) -> tuple[Completion, Completion]:
-    """Sends the second when the first has been running for a second."""
+    """Sends the second when the first has been running for a second.
+
+    Raises BadReply if the first ends before the second has an answer.
+    """
     answers: list[Completion] = []
 
     def run() -> None:
@@ -145,6 +146,8 @@ def _one_after_the_other(
     with Connection(server.url) as connection:
         late = connection.stream(arriving)
     thread.join()
+    if answers[0].text_s[-1] < late.text_s[0]:
+        raise BadReply("the stream ended before the other prompt was read")
     return answers[0], late
 
 
