@@ -21,6 +21,7 @@ class FakeShelf:
 
     def __init__(self, sizes: Mapping[str, int], n_bytes: int, log: Log) -> None:
         self._sizes, self.n_bytes, self._log = sizes, n_bytes, log
+        self.n_looks = 0  # at the memory
         self.modes: dict[str, str] = {}  # of the fake worker, by model
         self._models = {
             name: ServedModel(
@@ -47,6 +48,7 @@ class FakeShelf:
         return self._models[name]
 
     def bound(self, loaded: Sequence[ServedModel]) -> Bound:
+        self.n_looks += 1
         n_taken = sum(self._sizes[model.name] for model in loaded)
         return Bound("the test allows", self.n_bytes - n_taken)
 

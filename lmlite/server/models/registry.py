@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,7 @@ class Registry:
         self._asked: dict[str, Mapping[str, Any]] = {}  # the changes before they were fitted
         self._changed = threading.Condition(threading.RLock())  # guards all of the above
         self._is_closing = False
+        self._looks_at_s = inf  # when the keeper looks again, unless it is notified
         self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
 
     def start(self) -> None:
@@ -194,13 +196,26 @@ class Registry:
             ticket = Ticket(model.key, n_bytes, ttl_s, stays)
             self._models[model.key] = model
             self._policy.arrive(ticket, time.monotonic())
-            self._changed.notify_all()
+            if not ticket.is_admitted:
+                self._changed.notify_all()
         try:
             yield Lease(self, model, ticket)
         finally:
             with self._changed:
                 self._policy.leave(ticket, time.monotonic())
-                self._changed.notify_all()
+                if self._has_work(model, ticket):
+                    self._changed.notify_all()
+
+    def _has_work(self, model: ServedModel, ticket: Ticket) -> bool:
+        """Whether the keeper has something to do after this ticket's end. Mostly it has not."""
+        resident, now_s = ticket.resident, time.monotonic()
+        return (
+            resident is None
+            or resident.is_ending
+            or self._policy.has_line
+            or isinstance(model.life, life.Failed)
+            or (resident.is_idle and now_s + resident.left_s(now_s) < self._looks_at_s)
+        )
 
     def has_room_for(self, model: ServedModel) -> bool:
         """Whether the model fits beside those that are loaded. Raises ModelFailed."""
@@ -286,6 +301,7 @@ class Registry:
             self._check_changes(model, changes or {})  # another request may have loaded it
             with self._changed:
                 self._policy.keep(model.key, stays=True, ttl_s=ttl_s)
+                self._changed.notify_all()
                 if identifier and not model.is_named(identifier):
                     model.identifiers.append(identifier)
         return model
@@ -364,10 +380,13 @@ class Registry:
             with self._changed:
                 self._let_failed_leave()
                 now = time.monotonic()
-                actions = self._policy.decide(self._n_free(), now)
+                n_free = self._n_free() if self._policy.has_line else 0.0
+                actions = self._policy.decide(n_free, now)
                 self._changed.notify_all()  # a ticket may have been admitted or refused
                 if not actions:
-                    self._changed.wait(self._pause_s(now))
+                    pause_s = self._pause_s(now)
+                    self._looks_at_s = inf if pause_s is None else now + pause_s
+                    self._changed.wait(pause_s)
             for action in actions:
                 if isinstance(action, Unload):
                     self._unload(action.resident)

@@ -330,3 +330,15 @@ def test_after_the_end_no_model_is_loaded() -> None:
             pass
         with pytest.raises(ModelFailed):
             raise ModelFailed("")
+
+
+def test_a_request_for_a_loaded_model_does_not_look_at_the_memory() -> None:
+    with home(THREE) as house:
+        house.text("one")
+        house.text("one")
+        n_looks = house.shelf.n_looks
+        for _ in range(20):
+            assert house.text("one") == (200, "hi")
+        assert house.shelf.n_looks == n_looks
+        house.text("two")
+        assert house.shelf.n_looks > n_looks
