@@ -14,6 +14,7 @@ from tests.clients import (
     openai_agents_client,
     openai_client,
     pydantic_ai_client,
+    two_models,
 )
 from tests.served.agents.recorded import AGENTS, asked, post
 from tests.support.server_process import RunningServer
@@ -76,6 +77,9 @@ def main() -> None:
     with RunningServer() as server:
         for name, (examples, has_all) in CLIENTS.items():
             print(f"{name}: {examples(server) if has_all else 'not installed, left out'}")
+    print(f"OpenAI's Python, two models: {two_models.in_python()}")
+    if javascript.is_there():
+        print(f"OpenAI's JavaScript, two models: {two_models.in_javascript()}")
     print("all clients got their answers")
 
 
