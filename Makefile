@@ -21,7 +21,7 @@ BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv/%/.complete
-.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients real-model fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check patch-check clean
+.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients prometheus real-model fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check patch-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -75,6 +75,9 @@ conformance: native .venv/conformance/.complete ## validate every reply against 
 
 clients: native .venv/clients/.complete .venv/instructor/.complete ## run the real clients: OpenAI, Anthropic, agents
 	@.venv/clients/bin/python -m tests.clients
+
+prometheus: native .venv/test/.complete $(if $(shell command -v promtool),,.venv/prometheus/.complete) ## check /metrics, alerts and dashboard with Debian's Prometheus
+	@.venv/test/bin/python -m pytest tests/served/test_fleet_figures.py -rs $(ARGS)
 
 real-model: .venv/build/.complete ## fetch SmolLM2-135M-Instruct, 98 MB, for tests that need a real model
 	@.venv/build/bin/python -m lmlite get smollm2-135m --models .local > /dev/null
@@ -281,6 +284,16 @@ PACKAGES_clients     := openai==3.54.0 anthropic==2.12.0 pydantic-ai-slim[openai
 PACKAGES_instructor  := instructor==1.17.0 openai==3.3.0
 PACKAGES_tiny        := torch==2.13.0 numpy==2.4.6 jinja2==3.1.6 pillow==13.0.0
 PACKAGES_check       := pillow==13.0.0
+
+# Debian's package, unpacked in place of installed: nothing of it starts by itself.
+.venv/prometheus/.complete:
+	@command -v dpkg >/dev/null || { \
+	  echo "install Prometheus: this target fetches it only on Debian and Ubuntu"; exit 1; }
+	@echo "fetching Debian's Prometheus (19 MB)"
+	@rm -rf .venv/prometheus
+	@mkdir -p .venv/prometheus
+	@cd .venv/prometheus && apt-get download --quiet prometheus && dpkg -x *.deb .
+	@touch $@
 
 .venv/%/.complete: Makefile
 	@echo "making the environment .venv/$*"

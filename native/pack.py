@@ -71,7 +71,7 @@ def parsed() -> argparse.Namespace:
 
 def package_files(*, with_models: bool) -> Iterator[tuple[str, bytes]]:
     """The package's files without the libraries: path and content."""
-    kinds = [".py", ".md", *([".gguf"] if with_models else [])]
+    kinds = [".py", ".md", ".json", ".yml", *([".gguf"] if with_models else [])]
     for path in (REPOSITORY / "lmlite").rglob("*"):
         if path.suffix in kinds and path.name != "README.md":
             yield str(path.relative_to(REPOSITORY)), path.read_bytes()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lmlite.cli import command as cli
+from lmlite.cli import manual
 from tests import REPOSITORY
 
 PACKAGE = REPOSITORY / "lmlite"
@@ -199,6 +200,15 @@ def test_help_prints_a_page_or_lists_them_all(capsys: pytest.CaptureFixture[str]
     assert cli.main(["help"]) == 0
     listed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert listed == {name: text.splitlines()[0].lstrip("# ") for name, text in PAGES.items()}
+
+
+def test_help_prints_the_files_of_a_page(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = PACKAGE / "manual"
+    files = {str(path.relative_to(folder)) for path in folder.glob("*/*")}
+    assert set(manual.FILES) == files
+    for name in files:
+        assert cli.main(["help", name]) == 0
+        assert capsys.readouterr().out == (folder / name).read_text()
 
 
 def test_help_for_what_has_no_page_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,8 @@ def test_it_holds_the_package_the_libraries_and_notices(libraries: Path, tmp_pat
     path = packed(libraries, tmp_path / "a", "--notice", str(licence))
     archive = zipfile.ZipFile(path)
     names = archive.namelist()
-    package = {"lmlite/__main__.py", "lmlite/manual/api.md", "lmlite/models/tiny.gguf"}
+    package = {"lmlite/__main__.py", "lmlite/manual/api.md", "lmlite/manual/fleet/alerts.yml",
+               "lmlite/manual/fleet/dashboard.json", "lmlite/models/tiny.gguf"}  # fmt: skip
     assert package <= set(names)
     assert [name for name in names if "README" in name or "__pycache__" in name] == []
     assert [name for name in names if name.endswith(".so")] == []  # they are in one stream

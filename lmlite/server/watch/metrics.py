@@ -7,13 +7,14 @@ the engine works. They restart from zero with a new worker.
 
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from lmlite.messages import STEP_BOUNDS_S, EngineState
 from lmlite.server.models.registry import Registry
-from lmlite.server.watch.request_count import RequestCount
+from lmlite.server.watch.histogram import Histogram
+from lmlite.server.watch.request_count import HISTOGRAMS, RequestCount
 
 REFUSALS = ("connections", "address", "threads")
 TOKENS = ("prompt", "cached", "completion")
@@ -32,6 +33,8 @@ class Metrics:
         self._cut: Counter[int] = Counter()  # by status
         self._tokens: Counter[str] = Counter()
         self._refusals: Counter[str] = Counter()
+        # By name, and by model and path: both are this server's words, never a client's.
+        self._histograms: dict[str, dict[tuple[str, str], Histogram]] = {n: {} for n in HISTOGRAMS}
 
     def count(self, path: str, status: int, count: RequestCount | None, *, is_cut: bool) -> None:
         """Counts an ended request and its tokens. `is_cut`: its reply was begun, not completed."""
@@ -42,6 +45,10 @@ class Metrics:
                 self._tokens["prompt"] += count.n_prompt - count.n_cached
                 self._tokens["cached"] += count.n_cached
                 self._tokens["completion"] += count.n_completion
+                for name, histogram in count.histograms().items():
+                    known = self._histograms[name].setdefault((count.model, path), histogram)
+                    if known is not histogram:
+                        known.merge(histogram)
 
     def count_refusal(self, reason: str) -> None:
         """Counts a refused connection. The reason is one of REFUSALS: the exceeded limit."""
@@ -71,6 +78,7 @@ class Metrics:
             cut = _by("status", dict(sorted((+self._cut).items())))
             refusals = _by("reason", {reason: self._refusals[reason] for reason in REFUSALS})
             tokens = _by("kind", {kind: self._tokens[kind] for kind in TOKENS})
+            histograms = self._histogram_metrics()
         metrics: list[Metric] = [
             ("connections_open", "gauge", "Connections.", [("", n_connections)]),
             ("connections_refused_total", "counter", "By what there were too many of.", refusals),
@@ -86,7 +94,17 @@ class Metrics:
             ("models_loaded", "gauge", "Models with a worker.", [("", len(loaded))]),
             ("ready", "gauge", "1: answers.", [("", int(any(state for _, state in ready)))]),
         ]  # fmt: skip
-        return _text(metrics + _engine_metrics(engines))
+        return _text(metrics + histograms + _engine_metrics(engines))
+
+    def _histogram_metrics(self) -> list[Metric]:
+        metrics: list[Metric] = []
+        for name, (_, words) in HISTOGRAMS.items():
+            rows: list[tuple[str, Any]] = []
+            for (model, path), found in sorted(self._histograms[name].items()):
+                of = {"model": model, "path": path}
+                rows += _buckets(of, found.bounds, found.within(), found.total)
+            metrics.append((name, "histogram", words, rows))
+        return metrics
 
 
 def _engine_metrics(engines: Mapping[str, EngineState]) -> list[Metric]:
@@ -96,15 +114,12 @@ def _engine_metrics(engines: Mapping[str, EngineState]) -> list[Metric]:
         of = {"model": name} if name else {}
         used, idle = engine.n_cells_used, engine.n_cells_idle
         cells = {"used": used, "idle": idle, "free": engine.n_cells - used - idle}
-        buckets = dict(zip(map(str, STEP_BOUNDS_S), engine.steps_within, strict=True))
-        buckets["+Inf"] = engine.n_steps
+        within = [*engine.steps_within, engine.n_steps]
         rows["running"] += [(_labels(of), engine.n_running)]
         rows["waiting"] += [(_labels(of), engine.n_waiting)]
         rows["cells"] += _by("state", cells, of)
         rows["parked"] += [(_labels(of), engine.n_bytes_parked)]
-        rows["steps"] += [(f"_bucket{labels}", n) for labels, n in _by("le", buckets, of)]
-        rows["steps"] += [(f"_sum{_labels(of)}", f"{engine.step_s:.6f}")]
-        rows["steps"] += [(f"_count{_labels(of)}", engine.n_steps)]
+        rows["steps"] += _buckets(of, STEP_BOUNDS_S, within, engine.step_s)
     metrics: list[Metric] = [
         ("sequences_running", "gauge", "Sequences at work.", rows["running"]),
         ("sequences_waiting", "gauge", "Sequences that wait.", rows["waiting"]),
@@ -119,6 +134,18 @@ def _by(
     label: str, counts: Mapping[Any, Any], more: Mapping[str, str] = MappingProxyType({})
 ) -> list[tuple[str, Any]]:
     return [(_labels({**more, label: value}), n) for value, n in counts.items()]
+
+
+def _buckets(
+    of: Mapping[str, str], bounds: Sequence[float], within: Sequence[int], total: float
+) -> list[tuple[str, Any]]:
+    """The rows of a histogram: `within` counts the values up to each bound, then all of them."""
+    buckets = dict(zip([*map(str, bounds), "+Inf"], within, strict=True))
+    return [
+        *((f"_bucket{labels}", n) for labels, n in _by("le", buckets, of)),
+        (f"_sum{_labels(of)}", f"{total:.6f}"),
+        (f"_count{_labels(of)}", within[-1]),
+    ]
 
 
 def _labels(pairs: Mapping[str, object]) -> str:
