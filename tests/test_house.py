@@ -130,6 +130,7 @@ def test_no_timeout_uses_the_wall_clock() -> None:
     [
         # `http.server` brings `email` and `ssl`: 2 MiB and 15 ms, which only serving needs.
         ("lmlite.cli.serve", {"ctypes", "http.client", "http.server", "email", "ssl"}),
+        ("lmlite.server.http", {"lmlite.server.models.yaml_subset"}),
         ("lmlite.cli.command", {"lmlite.cli.serve", "lmlite.cli.client"}),
         ("lmlite", {"lmlite.child", "subprocess"}),  # `lmlite.start` is imported at its first use
         ("lmlite.server.http", {"ctypes"}),  # what is native is the worker's

@@ -28,7 +28,6 @@ from lmlite.server.models.setting_keys import (
     UNCHECKED,
     gpu_layers_of,
 )
-from lmlite.server.models.yaml_subset import YamlError, read_yaml
 
 MAX_BYTES = 1 << 20  # of a file
 PRESET_ENDINGS = (".json", ".preset.json")
@@ -175,12 +174,15 @@ class _FileReader:
             data = _bytes_of(self._path)
             if self._path.suffix.lower() == ".json":
                 return parse_json(data.removeprefix(b"\xef\xbb\xbf"))  # a byte order mark
+            # Imported here because few models have such a file, and it takes 7 ms.
+            from lmlite.server.models.yaml_subset import read_yaml
+
             document = read_yaml(data.decode("utf-8"))
         except OSError as err:
             self._refuse(f"cannot be read: {err.strerror}")
         except UnicodeDecodeError:
             self._refuse("is not valid UTF-8")
-        except (YamlError, ValueError) as err:
+        except ValueError as err:
             self._refuse(str(err))
         except BadRequest as err:
             self._refuse(err.message.replace("the body", "the file", 1))
