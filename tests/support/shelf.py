@@ -23,6 +23,7 @@ class FakeShelf:
         self._sizes, self.n_bytes, self._log = sizes, n_bytes, log
         self.n_looks = 0  # at the memory
         self.modes: dict[str, str] = {}  # of the fake worker, by model
+        self.others: dict[str, str] = {}  # other spellings -> names
         self._models = {
             name: ServedModel(
                 name, model_file(f"/nowhere/{name}.gguf"), defaults=NO_DEFAULTS,
@@ -43,6 +44,7 @@ class FakeShelf:
         return len(self._models) == 1
 
     def find(self, name: str) -> ServedModel:
+        name = self.others.get(name, name)
         if name not in self._models:
             raise ModelNotFound(f"there is no model '{name}'", param="model")
         return self._models[name]

@@ -129,20 +129,23 @@ class Registry:
         """
         if not name:
             return self._default()
-        for model in self.loaded():
-            if model.is_named(name):
-                return model
         try:
-            if self._supply is None:
-                known = ", ".join(name for model in self.models() for name in model.names)
-                raise ModelNotFound(
-                    f"there is no model '{name}'; this server has: {known}", param="model"
-                )
-            return self._known(self._supply.find(name))
+            return self._named(name)
         except ModelNotFound:
             if not self._takes_any_name:
                 raise
             return self._default(among_several=True)
+
+    def _named(self, name: str) -> ServedModel:
+        for model in self.loaded():
+            if model.is_named(name):
+                return model
+        if self._supply is None:
+            known = ", ".join(name for model in self.models() for name in model.names)
+            raise ModelNotFound(
+                f"there is no model '{name}'; this server has: {known}", param="model"
+            )
+        return self._known(self._supply.find(name))
 
     def _default(self, *, among_several: bool = False) -> ServedModel:
         models = self.loaded()
@@ -324,9 +327,9 @@ class Registry:
         if model.supervisor is None or plan is None:
             return
         for field, value in changes.items():
-            if value not in (now := getattr(plan.load, field), asked.get(field)):
+            if value not in (getattr(plan.load, field), asked.get(field)):
                 raise BadRequest(
-                    f"'{model.name}' is loaded with {field} {now}; unload it first", param=field
+                    f"'{model.name}' is loaded with another {field}; unload it first", param=field
                 )
 
     def unload(self, name: str, poll: Callable[[], object] = lambda: None) -> str:
@@ -335,11 +338,10 @@ class Registry:
         `poll` is called now and then, and may raise to give up. Raises ModelNotFound if the model
         is not loaded.
         """
-        model = next((model for model in self.loaded() if model.is_named(name)), None)
-        if model is None:
-            raise ModelNotFound(f"no model '{name}' is loaded", param="instance_id")
+        model = self._named(name)
+        if (supervisor := model.supervisor) is None:
+            raise ModelNotFound(f"'{model.name}' is not loaded", param="model")
         with self._changed:
-            supervisor = model.supervisor
             self._policy.ask_to_leave(model.key)
             self._changed.notify_all()
         while True:

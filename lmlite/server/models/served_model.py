@@ -1,5 +1,6 @@
 """A model that this server can serve: its names, its files, its defaults, and its supervisor."""
 
+from collections import deque
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class ServedModel:
     entry: CatalogEntry | None = None
     projector: Projector | None = None
     wanted: Load | None = None  # how to load it, before it is fitted to the memory
-    identifiers: list[str] = field(default_factory=list)  # further names, while it is loaded
+    # Further names while it is loaded; clients give them, so only the last ones count.
+    identifiers: deque[str] = field(default_factory=lambda: deque(maxlen=16))
     failure: tuple[str, list[Identity | None]] | None = None  # why, and the files that failed
 
     @property

@@ -184,12 +184,30 @@ def test_an_identifier_is_a_name_while_the_model_is_loaded() -> None:
             house.registry.find("mine")
 
 
+def test_a_model_has_a_bounded_number_of_identifiers() -> None:
+    with home(THREE) as house:
+        for n in range(17):
+            model = house.registry.load("one", identifier=f"mine-{n}")
+        assert model.names == ("one", *(f"mine-{n}" for n in range(1, 17)))
+
+
+def test_a_model_is_unloaded_by_each_name_that_loads_it() -> None:
+    with home(THREE, takes_any_name=True) as house:
+        house.shelf.others = {"on": "one"}
+        house.registry.load("on")
+        with pytest.raises(ModelNotFound, match="there is no model 'gpt-4o-mini'"):
+            house.registry.unload("gpt-4o-mini")
+        assert house.registry.unload("on") == "one"
+        with pytest.raises(ModelNotFound, match="'one' is not loaded"):
+            house.registry.unload("on")
+
+
 def test_a_loaded_model_is_not_loaded_again_with_other_values() -> None:
     with home(THREE) as house:
         house.registry.load("one", changes={"n_ctx": 256})
         model = house.registry.load("one", changes={"n_ctx": 256})
         assert model.load is not None and model.load.n_ctx == 256
-        with pytest.raises(BadRequest, match="loaded with n_ctx 256; unload it first"):
+        with pytest.raises(BadRequest, match="loaded with another n_ctx; unload it first"):
             house.registry.load("one", changes={"n_ctx": 512})
 
 
