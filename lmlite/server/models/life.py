@@ -3,7 +3,8 @@
 Unloaded -> Loading -> Ready -> Loading -> ... -> Failed -> Loading -> ... -> Unloading -> Unloaded
 """
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from lmlite import messages
 from lmlite.errors import ModelFailed, Unavailable
@@ -28,6 +29,7 @@ class Ready:
 
     loaded: messages.Ready  # the worker's description of the model
     engine: messages.EngineState | None = None  # its latest report
+    since_s: float = field(default_factory=time.monotonic, compare=False)  # when it was loaded
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ They name models by identifier, never by path.
 import time
 from typing import Any
 
-from lmlite.errors import ApiError, Forbidden, Unsupported
+from lmlite.errors import ApiError, Forbidden, ModelNotFound, Unsupported
 from lmlite.messages import Json
 from lmlite.server.api.fields import Field
 from lmlite.server.api.lmstudio.models import instance_id, kind_of, load_config
@@ -16,7 +16,7 @@ from lmlite.server.models.downloads import Downloads
 from lmlite.server.models.registry import Registry
 
 MAX_TTL_S = 10 * 365 * 24 * 3600
-
+MAX_IDENTIFIER = 200
 MAX_PARALLEL = 256  # LLAMA_MAX_SEQ in llama-cparams.h
 
 # Numbers of a request -> the fields of a Load, with the least and the greatest value.
@@ -35,11 +35,15 @@ def load(registry: Registry, body: Json, poll: Poll) -> Json:
     _check_managed(registry)
     asked, began_s = Field(body), time.monotonic()
     wanted = asked["model"].text(), asked["identifier"].string()
+    if wanted[1] and not (wanted[1].isprintable() and len(wanted[1]) <= MAX_IDENTIFIER):
+        asked["identifier"].refuse(f"identifier is a name of at most {MAX_IDENTIFIER} characters")
     ttl_s, is_shown = asked["ttl"].integer(1, MAX_TTL_S), asked["echo_load_config"].boolean()
     try:
         model = registry.load(*wanted, ttl_s, _changes(asked), poll)
     except ApiError as err:
-        err.param = _NAMES.get(err.param or "", err.param)
+        if err.param in _NAMES:
+            err.message = err.message.replace(err.param, _NAMES[err.param])
+            err.param = _NAMES[err.param]
         raise
     found: Json = {
         "type": kind_of(model),
@@ -63,7 +67,11 @@ def unload(registry: Registry, body: Json, poll: Poll) -> Json:
     """POST /api/v1/models/unload: returns once its answers have ended and it is gone."""
     _check_managed(registry)
     name = Field(body)["instance_id"].text()
-    registry.unload(name, poll)
+    try:
+        registry.unload(name, poll)
+    except ModelNotFound as err:
+        err.param = "instance_id"
+        raise
     return {"instance_id": name}
 
 

@@ -6,13 +6,14 @@ from collections.abc import Callable
 from lmlite.messages import Delta, Finished
 from lmlite.server.api.reply import Incoming
 from lmlite.server.models import life
+from lmlite.server.models.served_model import ServedModel
 
 
 class Pace:
     """Times in seconds, of a clock that only goes forward. It starts when this is made."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
+    def __init__(self, model: ServedModel, clock: Callable[[], float] = time.monotonic) -> None:
+        self._model, self._clock = model, clock
         self._began_s = clock()  # of the request, or when its model was loaded
         self._is_loading = False
         self.load_s: float | None = None  # None: nothing was loaded for this reply
@@ -26,7 +27,11 @@ class Pace:
             self._is_loading = True
             return
         if self._is_loading:
-            self._is_loading, self.load_s, self._began_s = False, now - self._began_s, now
+            # The first event of the reply comes later, once its prompt is read.
+            ready = self._model.ready
+            loaded_s = min(now, max(ready.since_s, self._began_s)) if ready else now
+            self._is_loading, self.load_s = False, loaded_s - self._began_s
+            self._began_s = loaded_s
         if isinstance(event, Delta | Finished):
             self._first_s = now if self._first_s is None else self._first_s
             self._last_s = now

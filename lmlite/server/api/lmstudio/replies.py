@@ -41,7 +41,7 @@ class NativeReply(GeneratedReply):
         """Raises BadRequest if the model cannot do what the call asks for."""
         super().__init__(call, reply_id, model, created)
         self.call.check_model(model)
-        self._pace = Pace(clock)
+        self._pace = Pace(model, clock)
         self._stage = "new"  # then: loading, loaded, reading, writing
         self._progress = -1.0  # of the load, as written last
         self._is_kept = False

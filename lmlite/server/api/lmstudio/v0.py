@@ -35,7 +35,7 @@ class V0CompletionReply(CompletionReply):
 
     def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
-        self._pace = Pace()
+        self._pace = Pace(model)
         self._end: Finished | None = None
 
     def add(self, event: Incoming) -> bytes:

@@ -85,6 +85,7 @@ def test_the_configuration_is_shown_if_asked_for() -> None:
         ("eval_batch_size", 1.5), ("parallel", 0), ("parallel", 257),
         ("gpu_layers", -2), ("flash_attention", "on"),
         ("echo_load_config", 1), ("ttl", 0), ("identifier", 7),
+        ("identifier", "a\0b"), ("identifier", "\ud800"), ("identifier", 201 * "a"),
     ],
 )  # fmt: skip
 def test_a_load_with_a_wrong_value_is_refused_by_name(field: str, value: Any) -> None:

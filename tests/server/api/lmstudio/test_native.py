@@ -243,6 +243,7 @@ def test_a_context_is_at_most_what_the_model_was_trained_for() -> None:
             assert answer.json["load_config"]["context_length"] == 2048
         status, error = error_of(server.post(LOAD, model="tiny", context_length=4096))
         assert (status, error["param"]) == (400, "context_length")
+        assert error["message"] == "'tiny' is loaded with another context_length; unload it first"
 
 
 def test_a_model_that_is_not_there_is_not_loaded(server: RunningServer, tmp_path: Path) -> None:

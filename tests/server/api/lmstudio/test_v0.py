@@ -1,5 +1,6 @@
 """The replies of /api/v0 are OpenAI's, with what was measured and facts of the model."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,16 +99,18 @@ def test_an_end_with_calls_is_one_of_its_own() -> None:
 
 def test_times_are_counted_from_the_end_of_the_load() -> None:
     now_s = iter([10.0, 11.0, 14.0, 16.5, 17.0, 19.0])
-    pace = Pace(lambda: next(now_s))
+    model = listed_model("m")
+    model.ready = replace(model.ready, since_s=12.0)
+    pace = Pace(model, lambda: next(now_s))
     for event in EVENTS:
         pace.note(event)
-    assert (pace.load_s, pace.first_token_s, pace.generation_s) == (4.0, 2.5, 2.5)
+    assert (pace.load_s, pace.first_token_s, pace.generation_s) == (2.0, 4.5, 2.5)
     assert pace.tokens_per_s(11) == 4.0
     assert pace.tokens_per_s(1) == pace.tokens_per_s(0) == 0.0
 
 
 def test_a_reply_without_a_token_has_no_times() -> None:
-    pace = Pace()
+    pace = Pace(listed_model("m"))
     pace.note(EVENTS[1])
     assert (pace.load_s, pace.first_token_s, pace.generation_s) == (None, 0.0, 0.0)
     assert pace.tokens_per_s(9) == 0.0
