@@ -3,7 +3,6 @@
 Only names are looked at, never files.
 """
 
-import difflib
 import functools
 import os
 import re
@@ -128,6 +127,8 @@ def preference(quantisation: str, n_bytes: int) -> tuple[bool, bool, int]:
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The known names most like this one, at most N_NEAREST; [] if none is like it."""
+    import difflib  # imported here because most servers never need it: 1 ms of every start
+
     # Publishers and quantisations are left out: they make names alike that are not.
     models: dict[str, list[str]] = {}
     for text in known:
