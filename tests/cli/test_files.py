@@ -15,7 +15,7 @@ from lmlite.cli import command
 from tests.conftest import DEFAULT_MODEL
 from tests.gguf.test_file import write_parts
 from tests.support.gguf_writer import tiny_llama
-from tests.support.prepared_answers import PreparedServer
+from tests.support.scripted_server import ScriptedServer
 
 PROJECTOR = DEFAULT_MODEL.with_name("tiny-mmproj.gguf")
 
@@ -38,14 +38,14 @@ def source(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server() -> Iterator[PreparedServer]:
-    with PreparedServer() as server:
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as server:
         server.answers["GET /api/v1/models"] = (200, {"models": []})
         yield server
 
 
 @pytest.fixture
-def lmlite(folder: Path, server: PreparedServer, capsys: pytest.CaptureFixture[str]) -> Lmlite:
+def lmlite(folder: Path, server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> Lmlite:
     """Runs a command; returns its standard output, or error if it fails."""
     assert folder.is_absolute()
 
@@ -264,7 +264,7 @@ def test_rm_leaves_hugging_faces_cache_alone(source: Path, folder: Path, lmlite:
     ],
 )
 def test_a_loaded_model_is_not_removed(
-    loaded: dict[str, Any], repository: Path, server: PreparedServer, lmlite: Lmlite
+    loaded: dict[str, Any], repository: Path, server: ScriptedServer, lmlite: Lmlite
 ) -> None:
     model = loaded | {"loaded_instances": [{"id": "x"}]}
     server.answers["GET /api/v1/models"] = (200, {"models": [model]})

@@ -14,7 +14,7 @@ import pytest
 from lmlite.cli import command
 from lmlite.server.models import machine_memory
 from tests.conftest import DEFAULT_MODEL
-from tests.support.prepared_answers import PreparedServer
+from tests.support.scripted_server import ScriptedServer
 
 MODELS = "GET /api/v1/models"
 MIB = 1 << 20
@@ -89,14 +89,14 @@ def free_address() -> Iterator[str]:
 
 
 @pytest.fixture
-def server() -> Iterator[PreparedServer]:
-    with PreparedServer() as server:
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as server:
         server.answers[MODELS] = (200, LIST)
         yield server
 
 
 @pytest.fixture
-def lmlite(server: PreparedServer, capsys: pytest.CaptureFixture[str]) -> Lmlite:
+def lmlite(server: ScriptedServer, capsys: pytest.CaptureFixture[str]) -> Lmlite:
     """Runs a command on the server; returns its standard output, or error if it fails."""
 
     def run(*arguments: str, code: int = 0) -> str:
@@ -154,7 +154,7 @@ def test_ls_of_a_name_that_is_not_there_says_so(lmlite: Lmlite) -> None:
 
 
 def test_a_name_of_the_server_cannot_write_to_the_terminal(
-    server: PreparedServer, lmlite: Lmlite
+    server: ScriptedServer, lmlite: Lmlite
 ) -> None:
     server.answers[MODELS] = (200, {"models": [QWEN | {"key": "a\x1b[31m"}]})
     assert "\x1b" not in lmlite("ls")
@@ -174,7 +174,7 @@ def test_without_a_server_here_ls_lists_the_folder(
 
 
 def test_ls_of_a_folder_asks_no_server(
-    server: PreparedServer, lmlite: Lmlite, tmp_path: Path
+    server: ScriptedServer, lmlite: Lmlite, tmp_path: Path
 ) -> None:
     assert json.loads(lmlite("ls", "--json", "--models", str(tmp_path))) == []
     assert server.asked == []
@@ -217,7 +217,7 @@ def test_ps_json_has_the_fields_of_lms(lmlite: Lmlite, monkeypatch: pytest.Monke
     }
 
 
-def test_ps_understands_lm_studios_own_list(server: PreparedServer, lmlite: Lmlite) -> None:
+def test_ps_understands_lm_studios_own_list(server: ScriptedServer, lmlite: Lmlite) -> None:
     instance = {"id": "helper", "config": {"context_length": 4096}}
     model = {key: value for key, value in QWEN.items() if key != "lmlite"}
     server.answers[MODELS] = (200, {"models": [model | {"loaded_instances": [instance]}]})
@@ -236,7 +236,7 @@ def test_without_a_server_ps_is_one_sentence(capsys: pytest.CaptureFixture[str])
 # ---- load and unload -------------------------------------------------------------------------
 
 
-def test_load_sends_what_its_flags_say(server: PreparedServer, lmlite: Lmlite) -> None:
+def test_load_sends_what_its_flags_say(server: ScriptedServer, lmlite: Lmlite) -> None:
     answer = {
         "type": "llm",
         "instance_id": "helper",
@@ -260,7 +260,7 @@ def test_load_sends_what_its_flags_say(server: PreparedServer, lmlite: Lmlite) -
     }
 
 
-def test_load_shows_why_the_server_refuses(server: PreparedServer, lmlite: Lmlite) -> None:
+def test_load_shows_why_the_server_refuses(server: ScriptedServer, lmlite: Lmlite) -> None:
     refusal = {"error": {"type": "model_not_found", "message": "there is no model 'x'"}}
     server.answers["POST /api/v1/models/load"] = (404, refusal)
     assert lmlite("load", "x", code=1) == "lmlite: there is no model 'x'\n"
@@ -287,7 +287,7 @@ def test_unload_takes_a_name_or_the_only_model_or_all(
     arguments: list[str],
     present: list[str],
     unloaded: list[str],
-    server: PreparedServer,
+    server: ScriptedServer,
     lmlite: Lmlite,
 ) -> None:
     server.answers |= {MODELS: loaded(*present), UNLOAD: (200, {"instance_id": "x"})}
@@ -297,7 +297,7 @@ def test_unload_takes_a_name_or_the_only_model_or_all(
     assert sent == unloaded
 
 
-def test_unload_does_not_choose_among_several(server: PreparedServer, lmlite: Lmlite) -> None:
+def test_unload_does_not_choose_among_several(server: ScriptedServer, lmlite: Lmlite) -> None:
     server.answers[MODELS] = loaded("a", "b")
     assert lmlite("unload", code=2) == (
         "lmlite: several models are loaded: name one of a, b, or use --all\n"
@@ -310,7 +310,7 @@ def test_unload_does_not_choose_among_several(server: PreparedServer, lmlite: Lm
 
 
 def test_status_tells_of_the_server_its_models_and_their_memory(
-    server: PreparedServer, lmlite: Lmlite
+    server: ScriptedServer, lmlite: Lmlite
 ) -> None:
     lines = lmlite("status").splitlines()
     assert lines[:4] == [
@@ -322,7 +322,7 @@ def test_status_tells_of_the_server_its_models_and_their_memory(
     assert lines[4:] == lmlite("ps").splitlines()
     assert json.loads(lmlite("status", "--json")) == {
         "running": True,
-        "port": server.port,
+        "port": int(server.url.rpartition(":")[2]),
         "version": "1.2.3",
         "models": ["helper"],
         "memory": {"held": 490 * MIB, "estimated": 600 * MIB},
@@ -337,11 +337,11 @@ def test_status_without_a_server_fails(capsys: pytest.CaptureFixture[str]) -> No
     assert printed.err.startswith(f"lmlite: no server listens at {url}")
 
 
-def test_the_key_is_sent(server: PreparedServer, lmlite: Lmlite, tmp_path: Path) -> None:
+def test_the_key_is_sent(server: ScriptedServer, lmlite: Lmlite, tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text("a-key-of-the-tests\n")
     lmlite("ps", "--api-key-file", str(path))
-    assert server.keys == ["Bearer a-key-of-the-tests"]
+    assert server.headers[0]["authorization"] == "Bearer a-key-of-the-tests"
     server.answers[MODELS] = (401, {"error": {"message": "no"}})
     assert lmlite("ps", code=1).startswith(f"lmlite: {server.url} asks for a key: ")
 

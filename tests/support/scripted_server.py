@@ -1,4 +1,4 @@
-"""A server of OpenAI's chats that answers what a test tells it to, and keeps what it was asked."""
+"""A server that answers what a test tells it to, and keeps what it was asked."""
 
 import http.server
 import json
@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 WAIT_S = 20.0
+CHAT = "POST /v1/chat/completions"
 
 Json = dict[str, Any]
 Reply = Sequence[bytes | Callable[[], object]]  # what is sent, and what is done in between
@@ -37,10 +38,13 @@ def said(text: str) -> list[bytes]:
 
 
 class ScriptedServer:
-    """Runs inside `with`; each chat gets the next reply."""
+    """Runs inside `with`; each chat gets the next reply, any other request its answer."""
 
     def __init__(self, *replies: Reply, status: int = 200) -> None:
-        self.chats: list[Json] = []  # the bodies of requests
+        models = {"object": "list", "data": [{"id": "one"}, {"id": "two"}]}
+        # "GET /path": status and JSON
+        self.answers: dict[str, tuple[int, Any]] = {"GET /v1/models": (200, models)}
+        self.asked: list[tuple[str, Any]] = []  # "POST /path" and the request's JSON
         self.headers: list[dict[str, str]] = []  # of all requests; names in lower case
         self.left = threading.Event()  # the client of `wait_until_left` is gone
         self._replies: queue.SimpleQueue[Reply] = queue.SimpleQueue()
@@ -49,6 +53,11 @@ class ScriptedServer:
         self._status = status
         self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self.url = f"http://127.0.0.1:{self._http.server_port}"
+
+    @property
+    def chats(self) -> list[Json]:
+        """The bodies of requests for chats."""
+        return [body for asked, body in self.asked if asked == CHAT]
 
     def add(self, reply: Reply) -> None:
         """Adds a reply, which may hold this server's own steps."""
@@ -66,15 +75,21 @@ class ScriptedServer:
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                self._begin(200)
-                rows = [{"id": "one"}, {"id": "two"}]
-                self.wfile.write(json.dumps({"object": "list", "data": rows}).encode())
+            def answer(self) -> None:
+                n_bytes = int(self.headers.get("Content-Length") or 0)
+                body = json.loads(self.rfile.read(n_bytes)) if n_bytes else None
+                asked = f"{self.command} {self.path}"
+                server.asked.append((asked, body))
+                if asked == CHAT:
+                    self._play(server._replies.get(timeout=WAIT_S))
+                else:
+                    status, found = server.answers.get(asked, (404, {}))
+                    self._begin(status)
+                    self.wfile.write(json.dumps(found).encode())
 
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                server.chats.append(json.loads(body))
-                reply = server._replies.get(timeout=WAIT_S)
+            do_GET = do_POST = answer  # noqa: N815 (the names that http.server calls)
+
+            def _play(self, reply: Reply) -> None:
                 is_begun = False
                 for step in reply:
                     if isinstance(step, bytes):
