@@ -18,8 +18,11 @@ from tests.support.server_process import RunningServer
 from tests.support.streams import folded_chunks, unnamed
 
 SMOL, MINILM, TINY = "smollm2-135m-instruct", "all-minilm-l6-v2", "tiny"
-CAPITAL = "What is the capital of France?"
+# Of what it answers, these are the most certain: no rounding makes another token the likeliest.
+CAPITAL = "Name the capital of France."
 PARIS = "The capital of France is Paris."
+MOUSE = "What is the plural of mouse?"
+MICE = "The plural of mouse is mice."
 LORE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
 
 
@@ -51,29 +54,36 @@ def cosine(a: list[float], b: list[float]) -> float:
 
 def test_it_knows_what_it_has_learned(server: RunningServer) -> None:
     assert text_of(server.chat(CAPITAL, model=SMOL)) == PARIS
-    assert text_of(server.chat("What is 2 + 2?", model=SMOL)) == "The answer is 4."
+    assert text_of(server.chat(MOUSE, model=SMOL)) == MICE
 
 
-def test_its_stream_is_its_answer(server: RunningServer) -> None:
-    body = {"model": SMOL, "messages": [{"role": "user", "content": "Tell me about the moon."}],
-            "temperature": 0, "max_tokens": 40}  # fmt: skip
-    whole = server.post(CHAT, **body).json
-    *chunks, last = server.stream(CHAT, **body, stream_options={"include_usage": True})
+@pytest.mark.parametrize(
+    ("path", "body", "n_chunks"),
+    [(CHAT, {"messages": [{"role": "user", "content": CAPITAL}]}, 7),
+     ("/v1/completions", {"prompt": "1, 2, 3, 4, 5,", "max_tokens": 40}, 30)],
+    ids=["chat", "completion"],
+)  # fmt: skip
+def test_its_stream_is_its_answer(
+    server: RunningServer, path: str, body: dict[str, Any], n_chunks: int
+) -> None:
+    body = {"model": SMOL, "temperature": 0, **body}
+    whole = server.post(path, **body).json
+    *chunks, last = server.stream(path, **body, stream_options={"include_usage": True})
     assert last == "[DONE]"
     assert unnamed(folded_chunks(chunks)) == unnamed(whole)
-    assert len(chunks) > 30
+    assert len(chunks) > n_chunks
 
 
 def test_its_answer_takes_the_form_of_a_schema(server: RunningServer) -> None:
     city = {"type": "string", "enum": ["Berlin", "Paris", "Rome"]}
-    schema = {"type": "object", "properties": {"capital": city, "n": {"type": "integer"}},
-              "required": ["capital", "n"], "additionalProperties": False}  # fmt: skip
+    schema = {"type": "object", "properties": {"capital": city, "sure": {"type": "boolean"}},
+              "required": ["capital", "sure"], "additionalProperties": False}  # fmt: skip
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     answer = server.chat(CAPITAL, model=SMOL, response_format=form, max_tokens=40)
     assert answer["choices"][0]["finish_reason"] == "stop"
     found = json.loads(text_of(answer))
-    assert found.keys() == {"capital", "n"}
-    assert (found["capital"], type(found["n"])) == ("Paris", int)
+    assert found.keys() == {"capital", "sure"}
+    assert (found["capital"], type(found["sure"])) == ("Paris", bool)
 
 
 def test_a_dry_run_shows_its_prompt(server: RunningServer) -> None:
@@ -84,7 +94,7 @@ def test_a_dry_run_shows_its_prompt(server: RunningServer) -> None:
         "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face"
         f"<|im_end|>\n<|im_start|>user\n{CAPITAL}<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert prompt["n_tokens"] == server.chat(CAPITAL, model=SMOL)["usage"]["prompt_tokens"] == 37
+    assert prompt["n_tokens"] == server.chat(CAPITAL, model=SMOL)["usage"]["prompt_tokens"] == 36
 
 
 def test_after_the_death_of_the_workers_each_model_answers_again(server: RunningServer) -> None:
@@ -136,8 +146,7 @@ def test_its_prompts_outlive_a_restart(real_model: Path, tmp_path: Path) -> None
         with RunningServer(*arguments) as server:
             found.append(server.post(CHAT, **body).json)
     cold, again = found
-    assert "Paris" in text_of(cold)
-    assert text_of(again) == text_of(cold)
+    assert text_of(cold) == text_of(again) == PARIS
     n_prompt = again["usage"]["prompt_tokens"]
     assert cold["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == n_prompt - 1
