@@ -35,6 +35,7 @@ from lmlite.server.api.route import (
     RouteTable,
     WorkerRoute,
 )
+from lmlite.server.api.sampling import MAX_INT
 from lmlite.server.forms.schemas import UnheldPart
 from lmlite.server.front import wire
 from lmlite.server.front.gate import allowed_by, check_method
@@ -57,8 +58,6 @@ POLL_S = 0.1  # between a waiting thread's checks whether its client is gone
 # A reply in one piece sends a space this often until it is complete. OpenAI's clients give up and
 # retry after 600 s without a byte. Leading spaces are valid JSON. The first also sends the status.
 SPACE_S = 60.0
-
-MAX_TTL_S = 10**9
 
 # What a reply is made of; a state of the model while that is being loaded, None for a pause.
 Events: TypeAlias = Generator[ReplyEvent | life.State | None, None, None]
@@ -207,7 +206,7 @@ class Handler(StrictRequestHandler):
         They come from `ttl` and `preset`, which mean the same in each API; so they are taken out.
         """
         registry, defaults = self.server.registry, model.defaults
-        ttl_s = body["ttl"].integer(1, MAX_TTL_S) or model.idle_s or registry.ttl_s
+        ttl_s = body["ttl"].integer(1, MAX_INT) or model.idle_s or registry.ttl_s
         preset = body.value.get("preset")
         if preset is not None:
             if registry.presets is None:

@@ -15,7 +15,6 @@ from lmlite.server.api.sampling import MAX_INT
 from lmlite.server.models.downloads import Downloads
 from lmlite.server.models.registry import Registry
 
-MAX_TTL_S = 10 * 365 * 24 * 3600
 MAX_IDENTIFIER = 200
 MAX_PARALLEL = 256  # LLAMA_MAX_SEQ in llama-cparams.h
 
@@ -37,7 +36,7 @@ def load(registry: Registry, body: Json, poll: Poll) -> Json:
     wanted = asked["model"].text(), asked["identifier"].string()
     if wanted[1] and not (wanted[1].isprintable() and len(wanted[1]) <= MAX_IDENTIFIER):
         asked["identifier"].refuse(f"identifier is a name of at most {MAX_IDENTIFIER} characters")
-    ttl_s, is_shown = asked["ttl"].integer(1, MAX_TTL_S), asked["echo_load_config"].boolean()
+    ttl_s, is_shown = asked["ttl"].integer(1, MAX_INT), asked["echo_load_config"].boolean()
     try:
         model = registry.load(*wanted, ttl_s, _changes(asked), poll)
     except ApiError as err:

@@ -67,6 +67,8 @@ def test_a_load_passes_on_what_the_request_sets() -> None:
     assert registry.asked == [("m", None, None, {}, poll), ("m", "mine", 60, changes, poll)]
     load(registry, flash_attention=True)
     assert registry.asked[-1] == ("m", None, None, {"flash_attn": "on"}, poll)
+    load(registry, ttl=2**31 - 1)  # the most that `lmlite load --ttl` takes
+    assert registry.asked[-1] == ("m", None, 2**31 - 1, {}, poll)
 
 
 def test_the_configuration_is_shown_if_asked_for() -> None:
