@@ -368,7 +368,7 @@ class Handler(StrictRequestHandler):
         """
         began_s = time.monotonic()
         while (supervisor := lease.supervisor(POLL_S)) is None:
-            self._check_wait(began_s, f"no room for {lease.model.name}")
+            self._check_wait(began_s, f"no room for {lease.model.name}", lease.shortage)
             yield life.Loading()
         opened = supervisor.submit(call.request, call.field_names)
         with contextlib.closing(opened):
@@ -392,13 +392,19 @@ class Handler(StrictRequestHandler):
             state = supervisor.state
             yield state if event is None and isinstance(state, life.Loading) else event
 
-    def _check_wait(self, began_s: float | None, why: str = "not its turn") -> None:
+    def _check_wait(
+        self,
+        began_s: float | None,
+        why: str = "not its turn",
+        details: Callable[[], str] | None = None,
+    ) -> None:
         """Raises if the client is gone, or if it has waited too long since began_s."""
         if self.is_client_gone():
             raise ConnectionAbortedError
         limit_s = self.server.limits.queue_seconds
         if began_s is not None and time.monotonic() - began_s >= limit_s:
-            raise Unavailable(f"{why} within {limit_s:g} seconds")
+            end = f": {details()}" if details else ""
+            raise Unavailable(f"{why} within {limit_s:g} seconds{end}")
 
 
 def progress_of(event: ReplyEvent | life.State | None) -> str:

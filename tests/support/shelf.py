@@ -1,6 +1,6 @@
 """A shelf of models that do not exist: they have sizes, and workers without a model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,6 +22,7 @@ class FakeShelf:
     def __init__(self, sizes: Mapping[str, int], n_bytes: int, log: Log) -> None:
         self._sizes, self.n_bytes, self._log = sizes, n_bytes, log
         self.n_looks = 0  # at the memory
+        self.before: Callable[[str], None] = lambda _: None  # runs before each load
         self.modes: dict[str, str] = {}  # of the fake worker, by model
         self.others: dict[str, str] = {}  # other spellings -> names
         self._models = {
@@ -63,6 +64,7 @@ class FakeShelf:
         return Plan(replace(model.wanted, **changes), parts, bound.n_bytes)
 
     def supervisor(self, model: ServedModel, plan: Plan) -> Supervisor:
+        self.before(model.name)
         command = (*FAKE_WORKER, self.modes.get(model.name, ""))
         made = Supervisor(plan.load, self._log, command)
         self.supervisors.append((model.name, made))

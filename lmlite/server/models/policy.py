@@ -168,6 +168,10 @@ class Policy:
         """Whether somebody waits for memory."""
         return bool(self.line)
 
+    def n_waiting(self, key: str) -> int:
+        """How many tickets in the line are for this model."""
+        return sum(ticket.key == key for ticket in self.line)
+
     def knows(self, key: str) -> bool:
         """Whether the model holds memory or is waited for."""
         return key in self.residents or any(ticket.key == key for ticket in self.line)

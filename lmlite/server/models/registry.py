@@ -1,15 +1,12 @@
 """The models of this server: which there are, who uses them, and which are loaded.
 
 Requests hold a model with a lease. `policy.py` decides which models are loaded for them and which
-leave; the registry's own thread, the keeper, carries that out, so that no two decisions overlap.
-A model's supervisor exists while the model is loaded, is being loaded or is leaving.
+leave; `keeper.py` carries that out.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +14,21 @@ from lmlite.errors import (
     BadRequest,
     MissingParameter,
     ModelFailed,
-    ModelFileError,
     ModelNotFound,
     Unavailable,
 )
-from lmlite.gguf.memory_estimate import DoesNotFit, Plan, in_words
-from lmlite.server.logs import Level, Log
+from lmlite.gguf.memory_estimate import DoesNotFit, in_words
+from lmlite.server.logs import Log
 from lmlite.server.models import life
 from lmlite.server.models.catalog import CatalogEntry
 from lmlite.server.models.downloads import Downloads
+from lmlite.server.models.keeper import Keeper
 from lmlite.server.models.model_check import identities
-from lmlite.server.models.policy import Policy, Resident, Ticket, Unload
+from lmlite.server.models.policy import Resident, Ticket
 from lmlite.server.models.served_model import ServedModel
-from lmlite.server.models.supervisor import SPAWN_FAULTS, Supervisor
+from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.models.supply import Supply
 
-LOOK_S = 0.5  # between two looks at the memory while a model waits for it
 POLL_S = 0.1  # between two looks of somebody who waits for a model
 
 
@@ -50,8 +46,12 @@ class Lease:
         """
         return self._registry.supervisor_for(self, timeout_s)
 
+    def shortage(self) -> str:
+        """Why there is no room: what the model needs, what is free, and what is in use."""
+        return self._registry.shortage(self.ticket)
 
-class Registry:
+
+class Registry(Keeper):
     """The models of this server."""
 
     def __init__(
@@ -73,25 +73,10 @@ class Registry:
         last request, unless the request says otherwise. `takes_any_name`: whether unknown names
         mean the default model. `presets`: the folder of presets.
         """
-        self._models = {model.key: model for model in models}  # those that have been asked for
-        self._log, self._supply = log or Log(), supply
+        super().__init__(models, log or Log(), supply)
         self.is_jit, self.ttl_s, self._takes_any_name = is_jit, ttl_s, takes_any_name
         self.may_manage, self.downloads, self.presets = may_manage, downloads, presets
-        self.n_loads = self.n_unloads = 0
-        self._n_past_starts = 0  # workers of supervisors that are gone
-        self._policy = Policy(lambda key: self._models[key].name)
-        for model in models:
-            self._policy.residents[model.key] = Resident(model.key, 0, ttl_s=None, stays=True)
-        self._plans: dict[str, Plan] = {}  # of models that wait or are loaded
         self._asked: dict[str, Mapping[str, Any]] = {}  # the changes before they were fitted
-        self._changed = threading.Condition(threading.RLock())  # guards all of the above
-        self._is_closing = False
-        self._looks_at_s = inf  # when the keeper looks again, unless it is notified
-        self._keeper = threading.Thread(target=self._keep, name="keeper", daemon=True)
-
-    def start(self) -> None:
-        """Starts the keeper. Without it no model is loaded, and none leaves."""
-        self._keeper.start()
 
     # ---- which models there are ------------------------------------------------------------
 
@@ -110,11 +95,6 @@ class Registry:
     def listed(self) -> list[ServedModel]:
         """What clients may ask for: all models, or those that are loaded if requests load none."""
         return self.models() if self.is_jit else self.loaded()
-
-    def loaded(self) -> list[ServedModel]:
-        """The models that have a worker, or are about to."""
-        with self._changed:
-            return [model for model in self._models.values() if model.supervisor is not None]
 
     @property
     def is_single(self) -> bool:
@@ -200,6 +180,7 @@ class Registry:
             self._models[model.key] = model
             self._policy.arrive(ticket, time.monotonic())
             if not ticket.is_admitted:
+                self._check_queue(ticket)
                 self._changed.notify_all()
         try:
             yield Lease(self, model, ticket)
@@ -208,6 +189,14 @@ class Registry:
                 self._policy.leave(ticket, time.monotonic())
                 if self._has_work(model, ticket):
                     self._changed.notify_all()
+
+    def _check_queue(self, ticket: Ticket) -> None:
+        """Raises Unavailable if too many requests wait for the ticket's model already."""
+        load = self._plans[ticket.key].load
+        n_waiting = self._policy.n_waiting(ticket.key) - 1
+        if n_waiting >= load.n_parallel + load.n_queue:
+            self._policy.leave(ticket, time.monotonic())
+            raise Unavailable(f"{n_waiting} requests are waiting already")
 
     def _has_work(self, model: ServedModel, ticket: Ticket) -> bool:
         """Whether the keeper has something to do after this ticket's end. Mostly it has not."""
@@ -235,7 +224,7 @@ class Registry:
         failure = None if changes else model.failure  # other settings may be right
         if failure is not None and failure[1] == identities(model.file):
             raise ModelFailed(f"the model is not available: {failure[0]}")
-        bound = self._supply.bound(self.loaded())
+        bound = self._supply.bound(self._holders())
         if bound is not None:  # those that can leave do not count
             bound = bound._replace(n_bytes=bound.n_bytes + self._policy.n_evictable())
         if not self._policy.knows(model.key):
@@ -259,7 +248,22 @@ class Registry:
             if self._has_ended(ticket):
                 why = model.failure[0] if model.failure else "its worker could not be started"
                 raise ModelFailed(f"the model is not available: {why}")
-            return self._supervisor(lease)
+            supervisor = self._supervisor(lease)
+            if supervisor is None and self._is_closing:
+                raise Unavailable("the server is stopping")
+            return supervisor
+
+    def shortage(self, ticket: Ticket) -> str:
+        """See Lease.shortage."""
+        with self._changed:
+            in_use = [r.key for r in self._policy.residents.values() if r.n_users]
+            names = " and ".join(self._models[key].name for key in in_use) or "none"
+            if (bound := self._bound()) is None:
+                return f"{names} in use"
+            return (
+                f"it needs {in_words(ticket.n_bytes)} of memory, {in_words(max(0, bound.n_bytes))} "
+                f"is free, and in use: {names}"
+            )
 
     def _has_ended(self, ticket: Ticket) -> bool:
         """Whether the load that the ticket was admitted to has failed."""
@@ -368,90 +372,4 @@ class Registry:
         """Stops every worker and every download, for good."""
         if self.downloads is not None:
             self.downloads.close()
-        with self._changed:
-            self._is_closing = True
-            self._changed.notify_all()
-        for model in self.loaded():
-            if (supervisor := model.supervisor) is not None:
-                supervisor.stop()
-
-    # ---- the keeper's thread ---------------------------------------------------------------
-
-    def _keep(self) -> None:
-        while not self._is_closing:
-            with self._changed:
-                self._let_failed_leave()
-                now = time.monotonic()
-                n_free = self._n_free() if self._policy.has_line else 0.0
-                actions = self._policy.decide(n_free, now)
-                self._changed.notify_all()  # a ticket may have been admitted or refused
-                if not actions:
-                    pause_s = self._pause_s(now)
-                    self._looks_at_s = inf if pause_s is None else now + pause_s
-                    self._changed.wait(pause_s)
-            for action in actions:
-                if isinstance(action, Unload):
-                    self._unload(action.resident)
-                else:
-                    self._load(action.resident)
-
-    def _pause_s(self, now_s: float) -> float | None:
-        """Until the next time to live ends. Memory becomes free without notice."""
-        looks = [self._policy.next_look_s(now_s), LOOK_S if self._policy.has_line else None]
-        return min((look_s for look_s in looks if look_s is not None), default=None)
-
-    def _n_free(self) -> float:
-        """Bytes that further models may take."""
-        bound = self._supply.bound(self.loaded()) if self._supply else None
-        if bound is not None:
-            return bound.n_bytes
-        # The memory of a GPU is not known here, so only one model at a time is loaded by requests.
-        return 1 - self._policy.n_evictable()
-
-    def _let_failed_leave(self) -> None:
-        """A model that cannot be loaded leaves, and is tried again once its file has changed."""
-        for model in self.loaded():
-            resident = self._policy.residents.get(model.key)
-            if resident is None or resident.stays or not resident.is_idle:
-                continue
-            if isinstance(failed := model.life, life.Failed):
-                model.failure = (failed.reason, list(identities(model.file)))
-                self._policy.ask_to_leave(model.key)
-
-    def _load(self, resident: Resident) -> None:
-        assert self._supply is not None
-        model, plan = self._models[resident.key], self._plans[resident.key]
-        for note in plan.notes:
-            self._log.line("warning", note)
-        try:
-            supervisor = self._supply.supervisor(model, plan)
-            supervisor.start()
-        except (*SPAWN_FAULTS, ModelFileError) as err:
-            self._log.line("error", f"{model.name} could not be loaded: {err}")
-            with self._changed:
-                model.failure = (str(err), list(identities(model.file)))
-                self._policy.gone(model.key)
-                self._changed.notify_all()
-            return
-        with self._changed:
-            model.plan, model.failure = plan, None
-            model.supervisor = supervisor
-            self.n_loads += 1
-            self._changed.notify_all()
-            if self._is_closing:
-                supervisor.stop()
-        level: Level = "debug" if resident.stays else "info"  # who told it to load is told
-        self._log.line(level, f"loading {model.name}, {in_words(resident.n_bytes)}")
-
-    def _unload(self, resident: Resident) -> None:
-        model = self._models[resident.key]
-        if (supervisor := model.supervisor) is not None:
-            supervisor.stop()
-            self._n_past_starts += supervisor.n_started
-        with self._changed:
-            model.supervisor = None
-            model.identifiers.clear()
-            self.n_unloads += 1
-            self._policy.gone(model.key)
-            self._changed.notify_all()
-        self._log.line("info", f"unloaded {model.name}")
+        self.stop()

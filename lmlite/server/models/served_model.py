@@ -38,7 +38,8 @@ class ServedModel:
     wanted: Load | None = None  # how to load it, before it is fitted to the memory
     # Further names while it is loaded; clients give them, so only the last ones count.
     identifiers: deque[str] = field(default_factory=lambda: deque(maxlen=16))
-    failure: tuple[str, list[Identity | None]] | None = None  # why, and the files that failed
+    # Why the last load failed, and the files that failed; None if it was no fault of theirs.
+    failure: tuple[str, list[Identity | None] | None] | None = None
 
     @property
     def key(self) -> str:

@@ -82,10 +82,18 @@ class Supervisor:
     # ---- from any thread -------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to load the model; returns at once."""
+        """Begins to load the model; returns at once. Raises RuntimeError if there is no thread."""
         self._enter(Loading())
-        for thread in (self._thread, self._writer, self._watcher):
-            thread.start()
+        try:
+            for thread in (self._writer, self._watcher, self._thread):
+                thread.start()
+        except BaseException:
+            self._stopping.set()
+            self._enter(Unloading())  # wakes the threads that were started, so that they end
+            if self._prestarted is not None:
+                self._prestarted.kill()
+                self._prestarted.reap()
+            raise
 
     def wait_until_settled(self, timeout_s: float) -> None:
         """Waits until the worker is ready or has failed, at most timeout_s."""

@@ -5,18 +5,21 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 
 from lmlite.errors import BadRequest, MissingParameter, ModelFailed, ModelNotFound
+from lmlite.messages import Load
 from lmlite.server.front.limits import DEFAULT_LIMITS
 from lmlite.server.front.sockets import listen
 from lmlite.server.http import Handler
 from lmlite.server.logs import Log
 from lmlite.server.models.life import Failed
+from lmlite.server.models.policy import Policy
 from lmlite.server.models.registry import Registry
+from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.server import Server
 from tests.support.house import WAIT_S, House, until
 from tests.support.shelf import FakeShelf
@@ -275,7 +278,11 @@ def test_nobody_waits_longer_than_the_limit_of_the_queue() -> None:
         object.__setattr__(house.server, "limits", DEFAULT_LIMITS.__class__(queue_seconds=0.2))
         stream = stack.enter_context(closing(house.connect()))
         house.begin(stream, "tick 200 0.05", model="one", stream=True)
-        assert house.text("two") == (503, "no room for two within 0.2 seconds")
+        assert house.text("two") == (
+            503,
+            "no room for two within 0.2 seconds: it needs 1.0 GiB of memory, 0 MiB is free, and "
+            "in use: one",
+        )
 
 
 def test_a_waiting_stream_hears_how_far_its_model_is_loaded(tmp_path: Any) -> None:
@@ -360,3 +367,79 @@ def test_a_request_for_a_loaded_model_does_not_look_at_the_memory() -> None:
         assert house.shelf.n_looks == n_looks
         house.text("two")
         assert house.shelf.n_looks > n_looks
+
+
+def test_only_as_many_requests_wait_for_a_model_as_its_queue_takes() -> None:
+    with home(THREE, GIB) as house, ExitStack() as stack:
+        two = house.registry.find("two")
+        two.wanted = replace(Load("/nowhere/two.gguf"), n_parallel=1, n_queue=1)
+        with house.registry.lease(house.registry.find("one")):
+            for _ in range(2):
+                stack.enter_context(house.registry.lease(two))
+            assert house.text("two") == (503, "2 requests are waiting already")
+
+
+def test_what_is_about_to_be_loaded_counts_as_memory_in_use() -> None:
+    with home({"one": 2 * GIB, "two": 2 * GIB}) as house:
+        is_loading, go_on = threading.Event(), threading.Event()
+        house.shelf.before = lambda _: (is_loading.set(), go_on.wait(WAIT_S))  # type: ignore
+        with house.registry.lease(house.registry.find("one")):
+            assert is_loading.wait(WAIT_S)
+            has_room = house.registry.has_room_for(house.registry.find("two"))
+            go_on.set()
+        assert not has_room
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("can't start new thread")])
+def test_what_goes_wrong_with_one_load_ends_no_other(error: Exception) -> None:
+    def fail(name: str) -> None:
+        if name == "one":
+            raise error
+
+    with home(THREE, GIB) as house:
+        house.shelf.before = fail
+        assert house.text("one") == (503, f"the model is not available: {error}")
+        assert house.text("two") == (200, "hi")
+        house.shelf.before = lambda _: None
+        assert house.text("one") == (200, "hi"), "the file is not at fault, so it is tried again"
+
+
+def test_a_mistake_does_not_end_the_loading_of_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    with home(THREE, GIB) as house:
+        decide, errors = Policy.decide, [MemoryError(), KeyError("one")]
+
+        def fail(self: Policy, n_free: float, now_s: float) -> Any:
+            if errors:
+                raise errors.pop()
+            return decide(self, n_free, now_s)
+
+        monkeypatch.setattr(Policy, "decide", fail)
+        assert house.text("one") == (200, "hi")
+        assert "KeyError" in house.log_text()
+
+
+def test_a_worker_whose_stop_fails_still_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    with home(THREE, GIB) as house:
+        assert house.text("one") == (200, "hi")
+        stop = Supervisor.stop
+
+        def fail(self: Supervisor) -> None:
+            stop(self)
+            raise RuntimeError("cannot join")
+
+        monkeypatch.setattr(Supervisor, "stop", fail)
+        assert house.text("two") == (200, "hi")
+        monkeypatch.undo()
+
+
+def test_who_waits_for_room_when_the_server_ends_is_told_so() -> None:
+    with home(THREE, GIB) as house, ExitStack() as stack:
+        stream = stack.enter_context(closing(house.connect()))
+        house.begin(stream, "tick 200 0.05", model="one", stream=True)
+        replies: list[tuple[int, str]] = []
+        waiting = threading.Thread(target=lambda: replies.append(house.text("two")))
+        waiting.start()
+        until(lambda: house.server.n_active == 2)
+        house.registry.close()
+        waiting.join(WAIT_S)
+        assert replies == [(503, "the server is stopping")]

@@ -117,6 +117,28 @@ def test_a_prestarted_worker_is_the_first_and_is_used_once(
         supervisor.stop()
 
 
+def test_if_there_are_too_few_threads_nothing_stays_behind(
+    log: KeptLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command, start = (*FAKE, ""), threading.Thread.start
+    prestarted = WorkerProcess(command, log)
+    supervisor = Supervisor(Load("model.gguf"), log, command, prestarted=prestarted)
+
+    def fail(self: threading.Thread) -> None:
+        if self.name == "supervisor":
+            raise RuntimeError("can't start new thread")
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", fail)
+    with pytest.raises(RuntimeError):
+        supervisor.start()
+    for thread in (supervisor._writer, supervisor._watcher):
+        thread.join(WAIT_S)
+        assert not thread.is_alive()
+    with pytest.raises(ProcessLookupError):
+        os.kill(prestarted.pid, 0)
+
+
 def test_requests_of_many_threads_get_their_own_answers(supervise: Any) -> None:
     supervisor = supervise()
     answers: dict[int, str] = {}
