@@ -4,6 +4,7 @@ A new flag is one line here; the command's own file implements it.
 """
 
 import argparse
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -96,7 +97,7 @@ def _value(
 _count = _value(int, lambda n: 1 <= n < 2**31, "must be a whole number of 1 or more")
 _port = _value(int, lambda n: 0 <= n < 2**16, "must be from 0 to 65535")
 _layers = _value(int, requirement="must be a whole number")
-_number = _value(float, requirement="must be a number")
+_number = _value(float, math.isfinite, "must be a number")
 _factor = _value(float, lambda x: 1e-9 <= x <= 1e9, "must be a number greater than 0")
 _inverse = _value(lambda text: 1 / _factor(text))
 _seconds = _value(float, lambda x: 0.001 <= x <= 3600, "must be from 0.001 to 3600")
