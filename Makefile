@@ -212,7 +212,7 @@ patch-check: $(BUILD)/unpatched.found ## compare operations with those of llama.
 	@$(call ops,patched,$(SOURCE),check)
 ops = $(WITH_CMAKE) cmake -S tests/native -B $(OPS)/$(1) -G Ninja -DLLAMA_CPP_DIR=$(2) $(OPS_FOR) $(CMAKE_ARGS) \
         > $(BUILD)/configure.log 2>&1 || { cat $(BUILD)/configure.log; exit 1; }; \
-      $(WITH_CMAKE) GOMP_SPINCOUNT=1000 cmake --build $(OPS)/$(1) --target $(3)
+      $(WITH_CMAKE) cmake --build $(OPS)/$(1) --target $(3)
 
 # Each patch can be removed; the others fit without it.
 PATCHES    := $(sort $(wildcard native/patches/*.patch))
