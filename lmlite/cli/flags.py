@@ -187,6 +187,8 @@ SERVE_FLAGS = (
          "model is loaded; auto: on, unless the library drives a GPU", default="auto"),
     Flag("--watchdog", "SECONDS", "restart a worker that is silent this long while requests wait",
          _seconds, default=30, dest="watchdog_s"),
+    Flag("--grace-seconds", "SECONDS", "after a signal, serve on for so long while /health is 503, "
+         "so that load balancers send new requests elsewhere (default: none)", _seconds),
     Flag("--flash-attn", "auto|on|off", "flash attention; auto: on where the model and the device "
          "support it", default="auto"),
     Flag("--chat-template", "FILE", "Jinja file to use in place of the model's own template",

@@ -86,7 +86,7 @@ def run(given: argparse.Namespace) -> int:
             stop = _stop_event()
             server.start()
             try:
-                _serve_until(stop, server, leases, log)
+                _serve_until(stop, server, leases, log, given.grace_seconds)
             finally:
                 server.registry.close()
                 server.drain(LAST_WORDS_S)
@@ -145,7 +145,11 @@ def _begin_to_load(shelf: Shelf, registry: Registry, leases: contextlib.ExitStac
 
 
 def _serve_until(
-    stop: threading.Event, server: "Server", leases: contextlib.ExitStack, log: Log
+    stop: threading.Event,
+    server: "Server",
+    leases: contextlib.ExitStack,
+    log: Log,
+    grace_s: float | None,
 ) -> None:
     notifier, parent = systemd.Notifier(), Parent()
     parent.watch(stop.set)
@@ -162,6 +166,9 @@ def _serve_until(
     leases.close()
     stop.wait()
     notifier.tell("STOPPING=1")
+    if grace_s:
+        log.line("info", f"stopping in {grace_s:g} seconds")
+        server.leave(grace_s)
     server.drain(server.limits.drain_seconds)
 
 

@@ -20,7 +20,15 @@ from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, Request
 from lmlite.messages import Chat, Complete, Json, Queued, Reading, ReplyEvent
 from lmlite.server.api import tokenizer
 from lmlite.server.api.anthropic import routes as anthropic
-from lmlite.server.api.call import Call, headers_of, ignored_fields, lines_of, with_defaults
+from lmlite.server.api.call import (
+    PREFIX_KEY,
+    Call,
+    headers_of,
+    ignored_fields,
+    lines_of,
+    prefix_key,
+    with_defaults,
+)
 from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.fields import Field
 from lmlite.server.api.lmstudio import routes as lmstudio
@@ -151,6 +159,7 @@ class Handler(StrictRequestHandler):
             self.rfile = io.BytesIO(self._read_body(head))
             self._n_requests += 1
             is_last = self._n_requests >= server.limits.max_requests_per_connection
+            is_last = is_last or server.is_leaving
             self.close_connection = is_last or not head.keep_alive
             getattr(self, f"do_{self.command}")()
         finally:
@@ -220,10 +229,12 @@ class Handler(StrictRequestHandler):
     # ---- about the server itself -----------------------------------------------------------
 
     def send_health(self) -> None:
-        """Sends whether the model is loaded. Only clients with a key get details."""
+        """Sends whether new requests are welcome. Only clients with a key get details."""
         assert self.head is not None
         has_key = self.server.gate.has_key(self.head)
         status, public, details = health_of(self.server.registry)
+        if self.server.is_leaving:
+            status, public = 503, {"status": "stopping"}
         self.send_json(status, public | (details if has_key else {}))
 
     def send_metrics(self) -> None:
@@ -268,6 +279,8 @@ class Handler(StrictRequestHandler):
         self._name_ignored(call.ignored, call.unheld)
         for line in lines_of(call.unheld):
             self.server.log.line_once("info", line)
+        key = prefix_key(call.request, model.name, self.headers.get(PREFIX_KEY.lower()))
+        self.reply_headers += [(PREFIX_KEY, key)] if key else []
         with self.server.registry.lease(model, ttl_s) as lease:
             model = lease.model
             count = self._count = RequestCount(

@@ -5,6 +5,7 @@ Everything here may be called from any thread.
 
 import socket
 import sys
+import time
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -16,6 +17,8 @@ from lmlite.server.front.listener import Listener
 from lmlite.server.logs import Log
 from lmlite.server.models.registry import Registry
 from lmlite.server.watch.metrics import Metrics
+
+ARRIVAL_S = 0.2  # in which a connection that was accepted last brings its request
 
 
 class Server(Listener):
@@ -42,6 +45,7 @@ class Server(Listener):
         self.gate = gate
         self.metrics = Metrics()
         self.is_strict = is_strict
+        self.is_leaving = False  # it serves, but /health asks load balancers to go elsewhere
         self.is_draining = False
         self.n_active = 0  # requests
 
@@ -72,6 +76,16 @@ class Server(Listener):
         with self._changed:
             self.n_active -= 1
             self._changed.notify_all()
+
+    def leave(self, grace_s: float) -> None:
+        """Serves on for a while, with a /health of 503, and then accepts no more connections.
+
+        Load balancers need this time to notice. Each reply ends its connection.
+        """
+        self.is_leaving = True
+        time.sleep(grace_s)
+        self.stop_accepting()
+        time.sleep(ARRIVAL_S)
 
     def drain(self, timeout_s: float) -> None:
         """Stops accepting connections and requests, and waits for running requests to end."""

@@ -138,6 +138,22 @@ def test_a_second_signal_ends_the_server_at_once(
     stream.close()
 
 
+def test_in_its_grace_time_a_server_serves_on_and_tells_load_balancers_to_go_elsewhere() -> None:
+    with RunningServer("--grace-seconds", "600") as server:
+        server.process.send_signal(signal.SIGTERM)
+        server.wait_for_log("stopping in 600 seconds")
+        until(lambda: server.get("/health").status == 503)
+        assert server.get("/health").json["status"] == "stopping"
+        assert server.post(CHAT, **ASK).status == 200
+        server.process.send_signal(signal.SIGTERM)
+        assert server.process.wait(START_S) == 1
+
+
+def test_the_grace_time_ends() -> None:
+    with RunningServer("--grace-seconds", "0.1") as server:
+        assert server.stop() == 0
+
+
 def is_listening(port: int) -> bool:
     with socket.socket() as sock:
         sock.settimeout(0.2)

@@ -10,12 +10,14 @@ import time
 from contextlib import closing
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from lmlite.server import http as http_module
 from lmlite.server.front.limits import Limits
+from lmlite.server.server import ARRIVAL_S
 from tests.support.house import CHAT, WAIT_S, House, rest_of, until
 from tests.support.raw_requests import BODY, CHUNKED, JSON, LENGTH, chunked, chunks, post
 
@@ -106,6 +108,7 @@ def test_the_headers_of_a_stream_tell_proxies_not_to_buffer(house: House) -> Non
         headers = dict(house.begin(connection, "echo x", stream=True).getheaders())
     assert re.fullmatch(r"req-[0-9a-f]{24}", headers.pop("X-Request-Id"))
     assert abs(parsedate_to_datetime(headers.pop("Date")).timestamp() - time.time()) < WAIT_S
+    assert re.fullmatch(r"[0-9a-f]{16}", headers.pop("X-Prefix-Key"))
     assert headers == {
         "Server": "lmlite",
         "Content-Type": "text/event-stream",
@@ -265,6 +268,79 @@ def test_a_draining_server_refuses_requests(house: House) -> None:
         house.server.drain(WAIT_S)
         status, body = house.ask_on(connection, "echo x")
     assert (status, json.loads(body)["error"]["message"]) == (503, "the server is stopping")
+
+
+def test_a_leaving_server_serves_on_tells_health_and_ends_each_connection(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the grace time, while a connection waits in the kernel, and in the time for arrivals."""
+    grace, arrivals = threading.Event(), threading.Event()
+    naps = {5.0: grace, ARRIVAL_S: arrivals}
+    clock = SimpleNamespace(sleep=lambda nap_s: naps[nap_s].wait(WAIT_S))
+    monkeypatch.setattr("lmlite.server.server.time", clock)
+    thread = threading.Thread(target=house.server.leave, args=(5.0,))
+    thread.start()
+    until(lambda: house.server.is_leaving)
+    with closing(house.connect()) as late, closing(house.connect()) as connection:
+        assert house.get("/health") == (503, {"status": "stopping"})
+        reply = house.begin(connection, "echo x")
+        assert (reply.status, reply.getheader("Connection")) == (200, "close")
+        late.connect()
+        grace.set()
+        until(lambda: house.server.socket.fileno() == -1)
+        with pytest.raises(ConnectionRefusedError):
+            house.dial()
+        assert house.ask_on(late, "echo x")[0] == 200
+    arrivals.set()
+    thread.join(WAIT_S)
+
+
+def test_a_connection_that_waits_in_the_kernel_when_the_port_closes_is_served(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted, go_on = threading.Event(), threading.Event()
+    accept = house.server.process_request
+
+    def wait_once(request: Any, address: Any) -> None:
+        if not accepted.is_set():
+            accepted.set()
+            go_on.wait(WAIT_S)
+        accept(request, address)
+
+    monkeypatch.setattr(house.server, "process_request", wait_once)
+    with house.dial(), closing(house.connect()) as waiting:
+        assert accepted.wait(WAIT_S)
+        waiting.connect()
+        thread = threading.Thread(target=house.server.stop_accepting)
+        thread.start()
+        until(lambda: house.server._stopper.fileno() == -1)
+        go_on.set()
+        thread.join(WAIT_S)
+        assert house.ask_on(waiting, "echo x")[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "echo x"}]}),
+        ("/v1/responses", {"input": "echo x"}),
+        ("/v1/messages", {"messages": [{"role": "user", "content": "echo x"}], "max_tokens": 9}),
+        ("/api/v1/chat", {"input": "echo x", "model": "fake"}),
+    ],
+)
+def test_a_reply_proposes_a_prefix_key_and_keeps_that_of_the_client(
+    house: House, path: str, body: dict[str, Any]
+) -> None:
+    keys = []
+    for more in ({}, {"X-Prefix-Key": "mine"}):
+        with closing(house.connect()) as connection:
+            headers = {"Content-Type": "application/json", **more}
+            connection.request("POST", path, json.dumps(body), headers)
+            reply = connection.getresponse()
+            assert reply.status == 200, reply.read()
+            keys.append(reply.getheader("X-Prefix-Key"))
+    assert re.fullmatch(r"[0-9a-f]{16}", keys[0] or "")
+    assert keys[1] == "mine"
 
 
 # ---- signs of life ---------------------------------------------------------------------------

@@ -1,16 +1,21 @@
-"""A parsed request: the work for the worker, how to send the reply, and ignored fields."""
+"""A parsed request: the work for the worker, how to send the reply, and headers about both."""
 
+import hashlib
+import json
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lmlite.errors import CHAT_NAMES, FieldNames
-from lmlite.messages import Chat, ChatMessage, Json, Work
+from lmlite.messages import Chat, ChatMessage, Complete, Json, Work
 from lmlite.server.forms.schemas import UnheldPart
 from lmlite.server.models.defaults import Defaults
 
 MAX_NAMED = 20  # ignored fields that a header lists at most
+PREFIX_KEY = "X-Prefix-Key"
+N_BLOCK = 256  # characters or token ids of a prompt, or bytes of an image, that the key depends on
+N_TEXT = 16 << 10  # characters of a message or of the tools that the key depends on
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,37 @@ def with_defaults(call: AnyCall, defaults: Defaults) -> AnyCall:
         return call
     messages = (ChatMessage("system", prompt), *chat.messages)
     return replace(call, request=replace(chat, messages=messages))
+
+
+def prefix_key(work: Work, model: str, offered: str | None) -> str | None:
+    """The value of X-Prefix-Key: requests with the same one can share a prefix in memory.
+
+    A load balancer sends these to the same server. A key that the client offers is kept; None for
+    work without a prompt to share.
+
+    The first message of the user and all before it (the model's name, tools, system prompt) are
+    what the turns of one conversation have in common, and what others have not. So conversations
+    spread over the servers, each stays on one, and each server soon knows the system prompts. Of a
+    plain completion, the first block is what stays the same while its text grows.
+
+    It is known before the worker has read the prompt, because headers are sent first. It takes
+    microseconds: what is hashed of each part is bounded.
+    """
+    if not isinstance(work, Chat | Complete):
+        return None
+    if offered is not None and re.fullmatch(r"[!-~]{1,64}", offered):
+        return offered
+    parts: list[object] = [model]
+    if isinstance(work, Complete):
+        parts += [prompt[:N_BLOCK] for prompt in work.prompts[:1]]
+    else:
+        parts.append(json.dumps(work.options.tools)[:N_TEXT])
+        for message in work.messages:
+            images = [image.data[:N_BLOCK] for image in message.images]
+            parts.append((message.role, message.content[:N_TEXT], images))
+            if message.role == "user":
+                break
+    return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
 
 
 def ignored_fields(

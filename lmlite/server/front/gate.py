@@ -97,7 +97,7 @@ class Gate:
         origin = head.headers.get("origin")
         if origin is None or not self._is_listed(origin):
             return [("Vary", "Origin")]
-        exposed = "Retry-After, X-Ignored-Params, X-Ignored-Schema, X-Request-Id"
+        exposed = "Retry-After, X-Ignored-Params, X-Ignored-Schema, X-Prefix-Key, X-Request-Id"
         return [
             ("Vary", "Origin"),
             ("Access-Control-Allow-Origin", origin),

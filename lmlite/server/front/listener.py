@@ -67,9 +67,18 @@ class Listener(ThreadingHTTPServer):
         ).start()
 
     def stop_accepting(self) -> None:
-        """Closes the sockets, so that new connects fail at once; open connections go on."""
+        """Closes the sockets, so that new connects fail at once; open connections go on.
+
+        Connections that wait in the kernel are accepted first: the kernel would reset them.
+        """
+        if self._waiting.closed:
+            return
         self._stopper.close()
         self.shutdown()
+        self._waiting.unregister(self._stopped)
+        with contextlib.suppress(OSError):  # no more connections
+            for _ in range(self.limits.backlog):
+                self.process_request(*self.get_request())
         self.server_close()
 
     def n_connections(self) -> int:

@@ -33,7 +33,7 @@ FOREIGN_NAMES = ("evil.internal", "evil.docker.internal", "host.docker.internal.
                  "host.a.b.internal", "host..internal", "evil.local.example", "evil-local",
                  ".local", "local", "a..local", "board.local.",
                  "host.docker.internal.")  # fmt: skip
-EXPOSED = "Retry-After, X-Ignored-Params, X-Ignored-Schema, X-Request-Id"
+EXPOSED = "Retry-After, X-Ignored-Params, X-Ignored-Schema, X-Prefix-Key, X-Request-Id"
 CORS = Gate(origins=frozenset({APP, DEV}))
 EXTENSION = "chrome-extension://abcdefghijklmnop"
 PATTERNS = Gate(origins=frozenset({"chrome-extension://*", "app://*"}))
