@@ -21,7 +21,7 @@ BRIDGE  := $(wildcard native/*.h native/*.cpp) native/CMakeLists.txt \
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PRECIOUS: .venv/%/.complete
-.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients prometheus real-model fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check patch-check clean
+.PHONY: help run test test-all native pyz wheel test-pyz abi lint coverage conformance clients prometheus balancers real-model fuzz fuzz-images fuzz-http soak reliability bench profile tiny-model tiny-check patch-check clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -78,6 +78,10 @@ clients: native .venv/clients/.complete .venv/instructor/.complete ## run the re
 
 prometheus: native .venv/test/.complete $(if $(shell command -v promtool),,.venv/prometheus/.complete) ## check /metrics, alerts and dashboard with Debian's Prometheus
 	@.venv/test/bin/python -m pytest tests/served/test_fleet_figures.py -rs $(ARGS)
+
+balancers: native .venv/test/.complete ## run HAProxy and nginx, fetched from Debian, before three servers
+	@.venv/test/bin/python -m tests.balancers.programs
+	@.venv/test/bin/python -m pytest tests/balancers -m "long or not long" $(ARGS)
 
 real-model: .venv/build/.complete ## fetch SmolLM2-135M-Instruct, 98 MB, for tests that need a real model
 	@.venv/build/bin/python -m lmlite get smollm2-135m --models .local > /dev/null

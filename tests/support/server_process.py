@@ -57,7 +57,7 @@ class RunningServer:
 
     def __enter__(self) -> "RunningServer":
         self.process = subprocess.Popen(
-            [*self._program, "serve", *self._arguments, "--port", "0"],
+            [*self._program, "serve", "--port", "0", *self._arguments],
             cwd=self._folder,
             env={**os.environ, **self._environment},
             stderr=subprocess.PIPE,
