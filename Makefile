@@ -205,7 +205,7 @@ ifeq ($(origin ARCH),command line)
 OPS      := $(BUILD)/ops-$(ARCH)
 OPS_FOR  := -DCMAKE_TOOLCHAIN_FILE=$(CURDIR)/native/zig.cmake -DZIG=$(ZIG)/zig \
             -DZIG_TARGET=$(subst gnu,musl,$(TARGET_$(ARCH):.2.28=)) \
-            -DCMAKE_CROSSCOMPILING_EMULATOR=qemu-$(ARCH:armv7l=arm)-static
+            -DCMAKE_CROSSCOMPILING_EMULATOR=$$($(PYTHON) -m tests.pyz.roots $(ARCH))
 patch-check: .venv/zig/.complete
 else
 OPS      := $(BUILD)/ops

@@ -1,5 +1,7 @@
 """Root folders made of Debian's packages for any processor, and commands that run inside them.
 
+`python -m tests.pyz.roots aarch64` fetches qemu and prints the path of its program for a processor.
+
 A root holds a system's Python and what it depends on, and nothing of the repository. Programs of
 another processor, or of a certain model of this one, run in qemu's user mode: `python3` is then a
 script that starts the real one in qemu. So Python may also start itself by `sys.executable`, and
@@ -9,6 +11,7 @@ nothing needs to be registered with the kernel (binfmt_misc).
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,16 +133,26 @@ def root_of(name: str) -> Root:
 
 def add_emulator(folder: Path, qemu: str) -> None:
     """Adds qemu, the shell that starts it, and the folders of a running system."""
-    names = ("qemu-user-static", "busybox-static")
-    host = DEBIAN_NAMES[os.uname().machine]
-    tools = once(STORE / "tools", lambda part: unpack(packages(host, *names), part))
+    tools = fetched_tools()
     for inner in ("qemu", "proc", "dev", "tmp", "mnt", "usr/bin"):
         (folder / inner).mkdir(parents=True, exist_ok=True)
     (folder / "tmp").chmod(0o1777)
-    static = tools / f"{qemu}-static"  # newer versions leave this ending out
-    shutil.copy(static if static.is_file() else tools / qemu, folder / "qemu/qemu")
+    shutil.copy(emulator(tools, qemu), folder / "qemu/qemu")
     shutil.copy(tools / "bin/busybox", folder / "qemu/busybox")
     (folder / "usr/bin/env").symlink_to("/qemu/busybox")
+
+
+def fetched_tools() -> Path:
+    """The folder with qemu for every processor, and busybox. Both are for this machine."""
+    names = ("qemu-user-static", "busybox-static")
+    host = DEBIAN_NAMES[os.uname().machine]
+    return once(STORE / "tools", lambda part: unpack(packages(host, *names), part))
+
+
+def emulator(tools: Path, qemu: str) -> Path:
+    """The path of a program of qemu, such as usr/bin/qemu-arm."""
+    static = tools / f"{qemu}-static"  # newer versions leave this ending out
+    return static if static.is_file() else tools / qemu
 
 
 def once(folder: Path, fill: Callable[[Path], None]) -> Path:
@@ -215,3 +228,7 @@ def unpack(archives: Sequence[Path], folder: Path) -> None:
 def run(*command: str, cwd: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     """Runs a command to its end; keeps what it prints."""
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+if __name__ == "__main__":
+    print(emulator(fetched_tools(), f"usr/bin/qemu-{QEMU_NAMES[sys.argv[1]]}"))
