@@ -95,7 +95,7 @@ def test_a_file_that_is_imported_can_be_used_at_once_and_removed_when_it_is_unlo
 def test_what_cannot_be_loaded_says_why(lmlite: Lmlite) -> None:
     assert "half.gguf" in lmlite("load", "half", code=1)
     assert lmlite("load", "other", code=1).startswith("lmlite: there is no model 'other'; ")
-    assert lmlite("unload", "small", code=1) == "lmlite: no model 'small' is loaded\n"
+    assert lmlite("unload", "small", code=1) == "lmlite: 'small' is not loaded\n"
 
 
 def test_without_a_server_the_same_list_comes_from_the_folder(lmlite: Lmlite, folder: Path) -> None:
