@@ -127,13 +127,18 @@ def preference(quantisation: str, n_bytes: int) -> tuple[bool, bool, int]:
 
 def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The known names most like this one, at most N_NEAREST; [] if none is like it."""
+    return [*_nearest(name[:MAX_TYPED], tuple(known))]
+
+
+@functools.lru_cache(16)  # with --any-name each request may have the same wrong name
+def _nearest(name: str, known: tuple[str, ...]) -> list[str]:
     import difflib  # imported here because most servers never need it: 1 ms of every start
 
     # Publishers and quantisations are left out: they make names alike that are not.
     models: dict[str, list[str]] = {}
     for text in known:
         models.setdefault(_bare(text), []).append(text)
-    wanted = _bare(name[:MAX_TYPED])
+    wanted = _bare(name)
     found = difflib.get_close_matches(wanted, models, N_NEAREST)
     found += [text for text in models if wanted in text]
     return [text for model in dict.fromkeys(found) for text in models[model]][:N_NEAREST]

@@ -105,6 +105,15 @@ def test_at_most_five_names_are_near() -> None:
     assert len(nearest("model", [f"model-{i}" for i in range(9)])) == 5
 
 
+def test_a_wrong_name_is_compared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = [f"one-{i}" for i in range(9)]
+    first = nearest("one-7x", known)
+    monkeypatch.delattr("difflib.get_close_matches")
+    assert first and nearest("one-7x", known) == first
+    with pytest.raises(AttributeError):
+        nearest("one-7x", [*known, "new"])
+
+
 def test_the_nearest_name_comes_first_whatever_its_publisher() -> None:
     known = ["a/model-7-instruct", "a/model-767-instruct", "another-publisher/model-77-instruct"]
     assert nearest("a/model-77-instrct", known)[0] == "another-publisher/model-77-instruct"
