@@ -42,6 +42,13 @@ def stack() -> Iterator[ExitStack]:
         yield stack
 
 
+def scripted(*replies: Reply, status: int = 200) -> ScriptedServer:
+    """A server that is ready, and answers chats as told."""
+    server = ScriptedServer(*replies, status=status)
+    server.answers["GET /health"] = (200, {})
+    return server
+
+
 def port_of(server: ScriptedServer) -> int:
     return int(server.url.rpartition(":")[2])
 
@@ -55,7 +62,7 @@ def test_each_piece_of_a_stream_is_passed_on_at_once(
     """The server sends the second piece only when the first has arrived."""
     arrived = threading.Event()
     answer: Reply = [piece(content="a"), lambda: arrived.wait(WAIT_S), piece(content="b"), end()]
-    server = stack.enter_context(ScriptedServer(answer))
+    server = stack.enter_context(scripted(answer))
     port = stack.enter_context(balancer(name, [port_of(server)] * N_SERVERS, tmp_path))
     with request(port, "POST", "/v1/chat/completions", {"messages": QUESTION}) as reply:
         assert reply.readline() == piece(content="a").splitlines(keepends=True)[0]
@@ -69,7 +76,7 @@ def test_what_a_server_has_received_is_not_sent_again(
     name: str, answer: str, stack: ExitStack, tmp_path: Path
 ) -> None:
     reply: Reply = [] if answer == "none" else [b"{}"]
-    server = stack.enter_context(ScriptedServer(*[reply] * N_SERVERS, status=503))
+    server = stack.enter_context(scripted(*[reply] * N_SERVERS, status=503))
     port = stack.enter_context(balancer(name, [port_of(server)] * N_SERVERS, tmp_path))
     with pytest.raises(LostRequest, match=r"50[23]"):
         chat(port, QUESTION)
@@ -80,7 +87,7 @@ def test_what_a_server_has_received_is_not_sent_again(
 def test_servers_that_are_down_cost_no_request(
     name: str, key: str | None, stack: ExitStack, tmp_path: Path
 ) -> None:
-    server = stack.enter_context(ScriptedServer(*[said("x")] * 6))
+    server = stack.enter_context(scripted(*[said("x")] * 6))
     servers = [free_port(), port_of(server), free_port()]
     port = stack.enter_context(balancer(name, servers, tmp_path))
     assert [chat(port, QUESTION, key and f"{key}{i}").text for i in range(6)] == ["x"] * 6
@@ -107,7 +114,7 @@ def test_the_servers_check_the_key_which_the_balancer_passes_on(
 def test_requests_with_one_prefix_key_go_to_one_server_and_others_to_all(
     name: str, stack: ExitStack, tmp_path: Path
 ) -> None:
-    servers = [stack.enter_context(ScriptedServer(*[said("x")] * 100)) for _ in range(N_SERVERS)]
+    servers = [stack.enter_context(scripted(*[said("x")] * 100)) for _ in range(N_SERVERS)]
     port = stack.enter_context(balancer(name, [port_of(s) for s in servers], tmp_path))
 
     def spread(*keys: str | None) -> list[int]:
