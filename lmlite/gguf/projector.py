@@ -4,6 +4,7 @@ libmtmd trusts a file's values, as llama.cpp does. Values that would make it div
 allocate without limit are refused here. Only the header is read. Any thread may call this.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def read_projector_file(path: str) -> Projector:
 
 def projector_beside(model_path: str) -> str | None:
     """The projector file in a model's folder; None unless there is exactly one."""
-    found = sorted(Path(model_path).resolve().parent.glob("mmproj*.gguf"))
+    found = sorted(Path(os.path.realpath(model_path)).parent.glob("mmproj*.gguf"))
     return str(found[0]) if len(found) == 1 else None
 
 
