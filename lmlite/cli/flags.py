@@ -5,10 +5,10 @@ A new flag is one line here; the command's own file implements it.
 
 import argparse
 import math
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from lmlite.messages import CACHE_TYPES
@@ -103,7 +103,7 @@ _inverse = _value(lambda text: 1 / _factor(text))
 _seconds = _value(float, lambda x: 0.001 <= x <= 3600, "must be from 0.001 to 3600")
 _long = _value(float, lambda x: 0.001 <= x <= 1e9, "must be from 0.001 to 1e9")
 _size = _value(parse_size)
-_folder = _value(lambda text: text and str(Path(text).resolve()))
+_folder = _value(lambda text: text and os.path.realpath(text))
 _host = _value(str.lower, is_host, "must be a name such as myserver.lan, without a port")
 _name = _value(str, lambda text: bool(text.strip()) and text.isprintable(), "must be a name")
 _origin = _value(str, is_origin, "must be as browsers write it, such as https://app.example or "

@@ -130,7 +130,7 @@ class Shelf:
             raise ModelFileError(f"{name} is a reranking model, which has no endpoint here")
         options = self._options
         path = options.load.mmproj_path or projector_path(entry)
-        projector = read_projector_file(str(Path(path).resolve())) if path else None
+        projector = read_projector_file(os.path.realpath(path)) if path else None
         settings = read_settings(entry.settings_paths)
         for line in settings.unknown:
             self._log.line_once("warning", line)
