@@ -130,7 +130,7 @@ def test_the_cost_is_that_of_all_servers_for_their_tokens() -> None:
 
 
 def test_a_real_server_reuses_the_same_tokens() -> None:
-    """One request at a time, five conversations in memory for three: place, share, park, evict."""
+    """One request at a time, five conversations in memory for three: place, share, evict."""
     rng = random.Random(3)
     system = [rng.randrange(300, 500) for _ in range(90)]
     texts = [system[: rng.choice((0, 90))] for _ in range(5)]
