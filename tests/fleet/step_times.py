@@ -34,8 +34,8 @@ class StepTimes(NamedTuple):
         return max(generating, self.prompt_token_s * n_tokens) + self.cell_s * n_cells
 
 
-# `python -m tests.fleet --measure native/build/bench/random-0.5b-q4_0.gguf`, rounded: the fastest of
-# several runs on two cores of a virtual x86 machine. With other work beside, all are up to twice that.
+# `python -m tests.fleet --measure native/build/bench/random-0.5b-q4_0.gguf`, rounded: the fastest
+# of several runs on two cores of a virtual x86 machine. Other work beside it doubles the times.
 HALF_BILLION = StepTimes(0.008, 0.0064, 0.0042, 0.00001)
 
 
