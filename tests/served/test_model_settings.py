@@ -137,3 +137,20 @@ def test_several_named_models_are_loaded_at_the_start_as_far_as_they_fit(folder:
         assert server.chat("Hello!", model="other", max_tokens=1)["model"] == "other"
         states = {row["id"]: row["state"] for row in server.get("/v1/models").json["data"]}
         assert states == {"tiny": "not-loaded", "other": "loaded"}
+
+
+def test_a_model_that_comes_back_finds_its_prompts_in_the_cache_folder(
+    folder: Path, tmp_path: Path
+) -> None:
+    shutil.copy(EMBEDDED_MODEL, folder / "other.gguf")
+    long = "Count. " * 120
+    flags = "--models", str(folder), "--cache-dir", str(tmp_path / "cache")
+    with RunningServer(*flags) as server:
+        first = server.chat(long, model="small", max_tokens=1)["usage"]
+        assert first["prompt_tokens_details"]["cached_tokens"] == 0
+        unload = {"instance_id": "small"}
+        assert server.request("POST", "/api/v1/models/unload", unload).status == 200
+        server.chat("Hello!", model="other", max_tokens=1)
+        again = server.chat(long, model="small", max_tokens=1)["usage"]
+        assert again["prompt_tokens_details"]["cached_tokens"] >= 256
+        assert len([*(tmp_path / "cache").iterdir()]) == 2, "each model has a folder of its own"
