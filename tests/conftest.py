@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +21,8 @@ SHARED_MODELS = REPOSITORY.parent / "shared" / "models"
 DEFAULT_MODEL = REPOSITORY / "lmlite" / "models" / "tiny.gguf"
 # How many times to repeat tests that should run many times: once in `make test`.
 TIMES = int(os.environ.get("LMLITE_TIMES", "1"))
+# Whoever started the tests in the background may have made them ignore Control-C, and children too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Servers of the tests do not find the models of the user who runs them.
 os.environ["LMLITE_MODELS"] = os.devnull
 LLAMA_CPP = Path(os.environ.get("LMLITE_LLAMA_CPP", REPOSITORY / "native/build/llama.cpp"))
