@@ -24,6 +24,7 @@ class FakeShelf:
         self.n_looks = 0  # at the memory
         self.before: Callable[[str], None] = lambda _: None  # runs before each load
         self.modes: dict[str, str] = {}  # of the fake worker, by model
+        self.shrinks = False  # whether a model takes what there is, if that is less than its size
         self.others: dict[str, str] = {}  # other spellings -> names
         self._models = {
             name: ServedModel(
@@ -58,6 +59,8 @@ class FakeShelf:
     def plan(self, model: ServedModel, bound: Bound | None, changes: Mapping[str, Any]) -> Plan:
         assert model.wanted is not None and bound is not None
         n_bytes = self._sizes[model.name]
+        if self.shrinks:
+            n_bytes = min(n_bytes, bound.n_bytes)
         if n_bytes > bound.n_bytes:
             raise DoesNotFit(f"{model.name} needs {n_bytes}, and {bound.because} {bound.n_bytes}")
         parts = Estimate(n_bytes, 0, 0, 0, 0, 0, 0, process=0)

@@ -4,12 +4,14 @@ It has a thread of its own, the keeper, so that no two decisions overlap. A mode
 exists while the model is loaded, is being loaded or is leaving.
 """
 
+import contextlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import inf
+from typing import Any
 
-from lmlite.gguf.memory_estimate import Plan, in_words
+from lmlite.gguf.memory_estimate import DoesNotFit, Plan, in_words
 from lmlite.server.logs import Level, Log
 from lmlite.server.models import life
 from lmlite.server.models.machine_memory import Bound
@@ -34,6 +36,7 @@ class Keeper:
         for model in models:
             self._policy.residents[model.key] = Resident(model.key, 0, ttl_s=None, stays=True)
         self._plans: dict[str, Plan] = {}  # of models that wait or are loaded
+        self._asked: dict[str, Mapping[str, Any]] = {}  # changes of their Load, before the plan
         self._changed = threading.Condition(threading.RLock())  # guards all of the above
         self._is_closing = False
         self._looks_at_s = inf  # when the keeper looks again, unless it is notified
@@ -75,6 +78,8 @@ class Keeper:
         with self._changed:
             self._let_failed_leave()
             now = time.monotonic()
+            if self._policy.has_line:
+                self._plan_again()
             n_free = self._n_free() if self._policy.has_line else 0.0
             actions = self._policy.decide(n_free, now)
             for action in actions:
@@ -91,6 +96,19 @@ class Keeper:
         """Until the next time to live ends. Memory becomes free without notice."""
         looks = [self._policy.next_look_s(now_s), LOOK_S if self._policy.has_line else None]
         return min((look_s for look_s in looks if look_s is not None), default=None)
+
+    def _plan_again(self) -> None:
+        """Plans the next load anew if there is less memory than when it was planned."""
+        head, bound = self._policy.line[0], self._bound()
+        if bound is None or self._supply is None or head.key in self._policy.residents:
+            return
+        bound = bound._replace(n_bytes=bound.n_bytes + self._policy.n_evictable())
+        if head.n_bytes <= bound.n_bytes:
+            return
+        with contextlib.suppress(DoesNotFit):  # then the policy refuses it
+            plan = self._supply.plan(self._models[head.key], bound, self._asked[head.key])
+            self._plans[head.key] = plan
+            self._policy.estimate(head.key, plan.estimate.total)
 
     def _n_free(self) -> float:
         """Bytes that further models may take."""

@@ -145,6 +145,12 @@ class Policy:
                 self._admit(key, now_s)
         return decisions
 
+    def estimate(self, key: str, n_bytes: int) -> None:
+        """Those who wait for a model now wait for this many bytes."""
+        for ticket in self.line:
+            if ticket.key == key:
+                ticket.n_bytes = n_bytes
+
     def gone(self, key: str) -> None:
         """The memory of a model that was unloaded, or has failed, is free again."""
         self.residents.pop(key, None)

@@ -76,7 +76,6 @@ class Registry(Keeper):
         super().__init__(models, log or Log(), supply)
         self.is_jit, self.ttl_s, self._takes_any_name = is_jit, ttl_s, takes_any_name
         self.may_manage, self.downloads, self.presets = may_manage, downloads, presets
-        self._asked: dict[str, Mapping[str, Any]] = {}  # the changes before they were fitted
 
     # ---- which models there are ------------------------------------------------------------
 

@@ -119,6 +119,20 @@ def test_what_never_fits_is_refused_with_the_numbers() -> None:
         assert house.text("one") == (200, "hi")
 
 
+def test_a_model_that_was_fitted_to_the_memory_is_fitted_again_if_that_shrinks() -> None:
+    with home({"one": GIB}, GIB) as house:
+        house.shelf.shrinks = True
+        model = house.registry.find("one")
+        bounds = iter([GIB - 1, GIB - 2, GIB - 2])  # as planned; as the keeper finds it
+        real = house.shelf.bound
+        house.shelf.bound = lambda loaded: real(loaded)._replace(  # type: ignore[method-assign]
+            n_bytes=next(bounds, GIB - 2)
+        )
+        with house.registry.lease(model) as lease:
+            until(lambda: lease.supervisor(0.05) is not None)
+        assert model.plan is not None and model.plan.estimate.total == GIB - 2
+
+
 def test_a_model_that_was_told_to_load_stays_and_the_rest_is_refused() -> None:
     with home(THREE, GIB) as house:
         house.registry.load("one")
