@@ -23,7 +23,6 @@ class Call:
     """The worker's part of a request, and how to send the reply."""
 
     request: Work  # gets its id when it is sent
-    model: str | None  # None: the server's default model
     stream: bool = False
     include_usage: bool = False
     encoding_format: str = "float"  # format of embeddings: float or base64

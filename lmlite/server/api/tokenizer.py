@@ -48,7 +48,7 @@ def parse_detokenize(body: Json, _defaults: Defaults = NO_DEFAULTS) -> Tokenizer
     tokens = Field(body)["tokens"].required()
     ids = token_ids(tokens) if tokens.typed(list, "a list of token ids") else ()
     ignored = ignored_fields(body, {"model", "tokens"})
-    return TokenizerCall(Tokenize(0, ids), Field(body)["model"].string(), ignored=ignored)
+    return TokenizerCall(Tokenize(0, ids), ignored=ignored)
 
 
 def _text(body: Json) -> TokenizerCall:
@@ -61,7 +61,7 @@ def _text(body: Json) -> TokenizerCall:
     parses = asked["parse_special"].value is None or asked["parse_special"].boolean()
     ignored = ignored_fields(body, _TEXT_FIELDS)
     request = Tokenize(0, text, adds, parses)
-    return TokenizerCall(request, asked["model"].string(), ignored=ignored)
+    return TokenizerCall(request, ignored=ignored)
 
 
 def _chat(body: Json, defaults: Defaults) -> TokenizerCall:
@@ -70,7 +70,7 @@ def _chat(body: Json, defaults: Defaults) -> TokenizerCall:
     if body.get("add_generation_prompt") is False:  # false is not supported
         known.remove("add_generation_prompt")
     ignored = tuple(name for name in call.ignored if name not in known)
-    return TokenizerCall(call.request, call.model, ignored=ignored)
+    return TokenizerCall(call.request, ignored=ignored)
 
 
 class TokenReply(ComputedReply):

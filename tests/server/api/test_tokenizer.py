@@ -39,7 +39,6 @@ def asked(**body: Any) -> Any:
 )  # fmt: skip
 def test_each_kind_of_client_has_its_defaults(body: dict[str, Any], meant: Tokenize) -> None:
     assert asked(**body) == meant
-    assert parse_tokenize(body | {"model": "m"}).model == "m"
 
 
 def test_a_chat_is_that_of_the_chat_endpoint_and_generates_nothing() -> None:

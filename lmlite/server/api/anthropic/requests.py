@@ -69,7 +69,6 @@ def _parse(body: Json, defaults: Defaults) -> Call:
     request = Chat(0, _messages(asked, BlockReader(contents)), params, options=options)
     return Call(
         request,
-        asked["model"].string(),
         stream=asked["stream"].boolean(),
         ignored=ignored_fields(body, MESSAGE_FIELDS, contents.ignored | tools.ignored),
         field_names=FieldNames("messages", "output_config.format"),

@@ -84,7 +84,6 @@ def parse_native_chat(
     )
     return NativeCall(
         Chat(0, conversation, params, options=options),
-        asked["model"].string(),
         stream=asked["stream"].boolean(),
         ignored=ignored_fields(body, CHAT_FIELDS, contents.ignored),
         field_names=_NAMES,

@@ -108,7 +108,6 @@ def chat_call(
     )
     return Call(
         Chat(0, messages, params, n, options=options, grammar=grammar),
-        body["model"].string(),
         stream=body["stream"].boolean(),
         custom_tools=frozenset(tools.custom),
         unheld=(*unheld, *tools.unheld),
@@ -145,7 +144,6 @@ def parse_completion(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
     )
     return Call(
         request,
-        text["model"].string(),
         stream=text["stream"].boolean(),
         include_usage=_includes_usage(text),
         ignored=ignored_fields(body, COMPLETION_FIELDS),
@@ -163,7 +161,6 @@ def parse_embeddings(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
         asked["encoding_format"].refuse("encoding_format is float or base64")
     return Call(
         Embed(0, inputs, asked["dimensions"].integer(1, MAX_INT)),
-        asked["model"].string(),
         encoding_format=encoding or "float",
         ignored=ignored_fields(body, EMBEDDING_FIELDS),
     )

@@ -127,7 +127,7 @@ def test_settings_have_the_names_of_lm_studio() -> None:
         NO_DEFAULTS.params, temperature=0.5, top_p=0.25, top_k=7, min_p=0.125, repeat_penalty=1.5,
         max_tokens=9,
     )  # fmt: skip
-    assert (call.model, call.stream, request.params, call.ignored) == ("m", True, params, ())
+    assert (call.stream, request.params, call.ignored) == (True, params, ())
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_settings_have_the_names_of_lm_studio() -> None:
     [
         ("temperature", "hot"), ("top_k", 1.5), ("max_output_tokens", True), ("stream", 1),
         ("system_prompt", 7), ("previous_response_id", 7), ("reasoning", "much"),
-        ("context_length", 0), ("context_length", "4k"), ("model", 7),
+        ("context_length", 0), ("context_length", "4k"),
     ],
 )  # fmt: skip
 def test_a_setting_of_a_wrong_kind_is_refused_by_name(field: str, value: Any) -> None:

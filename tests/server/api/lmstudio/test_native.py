@@ -118,6 +118,8 @@ def test_what_is_refused_has_lm_studios_form(server: RunningServer) -> None:
     })  # fmt: skip
     status, error = error_of(server.post(CHAT, input="Hi", model="none"))
     assert (status, error["type"], error["param"]) == (404, "model_not_found", "model")
+    status, error = error_of(server.post(CHAT, input="Hi", model=7))
+    assert (status, error["type"], error["param"]) == (400, "invalid_request", "model")
     status, error = error_of(server.post(CHAT, input="Hi", context_length=10**6))
     assert (status, error["param"]) == (400, "context_length")
     status, error = error_of(server.get(CHAT))

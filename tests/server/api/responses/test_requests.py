@@ -222,7 +222,7 @@ def test_a_request_that_asks_for_nothing_gets_the_servers_defaults() -> None:
     defaults = Defaults(params, {}, separate_reasoning=True)
     found = parse_response(StoredResponses(), {"input": "Hi"}, defaults)
     assert found.request == Chat(0, (HI,), params)
-    assert (found.model, found.stream, found.ignored) == (None, False, ())
+    assert (found.stream, found.ignored) == (False, ())
     assert found.stored is not None
 
 
