@@ -173,12 +173,13 @@ def _serve_until(
 
 
 def _shelf(given: argparse.Namespace, limits: Limits, log: Log) -> Shelf:
-    """The models that may be served, and a worker for the first of them. Raises CommandError."""
+    """The models that may be served, and a worker for the first named one. Raises CommandError."""
     catalog = catalog_of(given)
     worker = None
-    # The worker imports its code while this process checks the model's file.
-    with contextlib.suppress(*SPAWN_FAULTS):  # a supervisor will retry and report the cause
-        worker = WorkerProcess(WORKER_COMMAND, log, given.worker)
+    if any(entry.is_named for entry in catalog.entries()):
+        # The worker imports its code while this process checks the model's file.
+        with contextlib.suppress(*SPAWN_FAULTS):  # a supervisor will retry and report the cause
+            worker = WorkerProcess(WORKER_COMMAND, log, given.worker)
     return Shelf(catalog, model_options(given, limits, log), log, worker)
 
 

@@ -129,6 +129,15 @@ def kill_worker(server: RunningServer, path: Path) -> None:
     until(is_killed)
 
 
+def n_answers(counts: Mapping[str, float], label: str = "") -> float:
+    """How many requests to models were answered, all or those with this label."""
+    return sum(
+        n
+        for name, n in counts.items()
+        if name.startswith('requests_total{path="/v1/') and label in name
+    )
+
+
 # ---- the crowd -------------------------------------------------------------------------------
 
 
@@ -162,14 +171,12 @@ def check(folder: Path, files: Mapping[str, Path], cases: Sequence[Case], n_requ
         with watched(server, estimates) as held, ThreadPoolExecutor(N_CLIENTS) as pool:
             for _ in pool.map(ask, range(n_requests)):
                 pass
+        # A request is counted after its answer has been sent.
+        until(lambda: n_answers(metrics(server)) == n_requests + len(n_again))
         counts = metrics(server)
     server.wait_for_log(" stopped$")
     assert max(held) <= n_bytes
-    answers = {
-        name: n for name, n in counts.items() if name.startswith('requests_total{path="/v1/')
-    }
-    assert sum(n for name, n in answers.items() if 'status="200"' in name) == n_requests
-    assert sum(answers.values()) == n_requests + len(n_again)
+    assert n_answers(counts, 'status="200"') == n_requests
     n_cut = sum(n for name, n in counts.items() if name.startswith("answers_cut_total"))
     assert n_cut <= len(n_again) <= len(files) * N_CLIENTS
     n_loads = counts["model_loads_total"]

@@ -166,9 +166,9 @@ class Keeper:
         try:
             if supervisor is not None:
                 supervisor.stop()
-                self._n_past_starts += supervisor.n_started
         finally:
             with self._changed:
+                self._n_past_starts += supervisor.n_started if supervisor is not None else 0
                 model.supervisor = None
                 model.identifiers.clear()
                 self.n_unloads += 1

@@ -59,7 +59,7 @@ class Shelf:
         self._prestarted = prestarted
         # Each with the identities of its settings files.
         self._models: dict[CatalogEntry, tuple[ServedModel, list[Identity | None]]] = {}
-        self._making = threading.Lock()  # guards the dict above
+        self._making = threading.Lock()  # guards the two above
 
     def models(self) -> list[ServedModel]:
         """All models that can be served, in the catalog's order."""
@@ -192,22 +192,25 @@ class Shelf:
 
     def supervisor(self, model: ServedModel, plan: Plan) -> Supervisor:
         """The model's supervisor, which is not started."""
-        prestarted, self._prestarted = self._prestarted, None
         return Supervisor(
             plan.load,
             self._log,
             watchdog_s=self._options.watchdog_s,
             file=model.file,
             projector=model.projector,
-            prestarted=prestarted,
+            prestarted=self._take_prestarted(),
         )
 
     def close(self) -> None:
         """Ends the prestarted worker if no model took it."""
-        if self._prestarted is not None:
-            self._prestarted.kill()
-            self._prestarted.reap()
-            self._prestarted = None
+        if (unused := self._take_prestarted()) is not None:
+            unused.kill()
+            unused.reap()
+
+    def _take_prestarted(self) -> WorkerProcess | None:
+        with self._making:
+            prestarted, self._prestarted = self._prestarted, None
+        return prestarted
 
 
 def projector_path(entry: CatalogEntry) -> str | None:
