@@ -316,6 +316,11 @@ class Planned(ChoiceEvent):
     n_cached: int  # prompt tokens that are in memory now
     grammar: str | None  # GBNF of the completion
 
+    @property
+    def text(self) -> str:
+        """All pieces as one text."""
+        return b"".join(self.pieces).decode("utf-8", "replace")
+
 
 @dataclass(frozen=True, slots=True)
 class Reading(ChoiceEvent):

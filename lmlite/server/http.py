@@ -18,7 +18,6 @@ from typing import Any, TypeAlias
 
 from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, RequestTimeout, Unavailable
 from lmlite.messages import Chat, Complete, Json, Queued, Reading, ReplyEvent
-from lmlite.server.api import tokenizer
 from lmlite.server.api.anthropic import routes as anthropic
 from lmlite.server.api.call import (
     PREFIX_KEY,
@@ -31,6 +30,7 @@ from lmlite.server.api.call import (
 )
 from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.fields import Field
+from lmlite.server.api.llamacpp import routes as llamacpp
 from lmlite.server.api.lmstudio import routes as lmstudio
 from lmlite.server.api.openai import routes as openai
 from lmlite.server.api.reply import GeneratedReply, Reply
@@ -438,7 +438,7 @@ ROUTES = RouteTable(
         *responses.ROUTES,
         *anthropic.ROUTES,
         *lmstudio.ROUTES,
-        *tokenizer.ROUTES,
+        *llamacpp.ROUTES,
         OwnRoute("/health", Handler.send_health),
         OwnRoute("/metrics", Handler.send_metrics),
         OwnRoute("/log/stream", Handler.send_log),

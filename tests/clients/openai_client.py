@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from openai import BadRequestError, NotFoundError, OpenAI
+from openai.types.responses import InputTokenCountResponse
 
 from tests.clients.asked import (
     ANNA,
@@ -206,6 +207,11 @@ def responses(client: OpenAI, model: str) -> None:
             event.delta for event in events if event.type == "response.output_text.delta"
         )
         assert events.get_final_response().output_text == said == first.output_text
+    counted = client.responses.input_tokens.count(model=model, input="My name is Alice.")
+    assert first.usage is not None
+    assert counted == InputTokenCountResponse(
+        object="response.input_tokens", input_tokens=first.usage.input_tokens
+    )
     tool: Any = {"type": "function", "strict": True, **WEATHER}
     asked = client.responses.create(input=OSLO, tools=[tool], **ask)
     (call,) = asked.output

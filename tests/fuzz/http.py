@@ -203,6 +203,8 @@ BASES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 BASES["count"] = BASES["message"]
+BASES |= {"count a chat": BASES["chat"], "count a response": BASES["response"],
+          "apply a template": BASES["chat"]}  # fmt: skip
 # What agents send as well, some of it from other servers.
 NOTE = "data:text/plain;base64,SGk="
 CUSTOM = {"name": "c", "format": {"type": "grammar", "syntax": "lark", "definition": "start: /x/"}}
@@ -284,6 +286,9 @@ PATHS = {
     "response": "/v1/responses",
     "message": "/v1/messages",
     "count": "/v1/messages/count_tokens",
+    "count a chat": "/v1/chat/completions/input_tokens",
+    "count a response": "/v1/responses/input_tokens",
+    "apply a template": "/apply-template",
     "agent chat": "/v1/chat/completions",
     "agent response": "/v1/responses",
     "agent message": "/v1/messages",

@@ -1,7 +1,7 @@
 """The reply to a request with `X-Dry-Run: 1`: prompts and sampling values, nothing generated."""
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
@@ -21,6 +21,20 @@ def planned(call: Call) -> Call:
     """The same call, but nothing is generated or streamed."""
     assert isinstance(call.request, Chat | Complete)
     return replace(call, request=replace(call.request, n=1, dry_run=True), stream=False)
+
+
+def planning(parse: Callable[..., Call]) -> Callable[..., Call]:
+    """A parser like this one, of calls that generate nothing."""
+    return lambda *arguments: planned(parse(*arguments))
+
+
+class TokenCount(ComputedReply):
+    """A prompt's number of tokens, as OpenAI's and llama.cpp's servers tell it."""
+
+    def whole(self) -> Json:
+        """The JSON object."""
+        (planned,) = self.results()
+        return {"object": "response.input_tokens", "input_tokens": len(planned.tokens)}
 
 
 class DryRun(ComputedReply):
@@ -49,7 +63,7 @@ class DryRun(ComputedReply):
             "model": self.model.name,
             "prompts": [
                 {
-                    "text": b"".join(event.pieces).decode("utf-8", "replace"),
+                    "text": event.text,
                     "n_tokens": len(event.tokens),
                     "n_cached": event.n_cached,
                     "tokens": _spelled(event),

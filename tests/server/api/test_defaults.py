@@ -11,11 +11,11 @@ from lmlite.messages import Chat, ChatMessage, Complete, Json
 from lmlite.server.api.anthropic.requests import parse_count, parse_message
 from lmlite.server.api.call import Call, with_defaults
 from lmlite.server.api.dry_run import DryRun, planned
+from lmlite.server.api.llamacpp.tokenizer import parse_tokenize
 from lmlite.server.api.openai.requests import parse_chat, parse_completion, parse_embeddings
 from lmlite.server.api.responses.requests import ResponseCall, parse_response
 from lmlite.server.api.responses.stored import StoredResponses
 from lmlite.server.api.sampling import default_params
-from lmlite.server.api.tokenizer import parse_tokenize
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 from lmlite.server.models.served_model import ServedModel
 from lmlite.server.models.settings import Settings, with_settings

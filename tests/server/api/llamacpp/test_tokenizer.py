@@ -9,12 +9,19 @@ import pytest
 
 from lmlite.errors import BadRequest
 from lmlite.messages import Chat, Planned, Ready, Tokenize
+from lmlite.server.api.llamacpp.tokenizer import (
+    TextReply,
+    TokenReply,
+    parse_detokenize,
+    parse_tokenize,
+)
 from lmlite.server.api.openai.requests import parse_chat
-from lmlite.server.api.tokenizer import TextReply, TokenReply, parse_detokenize, parse_tokenize
 from lmlite.worker.llama.model import Model
+from tests.support.house import until
 from tests.support.server_process import RunningServer
 
 HI = [{"role": "user", "content": "Hi"}]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
 READY = Ready(512, 1000, 64, 4, 1, 0, True)
 PIECES = (b"Gr", b"\xc3", b"\xbc\xc3\x9fe", b"<|im_end|>")
 
@@ -166,6 +173,52 @@ def test_impossible_requests_are_refused(server: RunningServer) -> None:
     assert server.get("/tokenize").status == 405
     ignored = server.post("/tokenize", prompt="a", truncate=5)
     assert ignored.headers["x-ignored-params"] == "truncate"
+
+
+# ---- the template, and numbers of tokens ---------------------------------------------------
+
+
+def test_a_template_is_applied_and_nothing_is_generated(server: RunningServer) -> None:
+    found = server.post("/apply-template", messages=HI, stream=True, max_tokens=5)
+    assert found.json == {"prompt": "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"}
+    assert server.post("/apply-template", prompt="Hi").error["param"] == "messages"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {"messages": HI, "tools": [TOOL]}),
+        ("/v1/chat/completions", {"messages": HI, "stream": True, "n": 2}),
+        ("/v1/responses", {"input": HI, "instructions": "Be brief.", "stream": True}),
+    ],
+)
+def test_the_tokens_are_those_that_the_request_itself_would_read(
+    server: RunningServer, path: str, body: dict[str, Any]
+) -> None:
+    counted = server.post(f"{path}/input_tokens", **body).json
+    planned = server.request("POST", path, body, {"X-Dry-Run": "1"}).json
+    n = planned["prompts"][0]["n_tokens"]
+    assert counted == {"object": "response.input_tokens", "input_tokens": n}
+    usage = server.post(path, **body | {"stream": False, "max_tokens": 1}).json["usage"]
+    assert n == usage.get("prompt_tokens", usage.get("input_tokens"))
+
+
+def test_the_tokens_of_a_stored_conversation_are_counted_too(server: RunningServer) -> None:
+    first = server.post("/v1/responses", input="Hi", max_output_tokens=4).json
+    path, body = "/v1/responses/input_tokens", {"input": "Hi"}
+    alone = server.post(path, **body).json["input_tokens"]
+    after = server.post(path, **body, previous_response_id=first["id"]).json["input_tokens"]
+    assert after > alone + 4
+    assert server.post(path).error["param"] == "input"
+
+
+def test_a_count_can_be_looked_at_and_has_its_own_label(server: RunningServer) -> None:
+    path = "/v1/chat/completions/input_tokens"
+    shown = server.request("POST", path, {"messages": HI}, {"X-Dry-Run": "1"}).json
+    assert shown["object"] == "dry_run"
+    assert server.post(path, messages=HI * 400).error["code"] == "context_length_exceeded"
+    label = f'lmlite_requests_total{{path="{path}",status="400"}} 1'
+    until(lambda: label in server.get("/metrics").body.decode().splitlines())
 
 
 # ---- other tokenizers ----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The model's tokenizer for clients: POST /tokenize and /detokenize, GET /tokenizer_info.
+"""The model's tokenizer and template: /tokenize, /detokenize, /tokenizer_info, /apply-template.
 
 Evaluation harnesses use vLLM's fields (`prompt`, `add_special_tokens`, `return_token_strs`, or the
 `messages` of a chat). Other clients use those of llama.cpp's server (`content`, `add_special`,
@@ -14,7 +14,6 @@ from lmlite.server.api.dry_run import planned
 from lmlite.server.api.fields import Field
 from lmlite.server.api.openai.requests import parse_chat, token_ids
 from lmlite.server.api.reply import ComputedReply
-from lmlite.server.api.route import PageRoute, WorkerRoute
 from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 from lmlite.server.models.served_model import ServedModel
 
@@ -100,8 +99,16 @@ class TextReply(ComputedReply):
     def whole(self) -> Json:
         """The JSON object: the text under both names that clients expect."""
         (planned,) = self.results()
-        text = b"".join(planned.pieces).decode("utf-8", "replace")
-        return {"prompt": text, "content": text}
+        return {"prompt": planned.text, "content": planned.text}
+
+
+class TemplateReply(ComputedReply):
+    """The reply to POST /apply-template."""
+
+    def whole(self) -> Json:
+        """The JSON object: the prompt that the chat template makes."""
+        (planned,) = self.results()
+        return {"prompt": planned.text}
 
 
 def tokenizer_info(model: ServedModel) -> Json:
@@ -125,10 +132,3 @@ def _text_or_bytes(piece: bytes) -> str | list[int]:
         return piece.decode()
     except UnicodeDecodeError:
         return list(piece)
-
-
-ROUTES = (
-    WorkerRoute("/tokenize", parse_tokenize, TokenReply, "tokens-", has_dry_run=False),
-    WorkerRoute("/detokenize", parse_detokenize, TextReply, "text-", has_dry_run=False),
-    PageRoute("/tokenizer_info", lambda registry, _: tokenizer_info(registry.find(None))),
-)
