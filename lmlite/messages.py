@@ -171,6 +171,9 @@ class Complete:
     dry_run: bool = False
     grammar: str | None = None
     json_schema: Json | None = None  # of each completion
+    suffix: str | None = None  # fill the gap between each prompt and this text
+    files: tuple[tuple[str, str], ...] = ()  # names and texts, to read before a prompt with a gap
+    truncates: bool = False  # leave out what is far from the gap if it does not fit the context
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ REQUESTS = [
              ChatMessage("tool", "7", tool_call_id="c")), SamplingParams(),
          options=ChatOptions(({"type": "function"},), "required", ("f",), False, thinks=False)),
     Complete(8, ("text", (1, 2, 3), ()), SamplingParams(max_tokens=0, n_logprobs=5), echo=True),
+    Complete(8, ("a",), SamplingParams(), suffix="b", files=(("c", "d"),), truncates=True),
     Cancel(9),
 ]  # fmt: skip
 EVENTS = [

@@ -22,12 +22,14 @@ from lmlite.messages import (
     Planned,
     Prompt,
     Prompted,
+    SamplingParams,
     Tokenize,
 )
 from lmlite.worker.chat.answer import Answer, Form
 from lmlite.worker.chat.template import ChatTemplate, Rendered, Tokens
 from lmlite.worker.chat.truncation import n_turns, without_oldest
 from lmlite.worker.embedder import Input
+from lmlite.worker.gap import gap_prompt
 from lmlite.worker.llama.capi import DEFAULT_SEED, LlamaError
 from lmlite.worker.llama.model import Model
 from lmlite.worker.llama.samplers import Grammar
@@ -113,8 +115,7 @@ class Preparer:
         except PromptTooLong:
             if not enough:
                 raise
-        n_most = self._n_ctx_seq // 4  # reserved for the answer
-        n_room = self._n_ctx_seq - min(request.params.max_tokens or n_most, n_most)
+        n_room = self._n_room(request.params)
         while enough - too_few > 1:
             middle = (too_few + enough) // 2
             try:
@@ -140,11 +141,37 @@ class Preparer:
     def _completions(self, request: Complete) -> list[Sequence]:
         sequences = []
         for number, prompt in enumerate(request.prompts):
-            tokens = self._tokens(prompt, "prompt")
+            if request.suffix is None:
+                tokens = self._tokens(prompt, "prompt")
+            else:
+                tokens = self._with_gap(prompt, request.suffix, request)
             self._check_length(len(tokens), "prompt")
             echo = self._text(prompt) if request.echo else None
             sequences += self._choices(request, Tokens(tokens), (), echo, number * request.n)
         return sequences
+
+    def _with_gap(self, prompt: Prompt, suffix: str, request: Complete) -> list[int]:
+        """The tokens around a gap. Texts are files of the client's: they spell no tokens."""
+        vocab = self._model.vocab
+        if not {"pre", "suf", "mid"} <= vocab.gap_tokens.keys():
+            words = "this model cannot fill in the middle: its vocabulary has no tokens for that"
+            raise Unsupported(words, param="suffix")
+        texts = [suffix, *(text for names_and_text in request.files for text in names_and_text)]
+        if isinstance(prompt, str):
+            self._check_bytes("".join([prompt, *texts]), "prompt")
+            before = vocab.tokenize(prompt, add_special=False, parse_special=False)
+        else:
+            self._check_bytes("".join(texts), "suffix")
+            self._check_ids(prompt, "prompt")
+            before = list(prompt)
+        after = vocab.tokenize(suffix, add_special=False, parse_special=False, continues=True)
+        n_room = self._n_room(request.params) if request.truncates else None
+        return gap_prompt(vocab, before, after, request.files, n_room)
+
+    def _n_room(self, params: SamplingParams) -> int:
+        """Tokens for a prompt that is cut to fit; the others are for the answer."""
+        n_most = self._n_ctx_seq // 4
+        return self._n_ctx_seq - min(params.max_tokens or n_most, n_most)
 
     def _embed(self, request: Embed) -> list[Input]:
         n_embd = self._model.n_embd

@@ -278,6 +278,8 @@ BASES |= {
     "tokenize a chat": {"messages": [{"role": "user", "content": "t"}],
                         "add_generation_prompt": True, "continue_final_message": False},
     "detokenize": {"tokens": [1, 2]},
+    "infill": {**SAMPLING, "input_prefix": "a", "input_suffix": "b", "prompt": "c", "n_predict": 5,
+               "input_extra": [{"filename": "f", "text": "t"}]},
 }  # fmt: skip
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -296,6 +298,7 @@ PATHS = {
     "tokenize": "/tokenize",
     "tokenize a chat": "/tokenize",
     "detokenize": "/detokenize",
+    "infill": "/infill",
 }
 TEXTS = {kind: json.dumps(base) for kind, base in BASES.items()}
 

@@ -99,6 +99,19 @@ class Vocab:
         token: int = getattr(self._lib, f"llama_vocab_{name}")(self.pointer)
         return self.piece(token, special=True).decode("utf-8", "replace") if token >= 0 else None
 
+    @functools.cached_property
+    def gap_tokens(self) -> dict[str, int]:
+        """The tokens of prompts with a gap, those that the vocabulary has, by llama.cpp's names.
+
+        `pre`, `suf` and `mid` come before the text before the gap, before the text after it, and
+        before its filling; `rep` before a repository's name, `sep` before a file's.
+        """
+        names = ("pre", "suf", "mid", "rep", "sep")
+        tokens = {
+            name: getattr(self._lib, f"llama_vocab_fim_{name}")(self.pointer) for name in names
+        }
+        return {name: token for name, token in tokens.items() if token >= 0}
+
     @property
     def adds_bos(self) -> bool:
         """Whether each prompt begins with the token `bos`."""

@@ -144,7 +144,9 @@ ROWS = [
     text("logprobs of 6", "logprobs", logprobs=6),
     text("echo in words", "echo", echo="yes"),
     text("best_of", "best_of", "unsupported_best_of", best_of=3),
-    text("a suffix", "suffix", "unsupported_suffix", suffix="end"),
+    text("a suffix for a vocabulary without tokens for it", "suffix", "unsupported_feature",
+         suffix="end"),
+    text("a suffix that is a list", "suffix", suffix=["end"]),
     text("a long prompt", "prompt", "context_length_exceeded", prompt=[1] * 5000),
     # ---- embeddings
     Bad("no input", EMBED, {}, param="input", code=MISSING),

@@ -120,16 +120,40 @@ def parse_completion(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
     n = _n_choices(text, defaults)
     if (text["best_of"].integer(1, MAX_INT) or n) != n:
         text["best_of"].unsupported("best_of other than n is not supported")
-    if text["suffix"].value:
-        text["suffix"].unsupported("suffix is not supported")
-    prompts = _prompts(text["prompt"], defaults.limits.max_prompts)
-    asked = guided(text)
+    call = completion_call(
+        text,
+        defaults,
+        _prompts(text["prompt"], defaults.limits.max_prompts),
+        max_tokens=text["max_tokens"],
+        n=n,
+        suffix=text["suffix"].string() or None,
+    )
+    return replace(
+        call,
+        include_usage=_includes_usage(text),
+        ignored=ignored_fields(body, COMPLETION_FIELDS),
+    )
+
+
+def completion_call(
+    text: Field,
+    defaults: Defaults,
+    prompts: tuple[Prompt, ...],
+    *,
+    max_tokens: Field,
+    n: int = 1,
+    suffix: str | None = None,
+) -> Call:
+    """A completion of prompts; the rest is read from the body. Raises BadRequest."""
+    asked, echo = guided(text), text["echo"]
     if asked is not None and len(prompts) * n > MAX_GRAMMARS:
         raise BadRequest(f"grammar is for at most {MAX_GRAMMARS} choices", param="grammar")
+    if suffix is not None and echo.boolean():
+        echo.refuse("echo is not for a prompt with a suffix")
     params = sampling_params(
         text,
         defaults,
-        max_tokens=text["max_tokens"],
+        max_tokens=max_tokens,
         stop=text["stop"],
         n_logprobs=text["logprobs"].integer(0, 5),
     )
@@ -138,16 +162,12 @@ def parse_completion(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
         prompts,
         params,
         n,
-        text["echo"].boolean(),
+        echo.boolean(),
         grammar=guided_grammar(asked, defaults.allows_grammars),
         json_schema=guided_form(asked)[0],
+        suffix=suffix,
     )
-    return Call(
-        request,
-        stream=text["stream"].boolean(),
-        include_usage=_includes_usage(text),
-        ignored=ignored_fields(body, COMPLETION_FIELDS),
-    )
+    return Call(request, stream=text["stream"].boolean())
 
 
 def parse_embeddings(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:

@@ -254,6 +254,7 @@ NEED_A_MODEL = {
     "a prompt longer than the context", "logit_bias of a token that does not exist",
     "an empty prompt", "a token that does not exist", "a long prompt",
     "a token beyond the vocabulary", "too many dimensions", "a long input",
+    "a suffix for a vocabulary without tokens for it",
     "a model that is a number",  # whoever chooses the model reads it
 }  # fmt: skip
 PURE = [
