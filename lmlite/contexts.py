@@ -27,6 +27,12 @@ def context_size(load: Load, n_ctx_train: int) -> int:
     return load.n_ctx or min(DEFAULT_N_CTX, n_most * load.n_parallel)
 
 
+def embedding_batch(load: Load, n_ctx_seq: int) -> int:
+    """Tokens of one step of embeddings. An encoder reads each input whole."""
+    reads_pieces = load.generates or load.ranker == "causal"
+    return min(EMBEDDING_BATCH, n_ctx_seq) if reads_pieces else n_ctx_seq
+
+
 def n_ubatch(load: Load, n_batch: int, n_seq: int) -> int:
     """Tokens of a batch that are computed at once. With images, an image must fit into one."""
     if load.uses_gpu or load.mmproj_path or not load.generates or load.flash_attn != "off":

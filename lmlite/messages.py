@@ -12,6 +12,8 @@ Prompt = str | tuple[int, ...]  # text, or token ids that the client chose
 Json = dict[str, Any]  # a JSON object as the client sent it
 # Data types of cached keys and values, as llama.cpp names them.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+# A reranking model reads each input whole, with attention in both directions; or in pieces.
+Ranker = Literal["encoder", "causal"]
 # Why a completion ended; the first two are OpenAI's "stop", the others its "length".
 Cause = Literal["end_token", "stop_string", "max_tokens", "context_full", "time_limit"]
 
@@ -70,7 +72,8 @@ class Load:
 
     model_path: str
     parts: tuple[ModelPart, ...] = ()  # all files of the model
-    generates: bool = True  # False: an embedding model
+    generates: bool = True  # False: an embedding model, or a reranking model
+    ranker: Ranker | None = None  # the kind of a reranking model
     lib_path: str | None = None
     n_ctx: int | None = None  # tokens of the context, shared by all sequences
     n_parallel: int = 4  # sequences that generate at the same time
@@ -178,11 +181,12 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """One vector for each input."""
+    """One vector for each input, or one score with a query."""
 
     id: int
     inputs: tuple[Prompt, ...]
     dimensions: int | None = None  # how many numbers of the vector to keep; None: all
+    query: str | None = None  # score each input by how well it fits this text
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +386,14 @@ class Embedded(ChoiceEvent):
 
 
 @dataclass(frozen=True, slots=True)
+class Scored(ChoiceEvent):
+    """The score of one input; the higher, the better it fits the query."""
+
+    n_prompt: int  # the first event counts the query, too, if that was read alone
+    score: float  # of a reranking model; of others, the cosine of both vectors
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """The request ends with an error."""
 
@@ -394,5 +406,5 @@ class Failed:
 
 # Events of one request.
 ReplyEvent = (Prompted | Returned | Queued | Planned | Started | Reading | Delta | Finished
-              | Embedded | Failed)  # fmt: skip
+              | Embedded | Scored | Failed)  # fmt: skip
 Event = Loading | Ready | EngineState | Note | LoadFailed | Outdated | ReplyEvent

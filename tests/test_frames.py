@@ -15,6 +15,7 @@ from lmlite.messages import (
     ChatOptions,
     Complete,
     Delta,
+    Embed,
     Embedded,
     Event,
     Failed,
@@ -24,6 +25,7 @@ from lmlite.messages import (
     Ready,
     Request,
     SamplingParams,
+    Scored,
     Started,
     TokenLogprob,
     ToolCall,
@@ -38,6 +40,7 @@ REQUESTS = [
          options=ChatOptions(({"type": "function"},), "required", ("f",), False, thinks=False)),
     Complete(8, ("text", (1, 2, 3), ()), SamplingParams(max_tokens=0, n_logprobs=5), echo=True),
     Complete(8, ("a",), SamplingParams(), suffix="b", files=(("c", "d"),), truncates=True),
+    Embed(9, ("a",), query="b"),
     Cancel(9),
 ]  # fmt: skip
 EVENTS = [
@@ -50,6 +53,7 @@ EVENTS = [
     Finished(1, 0, "stop", 3, "stop_string", 0, "END"),
     Finished(1, 0, "tool_calls", 9, "end_token", 4),
     Embedded(2, 1, 4, b"\x00\x01\xff"),
+    Scored(2, 1, 4, -0.5),
     Failed(3, "BadRequest", "no", "prompt"),
     Failed(3, "PromptTooLong", "Shorten it.", "prompt", (300, 256)),
 ]  # fmt: skip

@@ -25,7 +25,7 @@ from lmlite.gguf.header import (
     refusal,
 )
 from lmlite.gguf.shape import WITHOUT_ATTENTION, Shape, shape_of
-from lmlite.messages import ModelPart
+from lmlite.messages import ModelPart, Ranker
 
 MAX_PARTS = 1000
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS
@@ -108,12 +108,13 @@ class ModelFile:
     chat_template: str | None
     sampling: dict[str, float]  # recommended by the model's authors; OpenAI's names; unchecked
     pooling: str  # one of _POOLINGS, or "unspecified"
-    embeds_only: bool  # an encoder, which cannot generate text
+    embeds_only: bool  # an encoder or a reranking model, which cannot generate text
     n_tensor_bytes: int
     n_params: int  # weights of all tensors
     mtime: int  # whole seconds
     parts: tuple[ModelPart, ...]  # the model's files in order; several if the model is split
     shape: Shape
+    ranker: Ranker | None = None  # the kind of a reranking model
 
 
 def read_model_file(path: str | os.PathLike[str], *, vocab_only: bool = False) -> ModelFile:
@@ -183,7 +184,11 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         _check_layers(metadata, widths)
     _check_vocabulary(metadata, first.tokens)
     is_causal = metadata.find(".attention.causal")
+    is_encoder = architecture in _ENCODERS or bool(is_causal and is_causal.numbers() == (False,))
     pooling = metadata.whole(".pooling_type", 0, len(_POOLINGS) - 1)
+    ranks = pooling == _POOLINGS.index("rank")
+    if ranks:
+        _check_scores(metadata, tensors)
     stem = os.path.basename(first.path).removesuffix(".gguf")
     return ModelFile(
         path=first.path,
@@ -195,13 +200,13 @@ def _describe(parts: list[Header], vocab_only: bool) -> ModelFile:
         chat_template=metadata.text("tokenizer.chat_template"),
         sampling=_sampling(metadata),
         pooling="unspecified" if pooling is None else _POOLINGS[pooling],
-        embeds_only=architecture in _ENCODERS
-        or (is_causal is not None and is_causal.numbers() == (False,)),
+        embeds_only=is_encoder or ranks,
         n_tensor_bytes=sum(tensor.n_bytes for tensor in tensors),
         n_params=sum(tensor.n_weights for tensor in tensors),
         mtime=int(first.status.st_mtime),
         parts=tuple(ModelPart(part.path, *identity(part.status)) for part in parts),
         shape=shape_of(metadata, tensors),
+        ranker=("encoder" if is_encoder else "causal") if ranks else None,
     )
 
 
@@ -266,6 +271,16 @@ def _check_layers(metadata: Metadata, widths: dict[str, int]) -> None:
     for key, value in metadata.items():
         if key.endswith("_epsilon") and not all(0 <= eps <= 1 for eps in value.numbers()):
             raise Fault(f"has a {key} that is not from 0 to 1")
+
+
+def _check_scores(metadata: Metadata, tensors: list[Tensor]) -> None:
+    """Checks that a reranking model computes as many scores as llama.cpp reads of each text."""
+    n_rows = {tensor.name: tensor.dims[1] if tensor.dims[1:] else 1 for tensor in tensors}
+    n_scores = n_rows.get("cls.output.weight", n_rows.get("cls.weight"))
+    labels = metadata.find(".classifier.output_labels")
+    n_labels = (labels.n if labels else None) or 1
+    if n_scores != n_labels:
+        raise Fault(f"ranks texts, but has {n_scores or 'no'} scores for {n_labels} labels")
 
 
 def _check_key_sizes(

@@ -15,10 +15,10 @@ from dataclasses import dataclass, fields, replace
 from functools import partial
 
 from lmlite.contexts import (
-    EMBEDDING_BATCH,
     EMBEDDING_LANES,
     MAX_OUTPUT_PIECE,
     context_size,
+    embedding_batch,
     n_ctx_max,
     n_lanes,
     n_ubatch,
@@ -88,15 +88,17 @@ def estimate(file: ModelFile, load: Load, projector: Projector | None = None) ->
     n_ctx = _padded(context_size(load, file.n_ctx_train))
     n_seq = n_lanes(load.n_parallel, not shape.n_state)
     if load.generates:
+        cells = _cells(file, n_ctx, load.cache_type_k, load.cache_type_v)
         n_batch = max(min(load.n_batch, n_ctx), n_seq)
         n_outputs = max(n_seq, min(n_batch, load.n_parallel + MAX_OUTPUT_PIECE))
     else:
-        n_batch = n_outputs = context_size(load, file.n_ctx_train)
+        cells = _cells(file, n_ctx, "f16", "f16") if load.ranker == "causal" else 0
+        n_batch = n_outputs = embedding_batch(load, context_size(load, file.n_ctx_train))
     n_at_once = n_ubatch(load, n_batch, n_seq)
     token_bytes = TRIE_TOKEN_BYTES if shape.has_trie else TOKEN_BYTES
     return Estimate(
         weights=file.n_tensor_bytes,
-        cells=_cells(file, n_ctx, load.cache_type_k, load.cache_type_v) if load.generates else 0,
+        cells=cells,
         states=_states(file, n_seq),
         buffers=_buffers(file, load.flash_attn, n_ctx, n_at_once, n_outputs, n_seq),
         logits=_NUMBER_BYTES * file.n_vocab * n_outputs,
@@ -110,7 +112,7 @@ def estimate(file: ModelFile, load: Load, projector: Projector | None = None) ->
 def embedding_bytes(file: ModelFile, load: Load) -> int:
     """The additional bytes of a worker that generates, from its first embedding request on."""
     n_ctx_seq = min(context_size(load, file.n_ctx_train), n_ctx_max(load, file.n_ctx_train))
-    n_batch, n_ctx = min(EMBEDDING_BATCH, n_ctx_seq), _padded(n_ctx_seq)
+    n_batch, n_ctx = embedding_batch(load, n_ctx_seq), _padded(n_ctx_seq)
     return (
         _cells(file, n_ctx, "f16", "f16")
         + _states(file, EMBEDDING_LANES)
@@ -229,7 +231,7 @@ def _buffers(
     if attention == "off":  # each head then stores a weight for each pair of token and cell
         mask_bytes = 4
         numbers = max(numbers, n_batch * (shape.n_head * n_ctx + 6 * shape.n_embd))
-    if not file.embeds_only:  # an encoder has no logits
+    if not file.embeds_only or file.ranker == "causal":  # an encoder has no logits
         numbers = max(numbers, n_outputs * file.n_vocab + 2 * n_batch * shape.n_embd)
     n_masks = shape.n_masks if shape.cells else 0
     return _NUMBER_BYTES * numbers + n_masks * mask_bytes * n_ctx * n_batch

@@ -1,4 +1,4 @@
-"""Embeddings: inputs -> unit vectors, many inputs in one decode.
+"""Embeddings: inputs -> unit vectors or scores, many inputs in one decode.
 
 The embedder has its own context on the model's weights, made for the first input. An encoder
 (such as BERT) needs each input whole in one batch. A generating model reads a long input in
@@ -10,10 +10,10 @@ import operator
 from array import array
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmlite.contexts import EMBEDDING_LANES
-from lmlite.messages import Embedded, ReplyEvent
+from lmlite.messages import Embedded, ReplyEvent, Scored
 from lmlite.worker.failures import failed
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.capi import LlamaError
@@ -24,13 +24,22 @@ from lmlite.worker.llama.context import INVALID_NUMBERS, Batch, Context
 CPU_TOGETHER = 256
 
 
+@dataclass
+class Query:
+    """The query of a request, which its documents are compared with."""
+
+    vector: "array[float]" = field(default_factory=lambda: array("f"))  # set before it is needed
+    n_tokens: int = 0
+
+
 @dataclass(frozen=True)
 class Input:
     """One text to embed."""
 
     request_id: int
-    index: int
+    index: int  # -1: the query's own text
     tokens: list[int]
+    query: Query | None = None  # the event has a score instead of the vector
 
 
 class Embedder:
@@ -78,9 +87,10 @@ class Embedder:
         self._n_suspects = max(0, self._n_suspects - 1)
         try:
             vectors = self._vectors(context, [item.tokens for item in items])
-            events: list[ReplyEvent] = [
-                Embedded(item.request_id, item.index, len(item.tokens), normalised(vector))
+            events = [
+                event
                 for item, vector in zip(items, vectors, strict=True)
+                if (event := self._event(item, vector))
             ]
         except Exception as err:
             context.clear_memory(data=True)  # invalid numbers would spread to the next inputs
@@ -91,6 +101,22 @@ class Embedder:
         for _ in items:
             self._waiting.popleft()
         return events
+
+    def _event(self, item: Input, vector: "array[float]") -> ReplyEvent | None:
+        """What an input's request is told; None for the query, which comes before its documents."""
+        n_tokens, query = len(item.tokens), item.query
+        if self._ready_context().pooling_type == capi.POOLING_TYPE_RANK:
+            return Scored(item.request_id, item.index, n_tokens, checked(vector[0]))
+        data = normalised(vector)
+        if query is None:
+            return Embedded(item.request_id, item.index, n_tokens, data)
+        unit = array("f", data)
+        if item.index < 0:
+            query.vector, query.n_tokens = unit, n_tokens
+            return None
+        n_tokens += query.n_tokens if item.index == 0 else 0
+        cosine = sum(map(operator.mul, query.vector, unit))
+        return Scored(item.request_id, item.index, n_tokens, cosine)
 
     def _ready_context(self) -> Context:
         if self._context is None:
@@ -147,13 +173,20 @@ def combined(parts: "list[tuple[int, array[float]]]", pooling_type: int) -> "arr
 
     For mean pooling it is the weighted sum, which points in the direction of the mean.
     """
-    if pooling_type == capi.POOLING_TYPE_LAST:
+    if pooling_type in (capi.POOLING_TYPE_LAST, capi.POOLING_TYPE_RANK):
         return parts[-1][1]
     if pooling_type == capi.POOLING_TYPE_CLS:
         return parts[0][1]
     columns = zip(*(vector for _, vector in parts), strict=True)
     weights = [n_tokens for n_tokens, _ in parts]
     return array("f", (sum(map(operator.mul, column, weights)) for column in columns))
+
+
+def checked(score: float) -> float:
+    """The same score. Raises LlamaError if it is not finite."""
+    if not math.isfinite(score):
+        raise LlamaError(INVALID_NUMBERS)
+    return score
 
 
 def normalised(vector: "array[float]") -> bytes:

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lmlite.contexts import (
-    EMBEDDING_BATCH,
     EMBEDDING_LANES,
     context_size,
+    embedding_batch,
     n_ctx_max,
     n_lanes,
     n_ubatch,
@@ -31,6 +31,7 @@ from lmlite.worker.llama.model import Model
 from lmlite.worker.media import MediaEncoder
 from lmlite.worker.memory.checkpoint_files import CheckpointFiles, identity_of
 from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
+from lmlite.worker.pairs import Pairs
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.threads import ThreadGovernor
 
@@ -65,8 +66,9 @@ class LoadedModel:
             self._n_ctx_seq = min(self._n_ctx, self._n_ctx_max)
             n_batch = context.n_batch if context else 0
             self.preparer = Preparer(
-                model, template, self._n_ctx_seq, send, encoder, n_batch, self._advice()
-            )
+                model, template, self._n_ctx_seq, send, encoder, n_batch, self._advice(),
+                Pairs(model) if load.ranker else None,
+            )  # fmt: skip
             self._give_memory_back(lib)
             if load.sandbox:  # must come before more threads: it does not cover existing ones
                 self._enter_sandbox()
@@ -164,9 +166,7 @@ class LoadedModel:
 
     def _make_embedding_context(self) -> Context:
         """Runs in the engine thread, for the first input."""
-        n_batch = self._n_ctx_seq
-        if self._load.generates:
-            n_batch = min(EMBEDDING_BATCH, n_batch)
+        n_batch = embedding_batch(self._load, self._n_ctx_seq)
         # llama.cpp sizes its buffers for a batch that is divided evenly among all sequences.
         n_batch = math.ceil(n_batch / EMBEDDING_LANES) * EMBEDDING_LANES
         n_ctx = max(self._n_ctx_seq, n_batch)
@@ -177,8 +177,8 @@ class LoadedModel:
         if context.pooling_type == capi.POOLING_TYPE_NONE:
             context.close()
             context = make(pooling_type=capi.POOLING_TYPE_MEAN)
-        # A reranker's score would be read beyond its end as a vector. The server refuses rerankers.
-        assert context.pooling_type != capi.POOLING_TYPE_RANK
+        # A model is known as a reranking model by its file, without the library.
+        assert (context.pooling_type == capi.POOLING_TYPE_RANK) == bool(self._load.ranker)
         return context
 
     # ---- the generator ---------------------------------------------------------------------

@@ -28,12 +28,13 @@ from lmlite.messages import (
 from lmlite.worker.chat.answer import Answer, Form
 from lmlite.worker.chat.template import ChatTemplate, Rendered, Tokens
 from lmlite.worker.chat.truncation import n_turns, without_oldest
-from lmlite.worker.embedder import Input
+from lmlite.worker.embedder import Input, Query
 from lmlite.worker.gap import gap_prompt
 from lmlite.worker.llama.capi import DEFAULT_SEED, LlamaError
 from lmlite.worker.llama.model import Model
 from lmlite.worker.llama.samplers import Grammar
 from lmlite.worker.media import MediaEncoder, Picture, UnreadableImage
+from lmlite.worker.pairs import Pairs
 from lmlite.worker.sequence import Sequence
 
 # Tokens of prose and code are far shorter; only long runs of one character come near. A text with
@@ -55,15 +56,16 @@ class Preparer:
         encoder: MediaEncoder | None = None,
         n_batch: int = 0,
         advice: str = "",
+        pairs: Pairs | None = None,
     ) -> None:
         """A model without a template does not generate. `send` takes notes and traces.
 
         `n_batch` is how many tokens of a picture can be read at once. `advice` tells how to raise
-        n_ctx_seq.
+        n_ctx_seq. A reranking model has `pairs`.
         """
         self._model, self._template, self._n_ctx_seq = model, template, n_ctx_seq
         self._send, self._advice = send, advice
-        self._encoder, self._n_batch = encoder, n_batch
+        self._encoder, self._n_batch, self._pairs = encoder, n_batch, pairs
 
     def prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
         """The sequences or inputs of a request. Raises ApiError if the request is invalid."""
@@ -71,7 +73,8 @@ class Preparer:
             return self._embed(request)
         template = self._template
         if template is None:
-            raise Unsupported("this is an embedding model: it generates no text", param="model")
+            kind = "an embedding model" if self._pairs is None else "a reranking model"
+            raise Unsupported(f"this is {kind}: it generates no text", param="model")
         self._check_ids((token for token, _ in request.params.logit_bias), "logit_bias")
         grammar = request.grammar
         if isinstance(request, Chat):
@@ -174,15 +177,43 @@ class Preparer:
         return self._n_ctx_seq - min(params.max_tokens or n_most, n_most)
 
     def _embed(self, request: Embed) -> list[Input]:
+        if request.query is not None:
+            return self._ranked(request, request.query)
+        if self._pairs is not None:
+            raise Unsupported("this is a reranking model: it only ranks documents", param="model")
         n_embd = self._model.n_embd
         if request.dimensions is not None and request.dimensions > n_embd:
             raise BadRequest(f"the model has {n_embd} dimensions", param="dimensions")
         inputs = []
         for index, prompt in enumerate(request.inputs):
             remark = f"Input {index} is too long."
-            tokens = self._tokens(prompt, "input", remark, is_whole=True)
-            self._check_length(len(tokens), "input", remark)
-            inputs.append(Input(request.id, index, tokens))
+            inputs.append(Input(request.id, index, self._whole(prompt, "input", remark)))
+        return inputs
+
+    def _whole(self, text: Prompt, param: str, remark: str = "") -> list[int]:
+        """The tokens of a text that is embedded."""
+        tokens = self._tokens(text, param, remark, is_whole=True)
+        self._check_length(len(tokens), param, remark)
+        return tokens
+
+    def _ranked(self, request: Embed, query_text: str) -> list[Input]:
+        """An input for each document, with the query in it; or else behind one for the query."""
+        if self._pairs is None:
+            query = Query()
+            inputs = [Input(request.id, -1, self._whole(query_text, "query"), query)]
+        else:
+            query, inputs = None, []
+        for index, text in enumerate(request.inputs):
+            remark = f"Document {index} is too long."
+            if self._pairs is None:
+                tokens = self._whole(text, "documents", remark)
+            else:
+                assert isinstance(text, str)
+                self._check_bytes(query_text + text, "documents", remark)
+                tokens = self._pairs.tokens(query_text, text)
+                self._check_not_empty(tokens, "documents")
+                self._check_length(len(tokens), "documents", remark)
+            inputs.append(Input(request.id, index, tokens, query))
         return inputs
 
     def tokenize(self, request: Tokenize) -> Planned:

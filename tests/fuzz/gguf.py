@@ -40,6 +40,7 @@ from lmlite.messages import (
     Ready,
     Request,
     SamplingParams,
+    Scored,
 )
 from lmlite.server.models.watchdog import work_of
 from lmlite.server.models.worker_process import WORKER_COMMAND, worker_environment
@@ -395,8 +396,9 @@ class WorkerLoader:
     def _ask(self, process: "subprocess.Popen[bytes]", path: str) -> str:
         """Loads, completes and embeds. Raises FrameError or OSError when the worker has died."""
         assert process.stdin is not None and process.stdout is not None
-        generates = not read_model_file(path).embeds_only
-        send(process, Load(path, generates=generates, n_parallel=2, n_threads=1))
+        file = read_model_file(path)
+        generates, ranker = not file.embeds_only, file.ranker
+        send(process, Load(path, generates=generates, ranker=ranker, n_parallel=2, n_threads=1))
         for event in events(process):
             if isinstance(event, LoadFailed):
                 return "refused: model"
@@ -405,12 +407,12 @@ class WorkerLoader:
         params = SamplingParams(max_tokens=4, n_logprobs=2, seed=1)
         send(process, Chat(1, (ChatMessage("user", PROBE),), params))
         send(process, Complete(2, (PROBE, "a"), params, echo=True))
-        send(process, Embed(3, (PROBE,)))
+        send(process, Embed(3, (PROBE,), query=PROBE if file.ranker else None))
         open_results = [1, 2, 2, 3]
         for event in events(process):
             if isinstance(event, Failed):
                 open_results = [number for number in open_results if number != event.id]
-            elif isinstance(event, Finished | Embedded):
+            elif isinstance(event, Finished | Embedded | Scored):
                 open_results.remove(event.id)
             if not open_results:
                 return "served"

@@ -278,6 +278,8 @@ BASES |= {
     "tokenize a chat": {"messages": [{"role": "user", "content": "t"}],
                         "add_generation_prompt": True, "continue_final_message": False},
     "detokenize": {"tokens": [1, 2]},
+    "rerank": {"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1,
+               "return_documents": True},
     "infill": {**SAMPLING, "input_prefix": "a", "input_suffix": "b", "prompt": "c", "n_predict": 5,
                "input_extra": [{"filename": "f", "text": "t"}]},
 }  # fmt: skip
@@ -299,6 +301,7 @@ PATHS = {
     "tokenize a chat": "/tokenize",
     "detokenize": "/detokenize",
     "infill": "/infill",
+    "rerank": "/v1/rerank",
 }
 TEXTS = {kind: json.dumps(base) for kind, base in BASES.items()}
 

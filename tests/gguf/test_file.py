@@ -1,6 +1,7 @@
 """Reading a model file, and every fault for which one is refused."""
 
 import ctypes
+import math
 import os
 import socket
 import stat
@@ -19,7 +20,7 @@ from lmlite.gguf.file import read_model_file
 from lmlite.gguf.header import TENSOR_TYPES
 from lmlite.messages import ModelPart
 from tests.conftest import shared_model
-from tests.support import architectures
+from tests.support import architectures, rank_models
 from tests.support import gguf_writer as writer
 from tests.support.gguf_writer import Shape, Tensor, Typed, Value
 
@@ -88,12 +89,46 @@ def test_without_a_file_type_the_quantisation_is_the_type_of_most_weights(tmp_pa
     assert read_model_file(tmp_path / "a.gguf").quantisation == "F16"
 
 
-@pytest.mark.parametrize("number, pooling", enumerate(["none", "mean", "cls", "last", "rank"]))
+@pytest.mark.parametrize("number, pooling", enumerate(["none", "mean", "cls", "last"]))
 def test_the_pooling_has_a_name(tmp_path: Path, number: int, pooling: str) -> None:
     metadata, tensors = small_llama()
     writer.write_gguf(tmp_path / "a.gguf", metadata | {"llama.pooling_type": number}, tensors)
     file = read_model_file(tmp_path / "a.gguf")
     assert (file.pooling, file.embeds_only) == (pooling, False)
+
+
+@pytest.mark.parametrize(
+    ("make", "ranker"), [(rank_models.bert, "encoder"), (rank_models.qwen3, "causal")]
+)
+def test_a_reranking_model_is_of_one_of_two_kinds(
+    tmp_path: Path, make: Callable[[Path], object], ranker: str
+) -> None:
+    make(tmp_path / "a.gguf")
+    file = read_model_file(tmp_path / "a.gguf")
+    assert (file.pooling, file.embeds_only, file.ranker) == ("rank", True, ranker)
+
+
+@pytest.mark.parametrize(
+    ("labels", "shapes", "fault"),
+    [
+        ([], {}, "no scores for 1 labels"),
+        ([], {"cls.weight": (8, 8)}, "8 scores for 1 labels"),
+        (["yes", "no"], {"cls.output.weight": (8,)}, "1 scores for 2 labels"),
+        (["a"], {"cls.weight": (8, 8), "cls.output.weight": (8, 2)}, "2 scores for 1 labels"),
+    ],
+)
+def test_a_reranking_model_must_have_a_score_for_each_label(
+    tmp_path: Path, labels: list[str], shapes: dict[str, tuple[int, ...]], fault: str
+) -> None:
+    """The library would read its scores from behind the end of what the model computes."""
+    metadata, tensors = small_llama()
+    metadata |= {"llama.pooling_type": 4}
+    if labels:
+        metadata["llama.classifier.output_labels"] = labels
+    tensors += [writer.tensor(name, dims, [0.0] * math.prod(dims), writer.TENSOR_F32)
+                for name, dims in shapes.items()]  # fmt: skip
+    writer.write_gguf(tmp_path / "a.gguf", metadata, tensors)
+    assert refusal(tmp_path / "a.gguf") == f"ranks texts, but has {fault}"
 
 
 def test_a_model_without_causal_attention_only_embeds(tmp_path: Path) -> None:

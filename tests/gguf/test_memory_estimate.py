@@ -466,6 +466,15 @@ def test_checkpoints_shrink_first(tiny: ModelFile) -> None:
     )  # fmt: skip
 
 
+def test_a_causal_reranking_model_takes_what_embeddings_take(tiny: ModelFile) -> None:
+    ranks = replace(tiny, embeds_only=True, ranker="causal")
+    load = replace(TINY, generates=False, ranker="causal")
+    found = estimate(ranks, load)
+    assert found.cells + found.buffers + found.logits == memory_estimate.embedding_bytes(tiny, TINY)
+    encoder = replace(load, ranker="encoder")
+    assert estimate(replace(ranks, ranker="encoder"), encoder).cells == 0
+
+
 def test_images_shrink_before_checkpoints(tiny: ModelFile, eye: Projector) -> None:
     n_checkpoints = 128 * MIB
     bare = replace(TINY, n_ctx=4096, image_memory=0)

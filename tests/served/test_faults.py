@@ -230,12 +230,14 @@ def test_a_missing_model_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None
     assert "none.gguf" in done.stderr
 
 
-def test_a_reranking_model_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
+def test_a_reranking_model_without_scores_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:
     metadata, tensors = tiny_llama_parts()
     write_gguf(tmp_path / "rank.gguf", metadata | {"llama.pooling_type": 4}, tensors)
     done = serve(str(tmp_path / "rank.gguf"), "--port", "0")
     assert done.returncode == 1
-    assert done.stderr == "lmlite: rank.gguf is a reranking model, which has no endpoint here\n"
+    assert done.stderr == (
+        "lmlite: rank.gguf cannot be loaded: it ranks texts, but has no scores for 1 labels\n"
+    )
 
 
 def test_a_template_that_cannot_be_read_is_one_sentence_and_exit_code_1(tmp_path: Path) -> None:

@@ -5,14 +5,19 @@ import json
 import math
 from array import array
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lmlite.worker.embedder import Embedder, Input
-from lmlite.worker.llama.context import Batch
+from lmlite.messages import Scored
+from lmlite.worker.embedder import Embedder, Input, Query
+from lmlite.worker.llama import capi
+from lmlite.worker.llama.context import Batch, Context
+from lmlite.worker.llama.model import Model
 from tests.conftest import shared_model
+from tests.support import rank_models
 from tests.support.gguf_writer import Shape, tiny_llama
 from tests.support.server_process import RunningServer
 
@@ -157,6 +162,7 @@ class CountingContext:
     """In place of a Context: says yes to all, and notes how many tokens each step had."""
 
     n_batch = 512
+    pooling_type = capi.POOLING_TYPE_MEAN
 
     def __init__(self) -> None:
         self.steps: list[int] = []
@@ -194,3 +200,39 @@ def test_a_step_takes_whole_inputs_up_to_a_bound(
         events += embedder.step()
     assert context.steps == steps
     assert [(event.index, event.n_prompt) for event in events] == list(enumerate(lengths))
+
+
+def test_a_causal_ranking_model_may_read_a_long_pair_in_pieces(lib: Any, tmp_path: Path) -> None:
+    rank_models.qwen3(tmp_path / "rank.gguf")
+    model = Model(lib, str(tmp_path / "rank.gguf"))
+
+    def scores(n_batch: int) -> list[float]:
+        def make_context() -> Context:
+            return Context(model, n_ctx=128, n_batch=n_batch, n_seq_max=4, n_threads=1,
+                           pooling_type=capi.POOLING_TYPE_UNSPECIFIED)  # fmt: skip
+
+        with closing(Embedder(make_context)) as embedder:
+            for index, n_tokens in enumerate((10, 100, 9)):
+                embedder.submit(Input(7, index, [*range(30, 30 + n_tokens)]))
+            events: list[Any] = []
+            while embedder.has_work:
+                events += embedder.step()
+        return [event.score for event in events]
+
+    assert scores(16) == pytest.approx(scores(128), abs=1e-3)
+    assert len({round(score, 2) for score in scores(16)}) == 3
+    model.close()
+
+
+def test_a_query_that_is_tried_again_is_still_no_document() -> None:
+    """A step whose last document fails has read the query already."""
+    context: Any = CountingContext()
+    numbers = iter([1.0, 1.0, math.nan, 1.0, 1.0, 0.5])
+    context.embedding = lambda _seq_id: array("f", [next(numbers), 0.0])
+    embedder, query = Embedder(lambda: context), Query()
+    for index in (-1, 0, 1):
+        embedder.submit(Input(7, index, [5] * 3, query))
+    events: list[Any] = []
+    while embedder.has_work:
+        events += embedder.step()
+    assert events == [Scored(7, 0, 6, 1.0), Scored(7, 1, 3, 1.0)]

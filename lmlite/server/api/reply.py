@@ -18,6 +18,7 @@ from lmlite.messages import (
     Json,
     Planned,
     ReplyEvent,
+    Scored,
     Started,
 )
 from lmlite.server.api.call import Call
@@ -58,12 +59,12 @@ class ComputedReply(Reply):
 
     def add(self, event: Incoming) -> bytes:
         """Takes the next event; nothing is streamed for it."""
-        if isinstance(event, Embedded | Planned):
+        if isinstance(event, Embedded | Scored | Planned):
             self._results[event.index] = event
         return b""
 
     def results(self) -> list[Any]:
-        """The `Embedded` or `Planned` events, in the order of their inputs."""
+        """The `Embedded`, `Scored` or `Planned` events, in the order of their inputs."""
         return [event for _, event in sorted(self._results.items())]
 
 

@@ -104,7 +104,7 @@ class Limits:
     max_stop_length: int = _count(256, 4096, "characters of a stop string")
     max_biases: int = _count(1024, 100_000, "tokens in logit_bias")
     max_prompts: int = _count(256, 2048, "prompts per completion")
-    max_inputs: int = _count(2048, 10_000, "inputs per embeddings request")
+    max_inputs: int = _count(2048, 10_000, "inputs per embeddings request, or documents to rank")
     max_images: int = _count(32, 1000, "images per request")
     max_image_bytes: int = _size(10 * _M, _K, 64 * _M, "size of an image file")
     max_image_side: int = _count(8192, 65_500, "pixels of an image's longer side")

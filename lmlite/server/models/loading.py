@@ -125,9 +125,6 @@ class Shelf:
             return known
 
     def _made(self, entry: CatalogEntry, file: ModelFile) -> ServedModel:
-        if file.pooling == "rank":
-            name = Path(file.path).name
-            raise ModelFileError(f"{name} is a reranking model, which has no endpoint here")
         options = self._options
         path = options.load.mmproj_path or projector_path(entry)
         projector = read_projector_file(os.path.realpath(path)) if path else None
@@ -140,6 +137,7 @@ class Shelf:
             model_path=file.path,
             parts=file.parts,
             generates=not file.embeds_only,
+            ranker=file.ranker,
             rope=scaled(load.rope, load.n_ctx, file.n_ctx_train),
             chat_template=load.chat_template or _template(options.chat_template_path),
             mmproj_path=projector.path if projector else None,

@@ -38,7 +38,8 @@ class CheckedFiles:
             self.projector = checked_again(self.projector, read_projector_file, wait)
         if self.model is not None and has_changed(self.model):
             model = checked_again(self.model, read_model_file, wait)
-            if model.embeds_only != self.model.embeds_only:
+            kinds = [(file.embeds_only, file.ranker) for file in (model, self.model)]
+            if kinds[0] != kinds[1]:
                 raise ModelFileError(f"{model.path} has become a model of another kind")
             self.model = model
 

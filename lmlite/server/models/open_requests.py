@@ -21,12 +21,13 @@ from lmlite.messages import (
     Planned,
     Queued,
     ReplyEvent,
+    Scored,
     Tokenize,
     Work,
 )
 from lmlite.server.models.quarantine import Quarantine
 
-END_EVENTS = (Finished, Embedded, Planned)  # each ends one choice or one input
+END_EVENTS = (Finished, Embedded, Scored, Planned)  # each ends one choice or one input
 
 
 class OpenRequest:

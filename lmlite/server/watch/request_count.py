@@ -11,6 +11,7 @@ from lmlite.messages import (
     Prompted,
     ReplyEvent,
     Returned,
+    Scored,
     Started,
 )
 from lmlite.server.logs import Log, printable
@@ -80,7 +81,7 @@ class RequestCount:
                 self.n_completion += event.n_completion
                 if self.is_traced:
                     self._publish_output(event)
-            case Embedded():
+            case Embedded() | Scored():
                 self.n_prompt += event.n_prompt
 
     def histograms(self) -> dict[str, Histogram]:

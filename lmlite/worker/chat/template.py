@@ -44,7 +44,7 @@ Json = dict[str, Any]
 # A template that adds nothing: llama.cpp makes the grammar of plain JSON answers from it.
 _BARE = "{% for message in messages %}{{ message.content }}{% endfor %}"
 MAX_UNREADABLE = 64
-_PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
+PRIVATE_USE = range(0xE000, 0xF900)  # characters without a meaning in Unicode
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +223,7 @@ class ChatTemplate:
     def _markers(self, request: Json) -> Markers:
         # One search in the JSON of the whole request is faster than one search for each text.
         used = self._own.source + json.dumps(request, ensure_ascii=False).lower()
-        unused = (m for m in map(chr, _PRIVATE_USE) if m not in used and _escaped(m) not in used)
+        unused = (m for m in map(chr, PRIVATE_USE) if m not in used and _escaped(m) not in used)
         found = tuple(itertools.islice(unused, 2))
         if len(found) < 2:
             raise BadRequest("the messages use every private-use character", param="messages")

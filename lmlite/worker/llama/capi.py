@@ -49,6 +49,8 @@ int32_t llama_model_n_embd_out(const struct llama_model * model);
 bool llama_model_has_encoder(const struct llama_model * model);
 bool llama_model_is_recurrent(const struct llama_model * model);
 bool llama_model_is_hybrid(const struct llama_model * model);
+uint32_t llama_model_n_cls_out(const struct llama_model * model);
+const char * llama_model_chat_template(const struct llama_model * model, const char * name);
 int32_t llama_model_n_swa(const struct llama_model * model);
 
 struct llama_context * llama_init_from_model(struct llama_model * model, struct llama_context_params params);
@@ -85,6 +87,8 @@ llama_token llama_vocab_fim_suf(const struct llama_vocab * vocab);
 llama_token llama_vocab_fim_mid(const struct llama_vocab * vocab);
 llama_token llama_vocab_fim_rep(const struct llama_vocab * vocab);
 llama_token llama_vocab_fim_sep(const struct llama_vocab * vocab);
+llama_token llama_vocab_sep(const struct llama_vocab * vocab);
+bool llama_vocab_get_add_sep(const struct llama_vocab * vocab);
 bool llama_vocab_get_add_bos(const struct llama_vocab * vocab);
 bool llama_vocab_is_eog(const struct llama_vocab * vocab, llama_token token);
 int32_t llama_tokenize(const struct llama_vocab * vocab, const char * text, int32_t text_len, llama_token * tokens, int32_t n_tokens_max, bool add_special, bool parse_special);

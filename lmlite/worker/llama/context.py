@@ -133,6 +133,8 @@ class Context:
         self.n_vocab, self.n_embd = model.vocab.n_tokens, model.n_embd
         self._can_cut, self._n_swa = model.can_cut_memory, model.n_swa
         self.pooling_type: int = lib.llama_pooling_type(self.pointer)
+        ranks = self.pooling_type == capi.POOLING_TYPE_RANK
+        self._n_pooled = model.n_scores if ranks else self.n_embd
         self._memory = lib.llama_get_memory(self.pointer)  # NULL for an encoder
         self._n_threads_max = n_threads
         self._threads: Any = None  # started by the first decode
@@ -247,11 +249,14 @@ class Context:
         return logits
 
     def embedding(self, seq_id: int) -> "array[float]":
-        """The pooled embedding of a sequence in the last decode. Raises LlamaError."""
+        """The pooled embedding of a sequence in the last decode, or its scores for labels.
+
+        Raises LlamaError.
+        """
         pointer = self._lib.llama_get_embeddings_seq(self.pointer, seq_id)
         if not pointer:
             raise LlamaError("llama.cpp returned no embedding")
-        return array("f", pointer[: self.n_embd])
+        return array("f", pointer[: self._n_pooled])
 
 
 def _scale_rope(params: Any, rope: RopeScaling) -> None:

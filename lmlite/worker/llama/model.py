@@ -41,6 +41,7 @@ class Model:
         self.vocab = Vocab(lib, lib.llama_model_get_vocab(self.pointer))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self.pointer)
         self.n_embd: int = lib.llama_model_n_embd_out(self.pointer)
+        self.n_scores: int = lib.llama_model_n_cls_out(self.pointer)  # of a reranking model
         self.n_gpu_layers = 0
         if lib.llama_supports_gpu_offload():
             n_layers = lib.llama_model_n_layer(self.pointer) + 1  # + 1: the output layer
@@ -51,6 +52,11 @@ class Model:
         self.can_cut_memory: bool = not (is_recurrent or lib.llama_model_is_hybrid(self.pointer))
         self.takes_cells: bool = not is_recurrent  # each token takes a cell of memory
         self.n_swa: int = lib.llama_model_n_swa(self.pointer)  # tokens of a sliding window, or 0
+
+    def template(self, name: str) -> str | None:
+        """The source of the file's template with this name; None: it has none."""
+        source: bytes | None = self.lib.llama_model_chat_template(self.pointer, name.encode())
+        return source.decode("utf-8", "replace") if source is not None else None
 
     def close(self) -> None:
         """Frees the weights. All contexts of this model must be closed first."""

@@ -112,6 +112,18 @@ class Vocab:
         }
         return {name: token for name, token in tokens.items() if token >= 0}
 
+    def separators(self) -> tuple[list[int], list[int], list[int]]:
+        """Tokens before, between and after two texts of one sequence."""
+        bos, eos, sep = (
+            [int(getattr(self._lib, f"llama_vocab_{name}")(self.pointer))]
+            if getattr(self._lib, f"llama_vocab_get_add_{name}")(self.pointer)
+            else []
+            for name in ("bos", "eos", "sep")
+        )
+        if eos == [-1]:
+            eos = [int(self._lib.llama_vocab_sep(self.pointer))]
+        return bos, eos + sep, eos
+
     @property
     def adds_bos(self) -> bool:
         """Whether each prompt begins with the token `bos`."""

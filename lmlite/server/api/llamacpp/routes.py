@@ -2,6 +2,7 @@
 
 from lmlite.server.api.dry_run import planning
 from lmlite.server.api.llamacpp.infill import InfillReply, parse_infill
+from lmlite.server.api.llamacpp.rerank import RerankReply, parse_rerank
 from lmlite.server.api.llamacpp.tokenizer import (
     TemplateReply,
     TextReply,
@@ -13,7 +14,15 @@ from lmlite.server.api.llamacpp.tokenizer import (
 from lmlite.server.api.openai.requests import parse_chat
 from lmlite.server.api.route import PageRoute, WorkerRoute
 
+
+def _ranking(path: str) -> WorkerRoute:
+    return WorkerRoute(path, parse_rerank, RerankReply, "rerank-", has_dry_run=False)
+
+
 ROUTES = (
+    _ranking("/v1/rerank"),
+    _ranking("/v1/reranking"),
+    _ranking("/v2/rerank"),  # Cohere's
     WorkerRoute("/infill", parse_infill, InfillReply, "infill-"),
     WorkerRoute("/tokenize", parse_tokenize, TokenReply, "tokens-", has_dry_run=False),
     WorkerRoute("/detokenize", parse_detokenize, TextReply, "text-", has_dry_run=False),

@@ -33,7 +33,7 @@ def model_facts(model: ServedModel) -> Json:
     kind = "vlm" if model.sees else "llm"
     has = {"vision": model.sees, "tool_use": uses_tools(model), "embeddings": True}
     if file.embeds_only:
-        kind, has = "embeddings", {"embeddings": True}
+        kind, has = "embeddings", {"rerank" if file.ranker else "embeddings": True}
     found: Json = {
         "type": kind,
         "publisher": (entry.publisher if entry else None) or "",
