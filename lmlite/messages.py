@@ -187,6 +187,7 @@ class Embed:
     inputs: tuple[Prompt, ...]
     dimensions: int | None = None  # how many numbers of the vector to keep; None: all
     query: str | None = None  # score each input by how well it fits this text
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,6 +70,8 @@ class Worker:
                 self._send([self.model.preparer.tokenize(request)])
             elif isinstance(request, Embed) and not self._load.embeds:
                 raise Unsupported(NO_MEMORY_TO_EMBED, param="model")
+            elif isinstance(request, Embed) and request.dry_run:
+                self._send(self.model.preparer.planned(request))
             else:
                 self.engine.submit(self.model.preparer.prepare(request))
         except ApiError as err:

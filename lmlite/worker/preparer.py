@@ -216,6 +216,16 @@ class Preparer:
             inputs.append(Input(request.id, index, tokens, query))
         return inputs
 
+    def planned(self, request: Embed) -> list[Planned]:
+        """What the model would read of each input. Raises ApiError if the request is invalid."""
+        pieces = self._model.vocab.pieces
+        return [
+            Planned(item.request_id, item.index, tuple(item.tokens), tuple(pieces(item.tokens)),
+                    n_cached=0, grammar=None)
+            for item in self._embed(request)
+            if item.index >= 0
+        ]  # fmt: skip
+
     def tokenize(self, request: Tokenize) -> Planned:
         """The tokens of a text, or the text of tokens. Either may exceed the context.
 

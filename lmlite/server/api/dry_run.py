@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from lmlite.messages import Chat, Complete, Json, Planned, SamplingParams
+from lmlite.messages import Chat, Complete, Embed, Json, Planned, SamplingParams
 from lmlite.server.api.call import Call
 from lmlite.server.api.reply import ComputedReply
 from lmlite.server.models.defaults import Defaults
@@ -18,9 +18,12 @@ _FIELDS = {"n_logprobs": ("logprobs", "top_logprobs"),
 
 
 def planned(call: Call) -> Call:
-    """The same call, but nothing is generated or streamed."""
-    assert isinstance(call.request, Chat | Complete)
-    return replace(call, request=replace(call.request, n=1, dry_run=True), stream=False)
+    """The same call, but nothing is computed or streamed."""
+    request = call.request
+    if isinstance(request, Embed):
+        return replace(call, request=replace(request, dry_run=True))
+    assert isinstance(request, Chat | Complete)
+    return replace(call, request=replace(request, n=1, dry_run=True), stream=False)
 
 
 def planning(parse: Callable[..., Call]) -> Callable[..., Call]:
@@ -55,7 +58,9 @@ class DryRun(ComputedReply):
 
     def whole(self) -> Json:
         """The JSON object."""
-        assert isinstance(self.call.request, Chat | Complete)
+        request, sampling = self.call.request, Json()
+        if isinstance(request, Chat | Complete):
+            sampling = _sampling(request.params, self._body, self._defaults)
         return {
             "id": self.id,
             "object": "dry_run",
@@ -71,7 +76,7 @@ class DryRun(ComputedReply):
                 }
                 for event in self.results()
             ],
-            "sampling": _sampling(self.call.request.params, self._body, self._defaults),
+            "sampling": sampling,
             "ignored_params": list(self.call.ignored),
         }
 

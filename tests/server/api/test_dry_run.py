@@ -88,6 +88,18 @@ def test_a_dry_run_of_completions_shows_each_prompt_once(server: RunningServer) 
     assert (answer["object"], answer["model"]) == ("dry_run", "tiny")
 
 
+def test_a_dry_run_of_embeddings_shows_each_input(server: RunningServer) -> None:
+    ids = server.post("/tokenize", content="Once upon").json["tokens"]
+    body = {"input": ["Hi", "Once upon"]}
+    answer = server.request("POST", "/v1/embeddings", body, {"X-Dry-Run": "1"}).json
+    assert [prompt["text"] for prompt in answer["prompts"]] == ["Hi", "Once upon"]
+    assert [token["id"] for token in answer["prompts"][1]["tokens"]] == ids
+    assert (answer["object"], answer["sampling"]) == ("dry_run", {})
+    ranked = {"query": "What?", "documents": ["Hi", "Once upon"], "top_n": 1}
+    shown = server.request("POST", "/v1/rerank", ranked, {"X-Dry-Run": "1"}).json
+    assert shown["prompts"] == answer["prompts"]
+
+
 def test_a_dry_run_tells_values_and_where_they_come_from(server: RunningServer) -> None:
     found = plan(server, top_k=3, max_completion_tokens=7, seed=5, stop="x")["sampling"]
     asked = {"top_k": 3, "max_tokens": 7, "seed": 5, "stop": ["x"]}

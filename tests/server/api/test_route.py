@@ -15,7 +15,7 @@ from tests.support.server_process import RunningServer
 ENDPOINTS = [
     "/v1/models", "/v1/models/fake", "/v1/chat/completions", "/v1/completions", "/v1/responses",
     "/v1/embeddings", "/v1/messages", "/v1/messages/count_tokens",
-    "/v1/chat/completions/input_tokens", "/v1/responses/input_tokens",
+    "/v1/chat/completions/input_tokens", "/v1/responses/input_tokens", "/v1/rerank",
 ]  # fmt: skip
 SPELLINGS = ["{}", "/v1{}", "/v1{}/", "//v1{}", "/v1/{}", "/v1/v1{}", "/v1//v1/{}//", "///{}"]
 
@@ -113,6 +113,7 @@ def test_an_empty_model_name_counts_as_absent_in_every_api() -> None:
         f"{CHAT}/input_tokens": {"messages": turn},
         "/v1/responses/input_tokens": {"input": "Hi"},
         "/apply-template": {"messages": turn},
+        "/v1/rerank": {"query": "Hi", "documents": ["Hi"]},
     }
     with RunningServer() as server:
         for path, body in bodies.items():

@@ -16,7 +16,7 @@ from lmlite.server.api.route import PageRoute, WorkerRoute
 
 
 def _ranking(path: str) -> WorkerRoute:
-    return WorkerRoute(path, parse_rerank, RerankReply, "rerank-", has_dry_run=False)
+    return WorkerRoute(path, parse_rerank, RerankReply, "rerank-")
 
 
 ROUTES = (

@@ -10,7 +10,7 @@ ROUTES = (
     WorkerRoute("/v1/chat/completions", parse_chat, ChatReply, "chatcmpl-"),
     WorkerRoute("/v1/chat/completions/input_tokens", planning(parse_chat), TokenCount, "count-"),
     WorkerRoute("/v1/completions", parse_completion, CompletionReply, "cmpl-"),
-    WorkerRoute("/v1/embeddings", parse_embeddings, EmbeddingReply, "embd-", has_dry_run=False),
+    WorkerRoute("/v1/embeddings", parse_embeddings, EmbeddingReply, "embd-"),
     PageRoute("/v1/models", lambda registry, _: model_list(registry.listed())),
     PageRoute("/v1/models/", lambda registry, name: model_object(registry.find(name), name)),
 )

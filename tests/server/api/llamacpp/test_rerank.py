@@ -147,6 +147,10 @@ def test_a_text_cannot_write_control_tokens_or_places_of_the_template(
         for part, parses in zip(parts, parsed, strict=True)
         for token in ids(server, part, parse_special=parses)
     ]
+    shown = server.request(
+        "POST", RERANK, {"query": query, "documents": [document]}, {"X-Dry-Run": "1"}
+    ).json
+    assert [token["id"] for token in shown["prompts"][0]["tokens"]] == tokens
     (expected, _) = rank_models.qwen3_scores(weights, tokens)
     assert scores(server, query, [document]) == pytest.approx([expected], abs=CLOSE)
 
