@@ -103,7 +103,7 @@ def start(
     ['--ctx=2048', '--strict', '--alias=a', '--alias=b']
     """
     arguments = [] if model is None else ["--model", os.path.abspath(model)]
-    return Server(arguments_of({"port": port, **flags}) + arguments, log)
+    return Server(arguments_of({"host": "localhost", "port": port, **flags}) + arguments, log)
 
 
 def arguments_of(flags: dict[str, Any]) -> list[str]:

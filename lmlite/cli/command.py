@@ -29,7 +29,8 @@ def main(
 ) -> int:
     """Runs a command; returns its exit code. `worker` is for `serve`: a process without a model."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    given = parser(*arguments[:1]).parse_args(arguments, argparse.Namespace(worker=worker))
+    before = argparse.Namespace(worker=worker, words=list(arguments[1:]))
+    given = parser(*arguments[:1]).parse_args(arguments, before)
     try:
         return int(given.run(given))
     except BrokenPipeError:  # the reader of standard output left, as `head` does

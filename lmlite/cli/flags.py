@@ -52,6 +52,28 @@ class Flag:
     dest: str | None = None  # the field that the flag sets; None: named like the flag
     repeats: bool = False  # may be given several times; the values are collected in a list
 
+    @property
+    def key(self) -> str:
+        """The flag's name in a file of settings."""
+        return self.name.split("/")[-1].lstrip("-")
+
+    @property
+    def attribute(self) -> str:
+        """Where argparse puts the value."""
+        return self.dest or self.key.replace("-", "_")
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the value names a file or a folder."""
+        return self.values in ("FILE", "DIR", "PATH")
+
+    def read(self, text: str) -> Any:
+        """The value that a text stands for. Raises argparse.ArgumentTypeError."""
+        choices = self.values.split("|")
+        if len(choices) > 1 and text not in choices:
+            raise argparse.ArgumentTypeError(f"must be one of {', '.join(choices)}")
+        return self.parse(text)
+
     def add_to(self, command: argparse._ActionsContainer) -> None:
         """Declares the option to argparse; its help text includes the default."""
         names = self.name.split("/")
@@ -115,7 +137,10 @@ _repository = _value(
 _kinds = _value(lambda text: tuple(text.split(",")), {"input", "output"}.issuperset,
                 "must be input, output or input,output")  # fmt: skip
 
+MODEL_FLAG = Flag("-m/--model", "FILE", "the same", dest="more_files", repeats=True)
 SERVE_FLAGS = (
+    Flag("--config", "FILE", "settings in TOML, by the names of these flags: port = 8080; a flag "
+         "goes before its variable, such as LMLITE_PORT, and that before the file"),
     Flag("--models", "DIR", "serve the models in this folder; each is loaded by the first request "
          "for it; may be repeated (default, if no file is named: $LMLITE_MODELS, else "
          "~/.local/share/lmlite/models)", _folder, dest="folders", repeats=True),

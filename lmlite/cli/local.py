@@ -1,6 +1,5 @@
 """The models that `lmlite serve` would find on this machine, for commands that need no server."""
 
-import argparse
 from collections.abc import Sequence
 
 from lmlite.cli import serve
@@ -10,9 +9,7 @@ from lmlite.server.models.loading import Shelf
 
 def shelf_of(arguments: Sequence[str]) -> Shelf:
     """The models of `lmlite serve` with these arguments. No process starts. Raises CommandError."""
-    flags = argparse.ArgumentParser()
-    serve.declare(flags)
-    given = flags.parse_args(arguments)
+    given = serve.parsed(list(arguments))
     log = Log("error")  # the caller tells of the files that cannot be served
     return Shelf(
         serve.catalog_of(given), serve.model_options(given, serve.limits_of(given), log), log

@@ -12,7 +12,15 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from lmlite.cli.flags import SERVE_FLAGS, CommandError, Commands, keys_of, limit_flags
+from lmlite.cli.configuration import configured
+from lmlite.cli.flags import (
+    MODEL_FLAG,
+    SERVE_FLAGS,
+    CommandError,
+    Commands,
+    keys_of,
+    limit_flags,
+)
 from lmlite.errors import ModelFailed, ModelFileError
 from lmlite.gguf.file import ModelFile
 from lmlite.library import drives_a_gpu, library_folder
@@ -67,18 +75,23 @@ def declare(serve: argparse.ArgumentParser) -> None:
         help="model files, which are loaded at once (default: the folder of --models, else the "
         "embedded model)",
     )
-    serve.add_argument(
-        "-m", "--model", dest="more_files", action="append", metavar="FILE", help="the same"
-    )
-    for flag in SERVE_FLAGS:
+    for flag in (MODEL_FLAG, *SERVE_FLAGS):
         flag.add_to(serve)
     limits = serve.add_argument_group("limits", "Each limit can be raised, and none removed.")
     for flag in limit_flags():
         flag.add_to(limits)
 
 
+def parsed(arguments: list[str], name: str = "lmlite serve") -> argparse.Namespace:
+    """The arguments with all that variables and a file add to them. Raises CommandError."""
+    parser = argparse.ArgumentParser(name, "%(prog)s [MODEL.gguf ...] [FLAG ...]")
+    declare(parser)
+    return configured(parser, arguments)
+
+
 def run(given: argparse.Namespace) -> int:
     """Serves until a signal comes. Raises CommandError."""
+    given = argparse.Namespace(worker=given.worker, **vars(parsed(given.words)))
     log = Log(given.log_level)
     try:
         with contextlib.ExitStack() as leases:

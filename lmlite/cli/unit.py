@@ -15,7 +15,8 @@ from shlex import quote
 from typing import NamedTuple
 
 from lmlite.cli import serve
-from lmlite.cli.flags import SERVE_FLAGS, Commands, limit_flags
+from lmlite.cli.configuration import file_settings
+from lmlite.cli.flags import MODEL_FLAG, SERVE_FLAGS, Commands, limit_flags
 
 CACHES = "/var/cache"  # the service manager makes the service's own folder in it
 HOMES = ("/home", "/root", "/run/user")  # what ProtectHome=yes hides from a service
@@ -73,10 +74,8 @@ def add_to(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     """Prints the file. Standard error names the paths that the service's user cannot use."""
-    usage = "%(prog)s [MODEL.gguf] [FLAG ...]"
-    serving = argparse.ArgumentParser(f"lmlite unit {given.manager}", usage)
-    serve.declare(serving)
-    serving.parse_args(given.arguments)  # a wrong argument ends the process here, with code 2
+    # A wrong argument ends the process here, with code 2.
+    serve.parsed(given.arguments, f"lmlite unit {given.manager}")
     service = Service(*_program(), list(_options(given.arguments)))
     writer = {"systemd": _systemd, "openrc": _openrc, "procd": _procd}[given.manager]
     text, read, written = writer(service)
@@ -98,22 +97,27 @@ def _program() -> tuple[list[str], dict[str, str]]:
 
 
 def _options(arguments: Sequence[str]) -> Iterator[Option]:
-    """The arguments, which `lmlite serve` accepts, with whole names and absolute paths."""
+    """The arguments, which `lmlite serve` accepts, with whole names and absolute paths.
+
+    Paths in a file of settings become arguments, too, so that the service gets rights to them.
+    """
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("model", nargs="?")
-    parser.add_argument("-m", "--model", dest="model_flag")
-    kinds = {}
-    for flag in (*SERVE_FLAGS, *limit_flags()):
+    parser.add_argument("files", nargs="*")
+    flags = {flag.key: flag for flag in (MODEL_FLAG, *SERVE_FLAGS, *limit_flags())}
+    for key, flag in flags.items():
         if flag.values:
-            parser.add_argument(flag.name, dest=flag.name, action="append")
+            parser.add_argument(*flag.name.split("/"), dest=key, action="append")
         else:
-            parser.add_argument(flag.name, dest=flag.name, action="append_const", const=None)
-        kinds[flag.name] = flag.values if flag.values in ("FILE", "DIR", "PATH") else ""
+            parser.add_argument(flag.name, dest=key, action="append_const", const=None)
     given = vars(parser.parse_args(arguments))
-    if model := given["model"] or given["model_flag"]:
-        yield Option("", os.path.abspath(model), "FILE")
-    for name, kind in kinds.items():
-        for value in given[name] or ():
+    given["model"] = [*given.pop("files"), *(given["model"] or ())]
+    for setting in file_settings(given["config"][-1]) if given["config"] else ():
+        if setting.flag.is_path:
+            given[setting.flag.key] = given[setting.flag.key] or setting.texts
+    for key, flag in flags.items():
+        kind = flag.values if flag.is_path else ""
+        for value in given[key] or ():
+            name = "" if flag is MODEL_FLAG else flag.name
             yield Option(name, os.path.abspath(value) if kind else value, kind)
 
 
