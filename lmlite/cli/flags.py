@@ -228,6 +228,7 @@ SERVE_FLAGS = (
     Flag("--lib", "PATH", "folder of the native libraries (default: $LMLITE_LIB, else the "
          "package's own)"),
     Flag("--log-level", "|".join(LEVELS), "lowest level that standard error shows", default="info"),
+    Flag("--log-json", "", "write each line to standard error as a JSON object"),
 )  # fmt: skip
 CLIENT_FLAGS = (
     Flag("--url", "URL", "address of the server", default="http://127.0.0.1:1234"),

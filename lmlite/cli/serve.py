@@ -92,18 +92,23 @@ def parsed(arguments: list[str], name: str = "lmlite serve") -> argparse.Namespa
 def run(given: argparse.Namespace) -> int:
     """Serves until a signal comes. Raises CommandError."""
     given = argparse.Namespace(worker=given.worker, **vars(parsed(given.words)))
-    log = Log(given.log_level)
+    log = Log(given.log_level, is_json=given.log_json)
     try:
         with contextlib.ExitStack() as leases:
             server = _prepared(given, log, leases)
             stop = _stop_event()
             server.start()
             try:
-                _serve_until(stop, server, leases, log, given.grace_seconds)
+                _serve_until(stop, server, leases, log, given)
             finally:
                 server.registry.close()
                 server.drain(LAST_WORDS_S)
         log.line("info", "stopped")
+    except CommandError as err:
+        if not given.log_json:
+            raise
+        log.line("error", str(err))
+        return err.code
     finally:
         log.flush(LAST_LINES_S)
     return 0
@@ -162,13 +167,13 @@ def _serve_until(
     server: "Server",
     leases: contextlib.ExitStack,
     log: Log,
-    grace_s: float | None,
+    given: argparse.Namespace,
 ) -> None:
     notifier, parent = systemd.Notifier(), Parent()
     parent.watch(stop.set)
     loaded = server.registry.loaded()
     for model in loaded:
-        _show_loading(model, stop)
+        _show_loading(model, stop, has_bar=sys.stderr.isatty() and not given.log_json)
         if isinstance(failed := model.life, Failed):
             raise CommandError(failed.reason, 1)
     if not stop.is_set():
@@ -179,7 +184,7 @@ def _serve_until(
     leases.close()
     stop.wait()
     notifier.tell("STOPPING=1")
-    if grace_s:
+    if grace_s := given.grace_seconds:
         log.line("info", f"stopping in {grace_s:g} seconds")
         server.leave(grace_s)
     server.drain(server.limits.drain_seconds)
@@ -345,15 +350,15 @@ def _stop_event() -> threading.Event:
     return stop
 
 
-def _show_loading(model: ServedModel, stop: threading.Event) -> None:
-    """Waits until the model is loaded or has failed; shows progress if stderr is a terminal."""
+def _show_loading(model: ServedModel, stop: threading.Event, *, has_bar: bool) -> None:
+    """Waits until the model is loaded or has failed; a bar on stderr shows progress."""
     supervisor = model.supervisor
     began_s = time.monotonic()
     while supervisor and isinstance(state := supervisor.state, Loading) and not stop.is_set():
-        if sys.stderr.isatty():
+        if has_bar:
             bar = "#" * int(state.progress * 30)
             elapsed = f"{time.monotonic() - began_s:.1f} s"
             print(f"\rloading {model.name} [{bar:.<30}] {elapsed} ", end="", file=sys.stderr)
         supervisor.wait_until_settled(LOOK_S)
-    if sys.stderr.isatty():
+    if has_bar:
         print(file=sys.stderr)

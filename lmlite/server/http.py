@@ -138,7 +138,11 @@ class Handler(StrictRequestHandler):
         is_cut = self._outcome is not None and self.status > 0
         self.server.metrics.count(self._path_label, status, self._count, is_cut=is_cut)
         end = ", cut short" if is_cut else ""
-        self.server.log.line("info", f"{what} {status} {elapsed_ms:.0f} ms{end}{counts}")
+        path = self.head.path if self.head else ""
+        details = {"id": f"req-{self._token}", "method": self.command, "path": path,
+                   "status": status, "ms": round(elapsed_ms, 3), "cut_short": is_cut}  # fmt: skip
+        details |= self._count.details() if self._count else {}
+        self.server.log.line("info", f"{what} {status} {elapsed_ms:.0f} ms{end}{counts}", details)
 
     # ---- checks and methods ----------------------------------------------------------------
 

@@ -6,14 +6,16 @@ are not stored. Any thread may call any function here, and no caller waits for a
 paused pager or a stopped viewer misses lines, and later gets a line that says how many.
 """
 
+import json
 import math
 import os
 import select
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Generic, Literal, TextIO, TypeVar
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -22,6 +24,7 @@ Source = Literal["model", "server"]
 Record = dict[str, Any]
 T = TypeVar("T")
 
+NO_DETAILS: Mapping[str, Any] = MappingProxyType({})
 MAX_LINES = 10_000  # waiting to be written to standard error
 MAX_SAID = 1000  # lines that `line_once` remembers
 MAX_RECORDS, MAX_CHARACTERS = 1000, 16 << 20  # waiting for one subscriber
@@ -30,10 +33,14 @@ MAX_RECORDS, MAX_CHARACTERS = 1000, 16 << 20  # waiting for one subscriber
 class Log:
     """Takes lines about the server, and records of what its models do."""
 
-    def __init__(self, level: Level = "info", stream: TextIO | None = None) -> None:
+    def __init__(
+        self, level: Level = "info", stream: TextIO | None = None, *, is_json: bool = False
+    ) -> None:
         """Lines below `level` reach subscribers only. The stream is standard error by default."""
         self._threshold = LEVELS.index(level)
-        self._lines = _Lines(_write_to_stderr if stream is None else stream.write)
+        self._format = json_line if is_json else formatted
+        write = _write_to_stderr if stream is None else stream.write
+        self._lines = _Lines(write, self._format)
         self._lock = threading.Lock()
         self._subscribers: set[Subscriber] = set()
         self._n_records_dropped = 0
@@ -49,11 +56,14 @@ class Log:
         if is_new:
             self.line(level, text)
 
-    def line(self, level: Level, text: str) -> None:
-        """One line about the server. Never raises: a full disk must not stop the service."""
+    def line(self, level: Level, text: str, details: Mapping[str, Any] = NO_DETAILS) -> None:
+        """One line about the server. Never raises: a full disk must not stop the service.
+
+        The details are what the text says, as fields for a program.
+        """
         text = printable(text)
         if LEVELS.index(level) >= self._threshold:
-            self._lines.put(formatted(level, text))
+            self._lines.put(self._format(level, text, details))
         self.publish("server", _server_line(level, text))
 
     def publish(self, source: Source, data: dict[str, Any]) -> None:
@@ -128,9 +138,10 @@ class Backlog(Generic[T]):
 class _Lines(Backlog[str]):
     """Lines to be written to a file, and the only thread that writes to it and may block."""
 
-    def __init__(self, write: Callable[[str], object]) -> None:
+    def __init__(self, write: Callable[[str], object], form: Callable[[Level, str], str]) -> None:
         """`write` takes the text of several lines; if it raises, they are lost."""
         super().__init__(MAX_LINES, math.inf, len)
+        self._form = form
         self._write = write
         self._n_done = 0  # accepted lines that were written or lost
         threading.Thread(target=self._run, name="log", daemon=True).start()
@@ -144,7 +155,7 @@ class _Lines(Backlog[str]):
         while True:
             lines, n_missed = self.take()
             try:
-                self._write("".join([*_gap(n_failed), *lines, *_gap(n_missed)]))
+                self._write("".join([*self._gap(n_failed), *lines, *self._gap(n_missed)]))
                 n_failed = n_lost = 0
             except Exception:  # for example: the file is closed, the disk or memory is full
                 n_lost = len(lines)
@@ -153,6 +164,9 @@ class _Lines(Backlog[str]):
                 self.n_dropped += n_lost
                 self._n_done += len(lines)
                 self._changed.notify_all()
+
+    def _gap(self, n: int) -> list[str]:
+        return [self._form("warning", _missing(n, "line"))] if n else []
 
 
 class Subscriber(Backlog[Record]):
@@ -182,17 +196,21 @@ def _n_characters(record: Record) -> int:
     return sum(len(value) for value in record["data"].values() if isinstance(value, str))
 
 
-def _gap(n: int) -> list[str]:
-    return [formatted("warning", _missing(n, "line"))] if n else []
-
-
 def _missing(n: int, what: str) -> str:
     return f"{n:,} {what}s are missing here: nobody read them in time"
 
 
-def formatted(level: Level, text: str) -> str:
-    """A line as standard error shows it."""
+def formatted(level: Level, text: str, _details: Mapping[str, Any] = NO_DETAILS) -> str:
+    """A line as standard error shows it to people."""
     return f"{time.strftime('%Y-%m-%d %H:%M:%S')} {level.upper():7} {text}\n"
+
+
+def json_line(level: Level, text: str, details: Mapping[str, Any] = NO_DETAILS) -> str:
+    """A line as --log-json writes it; the time as in RFC 3339."""
+    now_s = time.time()
+    second = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s))
+    line = {"time": f"{second}.{int(now_s * 1000) % 1000:03}Z", "level": level, "message": text}
+    return json.dumps({**line, **details}) + "\n"
 
 
 def printable(text: str) -> str:

@@ -1,14 +1,17 @@
 """The log: a writer never waits for a reader, and missing lines are counted."""
 
 import fcntl
+import http.client
 import io
+import json
 import os
+import re
 import select
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pytest
@@ -20,6 +23,8 @@ from tests.support.house import House, until
 from tests.support.server_process import START_S, RunningServer
 
 WAIT_S = 20.0
+HELLO = '{"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 2}'
+JSON_TYPE = {"Content-Type": "application/json"}
 
 
 class PausedStream(io.StringIO):
@@ -67,6 +72,23 @@ def test_lines_come_in_their_order_and_those_below_the_level_do_not() -> None:
     log.line("debug", "two")
     log.line("error", "three")
     assert written(log, stream) == ["INFO    one", "ERROR   three"]
+
+
+def test_a_line_in_json_has_its_fields_and_so_has_the_notice_of_a_gap() -> None:
+    stream = FullStream()
+    log = Log("info", stream, is_json=True)
+    log.line("error", "lost")
+    log.flush(WAIT_S)
+    stream.is_full = False
+    log.line("info", 'a "b"\nc', {"status": 200})
+    log.flush(WAIT_S)
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    for line in lines:
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", line.pop("time"))
+    assert lines == [
+        {"level": "warning", "message": "1 lines are missing here: nobody read them in time"},
+        {"level": "info", "message": 'a "b"\\nc', "status": 200},
+    ]
 
 
 def test_a_paused_stream_blocks_no_writer_and_the_gap_is_reported(
@@ -217,6 +239,46 @@ def test_a_viewer_that_is_far_behind_is_told_how_much_it_missed(
         ]
         log.line("info", "line 5")
         assert contents(slow) == ["line 5"]
+
+
+def test_a_server_logs_each_request_as_json() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lmlite", "serve", "--port", "0", "--log-json"],
+        cwd=REPOSITORY, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    try:
+        ready = json.loads(next(line for line in process.stderr if "is ready at" in line))
+        port = int(re.findall(r":(\d+)/v1", ready["message"])[0])
+        with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+            connection.request("POST", "/v1/chat/completions", HELLO, JSON_TYPE)
+            reply = connection.getresponse()
+            reply.read()
+        line = json.loads(next(process.stderr))
+    finally:
+        process.terminate()
+        rest = [json.loads(line) for line in process.stderr]
+        process.wait()
+    assert rest[-1]["message"] == "stopped"
+    assert line.keys() == {
+        "time", "level", "message", "id", "method", "path", "status", "ms", "cut_short", "model",
+        "prompt_tokens", "cached_tokens", "completion_tokens",
+    }  # fmt: skip
+    assert line["id"] == reply.headers["X-Request-Id"]
+    assert (line["method"], line["path"], line["status"]) == ("POST", "/v1/chat/completions", 200)
+    assert line["completion_tokens"] == 2
+    assert line["cut_short"] is False
+
+
+def test_a_server_that_cannot_start_says_so_as_json() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lmlite", "serve", "--log-json", "--host", "0.0.0.0", "--port", "0"],
+        cwd=REPOSITORY, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert line["level"] == "error"
+    assert line["message"].startswith("other machines would reach this server")
 
 
 def test_records_waiting_for_a_viewer_are_bounded_in_length_but_one_always_fits(

@@ -107,6 +107,15 @@ class RequestCount:
             self._gaps.add(now_s - last_s)
         self._last_token_s[index] = now_s
 
+    def details(self) -> dict[str, object]:
+        """The model and the tokens, as fields of a line of the log."""
+        return {
+            "model": self.model,
+            "prompt_tokens": self.n_prompt,
+            "cached_tokens": self.n_cached,
+            "completion_tokens": self.n_completion,
+        }
+
     def summary(self) -> str:
         """For the log line: tokens in and out, and their speed. Empty if no prompt was read."""
         if not self.n_prompt:
