@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import http.client
 import json
+import socket
 import urllib.parse
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
@@ -38,7 +39,8 @@ class Client:
     @property
     def is_local(self) -> bool:
         """Whether the address is that of this machine."""
-        return urllib.parse.urlsplit(self.url).hostname in ("localhost", "127.0.0.1", "::1")
+        parts = urllib.parse.urlsplit(self.url)
+        return parts.scheme == "unix" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
     def ask(
         self, method: str, path: str, body: Json | None = None, timeout_s: float | None = ANSWER_S
@@ -79,10 +81,7 @@ class Client:
         self, method: str, path: str, body: Json | None, timeout_s: float | None
     ) -> http.client.HTTPResponse:
         """Raises OSError, ValueError, HTTPException, CommandError."""
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise CommandError("the address must look like http://127.0.0.1:1234", 2)
-        connection = http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ANSWER_S)
+        connection = self._connection()
         connection.connect()
         connection.sock.settimeout(timeout_s)
         headers: dict[str, str | bytes] = {"Content-Type": "application/json"} if body else {}
@@ -94,6 +93,14 @@ class Client:
             with contextlib.closing(connection):
                 raise self._refusal(response.status, response.read(MAX_ERROR_BYTES))
         return response
+
+    def _connection(self) -> http.client.HTTPConnection:
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme == "unix" and parts.path:
+            return _FileConnection(parts.path)
+        if parts.scheme != "http" or not parts.hostname:
+            raise CommandError("the address must look like http://127.0.0.1:1234, or unix:/PATH", 2)
+        return http.client.HTTPConnection(parts.hostname, parts.port or 80, timeout=ANSWER_S)
 
     def _refusal(self, status: int, data: bytes) -> CommandError:
         if status == 401:
@@ -113,7 +120,7 @@ class Client:
         """Turns what fails on a connection into a CommandError."""
         try:
             yield
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, FileNotFoundError):
             raise NoServerError(
                 f"no server listens at {self.url}; start one with lmlite serve", 1
             ) from None
@@ -122,6 +129,19 @@ class Client:
         except (OSError, ValueError, http.client.HTTPException) as err:
             why = printable(str(err) or type(err).__name__)
             raise CommandError(f"the connection to {self.url} failed: {why}", 1) from None
+
+
+class _FileConnection(http.client.HTTPConnection):
+    """A connection to a socket file."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=ANSWER_S)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(ANSWER_S)
+        self.sock.connect(self._path)
 
 
 def _message(data: bytes) -> str | None:

@@ -159,7 +159,8 @@ SERVE_FLAGS = (
     Flag("--mmproj", "FILE", "the model's image projector (default: the only mmproj*.gguf beside "
          "the model)", dest="mmproj_path"),
     Flag("--host", "ADDRESS", "address to listen on; an address that other machines can reach "
-         "requires an API key", default="localhost"),
+         "requires an API key; unix:/PATH is a socket file, for its user and group",
+         default="localhost"),
     Flag("--port", "N", "port to listen on; 0 picks a free one", _port, default=1234),
     Flag("--api-key-file", "FILE", "accepted API keys, one per line; $LMLITE_API_KEY adds more"),
     Flag("--allow-host", "NAME", "accept requests for this host name, too; may be repeated", _host,
@@ -231,7 +232,7 @@ SERVE_FLAGS = (
     Flag("--log-json", "", "write each line to standard error as a JSON object"),
 )  # fmt: skip
 CLIENT_FLAGS = (
-    Flag("--url", "URL", "address of the server", default="http://127.0.0.1:1234"),
+    Flag("--url", "URL", "address of the server, or unix:/PATH", default="http://127.0.0.1:1234"),
     Flag("--api-key-file", "FILE", "send the first key of this file (default: that of "
          "$LMLITE_API_KEY)"),
 )  # fmt: skip

@@ -178,7 +178,8 @@ def _serve_until(
             raise CommandError(failed.reason, 1)
     if not stop.is_set():
         names = ", ".join(model.name for model in loaded)
-        log.line("info", f"{names or 'lmlite'} is ready at {server.url}/v1")
+        path = "/v1" if server.url.startswith("http") else ""
+        log.line("info", f"{names or 'lmlite'} is ready at {server.url}{path}")
         notifier.tell("READY=1")
         parent.tell(server.url)
     leases.close()
@@ -295,8 +296,8 @@ def _server(given: argparse.Namespace, limits: Limits, registry: Registry, log: 
     except ValueError as err:
         raise CommandError(str(err), 2) from None
     except OSError as err:
-        where = f"{given.host}:{given.port}"
-        raise CommandError(f"cannot listen on {where}: {err.strerror}", 2) from None
+        where = given.host if given.host.startswith("unix:") else f"{given.host}:{given.port}"
+        raise CommandError(f"cannot listen on {where}: {err.strerror or err}", 2) from None
     is_open = listening.is_open(sockets)
     origins = frozenset(given.cors_origin or ())
     if not keys:

@@ -43,7 +43,8 @@ def run(given: argparse.Namespace) -> int:
     if given.json:
         names = [model["identifier"] for model in loaded]
         memory = {"held": n_held, "estimated": n_estimated}
-        port = urllib.parse.urlsplit(client.url).port or 80
+        address = urllib.parse.urlsplit(client.url)
+        port = None if address.scheme == "unix" else address.port or 80
         about = {"running": True, "port": port, "version": version}
         print(json.dumps(about | {"models": names, "memory": memory}))
         return 0

@@ -49,11 +49,6 @@ class Server(Listener):
         self.is_draining = False
         self.n_active = 0  # requests
 
-    @property
-    def url(self) -> str:
-        """The address of this server."""
-        return f"http://{self.server_name}:{self.server_port}"
-
     def count_refusal(self, reason: str) -> None:
         """Counts a refused connection."""
         self.metrics.count_refusal(reason)

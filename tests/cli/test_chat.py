@@ -165,7 +165,7 @@ def test_a_reply_that_is_no_json_is_told_by_its_status() -> None:
 
 @pytest.mark.parametrize("url", ["https://localhost:1", "localhost:1234", "http://:1"])
 def test_an_address_that_is_none_is_explained(url: str) -> None:
-    why = "lmlite: the address must look like http://127.0.0.1:1234\n"
+    why = "lmlite: the address must look like http://127.0.0.1:1234, or unix:/PATH\n"
     assert chat(url, "-p", "Hi") == (2, "", why)
 
 

@@ -44,7 +44,7 @@ class House:
 
     @property
     def port(self) -> int:
-        return self.server.server_port
+        return int(self.server.server_address[1])
 
     def connect(self) -> http.client.HTTPConnection:
         return http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)

@@ -5,6 +5,7 @@ Python's buffered readers have no deadline for a whole head, and lose data at a 
 the connection's thread.
 """
 
+import contextlib
 import io
 import math
 import select
@@ -30,7 +31,8 @@ class Connection(io.BufferedIOBase):
         self._limits = limits
         self._buffer = bytearray()
         self._asked_s = -math.inf  # when `is_gone` last sent its question
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(OSError):  # a socket file has no packets
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, limits.send_buffer)
 
     def read_head(self) -> bytes | None:

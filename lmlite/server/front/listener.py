@@ -19,13 +19,14 @@ from typing import Any
 from lmlite.errors import Unavailable
 from lmlite.server.front import wire
 from lmlite.server.front.limits import Limits
-from lmlite.server.front.sockets import host_of, is_loopback
+from lmlite.server.front.sockets import is_loopback, url_of
 
 # Without free descriptors or memory `accept` fails, and the waiting connection wakes the thread
 # again at once. A pause keeps the thread from using a whole core.
 EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 EXHAUSTED_S = 0.05
 POLL_S = 3600.0  # `stop_accepting` wakes the thread, so it need not poll
+LOCAL_CLIENT = ("127.0.0.1", 0)  # stands for the client of a socket file, which has no address
 UNREAD_BYTES = 64 << 10  # read from a refused connection
 
 _REFUSAL_BODY = wire.to_json(Unavailable("too many connections").body())
@@ -48,7 +49,7 @@ class Listener(ThreadingHTTPServer):
     ) -> None:
         """Takes over listening sockets; the base class would open its own socket."""
         BaseServer.__init__(self, sockets[0].getsockname(), handler)
-        self.server_name, self.server_port = host_of(sockets[0]), int(self.server_address[1])
+        self.url = url_of(sockets[0])
         self.limits = limits
         self.socket = sockets[0]  # the socket that `accept` is called for
         self._stopper, self._stopped = socket.socketpair()  # closing the stopper wakes the thread
@@ -100,11 +101,12 @@ class Listener(ThreadingHTTPServer):
         for number, _ in self._waiting.poll(0, 1):
             self.socket = self._sockets[number]
         try:
-            return super().get_request()
+            connection, address = super().get_request()
         except (OSError, MemoryError) as err:  # the stopper's socket also fails here
             if getattr(err, "errno", errno.ENOMEM) in EXHAUSTED:
                 time.sleep(EXHAUSTED_S)
             raise OSError("no connection") from err
+        return connection, address or LOCAL_CLIENT
 
     def process_request(self, request: Any, client_address: Any) -> None:
         """Gives a connection a thread, or refuses it."""

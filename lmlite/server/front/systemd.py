@@ -25,7 +25,7 @@ def _taken(fd: int) -> socket.socket:
         sock = socket.socket(fileno=fd)
         sock.set_inheritable(False)
         listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if listens and sock.family in (socket.AF_INET, socket.AF_INET6):
+        if listens and sock.family in (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX):
             return sock
         sock.detach()  # the descriptor is not ours to close
     raise ValueError(f"descriptor {fd} that systemd passed on is no socket that listens at an "

@@ -47,6 +47,20 @@ def test_systemds_socket_is_taken_and_not_inherited(
         assert sock.getsockname() == listening.getsockname()
 
 
+def test_systemds_socket_file_is_taken_and_left_to_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(path))
+        listening.listen()
+        fd = os.dup(listening.fileno())
+        (sock,) = take(monkeypatch, fd, LISTEN_PID=str(os.getpid()), LISTEN_FDS="1")
+        assert sock.fileno() == fd
+        sock.close()
+    assert path.is_socket()
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -73,11 +87,10 @@ def test_a_descriptor_that_is_not_a_listening_socket_is_a_clear_error(
     mine = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": "1"}
     with (
         socket.socket() as idle,
-        socket.socket(socket.AF_UNIX) as local,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as local,
         (tmp_path / "file").open("w") as file,
     ):
         local.bind(str(tmp_path / "socket"))
-        local.listen()
         for fd in (idle.fileno(), local.fileno(), file.fileno(), 9999):
             with pytest.raises(ValueError, match=f"descriptor {fd} .* is no socket that listens"):
                 take(monkeypatch, fd, **mine)
