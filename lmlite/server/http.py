@@ -11,13 +11,13 @@ import io
 import secrets
 import time
 import urllib.parse
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, RequestTimeout, Unavailable
-from lmlite.messages import Chat, Complete, Json, Queued, Reading, ReplyEvent
+from lmlite.errors import ApiError, BadRequest, InternalError, NotFound, RequestTimeout
+from lmlite.messages import Json
+from lmlite.server import background
 from lmlite.server.api.anthropic import routes as anthropic
 from lmlite.server.api.call import (
     PREFIX_KEY,
@@ -33,9 +33,10 @@ from lmlite.server.api.fields import Field
 from lmlite.server.api.llamacpp import routes as llamacpp
 from lmlite.server.api.lmstudio import routes as lmstudio
 from lmlite.server.api.openai import routes as openai
-from lmlite.server.api.reply import GeneratedReply, Reply
+from lmlite.server.api.reply import BackgroundReply, GeneratedReply, Reply
 from lmlite.server.api.responses import routes as responses
 from lmlite.server.api.route import (
+    ItemRoute,
     MakeReply,
     ManageRoute,
     OwnRoute,
@@ -49,26 +50,19 @@ from lmlite.server.front import wire
 from lmlite.server.front.gate import allowed_by, check_method
 from lmlite.server.front.handler import JSON_TYPE, StrictRequestHandler
 from lmlite.server.logs import Subscriber
-from lmlite.server.models import life
 from lmlite.server.models.defaults import Defaults
-from lmlite.server.models.open_requests import OpenRequest
-from lmlite.server.models.registry import Lease
 from lmlite.server.models.served_model import ServedModel
 from lmlite.server.models.settings import read_preset, with_settings
-from lmlite.server.models.supervisor import Supervisor
 from lmlite.server.server import Server
+from lmlite.server.waiting import POLL_S, Events, Waiting, counted, progress_of
 from lmlite.server.watch import metrics
 from lmlite.server.watch.health import health_of
 from lmlite.server.watch.request_count import RequestCount
 
 CLIENT_LEFT = 499  # nginx's status for a client that left; it is never sent
-POLL_S = 0.1  # between a waiting thread's checks whether its client is gone
 # A reply in one piece sends a space this often until it is complete. OpenAI's clients give up and
 # retry after 600 s without a byte. Leading spaces are valid JSON. The first also sends the status.
 SPACE_S = 60.0
-
-# What a reply is made of; a state of the model while that is being loaded, None for a pause.
-Events: TypeAlias = Generator[ReplyEvent | life.State | None, None, None]
 
 PING = wire.sse_comment("ping")
 STREAM_HEADERS = (
@@ -188,8 +182,18 @@ class Handler(StrictRequestHandler):
                 self.send_json(200, route.show(self.server.registry, self._name))
             case OwnRoute() as route:
                 route.answer(self)
+            case ItemRoute():
+                self.do_DELETE()
 
     do_HEAD = do_GET  # `send_head` omits the body
+
+    def do_DELETE(self) -> None:
+        """Shows or changes a thing that the server keeps."""
+        route = self._routes[self.command if self.command != "HEAD" else "GET"]
+        assert isinstance(route, ItemRoute)
+        query = urllib.parse.parse_qs(self.path.partition("?")[2])
+        last = {name: values[-1] for name, values in query.items()}
+        self.send_json(200, route.answer(self._name, last))
 
     def do_OPTIONS(self) -> None:
         """Lists the methods of a path, and tells browsers what a page may send."""
@@ -200,6 +204,9 @@ class Handler(StrictRequestHandler):
     def do_POST(self) -> None:
         """Passes the request to a worker, or to the registry, which may take its time."""
         route, registry = self._routes["POST"], self.server.registry
+        if isinstance(route, ItemRoute):
+            self.do_DELETE()
+            return
         body = wire.parse_json(self.rfile.read(), self.server.limits.max_values)
         if isinstance(route, ManageRoute):
             self._name_ignored(ignored_fields(body, route.fields))
@@ -285,16 +292,16 @@ class Handler(StrictRequestHandler):
             self.server.log.line_once("info", line)
         key = prefix_key(call.request, model.name, self.headers.get(PREFIX_KEY.lower()))
         self.reply_headers += [(PREFIX_KEY, key)] if key else []
+        if call.is_background:
+            waiting_reply = make_reply(call, reply_id, model, int(time.time()))
+            assert isinstance(waiting_reply, BackgroundReply)
+            self.send_json(200, background.begin(self.server, waiting_reply, model, ttl_s))
+            return
         with self.server.registry.lease(model, ttl_s) as lease:
             model = lease.model
-            count = self._count = RequestCount(
-                self.server.log, reply_id, model.name, model.file.path,
-                lambda: ready.loaded.n_gpu_layers if (ready := model.ready) else 0,
-            )  # fmt: skip
+            count = self._count = counted(self.server.log, reply_id, lease)
             reply = make_reply(call, reply_id, model, int(time.time()))
-            if count.is_traced and isinstance(call.request, Chat | Complete):
-                call = replace(call, request=replace(call.request, trace=True))
-            with contextlib.closing(self._events(lease, call, count)) as events:
+            with contextlib.closing(self._waiting().events(lease, call, count)) as events:
                 if call.stream and isinstance(reply, GeneratedReply):
                     self._stream(events, reply)
                 else:
@@ -372,68 +379,13 @@ class Handler(StrictRequestHandler):
             self.begin_pieces([JSON_TYPE], b" ")
             self.send_piece(b" ")
 
+    def _waiting(self) -> Waiting:
+        return Waiting(self.is_client_gone, self.server.limits.queue_seconds)
+
     def _keep_waiting(self) -> None:
         """Raises ConnectionAbortedError if the client is gone; else like `_send_space`."""
-        self._check_wait(None)
+        self._waiting().check()
         self._send_space()
-
-    def _events(self, lease: Lease, call: Call, count: RequestCount) -> Events:
-        """The events of a reply; None now and then while waiting for one.
-
-        While the model is being loaded, each is its state. Raises ConnectionAbortedError when the
-        client is gone, ApiError when the request failed.
-        """
-        began_s = time.monotonic()
-        while (supervisor := lease.supervisor(POLL_S)) is None:
-            self._check_wait(began_s, f"no room for {lease.model.name}", lease.shortage)
-            yield life.Loading()
-        opened = supervisor.submit(call.request, call.field_names)
-        with contextlib.closing(opened):
-            yield from self._events_of(opened, supervisor, count, began_s)
-
-    def _events_of(
-        self, opened: OpenRequest, supervisor: Supervisor, count: RequestCount, began_s: float
-    ) -> Events:
-        looked_s = began_s
-        is_queued = False
-        while not opened.is_complete:
-            event = opened.next(POLL_S)
-            now = time.monotonic()
-            is_queued = isinstance(event, Queued) or (is_queued and event is None)
-            is_queued = is_queued or opened.process is None
-            if now - looked_s >= POLL_S:
-                looked_s = now
-                self._check_wait(began_s if is_queued and not count.n_prompt else None)
-            if event is not None:
-                count.add(event)
-            state = supervisor.state
-            yield state if event is None and isinstance(state, life.Loading) else event
-
-    def _check_wait(
-        self,
-        began_s: float | None,
-        why: str = "not its turn",
-        details: Callable[[], str] | None = None,
-    ) -> None:
-        """Raises if the client is gone, or if it has waited too long since began_s."""
-        if self.is_client_gone():
-            raise ConnectionAbortedError
-        limit_s = self.server.limits.queue_seconds
-        if began_s is not None and time.monotonic() - began_s >= limit_s:
-            end = f": {details()}" if details else ""
-            raise Unavailable(f"{why} within {limit_s:g} seconds{end}")
-
-
-def progress_of(event: ReplyEvent | life.State | None) -> str:
-    """A progress message for a waiting client; "" for events that are not about waiting."""
-    match event:
-        case life.Loading(progress):
-            return f"model_load {progress:.2f}"
-        case Queued():
-            return f"queued {event.n_ahead}"
-        case Reading():
-            return f"prompt {event.n_read}/{event.n_prompt}"
-    return ""
 
 
 ROUTES = RouteTable(

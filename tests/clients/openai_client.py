@@ -4,6 +4,7 @@ Nothing of LM Studio's examples is changed but the base URL and the model.
 """
 
 import json
+import time
 from typing import Any
 
 from openai import BadRequestError, NotFoundError, OpenAI
@@ -237,3 +238,30 @@ def responses(client: OpenAI, model: str) -> None:
         raise AssertionError("an unknown response was accepted")
     except BadRequestError as err:
         assert err.code == "previous_response_not_found"
+    kept(client, first.id, first.output_text, ask)
+
+
+def kept(client: OpenAI, response_id: str, text: str, ask: dict[str, Any]) -> None:
+    """Stored responses: fetched, listed, deleted, and made in the background."""
+    assert client.responses.retrieve(response_id).output_text == text
+    (item,) = client.responses.input_items.list(response_id)
+    assert item.type == "message"
+    assert item.content[0].type in ("input_text", "output_text")
+    many: Any = [{"role": "user", "content": str(i)} for i in range(5)]
+    asked = client.responses.create(input=many, max_output_tokens=1, **ask)
+    pages = client.responses.input_items.list(asked.id, limit=2, order="asc")
+    assert [each.content[0].text for each in pages] == ["0", "1", "2", "3", "4"]
+    client.responses.delete(response_id)
+    try:
+        client.responses.retrieve(response_id)
+        raise AssertionError("a deleted response was found")
+    except NotFoundError:
+        pass
+    made = client.responses.create(input="My name is Alice.", background=True, **ask)
+    while made.status in ("queued", "in_progress"):
+        time.sleep(0.05)
+        made = client.responses.retrieve(made.id)
+    assert (made.status, made.output_text) == ("completed", text)
+    long: Any = {"ignore_eos": True}
+    endless = client.responses.create(input="Hi", background=True, extra_body=long, **ask)
+    assert client.responses.cancel(endless.id).status == "cancelled"

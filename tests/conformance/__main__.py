@@ -29,6 +29,7 @@ from lmlite.messages import Delta, ReplyEvent, Started
 from lmlite.server.api.responses.replies import ResponseReply
 from lmlite.server.api.responses.requests import parse_response
 from lmlite.server.api.responses.stored import StoredResponses
+from tests.support.house import until
 from tests.support.image_files import BLUE_JPEG, RED, png
 from tests.support.response_events import folded as folded_events
 from tests.support.response_events import nameless
@@ -68,6 +69,12 @@ RESPONSE = ["*background", "*max_output_tokens", "*previous_response_id", "*reas
             "*output.content", "*item.content", "*text.format.strict", "*metadata.*",
             "*namespace", "*tools.execution"]  # fmt: skip
 KINDS["response"] = ("Response", RESPONSE)
+# Of the items that are listed. A message has an id, which only the schema's prose knows.
+INPUT_ITEMS = {"message": "InputMessage", "function_call": "FunctionToolCall"}
+KINDS |= {
+    kind: (name, ["status", "id", "type", "*.detail", "*.image_url", "arguments"])
+    for kind, name in INPUT_ITEMS.items()
+}
 KINDS |= {  # the events of a response, by their types
     f"response.{kind}": (f"Response{name}Event", [*RESPONSE, "logprobs.top_logprobs*"])
     for kind, name in {
@@ -725,6 +732,23 @@ def check_response(run: Pass, name: str, case: Json) -> None:
         run.validate(event["type"], event, f"{name}, streamed")
     streamed = nameless(folded_events(events))
     run.expect(agree(streamed, nameless(whole)), f"{name}: streamed, another", [whole, events])
+    body["store"] = True
+    whole = run.ask("response", RESPONSES, body, name)
+    own = f"{RESPONSES}/{whole['id']}"
+    run.expect(run.server.get(own).json == whole, f"{name}: fetched, another", whole)
+    for item in run.server.get(f"{own}/input_items").json["data"]:
+        run.expect(type(item["id"]) is str, f"{name}: an item without an id", item)
+        if item["type"] == "message":
+            del item["id"]
+        if item["type"] in INPUT_ITEMS:
+            run.validate(item["type"], item, f"{name}, its input")
+    queued = run.ask("response", RESPONSES, body | {"background": True}, f"{name}, background")
+    own = f"{RESPONSES}/{queued['id']}"
+    until(lambda: run.server.get(own).json["status"] not in ("queued", "in_progress"))
+    made = run.server.get(own).json
+    run.validate("response", made, f"{name}, from the background")
+    run.expect(agree(nameless(made | {"background": False}), nameless(whole)),
+               f"{name}: made in the background, another", [whole, made])  # fmt: skip
     usage = whole["usage"]
     total = usage["input_tokens"] + usage["output_tokens"]
     run.expect(total == usage["total_tokens"], f"{name}: usage does not add up", usage)

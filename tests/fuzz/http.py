@@ -25,6 +25,8 @@ from lmlite import frames
 from lmlite.errors import ApiError
 from lmlite.messages import Request
 from lmlite.server.api.call import Call
+from lmlite.server.api.responses.requests import ResponseCall
+from lmlite.server.api.responses.stored import input_items
 from lmlite.server.api.route import WorkerRoute
 from lmlite.server.front import wire
 from lmlite.server.http import ROUTES
@@ -381,7 +383,14 @@ def parsers() -> dict[str, Callable[[Any], Call]]:
     def parser(path: str) -> Callable[[Any], Call]:
         route = ROUTES.find(path).routes["POST"]
         assert isinstance(route, WorkerRoute)
-        return lambda body: route.parse(body, defaults)
+
+        def read(body: Any) -> Call:
+            call = route.parse(body, defaults)
+            if isinstance(call, ResponseCall):
+                json.loads(wire.to_json(input_items(call.input, "resp_1")))
+            return call
+
+        return read
 
     return {kind: parser(path) for kind, path in PATHS.items()}
 

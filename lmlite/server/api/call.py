@@ -24,6 +24,7 @@ class Call:
 
     request: Work  # gets its id when it is sent
     stream: bool = False
+    is_background: bool = False  # the client asks for the reply later
     include_usage: bool = False
     encoding_format: str = "float"  # format of embeddings: float or base64
     ignored: tuple[str, ...] = ()  # names of unknown fields and parts

@@ -23,7 +23,8 @@ def planned(call: Call) -> Call:
     if isinstance(request, Embed):
         return replace(call, request=replace(request, dry_run=True))
     assert isinstance(request, Chat | Complete)
-    return replace(call, request=replace(request, n=1, dry_run=True), stream=False)
+    return replace(call, request=replace(request, n=1, dry_run=True),
+                   stream=False, is_background=False)  # fmt: skip
 
 
 def planning(parse: Callable[..., Call]) -> Callable[..., Call]:

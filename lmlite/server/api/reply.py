@@ -119,6 +119,22 @@ class GeneratedReply(Reply, Writer):
         """The end of a stream that fails after its beginning."""
 
 
+class BackgroundReply(GeneratedReply):
+    """A reply that no connection waits for: it stores what becomes of it."""
+
+    @abstractmethod
+    def begin(self) -> Json:
+        """Stores that it will be made; returns the object for the client. Raises an ApiError."""
+
+    @abstractmethod
+    def is_unwanted(self) -> bool:
+        """Whether the client has cancelled or deleted it."""
+
+    @abstractmethod
+    def fail(self, error: ApiError) -> None:
+        """Stores that it has failed."""
+
+
 def typed_event(data: Json) -> bytes:
     """A server-sent event; its name is the `type` in its data."""
     return b"event: %b\n%b" % (data["type"].encode(), wire.sse_event(wire.to_json(data)))

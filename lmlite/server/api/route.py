@@ -18,6 +18,7 @@ from lmlite.server.models.served_model import ServedModel
 
 # A waiting handler calls it now and then. It raises ConnectionAbortedError if the client is gone.
 Poll = Callable[[], object]
+Query = dict[str, str]  # the fields after the "?" of a target; of a repeated one, the last value
 ErrorBody = Callable[[ApiError, str], Json]  # the error, and the request's id
 
 
@@ -74,7 +75,17 @@ class OwnRoute:
     method = "GET"
 
 
-Route = WorkerRoute | ManageRoute | PageRoute | OwnRoute
+@dataclass(frozen=True)
+class ItemRoute:
+    """An endpoint about one thing that the server keeps. A body is read and dropped."""
+
+    method: str
+    path: str  # ends with "/"; clients append the thing's name
+    answer: Callable[[str, Query], Json]  # arguments: that name, and the query
+    error_body: ErrorBody = openai_error
+
+
+Route = WorkerRoute | ManageRoute | PageRoute | OwnRoute | ItemRoute
 
 
 class Found(NamedTuple):

@@ -16,7 +16,7 @@ from lmlite.server.front.wire import Head
 
 Headers = list[tuple[str, str]]
 
-METHODS = ("GET", "HEAD", "POST", "OPTIONS")
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
 LOOPBACK_HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 # Names that containers have for their host, and mDNS names. Anybody on the network can take such a
 # name, and lead a web page to this server through it. So requests to these names need a key.
@@ -109,7 +109,7 @@ class Gate:
         if not self._is_listed(head.headers.get("origin", "")):
             return []
         headers = [
-            ("Access-Control-Allow-Methods", "GET, POST"),
+            ("Access-Control-Allow-Methods", "GET, POST, DELETE"),
             ("Access-Control-Allow-Headers", "Authorization, *"),  # * excludes Authorization
             ("Access-Control-Max-Age", "600"),
         ]

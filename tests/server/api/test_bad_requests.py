@@ -236,7 +236,10 @@ def test_the_right_methods_are_listed_with_a_405(server: RunningServer) -> None:
     assert server.post("/v1/models").headers["allow"] == "GET, HEAD, OPTIONS"
     for path in (CHAT, "/nothing"):
         unknown = server.request("BREW", path)
-        assert (unknown.status, unknown.headers["allow"]) == (405, "GET, HEAD, POST, OPTIONS")
+        assert (unknown.status, unknown.headers["allow"]) == (
+            405,
+            "GET, HEAD, POST, DELETE, OPTIONS",
+        )
 
 
 # ---- bytes that no client library would send -------------------------------------------------

@@ -188,7 +188,7 @@ def test_only_pages_of_listed_origins_may_ask_and_read() -> None:
         "Vary": "Origin",
         "Access-Control-Allow-Origin": APP,
         "Access-Control-Expose-Headers": EXPOSED,
-        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Methods": "GET, POST, DELETE",
         "Access-Control-Allow-Headers": "Authorization, *",
         "Access-Control-Max-Age": "600",
     }
@@ -513,7 +513,7 @@ def test_a_browser_is_told_what_a_listed_page_may_send(open_house: Any) -> None:
     assert told == {
         "Access-Control-Allow-Origin": APP,
         "Access-Control-Expose-Headers": EXPOSED,
-        "Access-Control-Allow-Methods": "GET, POST",
+        "Access-Control-Allow-Methods": "GET, POST, DELETE",
         "Access-Control-Allow-Headers": "Authorization, *",
         "Access-Control-Max-Age": "600",
         "Access-Control-Allow-Private-Network": "true",

@@ -16,6 +16,7 @@ from lmlite.server.api.lmstudio.errors import native_error
 from lmlite.server.api.lmstudio.models import instance_id
 from lmlite.server.api.lmstudio.pace import Pace
 from lmlite.server.api.reply import GeneratedReply, Incoming, typed_event
+from lmlite.server.api.responses.stored import Record
 from lmlite.server.api.turn import Part
 from lmlite.server.models import life
 from lmlite.server.models.served_model import ServedModel
@@ -66,7 +67,7 @@ class NativeReply(GeneratedReply):
         data = super().add(event)
         if isinstance(event, Finished) and self.call.stored:
             messages = filter(says_something, (*self.call.conversation, self._message()))
-            self.call.stored.keep(self.id, tuple(messages))
+            self.call.stored.keep(self.id, Record(tuple(messages)))
             self._is_kept = True
         return data
 

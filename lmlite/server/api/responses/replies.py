@@ -7,14 +7,15 @@ from collections.abc import Iterable, Sequence
 from itertools import count
 from typing import NamedTuple
 
-from lmlite.errors import ApiError
+from lmlite.errors import ApiError, InternalError
 from lmlite.messages import ChatMessage, Delta, Finished, Json, Started, ToolCall
 from lmlite.server.api.call import Call
 from lmlite.server.api.chat.custom_tools import as_arguments
 from lmlite.server.api.chat.messages import says_something
 from lmlite.server.api.openai.replies import logprob_object
-from lmlite.server.api.reply import GeneratedReply, Incoming, typed_event
+from lmlite.server.api.reply import BackgroundReply, Incoming, typed_event
 from lmlite.server.api.responses.requests import ResponseCall
+from lmlite.server.api.responses.stored import Record, input_items
 from lmlite.server.api.responses.tools import SEARCH
 from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
@@ -38,7 +39,7 @@ _CUSTOM = _Form("custom_tool_call", "ctc", "response.custom_tool_call_input", "i
 _SEARCH = _Form("tool_search_call", "tsc", "", "arguments")
 
 
-class ResponseReply(GeneratedReply):
+class ResponseReply(BackgroundReply):
     """The reply to POST /v1/responses."""
 
     call: ResponseCall
@@ -56,12 +57,54 @@ class ResponseReply(GeneratedReply):
         return self._response("incomplete" if end and end.reason == "length" else "completed")
 
     def add(self, event: Incoming) -> bytes:
-        """Takes the next event; the last one stores the conversation."""
+        """Takes the next event; the last one stores the response."""
         data = super().add(event)
-        if isinstance(event, Finished) and self.call.stored:
+        if isinstance(event, Started) and self.call.is_background:
+            self._change(self._record("in_progress"))
+        elif isinstance(event, Finished) and self.call.stored:
             messages = filter(says_something, (*self.call.conversation, self._message()))
-            self.call.stored.keep(self.id, tuple(messages))
+            record = Record(
+                tuple(messages), wire.to_json(self.whole()), self._items(),
+                is_background=self.call.is_background,
+            )  # fmt: skip
+            if not self.call.is_background:
+                self.call.stored.keep(self.id, record)
+            elif record.is_small:
+                self._change(record)
+            else:
+                self.fail(InternalError("the response is too long to be stored"))
         return data
+
+    # ---- in the background -----------------------------------------------------------------
+
+    def begin(self) -> Json:
+        """Stores that it waits; returns the object for the client. Raises an ApiError."""
+        assert self.call.stored
+        self.call.stored.begin(self.id, self._record("queued"))
+        return self._response("queued")
+
+    def is_unwanted(self) -> bool:
+        """Whether the client has cancelled or deleted it, or it was forgotten."""
+        assert self.call.stored
+        return not self.call.stored.is_running(self.id)
+
+    def fail(self, error: ApiError) -> None:
+        """Stores that it has failed."""
+        failed = wire.to_json(self._failed(error) | {"output": []})
+        self._change(Record((), failed, self._items(), is_background=True, can_continue=False))
+
+    def _record(self, status: str) -> Record:
+        """The record of a response that is being made, whose output nobody sees yet."""
+        response = wire.to_json(self._response(status) | {"output": []})
+        return Record(self.call.conversation, response, self._items(),
+                      is_background=True, is_running=True, can_continue=False)  # fmt: skip
+
+    def _items(self) -> bytes:
+        return wire.to_json(input_items(self.call.input, self.id))
+
+    def _change(self, record: Record) -> None:
+        assert self.call.stored
+        self.call.stored.change(self.id, record)
 
     def text_logprobs(self, delta: Delta) -> Sequence[Json]:
         """The entries of the last tokens that cover the text; earlier tokens were tags."""
@@ -89,10 +132,7 @@ class ResponseReply(GeneratedReply):
         for part in self.turns[0].parts:
             if part.status == "in_progress":
                 part.status = "incomplete"
-        # OpenAI allows only certain codes here. These two are the general ones.
-        code = "server_error" if error.status >= 500 else "invalid_prompt"
-        failure = {"error": {"code": code, "message": error.message}}
-        return self._event("response.failed", {"response": self._response("failed") | failure})
+        return self._event("response.failed", {"response": self._failed(error)})
 
     def started(self, _event: Started) -> None:
         """Writes the response, still without output."""
@@ -152,7 +192,7 @@ class ResponseReply(GeneratedReply):
     # ---- the objects -----------------------------------------------------------------------
 
     def _response(self, status: str) -> Json:
-        turn = self.turns[0]
+        turn = self.turns.get(0)
         found: Json = {
             "id": self.id,
             "object": "response",
@@ -160,15 +200,20 @@ class ResponseReply(GeneratedReply):
             "model": self.model.name,
             **self.call.settings,
             "status": status,
-            "output": [self._item(part) for part in turn.parts],
+            "output": [self._item(part) for part in turn.parts] if turn else [],
             "error": None,
             "incomplete_details": None,
         }
         if status == "incomplete":
             found["incomplete_details"] = {"reason": "max_output_tokens"}
-        if turn.end is not None:
+        if turn and turn.end is not None:
             found["usage"] = self._usage()
         return found
+
+    def _failed(self, error: ApiError) -> Json:
+        # OpenAI allows only certain codes here. These two are the general ones.
+        code = "server_error" if error.status >= 500 else "invalid_prompt"
+        return self._response("failed") | {"error": {"code": code, "message": error.message}}
 
     def _item(self, part: Part) -> Json:
         """An output item. While it is in progress its content is empty: events carry the text."""

@@ -4,6 +4,7 @@ Pure, except that it looks up the conversations of earlier responses.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from lmlite.errors import FieldNames
 from lmlite.messages import Chat, ChatMessage, Json
@@ -37,6 +38,7 @@ class ResponseCall(Call):
 
     conversation: Conversation = ()  # before the reply, without instructions
     stored: StoredResponses | None = None  # where to keep the conversation; None: not kept
+    input: Any = ()  # a text, or items
     settings: Json = field(default_factory=dict)  # of the request, as the response repeats them
     tools: ResponseTools = field(default_factory=ResponseTools)
 
@@ -74,6 +76,7 @@ def parse_response(
         request=request,
         ignored=ignored_fields(body, RESPONSE_FIELDS, ignored),
         field_names=_NAMES,
+        is_background=asked["background"].boolean() is True,
     )
     return ResponseCall(
         **vars(call),
@@ -81,12 +84,14 @@ def parse_response(
         stored=stored if asked["store"].value is None or asked["store"].boolean() else None,
         settings=_settings(asked, request) | {"tools": tools.as_sent},
         tools=tools.known_as,
+        input=asked["input"].value,
     )
 
 
 def _refuse_unsupported(body: Field) -> None:
-    if body["background"].boolean():
-        body["background"].unsupported("background is not supported: responses are sent at once")
+    if body["background"].boolean() and (body["store"].value is False or body["stream"].value):
+        body["background"].refuse("a background response is stored and polled, and so has no "
+                                  "store: false or stream: true")  # fmt: skip
     if body["truncation"].string() not in (None, "disabled", "auto"):
         body["truncation"].refuse("truncation is auto or disabled")
     for name in ("conversation", "prompt"):
@@ -106,7 +111,7 @@ def _settings(body: Field, request: Chat) -> Json:
     if not all(type(value) is str for value in metadata.value.values()):
         metadata.refuse("metadata maps names to strings")
     return {
-        "background": False,
+        "background": body["background"].value is True,
         "instructions": body["instructions"].value,
         "max_output_tokens": params.max_tokens,
         "metadata": metadata.value,

@@ -9,7 +9,7 @@ import pytest
 from lmlite.errors import BadRequest
 from lmlite.messages import Chat, ChatMessage, Image
 from lmlite.server.api.lmstudio.chat import NativeCall, parse_native_chat
-from lmlite.server.api.responses.stored import StoredResponses
+from lmlite.server.api.responses.stored import Record, StoredResponses
 from lmlite.server.models.defaults import NO_DEFAULTS
 from tests.support.image_files import RED, png
 from tests.support.listed_models import EFFORTS, SWITCH, listed_model
@@ -87,7 +87,7 @@ def test_an_image_is_refused_by_a_model_that_sees_none() -> None:
 def test_a_conversation_goes_on_after_any_of_its_replies() -> None:
     stored = StoredResponses()
     said = (ChatMessage("system", "Be brief."), USER, ChatMessage("assistant", "Hello"))
-    stored.keep("resp_1", said)
+    stored.keep("resp_1", Record(said))
     more = ChatMessage("user", "And?")
     assert chat(stored, input="And?", previous_response_id="resp_1").messages == (*said, more)
     other = chat(stored, input="And?", previous_response_id="resp_1", system_prompt="Rhyme.")

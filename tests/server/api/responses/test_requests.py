@@ -11,7 +11,7 @@ from lmlite.server.api.responses.requests import (
     ResponseCall,
     parse_response,
 )
-from lmlite.server.api.responses.stored import StoredResponses
+from lmlite.server.api.responses.stored import Record, StoredResponses
 from lmlite.server.forms.schemas import honoured_schema
 from lmlite.server.models.defaults import Defaults
 
@@ -207,7 +207,7 @@ def test_a_call_that_was_cut_stays_and_one_without_a_name_goes() -> None:
 
 def test_instructions_come_first_and_stay_out_of_the_conversation() -> None:
     stored = StoredResponses()
-    stored.keep("resp_1", (ChatMessage("user", "A"), ChatMessage("assistant", "B")))
+    stored.keep("resp_1", Record((ChatMessage("user", "A"), ChatMessage("assistant", "B"))))
     found = parse("Hi", stored, instructions="Be brief.", previous_response_id="resp_1")
     assert found.conversation == (ChatMessage("user", "A"), ChatMessage("assistant", "B"), HI)
     assert isinstance(found.request, Chat)
@@ -496,8 +496,10 @@ def test_nulls_are_as_if_they_were_not_there() -> None:
         ({"temperature": "hot"}, "temperature", None, "temperature is not a number"),
         ({"metadata": {"a": 1}}, "metadata", None, "metadata maps names to strings"),
         ({"truncation": "last"}, "truncation", None, "truncation is auto or disabled"),
-        ({"background": True}, "background", "unsupported_background",
-         "background is not supported: responses are sent at once"),
+        ({"background": True, "stream": True}, "background", None,
+         "a background response is stored and polled, and so has no store: false or stream: true"),
+        ({"background": True, "store": False}, "background", None,
+         "a background response is stored and polled, and so has no store: false or stream: true"),
         ({"conversation": "conv_1"}, "conversation", "unsupported_conversation",
          "conversation is not supported: this server stores none"),
         ({"prompt": {"id": "p"}}, "prompt", "unsupported_prompt",

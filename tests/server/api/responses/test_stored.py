@@ -12,6 +12,7 @@ from lmlite.messages import ChatMessage, ToolCall
 from lmlite.server.api.responses.stored import (
     MAX_CONVERSATION_BYTES,
     MESSAGE_BYTES,
+    Record,
     StoredResponses,
     size_of,
 )
@@ -31,7 +32,7 @@ def remembered(stored: StoredResponses, *names: str) -> list[str]:
 
 def test_a_conversation_is_found_by_the_id_of_its_response() -> None:
     stored = StoredResponses()
-    stored.keep("resp_1", HI)
+    stored.keep("resp_1", Record(HI))
     assert stored.find("resp_1") is HI
 
 
@@ -46,24 +47,24 @@ def test_an_unknown_id_is_refused_as_openai_does() -> None:
 
 def test_the_least_recently_used_is_dropped_first() -> None:
     stored = StoredResponses(max_responses=2)
-    stored.keep("a", HI)
-    stored.keep("b", HI)
+    stored.keep("a", Record(HI))
+    stored.keep("b", Record(HI))
     stored.find("a")
-    stored.keep("c", HI)
+    stored.keep("c", Record(HI))
     assert remembered(stored, *"abc") == ["a", "c"]
 
 
 def test_the_limit_of_bytes_holds() -> None:
     stored = StoredResponses(max_bytes=3 * size_of(HI))
     for name in "abcd":
-        stored.keep(name, HI)
+        stored.keep(name, Record(HI))
     assert remembered(stored, *"abcd") == ["b", "c", "d"]
 
 
 def test_a_conversation_that_is_too_long_is_not_stored_and_displaces_nothing() -> None:
     stored = StoredResponses()
-    stored.keep("short", HI)
-    stored.keep("long", (ChatMessage("user", "x" * MAX_CONVERSATION_BYTES),))
+    stored.keep("short", Record(HI))
+    stored.keep("long", Record((ChatMessage("user", "x" * MAX_CONVERSATION_BYTES),)))
     assert remembered(stored, "short", "long") == ["short"]
 
 
@@ -88,7 +89,7 @@ def test_threads_do_not_lose_count() -> None:
 
     def keep_and_find(names: list[str]) -> None:
         for name in names:
-            stored.keep(name, HI)
+            stored.keep(name, Record(HI))
             remembered(stored, name)
 
     threads = [threading.Thread(target=keep_and_find, args=(some,)) for some in names]
