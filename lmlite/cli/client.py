@@ -6,7 +6,7 @@ import http.client
 import json
 import socket
 import urllib.parse
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,13 +43,19 @@ class Client:
         return parts.scheme == "unix" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
     def ask(
-        self, method: str, path: str, body: Json | None = None, timeout_s: float | None = ANSWER_S
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        timeout_s: float | None = ANSWER_S,
+        connected: Callable[[socket.socket], None] = lambda _sock: None,
     ) -> Json:
         """The JSON object that the server answers. Raises CommandError.
 
-        `timeout_s` is the longest silence; None: no limit, for what may take long.
+        `timeout_s` is the longest silence; None: no limit, for what may take long. `connected`
+        gets the connection before the request is sent, so that another thread can end it.
         """
-        data = b"".join(self.lines(method, path, body, timeout_s))
+        data = b"".join(self.lines(method, path, body, timeout_s, connected))
         # A server that has kept a client waiting can only tell of an error under the status 200.
         if message := _message(data):
             raise CommandError(message, 1)
@@ -59,14 +65,23 @@ class Client:
         raise CommandError(f"{self.url} does not answer as lmlite does", 1)
 
     def lines(
-        self, method: str, path: str, body: Json | None = None, timeout_s: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: Json | None = None,
+        timeout_s: float | None = None,
+        connected: Callable[[socket.socket], None] = lambda _sock: None,
     ) -> Generator[bytes]:
         """Returns once the server has accepted the request, with the lines of its answer.
 
         Raises CommandError; so does the iterator. Closing the iterator closes the connection.
         """
         with self._failures():
-            response = self._response(method, path, body, timeout_s)
+            connection = self._connection()
+            connection.connect()
+            connection.sock.settimeout(timeout_s)
+            connected(connection.sock)
+            response = self._response(connection, method, path, body)
         return self._read(response)
 
     def model_list(self) -> Json:
@@ -78,12 +93,9 @@ class Client:
         raise CommandError(f"{self.url} has no list of models", 1)
 
     def _response(
-        self, method: str, path: str, body: Json | None, timeout_s: float | None
+        self, connection: http.client.HTTPConnection, method: str, path: str, body: Json | None
     ) -> http.client.HTTPResponse:
         """Raises OSError, ValueError, HTTPException, CommandError."""
-        connection = self._connection()
-        connection.connect()
-        connection.sock.settimeout(timeout_s)
         headers: dict[str, str | bytes] = {"Content-Type": "application/json"} if body else {}
         if self.key is not None:
             headers["Authorization"] = b"Bearer " + self.key

@@ -21,7 +21,7 @@ from lmlite.cli.flags import CommandError
 # no command waits for the imports of the others.
 FILES = {"serve": "serve", "chat": "chat", "get": "get", "ls": "ls", "ps": "ps", "load": "load",
          "unload": "load", "import": "files", "rm": "files", "status": "status", "log": "log",
-         "unit": "unit", "version": "version", "help": "manual"}  # fmt: skip
+         "mcp": "mcp", "unit": "unit", "version": "version", "help": "manual"}  # fmt: skip
 
 
 def main(

@@ -249,6 +249,7 @@ LS_FLAGS = (
     *CLIENT_FLAGS,
 )  # fmt: skip
 PS_FLAGS = STATUS_FLAGS = (_JSON, *CLIENT_FLAGS)
+MCP_FLAGS = CLIENT_FLAGS
 LOAD_FLAGS = (
     Flag("--ctx", "N", "context size in tokens, shared by all sequences", _count, dest="n_ctx"),
     Flag("--ttl", "SECONDS", "unload the model after this long without requests (default: never)",
