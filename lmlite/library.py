@@ -1,9 +1,10 @@
-"""Finds the native libraries, and whether they support a GPU, without loading them."""
+"""Finds the native libraries, and what they support, without loading them."""
 
 import os
 from pathlib import Path
 
-_WITHOUT_GPU = ("cpu", "blas")  # ggml's other backends are for GPUs
+RPC_NAME = "libggml-rpc.so"  # speaks to hosts that hold layers of a model
+_WITHOUT_GPU = ("cpu", "blas", "rpc")  # ggml's other backends are for GPUs
 
 
 def library_folder(lib_path: str | None) -> Path:
@@ -16,3 +17,8 @@ def drives_a_gpu(lib_path: str | None) -> bool:
     """Whether the libraries can keep weights in a GPU's memory."""
     parts = library_folder(lib_path).glob("libggml-*.so")
     return any(not path.stem.removeprefix("libggml-").startswith(_WITHOUT_GPU) for path in parts)
+
+
+def reaches_hosts(lib_path: str | None) -> bool:
+    """Whether the libraries can place layers of a model on other hosts."""
+    return (library_folder(lib_path) / RPC_NAME).is_file()

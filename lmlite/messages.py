@@ -84,6 +84,8 @@ class Load:
     prefill_budget_s: float = 0.25  # time for prompts in a step that also generates
     n_gpu_layers: int = -1  # -1: as many as fit
     uses_gpu: bool = False  # whether the library may look for a GPU
+    hosts: tuple[str, ...] = ()  # HOST:PORT of RPC servers that hold the layers
+    tensor_split: tuple[float, ...] = ()  # their devices' shares; (): by their memory
     cache_type_k: str = "f16"  # one of CACHE_TYPES
     cache_type_v: str = "f16"
     flash_attn: str = "auto"

@@ -175,7 +175,7 @@ def tracked_files() -> list[str]:
 
 
 COMMANDS = ("serve", "log stream", "get", "ls", "ps", "load", "unload", "status", "import", "rm",
-            "version", "chat")  # fmt: skip
+            "version", "chat", "rpc-server")  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -21,7 +21,8 @@ from lmlite.cli.flags import CommandError
 # no command waits for the imports of the others.
 FILES = {"serve": "serve", "chat": "chat", "get": "get", "ls": "ls", "ps": "ps", "load": "load",
          "unload": "load", "import": "files", "rm": "files", "status": "status", "log": "log",
-         "mcp": "mcp", "unit": "unit", "version": "version", "help": "manual"}  # fmt: skip
+         "rpc-server": "rpc_server", "mcp": "mcp", "unit": "unit", "version": "version",
+         "help": "manual"}  # fmt: skip
 
 
 def main(

@@ -138,6 +138,28 @@ _kinds = _value(lambda text: tuple(text.split(",")), {"input", "output"}.issuper
                 "must be input, output or input,output")  # fmt: skip
 
 MODEL_FLAG = Flag("-m/--model", "FILE", "the same", dest="more_files", repeats=True)
+MAX_HOSTS = 16  # GGML_RPC_MAX_SERVERS
+
+
+def _hosts(text: str) -> tuple[str, ...]:
+    """Raises ValueError."""
+    hosts = tuple(text.split(","))
+    for each in hosts:
+        host, _, port = each.rpartition(":")
+        if not is_host(host) or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+            raise ValueError("must be HOST:PORT, with commas between several")
+    if len(set(hosts)) != len(hosts) or len(hosts) > MAX_HOSTS:
+        raise ValueError(f"must be at most {MAX_HOSTS} different hosts")
+    return hosts
+
+
+def _shares(text: str) -> tuple[float, ...]:
+    shares = tuple(float(part) for part in text.split(","))
+    if len(shares) > MAX_HOSTS or not all(0 <= share < 1e9 for share in shares) or not sum(shares):
+        raise ValueError
+    return shares
+
+
 SERVE_FLAGS = (
     Flag("--config", "FILE", "settings in TOML, by the names of these flags: port = 8080; a flag "
          "goes before its variable, such as LMLITE_PORT, and that before the file"),
@@ -197,6 +219,10 @@ SERVE_FLAGS = (
          "being answered", _seconds, default=0.25, dest="prefill_budget_s"),
     Flag("--gpu-layers", "N", "layers to put on the GPU; -1 for all", _layers, default=-1,
          dest="n_gpu_layers"),
+    Flag("--rpc", "HOST:PORT,...", "place the model's layers on these hosts, on each of which "
+         "`lmlite rpc-server` runs", _value(_hosts), dest="hosts"),
+    Flag("--tensor-split", "N,N,...", "the hosts' shares of the layers, such as 3,1 (default: by "
+         "their memory)", _value(_shares, requirement="must be numbers, such as 3,1, not all 0")),
     Flag("--cache-type-k", "|".join(CACHE_TYPES), "data type of cached keys", default="f16"),
     Flag("--cache-type-v", "|".join(CACHE_TYPES), "data type of cached values; quantized "
          "types need flash attention", default="f16"),
@@ -230,6 +256,13 @@ SERVE_FLAGS = (
          "package's own)"),
     Flag("--log-level", "|".join(LEVELS), "lowest level that standard error shows", default="info"),
     Flag("--log-json", "", "write each line to standard error as a JSON object"),
+)  # fmt: skip
+RPC_SERVER_FLAGS = (
+    Flag("--host", "ADDRESS", "IPv4 address to listen on", default="127.0.0.1"),
+    Flag("--port", "N", "port to listen on; 0 picks a free one", _port, default=50052),
+    Flag("--threads", "N", "threads (default: one per core)", _count, dest="n_threads"),
+    Flag("--lib", "PATH", "folder of the native libraries (default: $LMLITE_LIB, else the "
+         "package's own)"),
 )  # fmt: skip
 CLIENT_FLAGS = (
     Flag("--url", "URL", "address of the server, or unix:/PATH", default="http://127.0.0.1:1234"),

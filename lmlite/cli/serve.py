@@ -23,7 +23,7 @@ from lmlite.cli.flags import (
 )
 from lmlite.errors import ModelFailed, ModelFileError
 from lmlite.gguf.file import ModelFile
-from lmlite.library import drives_a_gpu, library_folder
+from lmlite.library import RPC_NAME, drives_a_gpu, library_folder, reaches_hosts
 from lmlite.messages import Load, RopeScaling
 from lmlite.server.api import sampling
 from lmlite.server.front import sockets as listening
@@ -218,9 +218,9 @@ def catalog_of(given: argparse.Namespace) -> Catalog:
         aliases[name] = path
     if len(files) == 1 and not given.folders:
         aliases = {name: path or files[0] for name, path in aliases.items()}
-    elif given.mmproj_path or given.chat_template_path or "" in aliases.values():
-        raise CommandError("--mmproj, --chat-template and --alias NAME are for a single model; "
-                           "with several, write --alias NAME=FILE", 2)  # fmt: skip
+    elif given.mmproj_path or given.chat_template_path or given.hosts or "" in aliases.values():
+        raise CommandError("--mmproj, --chat-template, --rpc and --alias NAME are for a single "
+                           "model; with several, write --alias NAME=FILE", 2)  # fmt: skip
     return Catalog(files, folders, aliases)
 
 
@@ -243,7 +243,9 @@ def limits_of(given: argparse.Namespace) -> Limits:
 
 
 def load_of(given: argparse.Namespace, limits: Limits) -> Load:
-    """The settings of all workers from the command line."""
+    """The settings of all workers from the command line. Raises CommandError."""
+    if given.hosts and not reaches_hosts(given.lib):
+        raise CommandError(f"--rpc needs {RPC_NAME}: build it with -DGGML_RPC=ON", 2)
     drives_gpu = drives_a_gpu(given.lib)
     return _taken(
         Load,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from lmlite.contexts import (
     EMBEDDING_LANES,
@@ -27,6 +27,7 @@ from lmlite.worker.guard.model_files import ModelFiles
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.context import Context
+from lmlite.worker.llama.hosts import add_hosts
 from lmlite.worker.llama.model import Model
 from lmlite.worker.media import MediaEncoder
 from lmlite.worker.memory.checkpoint_files import CheckpointFiles, identity_of
@@ -34,6 +35,8 @@ from lmlite.worker.memory.checkpoints import Checkpoints, ParkedLanes
 from lmlite.worker.pairs import Pairs
 from lmlite.worker.preparer import Preparer
 from lmlite.worker.threads import ThreadGovernor
+
+Result = TypeVar("Result")
 
 LOAD_FAULTS = (capi.LibraryError, LlamaError, TemplateError)
 
@@ -44,11 +47,14 @@ class LoadedModel:
     def __init__(self, load: Load, send: Callable[[Iterable[Event]], None]) -> None:
         """`send` takes progress and notes. Raises the LOAD_FAULTS, and FilesChanged."""
         self._load, self._send = load, send
+        self._writes_are_bound: bool | None = None
         lib = capi.load(load.lib_path, load.log_level)
         lib.llama_backend_init()
         with ExitStack() as self._stack:  # closes in reverse order, also if a later step fails
             own = self._stack.enter_context
             self.files = own(closing(ModelFiles(load.parts)))
+            if load.hosts:
+                self._reach_hosts(lib)
             self._model = model = own(closing(self._load_model(lib)))
             self.files.check_names()
             if model.has_encoder:
@@ -70,7 +76,7 @@ class LoadedModel:
                 Pairs(model) if load.ranker else None,
             )  # fmt: skip
             self._give_memory_back(lib)
-            if load.sandbox:  # must come before more threads: it does not cover existing ones
+            if load.sandbox:  # must come before more threads: Landlock covers no existing ones
                 self._enter_sandbox()
             n_together = None if load.uses_gpu else CPU_TOGETHER
             self.embedder = own(closing(Embedder(self._make_embedding_context, n_together)))
@@ -108,6 +114,7 @@ class LoadedModel:
             lib,
             load.model_path,
             n_gpu_layers=load.n_gpu_layers,
+            tensor_split=load.tensor_split,
             on_progress=lambda fraction: self._send([Loading(fraction)]),
         )
         n_file = sum(part.n_bytes for part in load.parts)
@@ -226,14 +233,27 @@ class LoadedModel:
                 raise LlamaError(f"{load.cache_dir} cannot keep checkpoints: {err}") from None
             yield self._stack.enter_context(closing(files))
 
-    def _enter_sandbox(self) -> None:
+    def _reach_hosts(self, lib: Any) -> None:
+        """Connects before the sandbox closes: later, the model's own connections are all it has.
+
+        Each connection has a thread of the library, so Landlock comes before.
+        """
+        if self._load.sandbox:
+            self._writes_are_bound = self._in_cache_dir(sandbox.bound_writes)
+        add_hosts(lib, self._load.lib_path, self._load.hosts)
+
+    def _in_cache_dir(self, protect: Callable[[str | None], Result]) -> Result:
         folder = self._load.cache_dir
         try:
             if folder is not None:
                 Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-            missing = sandbox.enter(folder)
+            return protect(folder)
         except OSError as err:
             raise LlamaError(f"{folder} cannot keep checkpoints: {err}") from None
+
+    def _enter_sandbox(self) -> None:
+        enter = functools.partial(sandbox.enter, writes_are_bound=self._writes_are_bound)
+        missing = self._in_cache_dir(enter)
         if missing:
             self._note("warning", "; ".join(missing))
 

@@ -1,8 +1,9 @@
 """Enters the sandbox, tries forbidden and required operations, and prints the outcomes.
 
-    python -m tests.support.sandbox_probe FOLDER OUTSIDE [without landlock]
+    python -m tests.support.sandbox_probe FOLDER OUTSIDE [OPTION]
 
 FOLDER may be written to, or is "-"; OUTSIDE holds the files `read` and `spare`.
+OPTION is "without landlock", "landlock before" or "accepting".
 """
 
 import ctypes
@@ -56,6 +57,21 @@ def fork() -> None:
         os._exit(0)
 
 
+def connections() -> dict[str, Callable[[], object]]:
+    """What can be done with sockets that are open when the sandbox closes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    waiting = socket.create_connection(listener.getsockname())
+    accepted, _ = listener.accept()
+    unconnected, another = socket.socket(), socket.create_connection(listener.getsockname())
+    assert another.fileno() >= 0
+    return {
+        "an open connection": lambda: accepted.recv(waiting.send(b"x")),
+        "another connection": lambda: unconnected.connect(listener.getsockname()),
+        "accepting": lambda: listener.accept()[0].close(),
+        "listening": lambda: unconnected.listen(),
+    }
+
+
 def attempts(folder: Path | None, outside: Path) -> dict[str, Callable[[], object]]:
     machine = sandbox._machine()
     assert machine is not None
@@ -101,8 +117,12 @@ def attempts(folder: Path | None, outside: Path) -> dict[str, Callable[[], objec
 
 def main(folder: str, outside: str, *options: str) -> None:
     inside = None if folder == "-" else folder
-    missing = sandbox.enter(inside, use_landlock="without landlock" not in options)
-    tried = attempts(Path(inside) if inside else None, Path(outside))
+    bound = False if "without landlock" in options else None
+    sockets = connections()
+    if "landlock before" in options:
+        bound = sandbox.bound_writes(inside)
+    missing = sandbox.enter(inside, writes_are_bound=bound, accepts="accepting" in options)
+    tried = attempts(Path(inside) if inside else None, Path(outside)) | sockets
     outcomes = {name: outcome(attempt) for name, attempt in tried.items()}
     json.dump({"missing": missing, "outcomes": outcomes}, sys.stdout)
 

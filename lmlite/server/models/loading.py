@@ -21,6 +21,7 @@ from lmlite.messages import Load, RopeScaling
 from lmlite.server.logs import Log
 from lmlite.server.models.catalog import Catalog, CatalogEntry
 from lmlite.server.models.defaults import Defaults
+from lmlite.server.models.hosts import Hosts
 from lmlite.server.models.machine_memory import Bound, Share, least_bound
 from lmlite.server.models.model_check import Identity, has_changed, path_identity
 from lmlite.server.models.served_model import ServedModel
@@ -169,7 +170,7 @@ class Shelf:
     def bound(self, loaded: Sequence[ServedModel]) -> Bound | None:
         """What one more model may take beside these. None: no bound is known."""
         # This process loads no GPU driver, so it does not know how much memory a GPU has.
-        if self._options.load.uses_gpu and self._options.memory is None:
+        if _is_elsewhere(self._options.load) and self._options.memory is None:
             return None
         shares = [
             Share(model.plan.estimate.total, model.supervisor.pid if model.supervisor else None)
@@ -183,7 +184,7 @@ class Shelf:
         """Shrinks caches and context to the available memory. Raises DoesNotFit."""
         assert model.wanted is not None
         load = replace(model.wanted, **changes)
-        if bound is None or load.uses_gpu:
+        if bound is None or _is_elsewhere(load):
             return memory_estimate.plan(model.file, load, None, projector=model.projector)
         n_bytes = max(0, bound.n_bytes)
         return memory_estimate.plan(model.file, load, n_bytes, bound.because, model.projector)
@@ -197,6 +198,7 @@ class Shelf:
             file=model.file,
             projector=model.projector,
             prestarted=self._take_prestarted(),
+            hosts=Hosts(plan.load, plan.estimate) if plan.load.hosts else None,
         )
 
     def close(self) -> None:
@@ -209,6 +211,11 @@ class Shelf:
         with self._making:
             prestarted, self._prestarted = self._prestarted, None
         return prestarted
+
+
+def _is_elsewhere(load: Load) -> bool:
+    """Whether most of a model takes no memory of this machine's own."""
+    return load.uses_gpu or bool(load.hosts)
 
 
 def projector_path(entry: CatalogEntry) -> str | None:

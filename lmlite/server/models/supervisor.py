@@ -27,6 +27,7 @@ from lmlite.gguf.file import ModelFile
 from lmlite.gguf.projector import Projector
 from lmlite.messages import EngineState, Event, Load, LoadFailed, Note, Outdated, Work
 from lmlite.server.logs import Log, printable
+from lmlite.server.models.hosts import ABORT, Hosts, HostUnavailable
 from lmlite.server.models.life import Failed, Loading, Ready, State, Unloaded, Unloading, refusal
 from lmlite.server.models.model_check import CheckedFiles, Identity
 from lmlite.server.models.open_requests import END_EVENTS, OpenRequest, OpenRequests
@@ -51,14 +52,17 @@ class Supervisor:
         file: ModelFile | None = None,
         projector: Projector | None = None,
         prestarted: WorkerProcess | None = None,
+        hosts: Hosts | None = None,
     ) -> None:
         """`file` and `projector` have passed their checks; None if `command` loads no such file.
 
         `prestarted` is a running process of `command` that has not been given a model yet.
+        `hosts`: those that hold layers of the model, if there are any.
         """
         self.load = load
         self.state: State = Unloaded()
         self.n_started = 0
+        self.hosts = hosts
         self._log = log
         self._command, self._prestarted = command, prestarted
         self._watchdog_s = watchdog_s
@@ -220,8 +224,10 @@ class Supervisor:
             self._restarts.begin()
             try:
                 self._files.check(self._pause)
+                if self.hosts is not None:
+                    self.hosts.check()
                 process = self._spawn()
-            except ModelFileMissing as err:
+            except (ModelFileMissing, HostUnavailable) as err:
                 self._lack(str(err))
             except ModelFileError as err:
                 self._give_up(str(err))
@@ -298,7 +304,7 @@ class Supervisor:
         """The model could not be loaded."""
         if self._files.are_replaced():
             self._is_outdated = True
-        elif self._loaded == self.load:  # it has loaded before: memory may be short for now
+        elif self._loaded == self.load or self.hosts:  # memory may be short for now
             self._lack(message)
         else:
             self._give_up(message)
@@ -323,14 +329,27 @@ class Supervisor:
             return
         error = Unavailable("the model's worker ended; the request may be sent again")
         self._log.line("error", f"worker {process.pid} {why}")
+        fault = self._fault_of_hosts(why)
         with self._changed:
-            self._open.blame(process)
+            if fault is None:
+                self._open.blame(process)
             self._open.fail(error, process)
-        self._count_death(why)
+        if fault is None:
+            self._count_death(why)
+        else:
+            self._lack(fault)
+
+    def _fault_of_hosts(self, why: str) -> str | None:
+        """What a host has done to the worker; None: nothing that is known."""
+        if self.hosts is None:
+            return None
+        names = " or ".join(self.hosts.names)
+        broken = f"host {names} broke off the connection" if ABORT in why else None
+        return self.hosts.fault() or broken
 
     def _count_death(self, why: str) -> None:
         self._restarts.die()
-        if self._restarts.are_hopeless:
+        if self._restarts.are_hopeless and self.hosts is None:  # a host may have sent nonsense
             self._give_up(f"its worker ended {MAX_DEATHS} times in a row (it {why})")
 
     def _miss_start(self, err: BaseException) -> None:

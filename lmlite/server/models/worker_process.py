@@ -110,7 +110,7 @@ def exit_cause(code: int, stderr_lines: Iterable[str]) -> str:
     if code < 0:
         known = {number.value: number.name for number in signal.Signals}
         cause = f"was ended by {known.get(-code, f'signal {-code}')}"
-    words = ("GGML_ASSERT", "rror", "failed", "bad_alloc")
+    words = ("GGML_ASSERT", "rror", "failed", "bad_alloc", "ggml-rpc")
     # Python's own line about a signal and the indented lines of a traceback name no cause.
     lines = (line for line in stderr_lines if not line.startswith(("Fatal Python", " ")))
     errors = [line for line in lines if any(word in line for word in words)]

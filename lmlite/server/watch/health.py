@@ -28,6 +28,14 @@ def health_of(registry: Registry) -> tuple[int, Json, Json]:
 
 
 def _health_of_model(model: ServedModel) -> tuple[Json, Json]:
+    public, details = _health_of_worker(model)
+    supervisor = model.supervisor
+    if supervisor is not None and supervisor.hosts is not None:
+        details["hosts"] = supervisor.hosts.states
+    return public, details
+
+
+def _health_of_worker(model: ServedModel) -> tuple[Json, Json]:
     supervisor = model.supervisor
     match model.life:
         case life.Ready(loaded):

@@ -92,9 +92,24 @@ _OWN_SIGNALS: _Calls = {"kill": (62, 129, 37), "tgkill": (234, 131, 268)}
 _X32 = 0x40000000  # numbers from here on belong to a different ABI of x86_64
 
 
-def enter(folder: str | None, *, use_landlock: bool = True) -> list[str]:
+def bound_writes(folder: str | None) -> bool:
+    """The part of the sandbox that covers only this thread, and threads that it starts later.
+
+    For a process that starts threads before it can `enter` the sandbox. False: not supported.
+    Raises OSError if the folder cannot be opened.
+    """
+    machine = _machine()
+    has_given_up = machine and _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+    return bool(machine and has_given_up and _allow_writes_in(folder, machine))
+
+
+def enter(
+    folder: str | None, *, writes_are_bound: bool | None = None, accepts: bool = False
+) -> list[str]:
     """Puts this process into the sandbox. Writes stay allowed in `folder`, which must exist.
 
+    Connections that are open stay so. `accepts`: those of a listening socket may be accepted.
+    `writes_are_bound` is what `bound_writes` has returned; None: it was not called.
     Returns a sentence for each missing protection. Raises OSError if the folder cannot be opened.
     """
     machine = _machine()
@@ -103,9 +118,11 @@ def enter(folder: str | None, *, use_landlock: bool = True) -> list[str]:
         return [f"there is no sandbox for {platform.system()} on {name} with {n_bits} bits"]
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0:
         return ["this kernel has no sandbox: a process cannot give up privileges"]
-    bounds_writes = use_landlock and _allow_writes_in(folder, machine)
+    bounds_writes = writes_are_bound
+    if bounds_writes is None:
+        bounds_writes = _allow_writes_in(folder, machine)
     refuses_all = not bounds_writes and folder is None
-    has_filter = _install(_program(machine, refuse_writes=refuses_all), machine)
+    has_filter = _install(_program(machine, refuses_all, accepts), machine)
     missing = []
     if not has_filter:
         missing.append("this kernel has no seccomp: network and programs are allowed")
@@ -169,7 +186,7 @@ def _tested(number: int, argument: int, test: int, operand: int, *, refuse_if: b
     ]
 
 
-def _program(machine: _Machine, refuse_writes: bool) -> list[_Instruction]:
+def _program(machine: _Machine, refuse_writes: bool, accepts: bool = False) -> list[_Instruction]:
     return [
         _Instruction(_LOAD, 0, 0, _ARCH_AT),
         _Instruction(_EQUAL, 1, 0, machine.audit_arch),
@@ -177,13 +194,14 @@ def _program(machine: _Machine, refuse_writes: bool) -> list[_Instruction]:
         _Instruction(_LOAD, 0, 0, _NUMBER_AT),
         _Instruction(_NOT_LESS, 0, 1, _X32),
         _Instruction(_RETURN, 0, 0, _REFUSE | EPERM),
-        *chain.from_iterable(_rules(machine.column, refuse_writes)),
+        *chain.from_iterable(_rules(machine.column, refuse_writes, accepts)),
         _Instruction(_RETURN, 0, 0, _ALLOW),
     ]
 
 
-def _rules(column: int, refuse_writes: bool) -> Iterator[_Rule]:
-    yield from map(_refused, _numbers(_NEVER, column))
+def _rules(column: int, refuse_writes: bool, accepts: bool = False) -> Iterator[_Rule]:
+    never = {name: each for name, each in _NEVER.items() if not (accepts and "accept" in name)}
+    yield from map(_refused, _numbers(never, column))
     yield _tested(_CLONE[column], 0, _ANY_BIT, CLONE_THREAD, refuse_if=False)
     yield _refused(_CLONE3[column], ENOSYS)  # the C library falls back to clone
     for number in _numbers(_OWN_SIGNALS, column):

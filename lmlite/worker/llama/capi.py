@@ -28,7 +28,7 @@ from ctypes import (
 from pathlib import Path
 from typing import Any
 
-from lmlite.library import library_folder
+from lmlite.library import RPC_NAME, library_folder
 from lmlite.worker.llama import mtmd
 
 PROTOTYPES = """
@@ -133,9 +133,18 @@ float lml_logprobs(const float * logits, int32_t n_vocab, llama_token token, int
 char * lml_webp_decode(const char * data, size_t n_bytes, int32_t * width, int32_t * height);
 
 ggml_backend_reg_t ggml_backend_load(const char * path);
+void ggml_backend_register(ggml_backend_reg_t reg);
 size_t ggml_backend_dev_count(void);
+ggml_backend_dev_t ggml_backend_dev_get(size_t index);
+enum ggml_backend_dev_type ggml_backend_dev_type(ggml_backend_dev_t device);
+size_t llama_max_devices(void);
 """  # noqa: E501
 PROTOTYPES += mtmd.PROTOTYPES
+RPC_PROTOTYPES = """
+ggml_backend_t ggml_backend_rpc_init(const char * endpoint, uint32_t device);
+ggml_backend_reg_t ggml_backend_rpc_add_server(const char * endpoint);
+void ggml_backend_rpc_start_server(const char * endpoint, const char * cache_dir, size_t n_threads, size_t n_devices, ggml_backend_dev_t * devices);
+"""  # noqa: E501
 
 # ---- structs: C names, C order -------------------------------------------------------------
 
@@ -180,6 +189,7 @@ struct llama_token_data_array {
 TOKEN_ATTR_UNKNOWN, TOKEN_ATTR_CONTROL = 1 << 0, 1 << 3
 POOLING_TYPE_UNSPECIFIED, POOLING_TYPE_NONE = -1, 0
 POOLING_TYPE_MEAN, POOLING_TYPE_CLS, POOLING_TYPE_LAST, POOLING_TYPE_RANK = 1, 2, 3, 4
+BACKEND_DEVICE_TYPE_CPU, *GPU_TYPES = 0, 1, 2
 DEFAULT_SEED = 0xFFFFFFFF  # makes a sampler draw a random seed
 MAX_SEQUENCES = 256  # LLAMA_MAX_SEQ in llama-cparams.h, which is not a public header
 LOG_LEVELS = {"debug": 1, "info": 2, "warning": 3, "error": 4}
@@ -201,6 +211,9 @@ CONSTANTS = {
     "LLAMA_FLASH_ATTN_TYPE_AUTO": FLASH_ATTN_TYPES["auto"],
     "LLAMA_FLASH_ATTN_TYPE_DISABLED": FLASH_ATTN_TYPES["off"],
     "LLAMA_FLASH_ATTN_TYPE_ENABLED": FLASH_ATTN_TYPES["on"],
+    "GGML_BACKEND_DEVICE_TYPE_CPU": BACKEND_DEVICE_TYPE_CPU,
+    "GGML_BACKEND_DEVICE_TYPE_GPU": GPU_TYPES[0],
+    "GGML_BACKEND_DEVICE_TYPE_IGPU": GPU_TYPES[1],
     "GGML_LOG_LEVEL_DEBUG": LOG_LEVELS["debug"],
     "GGML_LOG_LEVEL_ERROR": LOG_LEVELS["error"],
     **{f"GGML_TYPE_{name.upper()}": value for name, value in CACHE_TYPES.items()},
@@ -216,6 +229,7 @@ _SCALARS: dict[str, Any] = {
     "int32_t": c_int32, "int64_t": c_int64, "uint32_t": c_uint32, "uint64_t": c_uint64,
     "size_t": c_size_t, "llama_token": c_int32, "llama_pos": c_int32, "llama_seq_id": c_int32,
     "ggml_backend_dev_t": c_void_p,
+    "ggml_backend_t": c_void_p,
     "ggml_backend_reg_t": c_void_p,
 }  # fmt: skip
 _STRUCT = re.compile(r"struct (?P<name>\w+) \{(?P<fields>.*?)\};", re.DOTALL)
@@ -276,9 +290,9 @@ llama_token_data, llama_token_data_array = (
 mtmd_input_part = STRUCTS["mtmd_input_part"]
 
 
-def signatures() -> Iterator[tuple[str, Any, list[Any]]]:
+def signatures(prototypes: str = PROTOTYPES) -> Iterator[tuple[str, Any, list[Any]]]:
     """(name, restype, argtypes) of each prototype."""
-    for line in PROTOTYPES.strip().splitlines():
+    for line in prototypes.strip().splitlines():
         match = _PROTOTYPE.fullmatch(line)
         if match is None:
             continue
@@ -291,7 +305,8 @@ def c_check() -> Iterator[str]:
     """Lines of C that compile only if the declarations agree with the headers (`make abi`)."""
     yield '#include "bridge.h"'
     yield '#include "mtmd-helper.h"'
-    yield from PROTOTYPES.strip().splitlines()
+    yield '#include "ggml-rpc.h"'
+    yield from (PROTOTYPES + RPC_PROTOTYPES).strip().splitlines()
     for struct in STRUCTS.values():
         c_name = struct.__name__ if struct.__name__ in _TYPEDEFS else f"struct {struct.__name__}"
         yield f'_Static_assert(sizeof({c_name}) == {ctypes.sizeof(struct)}, "{c_name}");'
@@ -358,7 +373,8 @@ def _load_backends(lib: Any, folder: Path) -> str:
     of_cpus = {path: CPU_LIBRARY.fullmatch(path.name) for path in paths}
     best = max((path for path, match in of_cpus.items() if match), key=_score, default=None)
     for path in paths:
-        if path == best or not of_cpus[path]:
+        # With the one for hosts, llama.cpp would take the layers as placed on a GPU.
+        if path == best or not (of_cpus[path] or path.name == RPC_NAME):
             lib.ggml_backend_load(os.fsencode(path))
     match = of_cpus[best] if best else None
     return (match and match[1]) or "native"
@@ -376,11 +392,19 @@ def _score(path: Path) -> tuple[int, bool]:
     return found, score is None
 
 
-def _declared(path: Path) -> Any:
+def load_rpc(lib: Any, lib_path: str | None) -> Any:
+    """ggml's library for hosts, beside `lib`. Raises LibraryError."""
+    path = library_folder(lib_path) / RPC_NAME
+    if not lib.ggml_backend_load(os.fsencode(path)):
+        raise LibraryError(f"{path} cannot be used: run `make` again")
+    return _declared(path, RPC_PROTOTYPES)
+
+
+def _declared(path: Path, prototypes: str = PROTOTYPES) -> Any:
     try:
         # ggml's backends take their functions from this library, so its names are made global.
         lib = ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
-        for name, restype, argtypes in signatures():
+        for name, restype, argtypes in signatures(prototypes):
             function = getattr(lib, name)
             function.restype, function.argtypes = restype, argtypes
     except (OSError, AttributeError) as err:

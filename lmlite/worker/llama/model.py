@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from lmlite.worker.llama import capi
@@ -19,14 +19,20 @@ class Model:
         path: str,
         *,
         n_gpu_layers: int = -1,
+        tensor_split: Sequence[float] = (),
         vocab_only: bool = False,
         on_progress: Callable[[float], None] | None = None,
     ) -> None:
-        """Loads the file. on_progress gets the loaded fraction, 0 to 1. Raises LlamaError."""
+        """Loads the file. on_progress gets the loaded fraction, 0 to 1. Raises LlamaError.
+
+        tensor_split: the devices' shares of the layers, in any unit; (): by their memory.
+        """
         self.lib = lib
         params = lib.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.vocab_only = vocab_only
+        if tensor_split:
+            params.tensor_split = (ctypes.c_float * lib.llama_max_devices())(*tensor_split)
 
         def report(fraction: float, _data: Any) -> bool:
             if on_progress is not None:

@@ -28,10 +28,21 @@ FORBIDDEN = {
     "io_uring": "EPERM",
     "memory of the parent": "EPERM",
     "other rights": "EPERM",
+    "another connection": "EPERM",
+    "accepting": "EPERM",
+    "listening": "EPERM",
 }
 WRITES = ("a new file", "an old file", "appending", "truncating", "removing", "renaming",
           "a folder", "a link", "a write in a thread")  # fmt: skip
-NEEDED = ("reading", "a thread", "a signal to itself", "memory", "a library", "standard error")
+NEEDED = (
+    "reading",
+    "a thread",
+    "a signal to itself",
+    "memory",
+    "a library",
+    "standard error",
+    "an open connection",
+)
 IN_THE_FOLDER = ("a file in the folder", "renaming in the folder", "times in the folder",
                  "truncating in the folder", "removing in the folder")  # fmt: skip
 
@@ -75,6 +86,20 @@ def test_landlock_allows_writes_only_in_the_folder(tmp_path: Path, has_folder: b
     expected |= dict.fromkeys(IN_THE_FOLDER if has_folder else (), "done")
     assert said == {"missing": [], "outcomes": expected}
     assert untouched(outside)
+
+
+@pytest.mark.usefixtures("landlock")
+def test_landlock_may_come_before_the_rest(tmp_path: Path) -> None:
+    said, outside = probe(tmp_path, "landlock before", has_folder=True)
+    expected = FORBIDDEN | dict.fromkeys(WRITES, "EACCES") | dict.fromkeys(NEEDED, "done")
+    assert said == {"missing": [], "outcomes": expected | dict.fromkeys(IN_THE_FOLDER, "done")}
+    assert untouched(outside)
+
+
+def test_a_server_may_accept_and_nothing_more(tmp_path: Path) -> None:
+    said, _ = probe(tmp_path, "accepting", has_folder=False)
+    outcomes = said["outcomes"]
+    assert {name: outcomes[name] for name in FORBIDDEN} == FORBIDDEN | {"accepting": "done"}
 
 
 def test_without_landlock_no_writes_are_allowed_at_all(tmp_path: Path) -> None:
