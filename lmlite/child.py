@@ -17,6 +17,8 @@ from typing import Any, TextIO
 from lmlite.server.front.parent import VARIABLE
 
 STOP_S = 30.0  # from SIGTERM to SIGKILL; running answers have --drain-seconds, which is 10
+# Variables with a meaning of their own, for all commands.
+OWN_VARIABLES = ("LMLITE_API_KEY", "LMLITE_CACHE", "LMLITE_LIB", "LMLITE_MODELS")
 
 
 class CannotStart(Exception):
@@ -96,14 +98,14 @@ def start(
     """Starts a server and waits until its model is loaded. Raises CannotStart.
 
     Flags are those of `lmlite serve` with underscores: `ctx=2048`, `strict=True`,
-    `alias=["a", "b"]`. Port 0 is a free one. The server's log goes to `log`, which is standard
-    error by default.
+    `alias=["a", "b"]`. Variables of flags, such as LMLITE_CTX, are not read. Port 0 is a free one.
+    The server's log goes to `log`, which is standard error by default.
 
     >>> arguments_of({"ctx": 2048, "strict": True, "alias": ["a", "b"], "mmproj": None})
     ['--ctx=2048', '--strict', '--alias=a', '--alias=b']
     """
     arguments = [] if model is None else ["--model", os.path.abspath(model)]
-    return Server(arguments_of({"host": "localhost", "port": port, **flags}) + arguments, log)
+    return Server(arguments_of({"port": port, **flags}) + arguments, log)
 
 
 def arguments_of(flags: dict[str, Any]) -> list[str]:
@@ -126,5 +128,11 @@ def _program() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
+    """The variables of this process, but none of flags: those that the program gives count."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("LMLITE_") or name in OWN_VARIABLES
+    }
     search_path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(search_path)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(search_path)}

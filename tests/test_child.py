@@ -53,6 +53,15 @@ def test_a_server_answers_in_the_block_and_has_ended_after_it() -> None:
     server.stop()  # once more
 
 
+def test_variables_of_flags_are_not_for_the_server_of_a_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LMLITE_HOST", "0.0.0.0")
+    monkeypatch.setenv("LMLITE_CONFIG", "/no/such/file.toml")
+    with lmlite.start(DEFAULT_MODEL, log=io.StringIO()) as server:
+        assert server.url.startswith("http://127.0.0.1:")
+
+
 def test_the_log_goes_to_standard_error_and_may_have_no_reader(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

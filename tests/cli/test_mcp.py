@@ -186,7 +186,7 @@ def test_a_cancelled_call_ends_in_the_server_and_is_not_answered(house: House) -
     assert program.read()["error"]["message"] == "this id is in use"
     program.tell("notifications/cancelled", requestId=1)
     until(lambda: house.server.n_active == 0)
-    assert " 499 " in house.lines.getvalue()
+    until(lambda: " 499 " in house.lines.getvalue())
     assert program.call("list_models")["structuredContent"]["models"]
     assert program.end() == 0
 

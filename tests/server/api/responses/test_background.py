@@ -148,7 +148,7 @@ def test_a_background_response_is_polled_until_it_is_complete(house: House) -> N
     more = post(house, "echo three", previous_response_id=queued["id"])
     assert more["status"] == "completed"
     until(lambda: running(house) == 0)
-    assert f"background {queued['id']} 200 " in house.lines.getvalue()
+    until(lambda: f"background {queued['id']} 200 " in house.lines.getvalue())
 
 
 def test_an_answer_that_fails_is_told_as_a_failed_response(house: House) -> None:
