@@ -1,14 +1,24 @@
 """What hosts say of themselves, what their layers would take, and which of them is at fault."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 
+from lmlite.errors import Unavailable
 from lmlite.gguf.memory_estimate import Estimate
 from lmlite.messages import Load
+from lmlite.server.logs import Log
+from lmlite.server.models import restarts
 from lmlite.server.models.hosts import Hosts, HostUnavailable, ask
+from lmlite.server.models.life import Loading
+from lmlite.server.models.restarts import MAX_DEATHS
+from lmlite.server.models.supervisor import Supervisor
+from tests import REPOSITORY
+from tests.server.models.test_supervisor import FAKE, WAIT_S, chat, events, fails
+from tests.support.house import until
 from tests.support.rpc_host import DEVICE_COUNT, DEVICE_MEMORY, HELLO, FakeHost, sized, sound
 
 KIB = 1 << 10
@@ -106,3 +116,49 @@ def test_one_that_is_gone_is_named_and_the_others_are_shown() -> None:
         with pytest.raises(HostUnavailable, match=f"host {gone.address} cannot be used"):
             asked.check()
     assert [state["status"] for state in asked.states] == ["unavailable", "ready"]
+
+
+# ---- a worker whose host fails -----------------------------------------------------------------
+
+
+@pytest.fixture
+def over(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[FakeHost], Supervisor]]:
+    """Starts the supervisor of a fake worker over a host, and stops it after the test."""
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    monkeypatch.setattr(restarts, "BACKOFF_S", (0.0,))
+    with ExitStack() as stack:
+
+        def start(host: FakeHost) -> Supervisor:
+            load = Load("model.gguf", hosts=(host.address,))
+            found = Supervisor(load, Log("error"), (*FAKE, ""), hosts=Hosts(load, SMALL))
+            stack.callback(found.stop)
+            found.start()
+            found.wait_until_settled(WAIT_S)
+            return found
+
+        yield start
+
+
+def test_a_model_over_hosts_is_never_given_up(over: Callable[[FakeHost], Supervisor]) -> None:
+    with FakeHost() as host:
+        supervisor = over(host)
+        for number in range(MAX_DEATHS + 1):
+            fails(supervisor, f"die SIGKILL {number}")
+        assert events(supervisor.submit(chat("echo x")))
+
+
+def test_no_request_is_blamed_for_the_end_of_a_host(
+    over: Callable[[FakeHost], Supervisor],
+) -> None:
+    with FakeHost() as host:
+        supervisor = over(host)
+        port = int(host.address.rpartition(":")[2])
+    for _ in range(3):  # two would bar it
+        fails(supervisor, "die SIGKILL")
+        until(lambda: isinstance(supervisor.state, Loading) and supervisor.state.reason is not None)
+        assert supervisor.hosts is not None
+        assert supervisor.hosts.states[0]["reason"] == "Connection refused"
+        with pytest.raises(Unavailable, match=f"host {host.address} cannot be used"):
+            supervisor.submit(chat("echo x"))
+        with FakeHost(port=port):
+            until(lambda: supervisor.ready is not None)
