@@ -92,6 +92,12 @@ class Unsupported(BadRequest):
     code = "unsupported_feature"
 
 
+class NotOffered(Unsupported):
+    """The same, for clients that do not retry after 501."""
+
+    status = 501
+
+
 class Unauthorized(BadRequest):
     """The request has no key, or a wrong one."""
 

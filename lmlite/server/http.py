@@ -32,6 +32,7 @@ from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.fields import Field
 from lmlite.server.api.llamacpp import routes as llamacpp
 from lmlite.server.api.lmstudio import routes as lmstudio
+from lmlite.server.api.ollama import routes as ollama
 from lmlite.server.api.openai import routes as openai
 from lmlite.server.api.reply import BackgroundReply, GeneratedReply, Reply
 from lmlite.server.api.responses import routes as responses
@@ -65,8 +66,8 @@ CLIENT_LEFT = 499  # nginx's status for a client that left; it is never sent
 SPACE_S = 60.0
 
 PING = wire.sse_comment("ping")
+STREAM_TYPE = "text/event-stream"
 STREAM_HEADERS = (
-    ("Content-Type", "text/event-stream"),
     ("Cache-Control", "no-cache"),
     ("X-Accel-Buffering", "no"),  # asks proxies to pass events on at once
 )
@@ -213,6 +214,10 @@ class Handler(StrictRequestHandler):
             self._send_whole(partial(route.manage, registry, body, self._keep_waiting))
             return
         assert isinstance(route, WorkerRoute)
+        body = route.shared_form(body)
+        if (manage := route.instead(body)) is not None:
+            self._send_whole(partial(manage, registry, body, self._keep_waiting))
+            return
         model = registry.find(Field(body)["model"].string())
         ttl_s, defaults = self._settings(Field(body), model)
         call, make_reply = with_defaults(route.parse(body, defaults), defaults), route.reply
@@ -268,7 +273,7 @@ class Handler(StrictRequestHandler):
             self.server.log.subscription("model" if source == "model" else "server") as viewer,
             contextlib.suppress(ConnectionError),  # the usual end
         ):
-            self.begin_pieces(STREAM_HEADERS, PING)
+            self._begin_stream()
             self._send_events(self._log_events(viewer))
             self.end_pieces()
 
@@ -316,7 +321,8 @@ class Handler(StrictRequestHandler):
     def _stream(self, events: Events, reply: GeneratedReply) -> None:
         """Sends server-sent events. The first event, or a long wait, decides the status."""
         try:
-            self._send_events(self._reply_events(events, reply))
+            pieces = self._reply_events(events, reply)
+            self._send_events(pieces, reply.content_type, reply.ping("ping"))
         except ApiError as err:
             if not self.status:
                 raise
@@ -330,9 +336,14 @@ class Handler(StrictRequestHandler):
         progress = "waiting"
         for event in events:
             progress = progress_of(event) or progress
-            yield reply.add(event) if event is not None else b"", wire.sse_comment(progress)
+            yield reply.add(event) if event is not None else b"", reply.ping(progress)
 
-    def _send_events(self, events: Iterable[tuple[bytes, bytes]]) -> None:
+    def _begin_stream(self, kind: str = STREAM_TYPE, ping: bytes = PING) -> None:
+        self.begin_pieces([("Content-Type", kind), *STREAM_HEADERS], ping)
+
+    def _send_events(
+        self, events: Iterable[tuple[bytes, bytes]], kind: str = STREAM_TYPE, ping: bytes = PING
+    ) -> None:
         """Sends each event at once; after a long time without events, sends the comment instead."""
         last_write_s = time.monotonic()
         for data, comment in events:
@@ -340,7 +351,7 @@ class Handler(StrictRequestHandler):
             if not data and now - last_write_s >= self.server.limits.ping_seconds:
                 data = comment
             if data:
-                self.begin_pieces(STREAM_HEADERS, PING)
+                self._begin_stream(kind, ping)
                 self.send_piece(data)
                 last_write_s = now
 
@@ -395,6 +406,7 @@ ROUTES = RouteTable(
         *anthropic.ROUTES,
         *lmstudio.ROUTES,
         *llamacpp.ROUTES,
+        *ollama.ROUTES,
         OwnRoute("/health", Handler.send_health),
         OwnRoute("/metrics", Handler.send_metrics),
         OwnRoute("/log/stream", Handler.send_log),

@@ -284,6 +284,21 @@ BASES |= {
                "return_documents": True},
     "infill": {**SAMPLING, "input_prefix": "a", "input_suffix": "b", "prompt": "c", "n_predict": 5,
                "input_extra": [{"filename": "f", "text": "t"}]},
+    "ollama chat": {
+        "model": "m:latest", "keep_alive": "5m", "stream": True, "think": "low", "format": SCHEMA,
+        "options": {**SAMPLING, "num_predict": -2, "num_ctx": 64}, "truncate": True,
+        "tools": [TOOL], "logprobs": True, "top_logprobs": 2, "messages": [
+            {"role": "system", "content": "s"},
+            {"role": "user", "content": "t", "images": [DOT.partition(",")[2]]},
+            {"role": "assistant", "content": "", "thinking": "t",
+             "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": {"city": "x"}}}]},
+            {"role": "tool", "content": "t", "tool_name": "f", "tool_call_id": "c1"},
+        ]},
+    "ollama generate": {"prompt": "p", "system": "s", "images": [DOT], "keep_alive": 5,
+                        "format": "json", "think": False, "options": {"seed": 1}},
+    "ollama raw": {"prompt": "p", "suffix": "s", "raw": True, "keep_alive": "-1", "format": "{}"},
+    "ollama embed": {"input": ["a", "b"], "dimensions": 2, "truncate": False},
+    "ollama embeddings": {"prompt": "a"},
 }  # fmt: skip
 PATHS = {
     "chat": "/v1/chat/completions",
@@ -304,6 +319,11 @@ PATHS = {
     "detokenize": "/detokenize",
     "infill": "/infill",
     "rerank": "/v1/rerank",
+    "ollama chat": "/api/chat",
+    "ollama generate": "/api/generate",
+    "ollama raw": "/api/generate",
+    "ollama embed": "/api/embed",
+    "ollama embeddings": "/api/embeddings",
 }
 TEXTS = {kind: json.dumps(base) for kind, base in BASES.items()}
 
@@ -385,7 +405,7 @@ def parsers() -> dict[str, Callable[[Any], Call]]:
         assert isinstance(route, WorkerRoute)
 
         def read(body: Any) -> Call:
-            call = route.parse(body, defaults)
+            call = route.parse(route.shared_form(body), defaults)
             if isinstance(call, ResponseCall):
                 json.loads(wire.to_json(input_items(call.input, "resp_1")))
             return call

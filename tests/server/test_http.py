@@ -326,6 +326,8 @@ def test_a_connection_that_waits_in_the_kernel_when_the_port_closes_is_served(
         ("/v1/responses", {"input": "echo x"}),
         ("/v1/messages", {"messages": [{"role": "user", "content": "echo x"}], "max_tokens": 9}),
         ("/api/v1/chat", {"input": "echo x", "model": "fake"}),
+        ("/api/chat", {"messages": [{"role": "user", "content": "echo x"}]}),
+        ("/api/generate", {"prompt": "echo x"}),
     ],
 )
 def test_a_reply_proposes_a_prefix_key_and_keeps_that_of_the_client(

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from lmlite.messages import Chat, Complete, Embed, Json, Planned, SamplingParams
+from lmlite.messages import Chat, Complete, Embed, Json, Planned, SamplingParams, Tokenize
 from lmlite.server.api.call import Call
 from lmlite.server.api.reply import ComputedReply
 from lmlite.server.models.defaults import Defaults
@@ -13,13 +13,16 @@ from lmlite.server.models.served_model import ServedModel
 
 # Sampling parameters that have other names in requests.
 _FIELDS = {"n_logprobs": ("logprobs", "top_logprobs"),
-           "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens"),
+           "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens",
+                          "num_predict"),
            "stop": ("stop", "stop_sequences")}  # fmt: skip
 
 
 def planned(call: Call) -> Call:
     """The same call, but nothing is computed or streamed."""
     request = call.request
+    if isinstance(request, Tokenize):  # generates nothing anyway
+        return call
     if isinstance(request, Embed):
         return replace(call, request=replace(request, dry_run=True))
     assert isinstance(request, Chat | Complete)

@@ -72,6 +72,7 @@ class GeneratedReply(Reply, Writer):
     """A reply with generated text. A stream is the bytes from `add`, then `tail` or `failure`."""
 
     is_sequential = has_text = False  # see Turn
+    content_type = "text/event-stream"  # of a stream
 
     def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
         super().__init__(call, reply_id, model, created)
@@ -109,6 +110,10 @@ class GeneratedReply(Reply, Writer):
     def text_logprobs(self, _delta: Delta) -> Sequence[Json]:
         """Log-probabilities of this delta that belong to the part that gets its text."""
         return ()
+
+    def ping(self, progress: str) -> bytes:
+        """What clients of a stream skip; it may tell how far the reply is."""
+        return wire.sse_comment(progress)
 
     @abstractmethod
     def tail(self) -> bytes:

@@ -19,6 +19,7 @@ from lmlite.server.models.served_model import ServedModel
 # A waiting handler calls it now and then. It raises ConnectionAbortedError if the client is gone.
 Poll = Callable[[], object]
 Query = dict[str, str]  # the fields after the "?" of a target; of a repeated one, the last value
+Manage = Callable[[Registry, Json, Poll], Json]
 ErrorBody = Callable[[ApiError, str], Json]  # the error, and the request's id
 
 
@@ -41,6 +42,10 @@ class WorkerRoute:
     id_prefix: str  # the reply's id starts with it
     error_body: ErrorBody = openai_error
     has_dry_run: bool = True  # the header X-Dry-Run makes the reply show the prompt
+    # A body in the field names that all APIs share: model, ttl, preset and the sampling values.
+    shared_form: Callable[[Json], Json] = lambda body: body
+    # What manages the model instead, if a body asks for no more.
+    instead: Callable[[Json], Manage | None] = lambda _: None
     method = "POST"
 
 
@@ -49,7 +54,7 @@ class ManageRoute:
     """A POST endpoint that takes JSON and manages models, which may take its time."""
 
     path: str
-    manage: Callable[[Registry, Json, Poll], Json]
+    manage: Manage
     fields: frozenset[str]  # that a body may have; others are ignored, and named in the reply
     error_body: ErrorBody = openai_error
     method = "POST"
@@ -111,7 +116,9 @@ class RouteTable:
         words = [word for word in path.split("/") if word]
         while words[:1] == ["v1"]:
             del words[0]
-        version = [] if words[:1] and words[0] in self._unversioned else ["v1"]
+        if not words:
+            return "/"
+        version = [] if words[0] in self._unversioned else ["v1"]
         return "/".join(["", *version, *words])
 
     def find(self, path: str) -> Found:
@@ -120,7 +127,7 @@ class RouteTable:
         if found in self._routes:
             return Found(self._routes[found], "", found)
         for own, routes in self._routes.items():
-            if own.endswith("/") and found.startswith(own):
+            if len(own) > 1 and own.endswith("/") and found.startswith(own):
                 return Found(routes, found.removeprefix(own), own[:-1])
         return Found({}, "", "other")
 
@@ -128,7 +135,8 @@ class RouteTable:
         """The error format of the route at a client's path, or of its nearest parent path."""
         found = self.endpoint(path)
         while found:
-            for route in self._routes.get(found, {}).values():
+            routes = self._routes.get(found) or self._routes.get(f"{found}/", {})
+            for route in routes.values():
                 return route.error_body
             found = found.rpartition("/")[0]
         return openai_error

@@ -65,7 +65,7 @@ ROWS = [
     Bad("a compressed body", CHAT, b"{}", 415, headers={"Content-Encoding": "gzip"}),
     Bad("a body over the cap", CHAT, b" " * ((16 << 20) + 1), 413),
     Bad("an unknown route", "/v1/nothing", {}, 404),
-    Bad("no route", "/", None, 404, method="GET"),
+    Bad("no route", "/none", None, 404, method="GET"),
     Bad("a GET of what is posted", CHAT, None, 405, code="method_not_supported", method="GET"),
     Bad("a POST of what is got", "/v1/models", {}, 405, code="method_not_supported"),
     Bad("a DELETE", "/v1/models/x", None, 405, code="method_not_supported", method="DELETE"),

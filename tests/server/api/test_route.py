@@ -39,9 +39,10 @@ def test_a_base_url_may_end_with_a_version_a_slash_both_or_neither(path: str) ->
         ("/api/v1/models", "/api/v1/models"),
         ("/v1//api/v0/models/org/m/", "/api/v0/models/org/m"),
         ("/api/models", "/api/models"),
-        ("/", "/v1"),
-        ("/v1", "/v1"),
-        ("", "/v1"),
+        ("/", "/"),
+        ("/v1", "/"),
+        ("", "/"),
+        ("/v1/api//chat/", "/api/chat"),
         ("/V1/models", "/v1/V1/models"),
         ("/v2/rerank", "/v2/rerank"),
         ("/v3/models", "/v1/v3/models"),
@@ -115,6 +116,10 @@ def test_an_empty_model_name_counts_as_absent_in_every_api() -> None:
         "/v1/responses/input_tokens": {"input": "Hi"},
         "/apply-template": {"messages": turn},
         "/v1/rerank": {"query": "Hi", "documents": ["Hi"]},
+        "/api/chat": {"messages": turn, "options": {"num_predict": 1}},
+        "/api/generate": {"prompt": "Hi", "options": {"num_predict": 1}},
+        "/api/embed": {"input": "Hi"},
+        "/api/embeddings": {"prompt": "Hi"},
     }
     with RunningServer() as server:
         for path, body in bodies.items():

@@ -14,7 +14,8 @@ class Pace:
 
     def __init__(self, model: ServedModel, clock: Callable[[], float] = time.monotonic) -> None:
         self._model, self._clock = model, clock
-        self._began_s = clock()  # of the request, or when its model was loaded
+        # Of the request; later when its model was loaded.
+        self._asked_s = self._began_s = clock()
         self._is_loading = False
         self.load_s: float | None = None  # None: nothing was loaded for this reply
         self._first_s: float | None = None
@@ -35,6 +36,11 @@ class Pace:
         if isinstance(event, Delta | Finished):
             self._first_s = now if self._first_s is None else self._first_s
             self._last_s = now
+
+    @property
+    def total_s(self) -> float:
+        """From the request until now."""
+        return self._clock() - self._asked_s
 
     @property
     def first_token_s(self) -> float:

@@ -206,14 +206,15 @@ class EmbeddingReply(ComputedReply):
         return {
             "object": "list",
             "data": [
-                {"object": "embedding", "index": event.index, "embedding": self._vector(event)}
+                {"object": "embedding", "index": event.index, "embedding": self.vector(event)}
                 for event in self.results()
             ],
             "model": self.model.name,
             "usage": {"prompt_tokens": n_prompt, "total_tokens": n_prompt},
         }
 
-    def _vector(self, event: Embedded) -> str | list[float]:
+    def vector(self, event: Embedded) -> str | list[float]:
+        """The vector of an input, as the request wants it."""
         assert isinstance(self.call.request, Embed)
         vector, n = array("f", event.vector), self.call.request.dimensions
         if n is not None:

@@ -1,0 +1,1 @@
+"""Tests of lmlite/server/api/ollama."""
