@@ -1,4 +1,4 @@
-"""OpenAI's JavaScript client and Vercel's AI SDK, fetched by npm: runs them, and checks them."""
+"""The JavaScript clients of OpenAI, Ollama and Vercel, fetched by npm: runs and checks them."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ FOLDER = REPOSITORY / ".venv" / "clients" / "node"
 # The last of Vercel's that run on Node.js 20.
 PACKAGES = [
     "openai@7.57.0",
+    "ollama@0.6.4",
     "ai@6.0.326",
     "@ai-sdk/openai@3.0.141",
     "@ai-sdk/openai-compatible@2.0.92",
@@ -60,6 +61,22 @@ def openai(server: RunningServer) -> str:
     assert (name, json.loads(arguments)) == ("get_weather", {"city": "Oslo"})
     assert (found["legacy"], found["models"], found["status"]) == ("length", [server.model], 404)
     assert found["n_embd"] > 0
+    return str(found["content"])
+
+
+def ollama(server: RunningServer) -> str:
+    """All of it; an answer, to be shown."""
+    found = run("ollama_client.mjs", server)
+    assert found["content"] == found["streamed"] == found["response"] != ""
+    assert found["eval_count"] == found["streamed_eval_count"]
+    ((name, arguments),) = [(call["name"], call["arguments"]) for call in found["call"]]
+    assert (name, arguments, found["told"]) == ("get_weather", {"city": "Oslo"}, TOLD)
+    assert (found["seen"], found["form"]) == (RED_WORD, {"name": "Anna", "age": 12})
+    assert found["n_embd"][0] == found["n_embd"][1] > 0
+    assert found["models"] == found["running"] == [server.model]
+    assert {"completion", "tools", "vision"} <= {*found["capabilities"]}
+    assert found["pulled"] == found["pulling"] == "success"
+    assert found["errors"] == [404, 501]
     return str(found["content"])
 
 
