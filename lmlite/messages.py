@@ -36,6 +36,7 @@ class SamplingParams:
     n_logprobs: int | None = None  # alternatives per token; None: send no log-probabilities
     min_tokens: int = 0  # no end token or stop string ends a completion earlier
     ignore_eos: bool = False  # the model never ends a completion
+    reasoning_budget_tokens: int = -1  # of thoughts, before they are ended; -1: no limit
 
 
 # ---- requests: server to worker -----------------------------------------------------------
@@ -91,6 +92,7 @@ class Load:
     flash_attn: str = "auto"
     rope: RopeScaling = RopeScaling()
     chat_template: str | None = None  # Jinja source; None: the model's own
+    reasoning_budget_message: str = ""  # the last sentence of thoughts that reach their budget
     cache_dir: str | None = None  # for checkpoints that survive a restart
     cache_size: int = 512 << 20  # bytes in that folder
     checkpoint_memory: int = 128 << 20  # bytes of checkpoints in memory, outside the context

@@ -247,6 +247,11 @@ SERVE_FLAGS = (
          dest="chat_template_path"),
     Flag("--reasoning-format", "auto|none", "where the model's reasoning goes: auto puts it in "
          "reasoning_content, none leaves it in the content", default="auto"),
+    Flag("--reasoning-budget", "N", "tokens of thoughts, unless a request says how many; then they "
+         "are ended; 0: none; -1: no limit (default: the model's settings, else -1)",
+         _value(int, lambda n: -1 <= n < 2**31, "must be -1 or more")),
+    Flag("--reasoning-budget-message", "TEXT", "the last sentence of thoughts that are ended",
+         default="I have thought for long enough, so I answer now."),
     Flag("--sampling", "NAME=VALUE,...", "sampling values for requests that give none (default: "
          "the model file's, else llama.cpp's)", _value(sampling.parse_defaults)),
     Flag("--allow-grammar", "", "accept GBNF grammars from clients; trust those clients: a costly "

@@ -263,10 +263,13 @@ def load_of(given: argparse.Namespace, limits: Limits) -> Load:
 
 def model_options(given: argparse.Namespace, limits: Limits, log: Log) -> ModelOptions:
     """The settings of all models from the command line."""
+    values = dict(given.sampling or {})
+    if given.reasoning_budget is not None:
+        values["reasoning_budget_tokens"] = given.reasoning_budget
 
     def defaults(file: ModelFile, takes_images: bool) -> Defaults:
         params, origins = sampling.default_params(
-            file.sampling, given.sampling or {}, lambda text: log.line("warning", text)
+            file.sampling, values, lambda text: log.line("warning", text)
         )
         return Defaults(
             params,

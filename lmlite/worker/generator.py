@@ -224,7 +224,11 @@ class Generator:
                 return
         assert sequence.chain is not None
         banned = () if sequence.may_end else self._vocab.end_tokens
-        token = sequence.chain.sample(self._context, index, sequence.active_grammar, banned)
+        token, grammar = sequence.forced_token(), sequence.active_grammar
+        if token is None:
+            token = sequence.chain.sample(self._context, index, grammar, banned)
+        else:
+            sequence.chain.take(token, grammar)
         sequence.suspect = False
         sequence.tokens.append(token)
         sequence.n_completion += 1

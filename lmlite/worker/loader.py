@@ -73,7 +73,7 @@ class LoadedModel:
             n_batch = context.n_batch if context else 0
             self.preparer = Preparer(
                 model, template, self._n_ctx_seq, send, encoder, n_batch, self._advice(),
-                Pairs(model) if load.ranker else None,
+                Pairs(model) if load.ranker else None, load.reasoning_budget_message,
             )  # fmt: skip
             self._give_memory_back(lib)
             if load.sandbox:  # must come before more threads: Landlock covers no existing ones

@@ -57,15 +57,18 @@ class Preparer:
         n_batch: int = 0,
         advice: str = "",
         pairs: Pairs | None = None,
+        last_thought: str = "",
     ) -> None:
         """A model without a template does not generate. `send` takes notes and traces.
 
         `n_batch` is how many tokens of a picture can be read at once. `advice` tells how to raise
-        n_ctx_seq. A reranking model has `pairs`.
+        n_ctx_seq. A reranking model has `pairs`. `last_thought`: the end of thoughts that reach
+        their budget.
         """
         self._model, self._template, self._n_ctx_seq = model, template, n_ctx_seq
         self._send, self._advice = send, advice
         self._encoder, self._n_batch, self._pairs = encoder, n_batch, pairs
+        self._last_thought = last_thought
 
     def prepare(self, request: Chat | Complete | Embed) -> list[Sequence] | list[Input]:
         """The sequences or inputs of a request. Raises ApiError if the request is invalid."""
@@ -101,12 +104,15 @@ class Preparer:
     def _fitting(self, request: Chat, template: ChatTemplate) -> Rendered:
         """The prompt; without its oldest turns if it is too long and the request allows that."""
         pictures: dict[int, Picture] = {}
+        options = request.options
+        if request.params.reasoning_budget_tokens == 0:
+            options = replace(options, thinks=False)
 
         def render(n_left_out: int, n_room: int) -> Rendered:
             messages = without_oldest(request.messages, n_left_out)
             self._check_bytes("".join(message.content for message in messages), "messages")
             shown = [self._picture(image, pictures) for each in messages for image in each.images]
-            rendered = template.render(messages, request.options, shown)
+            rendered = template.render(messages, options, shown)
             self._check_not_empty(rendered.prompt.ids, "messages")
             self._check_length(rendered.prompt.n_tokens, "messages", n_room=n_room)
             self._check_pictures(rendered.prompt)
@@ -292,8 +298,10 @@ class Preparer:
     def _give_form(self, choices: list[Sequence], form: Form, options: ChatOptions) -> None:
         """Gives each choice its own parser, and its own grammar if the form has a grammar."""
         param = "tools" if options.json_schema is None else "response_format"
+        thought_end = self._thought_end(form)
         for choice in choices:
             choice.stops_thoughts = options.stop_in_reasoning
+            choice.thought_end = thought_end if choice.params.reasoning_budget_tokens >= 0 else ()
             try:
                 if form.grammar:
                     choice.grammar = Grammar(self._model, form.grammar, form.reply)
@@ -308,6 +316,17 @@ class Preparer:
                     words = f"the last message begins an answer that {param} does not allow"
                     raise BadRequest(words, param="messages") from None
                 raise BadRequest(f"no grammar can be made of {param}: {err}", param=param) from None
+
+    def _thought_end(self, form: Form) -> tuple[int, ...]:
+        """The tokens that end thoughts; () if the template has none."""
+        if not (form.thinking_start and form.thinking_ends):
+            return ()
+        tokenize, sentence = self._model.vocab.tokenize, self._last_thought
+        text = f"\n\n{sentence}\n" if sentence else ""
+        tokens = tokenize(text, add_special=False, parse_special=False, continues=True)
+        tag = form.thinking_ends[0]
+        tokens += tokenize(tag, add_special=False, parse_special=True, continues=True)
+        return tuple(tokens)
 
     def _give_grammar(self, choices: list[Sequence], text: str) -> None:
         """Applies a client's grammar to each choice; the text is sent unparsed."""

@@ -6,6 +6,7 @@ Belongs to the engine thread. Its only C objects are samplers, grammar and parse
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
@@ -51,6 +52,7 @@ class Sequence:
     preserved: frozenset[int] = frozenset()  # control tokens that are part of the answer's text
     grammar: Grammar | None = None
     stops_thoughts: bool = False  # the client's stop strings also end reasoning
+    thought_end: tuple[int, ...] = ()  # tokens that end thoughts which reach their budget
     tokens: list[int] = field(init=False)  # of the prompt, then those sampled so far
     lane: Lane | None = None  # None while waiting
     n_cached: int = 0  # tokens in memory when it last started
@@ -66,6 +68,7 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt)
         self._text = TextStream(self.params.stop, self.ends)
+        self._forced = deque[int]()  # tokens that have to come next
         self._said: list[str] = []  # all generated text, if `trace`
 
     # ---- pending tokens --------------------------------------------------------------------
@@ -122,6 +125,14 @@ class Sequence:
     def may_end(self) -> bool:
         """Whether the next token may be an end token."""
         return not self.params.ignore_eos and self.n_completion >= self.params.min_tokens
+
+    def forced_token(self) -> int | None:
+        """The token that has to come next to end the thoughts; None: the model chooses."""
+        n_most, answer = self.params.reasoning_budget_tokens, self.answer
+        is_over = self.thought_end and self.n_reasoning >= n_most and not self._forced
+        if is_over and answer and answer.is_thinking and not self._text.holds_back:
+            self._forced.extend(self.thought_end)
+        return self._forced.popleft() if self._forced else None
 
     @property
     def active_grammar(self) -> Grammar | None:

@@ -63,6 +63,11 @@ class TextStream:
         return "" if self.stopped else self._release(len(self._held))
 
     @property
+    def holds_back(self) -> bool:
+        """Whether a character or a stop string may be incomplete."""
+        return self._n_decoded > self._n_released
+
+    @property
     def stopped(self) -> bool:
         """Whether a stop string is complete."""
         return self.stop_string is not None

@@ -395,6 +395,7 @@ CHAT_CASES: dict[str, Json] = SHARED_CASES | {
     "thoughts cut short": {**CHAT_THINK, "max_tokens": 5},
     "a stop in thoughts": {**CHAT_THINK, "stop": ["="], "stop_in_reasoning": True},
     "effort": {**CHAT_THINK, "reasoning_effort": "none"},
+    "a budget of thoughts": {**CHAT_THINK, "reasoning": {"max_tokens": 4}},
 }
 RED_URL, BLUE_URL = (
     f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
@@ -466,6 +467,7 @@ RESPONSE_CASES: dict[str, Json] = {
     "thoughts": THINK,
     "thoughts cut short": {**THINK, "max_output_tokens": 5},
     "effort": {**THINK, "reasoning": {"effort": "none"}},
+    "a budget of thoughts": {**THINK, "reasoning": {"max_tokens": 4}},
     "a call": WEATHER,
     "a call cut short": {**WEATHER, "max_output_tokens": 18},
     "a call that is required": {"tools": [TOOL], "tool_choice": "required"},

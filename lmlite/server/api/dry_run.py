@@ -15,7 +15,9 @@ from lmlite.server.models.served_model import ServedModel
 _FIELDS = {"n_logprobs": ("logprobs", "top_logprobs"),
            "max_tokens": ("max_tokens", "max_completion_tokens", "max_output_tokens",
                           "num_predict"),
-           "stop": ("stop", "stop_sequences")}  # fmt: skip
+           "stop": ("stop", "stop_sequences"),
+           "reasoning_budget_tokens": ("reasoning_budget_tokens", "reasoning.max_tokens",
+                                       "thinking.budget_tokens")}  # fmt: skip
 
 
 def planned(call: Call) -> Call:
@@ -99,7 +101,14 @@ def _sampling(params: SamplingParams, body: Mapping[str, Any], defaults: Default
     found = {}
     for name in (field.name for field in fields(params)):
         value = getattr(params, name)
-        asked = any(body.get(field) is not None for field in _FIELDS.get(name, (name,)))
+        asked = any(_has(body, path) for path in _FIELDS.get(name, (name,)))
         origin = "request" if asked else defaults.origins.get(name, "default")
         found[name] = {"value": dict(value) if name == "logit_bias" else value, "origin": origin}
     return found
+
+
+def _has(body: Mapping[str, Any], path: str) -> bool:
+    """Whether the body has a value at a path, such as "reasoning.max_tokens"."""
+    name, _, rest = path.partition(".")
+    value = body.get(name)
+    return _has(value, rest) if rest and type(value) is dict else not rest and value is not None

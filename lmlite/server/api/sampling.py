@@ -14,28 +14,37 @@ from typing import Any
 from lmlite.errors import BadRequest
 from lmlite.messages import SamplingParams
 from lmlite.server.api.fields import Field
-from lmlite.server.models.defaults import COMMAND_LINE, RANGES, Defaults
+from lmlite.server.models.defaults import COMMAND_LINE, COUNTS, RANGES, Defaults
+from lmlite.server.models.defaults import MAX_INT as MAX_INT
 
-MAX_INT = 2**31 - 1
-NAMES = ("top_k", *RANGES)
+NAMES = (*COUNTS, *RANGES)
 # Fields that mean the same in each API that generates.
 SAMPLING_FIELDS = {*NAMES, "seed", "logit_bias", "min_tokens", "ignore_eos"}
 
 
 def sampling_params(
-    body: Field, defaults: Defaults, *, max_tokens: Field, stop: Field, n_logprobs: int | None
+    body: Field,
+    defaults: Defaults,
+    *,
+    max_tokens: Field,
+    stop: Field,
+    n_logprobs: int | None,
+    budget: Field | None = None,
 ) -> SamplingParams:
     """The sampling parameters of a request. The arguments are fields that APIs name differently.
 
-    Raises BadRequest.
+    `budget`: the API's own field for the tokens of thoughts. Raises BadRequest.
     """
+    values = sampling_values(body, defaults.params, is_strict=False)
+    if budget is not None and (n_thoughts := budget.integer(0, MAX_INT)) is not None:
+        values["reasoning_budget_tokens"] = n_thoughts
     n = max_tokens.integer(-1, MAX_INT)
     most = defaults.params.max_tokens if n is None else n if n >= 0 else None
     least = body["min_tokens"].integer(0, MAX_INT) or 0
     if most is not None and least > most:
         body["min_tokens"].refuse(f"min_tokens is more than {max_tokens.path}, {most:,}")
     return SamplingParams(
-        **sampling_values(body, defaults.params, is_strict=False),
+        **values,
         logit_bias=_logit_bias(body["logit_bias"], defaults.limits.max_biases),
         seed=_seed(body["seed"]),
         max_tokens=most,
@@ -61,10 +70,10 @@ def sampling_values(
     }
     if values["repeat_penalty"] == 0:
         body["repeat_penalty"].refuse("repeat_penalty must be greater than 0")
-    least, most = (-1, MAX_INT) if is_strict else (-math.inf, math.inf)
-    top_k = body["top_k"].integer(least, most)
-    # A negative value means all tokens, as 0 does.
-    values["top_k"] = params.top_k if top_k is None else min(max(0, top_k), MAX_INT)
+    for name, (least, most) in COUNTS.items():
+        n = body[name].integer(*((least, most) if is_strict else (-math.inf, math.inf)))
+        values[name] = getattr(params, name) if n is None else min(max(least, n), most)
+    values["top_k"] = max(0, values["top_k"])  # -1 means all tokens, as 0 does
     return values
 
 

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from lmlite.messages import SamplingParams
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
-# Sampling values by their names in requests, with the least and the greatest; top_k is no range.
+# Sampling values by their names in requests, with the least and the greatest.
 RANGES = {"temperature": (0, 2), "top_p": (0, 1), "min_p": (0, 1), "repeat_penalty": (0, 10),
           "presence_penalty": (-2, 2), "frequency_penalty": (-2, 2)}  # fmt: skip
+MAX_INT = 2**31 - 1
+COUNTS = {"top_k": (-1, MAX_INT), "reasoning_budget_tokens": (-1, MAX_INT)}
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # of reasoning
 COMMAND_LINE = "command line"  # the origin of a value
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from lmlite.messages import CACHE_TYPES
 from lmlite.server.front.limits import DEFAULT_LIMITS
-from lmlite.server.models.defaults import EFFORTS, RANGES
+from lmlite.server.models.defaults import COUNTS, EFFORTS, MAX_INT, RANGES
 
-MAX_INT = 2**31 - 1
 MAX_TEXT = 1 << 20  # characters of a template or a system prompt
 
 Check = Callable[[Any], Any]  # returns the value to use; raises ValueError: "must be ..."
@@ -80,10 +79,12 @@ LOAD_KEYS: dict[str, tuple[str, Check]] = {
     "flash_attn": ("flash_attn", _one_of("auto", "on", "off")),
     "cache_type_k": ("cache_type_k", _one_of(*CACHE_TYPES)),
     "cache_type_v": ("cache_type_v", _one_of(*CACHE_TYPES)),
+    "reasoning_budget_message": ("reasoning_budget_message", _text),
 }
 SAMPLING_KEYS: dict[str, Check] = {
     **{name: _number(low, high) for name, (low, high) in RANGES.items()},
     "repeat_penalty": _repeat_penalty,
+    **{name: _whole(low, high) for name, (low, high) in COUNTS.items()},
     "top_k": lambda value: max(0, _whole(-1)(value)),  # -1 means all tokens, as 0 does
 }
 CHECKS: dict[str, Check] = {

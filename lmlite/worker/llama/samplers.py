@@ -107,6 +107,14 @@ class SamplerChain:
             grammar.accept_free(token)
         return token
 
+    def take(self, token: int, grammar: "Grammar | None") -> None:
+        """Takes a token that was not sampled. Raises NothingAllowed if the grammar refuses it."""
+        self._lib.llama_sampler_accept(self.pointer, token)
+        if grammar and grammar.is_active:
+            grammar.accept([token])
+        elif grammar:
+            grammar.accept_free(token)
+
     def close(self) -> None:
         """Frees the chain and its samplers."""
         self._lib.llama_sampler_free(self.pointer)
@@ -138,9 +146,13 @@ class Grammar:
         heard = self._triggers.hear(token, self._vocab.piece(token, special=True))
         if heard:
             self.is_active = True
-            tokens = (ctypes.c_int32 * len(heard))(*heard)
-            if not self._lib.lml_grammar_accept(self.pointer, tokens, len(heard)):
-                raise NothingAllowed
+            self.accept(heard)
+
+    def accept(self, tokens: Sequence[int]) -> None:
+        """Takes tokens while active. Raises NothingAllowed if it refuses one of them."""
+        data = (ctypes.c_int32 * len(tokens))(*tokens)
+        if not self._lib.lml_grammar_accept(self.pointer, data, len(tokens)):
+            raise NothingAllowed
 
     def close(self) -> None:
         """Frees the sampler."""

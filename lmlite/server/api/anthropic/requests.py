@@ -49,6 +49,9 @@ def _parse(body: Json, defaults: Defaults) -> Call:
     choice, parallel = _tool_choice(asked["tool_choice"], tools)
     config = asked["output_config"].object()
     form, unheld = _form(config["format"])
+    effort = _effort(asked["thinking"], config["effort"])
+    thinking = asked["thinking"].object()
+    is_enabled = thinking["type"].value == "enabled"
     options = chat_options(
         asked,
         defaults,
@@ -56,8 +59,8 @@ def _parse(body: Json, defaults: Defaults) -> Call:
         choice,
         form=form,
         parallel=parallel,
-        effort=_effort(asked["thinking"], config["effort"]),
-        thinks=asked["thinking"].object()["type"].value == "enabled" or None,
+        effort=effort,
+        thinks=is_enabled or None,
     )
     params = sampling_params(
         asked,
@@ -65,6 +68,7 @@ def _parse(body: Json, defaults: Defaults) -> Call:
         max_tokens=asked["max_tokens"],
         stop=asked["stop_sequences"],
         n_logprobs=None,
+        budget=thinking["budget_tokens"] if is_enabled else None,
     )
     request = Chat(0, _messages(asked, BlockReader(contents)), params, options=options)
     return Call(

@@ -35,7 +35,7 @@ _GENERATING = {*_EVERYWHERE, *SAMPLING_FIELDS, "stream", "stream_options", "n", 
 CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
                "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
                "chat_template_kwargs", "stop_in_reasoning", "functions", "audio",
-               "modalities"}  # fmt: skip
+               "modalities", "reasoning"}  # fmt: skip
 COMPLETION_FIELDS = {*_GENERATING, "prompt", "best_of", "suffix", "echo"}
 EMBEDDING_FIELDS = {*_EVERYWHERE, "input", "encoding_format", "dimensions"}
 
@@ -45,7 +45,7 @@ def parse_chat(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
     chat = Field(body)
     _refuse_unsupported(chat)
     reader, tools = ContentReader(defaults), parse_tools(chat["tools"])
-    limit = chat["max_completion_tokens"]
+    limit, effort = chat["max_completion_tokens"], chat["reasoning"].object()["effort"]
     call = chat_call(
         chat,
         defaults,
@@ -54,7 +54,7 @@ def parse_chat(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
         choice=parse_tool_choice(chat["tool_choice"], tools.names),
         form=chat["response_format"],
         schema_in="json_schema",
-        effort=chat["reasoning_effort"],
+        effort=chat["reasoning_effort"] if effort.value is None else effort,
         max_tokens=limit if limit.value is not None else chat["max_tokens"],
         n_logprobs=_n_logprobs(chat),
         n=_n_choices(chat, defaults),
@@ -104,7 +104,12 @@ def chat_call(
     if grammar is not None:  # the grammar has no place for reasoning
         options = replace(options, thinks=False)
     params = sampling_params(
-        body, defaults, max_tokens=max_tokens, stop=body["stop"], n_logprobs=n_logprobs
+        body,
+        defaults,
+        max_tokens=max_tokens,
+        stop=body["stop"],
+        n_logprobs=n_logprobs,
+        budget=body["reasoning"].object()["max_tokens"],
     )
     return Call(
         Chat(0, messages, params, n, options=options, grammar=grammar),

@@ -146,8 +146,11 @@ def test_a_tool_choice_is_the_chats(choice: dict[str, Any], of_chat: Any) -> Non
 
 
 def test_thinking_is_on_unless_it_is_turned_off() -> None:
-    for thinking in (None, {"type": "adaptive"}, {"type": "enabled", "budget_tokens": 1024}):
+    for thinking in (None, {"type": "adaptive", "budget_tokens": 9}):
         assert request(thinking=thinking) == chat()
+    limited = request(thinking={"type": "enabled", "budget_tokens": 1024})
+    assert limited == chat(reasoning={"max_tokens": 1024})
+    assert limited.params.reasoning_budget_tokens == 1024
     assert request(thinking={"type": "disabled"}) == chat(reasoning_effort="none")
 
 
@@ -334,6 +337,8 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
     ({"thinking": {"type": "on"}}, "thinking.type", "type is enabled, disabled or adaptive"),
     ({"thinking": {"type": "enabled", "budget_tokens": "9"}}, "thinking.budget_tokens",
      "thinking.budget_tokens is not a whole number"),
+    ({"thinking": {"type": "enabled", "budget_tokens": -1}}, "thinking.budget_tokens",
+     f"thinking.budget_tokens must be from 0 to {2**31 - 1}"),
     ({"output_config": {"effort": "huge"}}, "output_config.effort",
      "effort is one of none, minimal, low, medium, high, xhigh, max"),
     ({"output_config": {"format": {"type": "json"}}}, "output_config.format.type",
