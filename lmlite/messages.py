@@ -98,6 +98,9 @@ class Load:
     checkpoint_memory: int = 128 << 20  # bytes of checkpoints in memory, outside the context
     mmproj_path: str | None = None  # the projector, which lets the model see images
     image_memory: int = 64 << 20  # bytes for encoded images
+    draft_path: str | None = None  # a small model that proposes tokens to this one
+    draft_parts: tuple[ModelPart, ...] = ()  # all files of that model
+    n_draft: int = 3  # most tokens that it proposes at once
     sandbox: bool = False  # after loading: no network, no programs, no writes
     embeds: bool = True  # False: a generating model keeps no memory for embeddings
     log_level: Literal["debug", "info", "warning", "error"] = "error"  # of llama.cpp
@@ -256,6 +259,8 @@ class EngineState:
     n_steps: int
     step_s: float  # sum over all steps
     steps_within: tuple[int, ...]  # steps that took at most STEP_BOUNDS_S[i]
+    n_drafted: int = 0  # tokens of checked drafts
+    n_accepted: int = 0  # those that the model chose, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -380,6 +385,8 @@ class Finished(ChoiceEvent):
     cause: Cause = "end_token"
     n_reasoning: int = 0  # completion tokens that are reasoning
     stop_string: str | None = None  # the stop string that ended the choice
+    n_drafted: int = 0  # tokens that the draft model proposed
+    n_accepted: int = 0  # those that the model chose, too
 
 
 @dataclass(frozen=True, slots=True)

@@ -180,6 +180,10 @@ SERVE_FLAGS = (
          "folder of models, which is served also if files are named"),
     Flag("--mmproj", "FILE", "the model's image projector (default: the only mmproj*.gguf beside "
          "the model)", dest="mmproj_path"),
+    Flag("--draft", "FILE", "a small model of the same family that proposes tokens, several of "
+         "which the model checks at once: the same text, sooner", dest="draft_path"),
+    Flag("--draft-tokens", "N", "most tokens to propose at once", _count, default=3,
+         dest="n_draft"),
     Flag("--host", "ADDRESS", "address to listen on; an address that other machines can reach "
          "requires an API key; unix:/PATH is a socket file, for its user and group",
          default="localhost"),

@@ -218,9 +218,11 @@ def catalog_of(given: argparse.Namespace) -> Catalog:
         aliases[name] = path
     if len(files) == 1 and not given.folders:
         aliases = {name: path or files[0] for name, path in aliases.items()}
-    elif given.mmproj_path or given.chat_template_path or given.hosts or "" in aliases.values():
-        raise CommandError("--mmproj, --chat-template, --rpc and --alias NAME are for a single "
-                           "model; with several, write --alias NAME=FILE", 2)  # fmt: skip
+    elif "" in aliases.values() or any(
+        (given.mmproj_path, given.draft_path, given.chat_template_path, given.hosts)
+    ):
+        raise CommandError("--mmproj, --draft, --chat-template, --rpc and --alias NAME are for a "
+                           "single model; with several, write --alias NAME=FILE", 2)  # fmt: skip
     return Catalog(files, folders, aliases)
 
 

@@ -52,6 +52,7 @@ class Estimate:
     checkpoints: int  # the limit --checkpoint-memory
     projector: int = 0  # the projector's weights, and buffers for the largest picture
     images: int = 0  # the limit --image-memory
+    draft: int = 0  # all that the draft model takes
     process: int = PROCESS_BYTES
 
     @property
@@ -78,7 +79,12 @@ class Plan:
     notes: tuple[str, ...] = ()  # a line for each value that is smaller than asked for
 
 
-def estimate(file: ModelFile, load: Load, projector: Projector | None = None) -> Estimate:
+def estimate(
+    file: ModelFile,
+    load: Load,
+    projector: Projector | None = None,
+    draft: ModelFile | None = None,
+) -> Estimate:
     """The most memory that a worker takes while it answers.
 
     Not counted: embeddings by a model that generates (see `embedding_bytes`), and the pixels of a
@@ -106,6 +112,7 @@ def estimate(file: ModelFile, load: Load, projector: Projector | None = None) ->
         checkpoints=load.checkpoint_memory if load.generates else 0,
         projector=_projector(projector, n_ctx) if projector else 0,
         images=load.image_memory if projector else 0,
+        draft=_draft(draft, load, n_ctx) if draft else 0,
     )
 
 
@@ -127,13 +134,14 @@ def plan(
     n_allowed: int | None,
     because: str = "",
     projector: Projector | None = None,
+    draft: ModelFile | None = None,
 ) -> Plan:
     """Shrinks the Load to fit into n_allowed bytes. Raises DoesNotFit.
 
     Shrinks in this order: memory for images, checkpoints, embeddings, then the context.
     `because` names the limit in notes, for example "--memory allows".
     """
-    reckon = partial(estimate, file, projector=projector)
+    reckon = partial(estimate, file, projector=projector, draft=draft)
     n_usable = n_ctx_max(load, file.n_ctx_train) * load.n_parallel
     wanted = replace(load, n_ctx=min(context_size(load, file.n_ctx_train), n_usable))
     notes = _unused(file, load, wanted)
@@ -241,6 +249,12 @@ def _projector(projector: Projector, n_ctx: int) -> int:
     """The projector's weights, which are read and not mapped, and its buffers for a picture."""
     n_patches = min(projector.n_patches, n_ctx * projector.n_token_patches)
     return projector.n_tensor_bytes + _NUMBER_BYTES * n_patches * projector.n_wide
+
+
+def _draft(draft: ModelFile, load: Load, n_ctx: int) -> int:
+    """A draft model's weights, vocabulary, and context, which is as large as the model's own."""
+    found = estimate(draft, replace(load, n_ctx=n_ctx, checkpoint_memory=0))
+    return found.total - found.process
 
 
 def _padded(n_ctx: int) -> int:

@@ -1,6 +1,7 @@
 """Composes a step's batch: which sequences take part, with how many tokens. Pure policy.
 
-A sequence that generates has one pending token, and always takes part. Prompts have more, and
+A sequence that generates has one pending token, and a draft may follow it. It always takes part.
+Prompts have more, and
 share the rest of the batch. While any sequence generates, prompts are cut so that the step stays
 within a time budget: another client's long prompt never stalls a stream.
 """
@@ -25,6 +26,7 @@ class Piece:
     last_index: int  # batch index of its last token
     ends: bool  # nothing is pending after it: its last token needs logits
     wants_all: bool  # each of its tokens needs logits
+    n_draft: int = 0  # its last tokens are a draft
 
 
 def compose(sequences: Iterable[Sequence], n_max: int, n_in_time: float) -> list[Piece]:
@@ -39,11 +41,13 @@ def compose(sequences: Iterable[Sequence], n_max: int, n_in_time: float) -> list
         if sequence.n_pending > 1:
             reading.append(sequence)
         elif n_left:
-            pieces.append(_piece(sequence, 1, n_max - n_left))
-            n_left -= 1
+            piece = _piece(sequence, 1, n_max - n_left)
+            _append_draft(piece, sequence.draft)
+            pieces.append(piece)
+            n_left -= len(piece.tokens)
+    n_used = n_max - n_left
     if pieces:
-        n_left = min(n_left, _prompt_budget(n_in_time, len(pieces)))
-    n_used = len(pieces)
+        n_left = min(n_left, _prompt_budget(n_in_time, n_used))
     for sequence in reading:
         n = min(sequence.n_next, n_left)
         if sequence.wants_prompt_logprobs:
@@ -65,6 +69,13 @@ def _piece(sequence: Sequence, n_tokens: int, index: int) -> Piece:
         n_tokens == sequence.n_pending,
         sequence.wants_prompt_logprobs,
     )
+
+
+def _append_draft(piece: Piece, draft: list[int]) -> None:
+    if draft:
+        piece.tokens += draft
+        piece.last_index += len(draft)
+        piece.wants_all, piece.n_draft = True, len(draft)
 
 
 def _prompt_budget(n_in_time: float, n_generating: int) -> int:

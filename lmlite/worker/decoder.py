@@ -36,14 +36,15 @@ class Decoder:
         in one sequence's row may come from a different sequence.
         """
         n_tokens = self._fill(pieces)
-        reads = n_tokens > len(pieces)
+        reads = n_tokens > sum(1 + piece.n_draft for piece in pieces)
         self._set_threads(n_tokens, reads)
         began_s = time.monotonic()
         if not self.context.decode(self._batch):
             return False
         for piece in pieces:
             if piece.ends or piece.wants_all:
-                self.context.check_numbers(piece.last_index)
+                for index in range(piece.last_index - piece.n_draft, piece.last_index + 1):
+                    self.context.check_numbers(index)
         elapsed_s = time.monotonic() - began_s
         if self._governor is not None:
             self._governor.note(n_tokens, elapsed_s, reads=reads)

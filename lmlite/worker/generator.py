@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from lmlite.messages import Cause, EngineState, ReplyEvent
 from lmlite.worker.batch import Piece, compose
 from lmlite.worker.decoder import Decoder
+from lmlite.worker.draft import Drafter
 from lmlite.worker.failures import failed
 from lmlite.worker.llama.context import Context
 from lmlite.worker.llama.model import Model
@@ -46,6 +47,7 @@ class Generator:
         parked: ParkedLanes | None = None,
         governor: ThreadGovernor | None = None,
         encoder: MediaEncoder | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         """At most n_parallel run at once, each for at most `max_s` from its first token.
 
@@ -54,7 +56,7 @@ class Generator:
         self._model, self._vocab, self._context = model, model.vocab, context
         self.memory = Memory(model, context, checkpoints, parked)
         self._decoder = Decoder(context, model.vocab, governor)
-        self._encoder = encoder
+        self._encoder, self._drafter = encoder, drafter
         self._n_parallel, self._budget_s, self._max_s = n_parallel, prefill_budget_s, max_s
         self.waiting: deque[Sequence] = deque()  # in order of arrival
         self.running: list[Sequence] = []  # in order of admission
@@ -114,6 +116,8 @@ class Generator:
             n_steps=self._decoder.n_steps,
             step_s=self._decoder.step_s,
             steps_within=tuple(self._decoder.steps_within),
+            n_drafted=self._drafter.n_drafted if self._drafter else 0,
+            n_accepted=self._drafter.n_accepted if self._drafter else 0,
         )
 
     # ---- admission -------------------------------------------------------------------------
@@ -178,20 +182,26 @@ class Generator:
                 self._note_read(sequence)
                 if sequence.wants_prompt_logprobs:
                     sequence.prompt_logprobs += self._decoder.prompt_logprobs(piece)
-                if sequence.n_pending == 0:
-                    self._sample(sequence, piece.last_index)
+                if piece.ends:
+                    self._sample_all(piece)
                 else:
                     self._events.append(sequence.reading())
 
     def _decode(self, sequences: list[Sequence]) -> list[Piece]:
-        """Decodes one batch of pending tokens, and makes room if memory is full."""
+        """Decodes one batch of pending tokens and drafts, and makes room if memory is full."""
+        if self._drafter is not None:
+            self._drafter.draft([sequence for sequence in sequences if sequence.lane is not None])
         while True:
             remaining = [sequence for sequence in sequences if sequence.lane is not None]
             n_in_time = self._decoder.prompt_rate * self._budget_s
             pieces = compose(remaining, self._context.n_batch, n_in_time)
             if not pieces or self._decoder.decode(pieces):
                 break
-            self._make_room()
+            if any(piece.n_draft for piece in pieces):  # no sequence must leave for a draft
+                for sequence in remaining:
+                    sequence.draft = []
+            else:
+                self._make_room()
         for piece in pieces:
             assert piece.sequence.lane is not None
             piece.sequence.lane.tokens += piece.tokens
@@ -213,6 +223,21 @@ class Generator:
         if sequence.checkpoints_at and sequence.checkpoints_at[0] == sequence.n_held:
             assert sequence.lane is not None
             self.memory.save(sequence.lane, sequence.checkpoints_at.pop(0) - sequence.n_cached)
+
+    def _sample_all(self, piece: Piece) -> None:
+        """Chooses the next token, and one more for each token of the draft that was right."""
+        sequence, draft = piece.sequence, piece.sequence.draft
+        sequence.draft = []
+        sequence.n_drafted += len(draft)
+        for n_accepted, drafted in enumerate([*draft, None]):
+            sequence.n_accepted += n_accepted > 0
+            self._sample(sequence, piece.last_index - len(draft) + n_accepted)
+            if sequence.lane is None or sequence.tokens[-1] != drafted:
+                break
+        if self._drafter is not None and draft:
+            self._drafter.note(sequence, len(draft), n_accepted)
+            if sequence.lane is not None:
+                self.memory.cut(sequence.lane, len(sequence.tokens) - 1)
 
     def _sample(self, sequence: Sequence, index: int) -> None:
         """Chooses the next token from the logits at a batch index."""

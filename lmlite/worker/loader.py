@@ -3,7 +3,7 @@
 import functools
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,9 +17,10 @@ from lmlite.contexts import (
     n_ubatch,
 )
 from lmlite.library import library_folder
-from lmlite.messages import Event, Load, Loading, Note, Ready
+from lmlite.messages import Event, Load, Loading, ModelPart, Note, Ready
 from lmlite.worker.chat.renderer import TemplateError
 from lmlite.worker.chat.template import ChatTemplate
+from lmlite.worker.draft import Drafter, check_vocabulary
 from lmlite.worker.embedder import CPU_TOGETHER, Embedder
 from lmlite.worker.generator import Generator
 from lmlite.worker.guard import mappings, sandbox
@@ -52,10 +53,10 @@ class LoadedModel:
         lib.llama_backend_init()
         with ExitStack() as self._stack:  # closes in reverse order, also if a later step fails
             own = self._stack.enter_context
-            self.files = own(closing(ModelFiles(load.parts)))
+            self.files = own(closing(ModelFiles((*load.parts, *load.draft_parts))))
             if load.hosts:
                 self._reach_hosts(lib)
-            self._model = model = own(closing(self._load_model(lib)))
+            self._model = model = own(closing(self._load_model(lib, load.model_path, load.parts)))
             self.files.check_names()
             if model.has_encoder:
                 raise LlamaError("models with an encoder are not served, except BERT and its kind")
@@ -69,6 +70,7 @@ class LoadedModel:
                 self._n_ctx = context.n_ctx  # as padded by llama.cpp
             if load.mmproj_path is not None:
                 encoder = own(closing(self._make_encoder(load.mmproj_path)))
+            drafter = self._make_drafter(lib, context) if context and load.draft_path else None
             self._n_ctx_seq = min(self._n_ctx, self._n_ctx_max)
             n_batch = context.n_batch if context else 0
             self.preparer = Preparer(
@@ -80,7 +82,9 @@ class LoadedModel:
                 self._enter_sandbox()
             n_together = None if load.uses_gpu else CPU_TOGETHER
             self.embedder = own(closing(Embedder(self._make_embedding_context, n_together)))
-            self.generator = self._make_generator(context, encoder) if context else None
+            self.generator = None
+            if context:
+                self.generator = self._make_generator(context, encoder, drafter)
             self.close = self._stack.pop_all().close
 
     def ready(self) -> Ready:
@@ -107,19 +111,19 @@ class LoadedModel:
 
     # ---- the model -------------------------------------------------------------------------
 
-    def _load_model(self, lib: Any) -> Model:
+    def _load_model(self, lib: Any, path: str, parts: Sequence[ModelPart]) -> Model:
         """Loads the model, then drops pages whose weights were repacked. Needed pages come back."""
         load, n_own = self._load, mappings.own_bytes()
         model = Model(
             lib,
-            load.model_path,
+            path,
             n_gpu_layers=load.n_gpu_layers,
             tensor_split=load.tensor_split,
             on_progress=lambda fraction: self._send([Loading(fraction)]),
         )
-        n_file = sum(part.n_bytes for part in load.parts)
+        n_file = sum(part.n_bytes for part in parts)
         if model.n_gpu_layers or mappings.own_bytes() - n_own > mappings.WORTH * n_file:
-            mappings.drop_pages([part.ino for part in load.parts])
+            mappings.drop_pages([part.ino for part in parts])
         return model
 
     def _give_memory_back(self, lib: Any) -> None:
@@ -190,7 +194,33 @@ class LoadedModel:
 
     # ---- the generator ---------------------------------------------------------------------
 
-    def _make_generator(self, context: Context, encoder: MediaEncoder | None) -> Generator:
+    def _make_drafter(self, lib: Any, context: Context) -> Drafter:
+        """The draft model with a context of the same size. Raises LlamaError if it cannot help."""
+        load, own = self._load, self._stack.enter_context
+        assert load.draft_path is not None
+        name = Path(load.draft_path).name
+        model = own(closing(self._load_model(lib, load.draft_path, load.draft_parts)))
+        for each, whose in ((self._model, "this model"), (model, name)):
+            if not each.can_cut_memory:
+                raise LlamaError(f"--draft does not work: the memory of {whose} cannot be cut")
+        check_vocabulary(model.vocab, self._model.vocab, name)
+        draft_context = Context(
+            model,
+            n_ctx=context.n_ctx,
+            n_batch=context.n_batch,
+            n_ubatch=n_ubatch(load, context.n_batch, context.n_seq_max),
+            n_seq_max=context.n_seq_max,
+            n_threads=self._n_threads,
+            cache_type_k=load.cache_type_k,
+            cache_type_v=load.cache_type_v,
+            flash_attn=load.flash_attn,
+        )
+        own(closing(draft_context))
+        return own(closing(Drafter(model, draft_context, context, load.n_draft)))
+
+    def _make_generator(
+        self, context: Context, encoder: MediaEncoder | None, drafter: Drafter | None
+    ) -> Generator:
         load = self._load
         parks = load.checkpoint_memory and self._model.can_cut_memory
         return Generator(
@@ -203,6 +233,7 @@ class LoadedModel:
             parked=ParkedLanes(load.checkpoint_memory) if parks else None,
             governor=self._make_governor(),
             encoder=encoder,
+            drafter=drafter,
         )
 
     def _make_governor(self) -> ThreadGovernor | None:

@@ -60,6 +60,9 @@ class Sequence:
     chain: SamplerChain | None = None  # None until first admitted
     end_s: float = math.inf  # when it must end, on the monotonic clock
     suspect: bool = False  # it took part in a decode that failed
+    draft: list[int] = field(default_factory=list)  # what a draft model expects after `tokens`
+    n_drafted: int = 0  # tokens of all drafts that were checked
+    n_accepted: int = 0  # those of them that were right
     n_completion: int = 0
     n_reasoning: int = 0  # completion tokens that are reasoning
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
@@ -242,7 +245,10 @@ class Sequence:
         if self.trace:
             events.append(Returned(*ids, "".join(self._said)))
         stop = self._text.stop_string
-        events.append(Finished(*ids, reason, self.n_completion, cause, self.n_reasoning, stop))
+        counts = self.n_drafted, self.n_accepted
+        events.append(
+            Finished(*ids, reason, self.n_completion, cause, self.n_reasoning, stop, *counts)
+        )
         return events
 
     def _part(self, text: str) -> Part | None:

@@ -564,14 +564,21 @@ def test_a_worker_that_sees_takes_what_was_estimated(
 
 @pytest.mark.parametrize(
     ("name", "n_times"),
-    [("tiny", 140), ("chat-trial.gguf", 30), ("all-minilm-l6-v2-q8_0.gguf", 160)],
+    [
+        ("tiny", 140),
+        ("tiny with a draft", 140),
+        ("chat-trial.gguf", 30),
+        ("all-minilm-l6-v2-q8_0.gguf", 160),
+    ],
 )
 def test_a_worker_takes_what_was_estimated(
     name: str, n_times: int, figure: Callable[[str, str], None]
 ) -> None:
     """Without checkpoints, as it has none yet; a prompt fills most of the context."""
-    path = DEFAULT_MODEL if name == "tiny" else shared_model(name)
+    path = DEFAULT_MODEL if name.startswith("tiny") else shared_model(name)
     flags = ["--checkpoint-memory", "0", "--image-memory", "0", "--ctx", "512"]
+    if name.endswith("draft"):
+        flags += ["--draft", str(path)]
     with RunningServer(str(path), *flags) as server:
         if read_model_file(path).embeds_only:
             answer = server.post("/v1/embeddings", input="one two three " * n_times)

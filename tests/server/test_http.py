@@ -596,6 +596,8 @@ def test_metrics_count_requests_and_tokens_and_show_the_engine(house: House) -> 
         'lmlite_memory_cells{state="idle"}': "12",
         'lmlite_memory_cells{state="free"}': "400",
         "lmlite_parked_bytes": "4096",
+        'lmlite_draft_tokens_total{kind="drafted"}': "30",
+        'lmlite_draft_tokens_total{kind="accepted"}': "20",
         "lmlite_step_seconds_sum": "0.500000",
         "lmlite_step_seconds_count": "7",
     }

@@ -101,7 +101,7 @@ def wait_for_writer(fifo: str) -> None:
 def echo(chat: Chat, text: str) -> None:
     if chat.trace:
         send(Prompted(chat.id, 0, f"prompt of {text}"))
-    send(EngineState(0, 1, 512, 100, 12, 4096, 7, 0.5, (0, 0, 1, 1, 2, 2, 3, 7, 7, 7, 7)))
+    send(EngineState(0, 1, 512, 100, 12, 4096, 7, 0.5, (0, 0, 1, 1, 2, 2, 3, 7, 7, 7, 7), 30, 20))
     for index in range(chat.n):
         send(Started(chat.id, index, 3, 1))
         words = text.split(" ")

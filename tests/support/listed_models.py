@@ -32,6 +32,7 @@ def listed_model(name: str = "m", n_ctx: int | None = 512, template: str = "", *
         sees=False,
         defaults=NO_DEFAULTS,
         plan=None,
+        draft=None,
         state="loaded" if n_ctx else "not-loaded",
         ready=life.Ready(ready) if n_ctx else None,
         load=Load("/m.gguf", n_ctx=n_ctx) if n_ctx else None,

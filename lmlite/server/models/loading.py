@@ -14,7 +14,7 @@ from typing import Any
 import lmlite
 from lmlite.errors import ModelFileError, ModelNotFound
 from lmlite.gguf import memory_estimate
-from lmlite.gguf.file import ModelFile
+from lmlite.gguf.file import ModelFile, read_model_file
 from lmlite.gguf.memory_estimate import Plan
 from lmlite.gguf.projector import read_projector_file
 from lmlite.messages import Load, RopeScaling
@@ -119,7 +119,7 @@ class Shelf:
                 known is None
                 or known.file is not file
                 or known_settings != settings
-                or (known.projector is not None and has_changed(known.projector))
+                or any(has_changed(file) for file in (known.projector, known.draft) if file)
             ):
                 known = self._made(entry, file)
                 self._models[entry] = known, settings
@@ -133,6 +133,7 @@ class Shelf:
         for line in settings.unknown:
             self._log.line_once("warning", line)
         load = load_with(options.load, settings)
+        draft = None if file.embeds_only else self._draft(entry, load.draft_path)
         load = replace(
             load,
             model_path=file.path,
@@ -142,6 +143,8 @@ class Shelf:
             rope=scaled(load.rope, load.n_ctx, file.n_ctx_train),
             chat_template=load.chat_template or _template(options.chat_template_path),
             mmproj_path=projector.path if projector else None,
+            draft_path=draft.path if draft else None,
+            draft_parts=draft.parts if draft else (),
             cache_dir=self._cache_dir(entry),
         )
         defaults = options.defaults(file, projector is not None)
@@ -154,8 +157,27 @@ class Shelf:
             idle_s=options.idle_unload if entry.is_named else None,
             entry=entry,
             projector=projector,
+            draft=draft,
             wanted=load,
         )
+
+    def _draft(self, entry: CatalogEntry, name: str | None) -> ModelFile | None:
+        """The draft model: the file of --draft, or what the model's settings call it.
+
+        These name a file beside the model, or one of the models. Raises ModelFileError.
+        """
+        if name is None:
+            return None
+        path = Path(entry.path).with_name(os.path.basename(name))
+        if name == self._options.load.draft_path:
+            path = Path(name)
+        elif os.path.basename(name) != name or not path.is_file():
+            try:
+                path = Path(self._catalog.find(name).path)
+            except ModelNotFound as err:
+                self._log.line_once("warning", f"{entry.name} has no draft model: {err}")
+                return None
+        return read_model_file(os.path.realpath(path))
 
     def _cache_dir(self, entry: CatalogEntry) -> str | None:
         """The model's own folder of checkpoints, if it is one of several models."""
@@ -185,9 +207,11 @@ class Shelf:
         assert model.wanted is not None
         load = replace(model.wanted, **changes)
         if bound is None or _is_elsewhere(load):
-            return memory_estimate.plan(model.file, load, None, projector=model.projector)
-        n_bytes = max(0, bound.n_bytes)
-        return memory_estimate.plan(model.file, load, n_bytes, bound.because, model.projector)
+            n_bytes, because = None, ""
+        else:
+            n_bytes, because = max(0, bound.n_bytes), bound.because
+        parts = model.projector, model.draft
+        return memory_estimate.plan(model.file, load, n_bytes, because, *parts)
 
     def supervisor(self, model: ServedModel, plan: Plan) -> Supervisor:
         """The model's supervisor, which is not started."""
@@ -197,6 +221,7 @@ class Shelf:
             watchdog_s=self._options.watchdog_s,
             file=model.file,
             projector=model.projector,
+            draft=model.draft,
             prestarted=self._take_prestarted(),
             hosts=Hosts(plan.load, plan.estimate) if plan.load.hosts else None,
         )

@@ -24,18 +24,25 @@ N_LOOKS = 6  # looks at an unchanged file before an error in it counts as final
 class CheckedFiles:
     """The files of one model, as they were last checked."""
 
-    def __init__(self, model: ModelFile | None, projector: Projector | None) -> None:
+    def __init__(
+        self,
+        model: ModelFile | None,
+        projector: Projector | None,
+        draft: ModelFile | None = None,
+    ) -> None:
         """An argument is None if there is no such file."""
-        self.model, self.projector = model, projector
+        self.model, self.projector, self.draft = model, projector, draft
 
     @property
     def _all(self) -> list[ModelFile | Projector]:
-        return [file for file in (self.model, self.projector) if file is not None]
+        return [file for file in (self.model, self.projector, self.draft) if file is not None]
 
     def check(self, wait: Wait) -> None:
         """Checks changed files again. Raises ModelFileError."""
         if self.projector is not None and has_changed(self.projector):
             self.projector = checked_again(self.projector, read_projector_file, wait)
+        if self.draft is not None and has_changed(self.draft):
+            self.draft = checked_again(self.draft, read_model_file, wait)
         if self.model is not None and has_changed(self.model):
             model = checked_again(self.model, read_model_file, wait)
             kinds = [(file.embeds_only, file.ranker) for file in (model, self.model)]

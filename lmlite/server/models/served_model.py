@@ -35,6 +35,7 @@ class ServedModel:
     idle_s: float | None = None  # how long it stays loaded without requests; None: as others do
     entry: CatalogEntry | None = None
     projector: Projector | None = None
+    draft: ModelFile | None = None  # a small model that proposes tokens to this one
     wanted: Load | None = None  # how to load it, before it is fitted to the memory
     # Further names while it is loaded; clients give them, so only the last ones count.
     identifiers: deque[str] = field(default_factory=lambda: deque(maxlen=16))

@@ -80,6 +80,8 @@ LOAD_KEYS: dict[str, tuple[str, Check]] = {
     "cache_type_k": ("cache_type_k", _one_of(*CACHE_TYPES)),
     "cache_type_v": ("cache_type_v", _one_of(*CACHE_TYPES)),
     "reasoning_budget_message": ("reasoning_budget_message", _text),
+    "draft": ("draft_path", lambda value: _text(value) or None),
+    "draft_tokens": ("n_draft", _whole(1)),
 }
 SAMPLING_KEYS: dict[str, Check] = {
     **{name: _number(low, high) for name, (low, high) in RANGES.items()},
@@ -119,6 +121,8 @@ LM_STUDIO_KEYS = {
     "prediction.systemPrompt": "system_prompt",
     "prediction.promptTemplate": "chat_template",
     "prediction.reasoning.enableThinking": "reasoning",
+    "prediction.speculativeDecoding.draftModel": "draft",
+    "prediction.speculativeDecoding.maxTokensToDraft": "draft_tokens",
 }
 # Values of those that LM Studio writes with "checked": false. Others are as if they were absent.
 UNCHECKED = {"top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0,

@@ -283,9 +283,7 @@ class _FileReader:
 
     def _set(self, key: str, value: Any, spelled: str) -> None:
         """Checks and takes a value. `spelled` is the key as the file has it."""
-        if ".speculativeDecoding." in spelled or key == "draft_model":
-            if value and (key == "draft_model" or key.endswith(".draftModel")):
-                self._note(f"{spelled}: a draft model is known but not supported")
+        if ".speculativeDecoding." in key:  # not in LM_STUDIO_KEYS: when to draft is not a setting
             return
         check = CHECKS.get(key)
         if check is None:

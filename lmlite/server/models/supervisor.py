@@ -53,8 +53,11 @@ class Supervisor:
         projector: Projector | None = None,
         prestarted: WorkerProcess | None = None,
         hosts: Hosts | None = None,
+        draft: ModelFile | None = None,
     ) -> None:
-        """`file` and `projector` have passed their checks; None if `command` loads no such file.
+        """`file`, `projector` and `draft` have passed their checks.
+
+        None if `command` loads no such file.
 
         `prestarted` is a running process of `command` that has not been given a model yet.
         `hosts`: those that hold layers of the model, if there are any.
@@ -66,7 +69,7 @@ class Supervisor:
         self._log = log
         self._command, self._prestarted = command, prestarted
         self._watchdog_s = watchdog_s
-        self._files = CheckedFiles(file, projector)
+        self._files = CheckedFiles(file, projector, draft)
         self._given_up: list[Identity | None] = []  # identities of the files when loading failed
         self._ids = itertools.count(1)
         self._open = OpenRequests(load.n_parallel + load.n_queue)
@@ -255,6 +258,8 @@ class Supervisor:
     def _spawn(self) -> WorkerProcess:
         if self._files.model is not None:
             self.load = replace(self.load, parts=self._files.model.parts)
+        if self._files.draft is not None:
+            self.load = replace(self.load, draft_parts=self._files.draft.parts)
         process = self._prestarted or WorkerProcess(self._command, self._log)
         self._prestarted = None
         with self._changed:

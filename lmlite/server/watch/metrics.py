@@ -119,12 +119,15 @@ def _engine_metrics(engines: Mapping[str, EngineState]) -> list[Metric]:
         rows["waiting"] += [(_labels(of), engine.n_waiting)]
         rows["cells"] += _by("state", cells, of)
         rows["parked"] += [(_labels(of), engine.n_bytes_parked)]
+        drafts = {"drafted": engine.n_drafted, "accepted": engine.n_accepted}
+        rows["drafts"] += _by("kind", drafts, of)
         rows["steps"] += _buckets(of, STEP_BOUNDS_S, within, engine.step_s)
     metrics: list[Metric] = [
         ("sequences_running", "gauge", "Sequences at work.", rows["running"]),
         ("sequences_waiting", "gauge", "Sequences that wait.", rows["waiting"]),
         ("memory_cells", "gauge", "Cells of memory, one per token or per state.", rows["cells"]),
         ("parked_bytes", "gauge", "Finished conversations outside of it.", rows["parked"]),
+        ("draft_tokens_total", "counter", "Proposed by a draft model; right.", rows["drafts"]),
         ("step_seconds", "histogram", "How long a step of the engine takes.", rows["steps"]),
     ]
     return metrics if engines else []

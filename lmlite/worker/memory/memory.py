@@ -195,6 +195,13 @@ class Memory:
         """Drops the read parts of a picture that did not fit as a whole."""
         self._context.keep(lane.seq_id, len(lane.tokens))
 
+    def cut(self, lane: Lane, n_tokens: int) -> None:
+        """Drops all but the first n_tokens; these too if a sliding window has lost some of them."""
+        if not self._context.can_begin(lane.seq_id, n_tokens):
+            n_tokens = 0
+        self._context.keep(lane.seq_id, n_tokens)
+        lane.cut(n_tokens)
+
     def empty(self, lane: Lane) -> None:
         """Empties a lane."""
         self._context.keep(lane.seq_id, 0)

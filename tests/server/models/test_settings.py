@@ -166,7 +166,12 @@ def test_a_key_of_lmlite_sets_what_its_flag_sets(
         ("ext.virtualModel.customField.qwen.qwen38b.enableThinking", True, Settings(thinks=True)),
         ("ext.virtualModel.customField.openai.gptOss20b.reasoningEffort", "high",
          Settings(thinks=True, effort="high")),
-        ("llm.prediction.speculativeDecoding.draftModel", "", Settings()),
+        ("llm.prediction.speculativeDecoding.draftModel", "", Settings(load={"draft_path": None})),
+        ("llm.prediction.speculativeDecoding.draftModel", "a/b",
+         Settings(load={"draft_path": "a/b"})),
+        ("llm.prediction.speculativeDecoding.maxTokensToDraft", 16,
+         Settings(load={"n_draft": 16})),
+        ("llm.prediction.speculativeDecoding.minDraftLengthToConsider", 2, Settings()),
         ("llm.prediction.logProbs", {"checked": False, "value": 0}, Settings()),
     ],
 )  # fmt: skip
@@ -249,13 +254,10 @@ def test_what_is_not_understood_is_named(folder: Path) -> None:
     found = own(
         folder,
         colour="red",
-        draft_model="small",
         customFields=[{"key": "tone", "defaultValue": "warm", "effects": []}],
         load={"fields": [{"key": "llm.load.llama.tryMmap", "value": True},
                          {"key": "llm.load.llama.acceleration.offloadRatio", "value": 0.5}]},
         operation={"fields": [
-            {"key": "llm.prediction.speculativeDecoding.draftModel", "value": "a/b"},
-            {"key": "llm.prediction.speculativeDecoding.maxTokensToDraft", "value": 16},
             {"key": "llm.prediction.promptTemplate", "value": {"type": "manual"}},
         ]},
     )  # fmt: skip
@@ -263,12 +265,9 @@ def test_what_is_not_understood_is_named(folder: Path) -> None:
         unknown=(
             "tiny.json: the custom field tone is not understood",
             "tiny.json: colour is not understood",
-            "tiny.json: draft_model: a draft model is known but not supported",
             "tiny.json: llm.load.llama.tryMmap is not understood",
             "tiny.json: llm.load.llama.acceleration.offloadRatio sets a part of the layers: "
             "give their number as gpu_layers, or max or off",
-            "tiny.json: llm.prediction.speculativeDecoding.draftModel: a draft model is known but "
-            "not supported",
             "tiny.json: llm.prediction.promptTemplate is not understood: its type is not jinja",
         )
     )

@@ -3,6 +3,8 @@
 In a stream these come with the last chunk of a choice.
 """
 
+from pathlib import Path
+
 import lmlite
 from lmlite.messages import Finished, Json
 from lmlite.server.api.call import Call
@@ -30,6 +32,16 @@ def v0_model(model: ServedModel) -> Json:
     return found | model_facts(model)
 
 
+def _draft_stats(name: str, end: Finished) -> Json:
+    return {
+        "draft_model": name,
+        "total_draft_tokens_count": end.n_drafted,
+        "accepted_draft_tokens_count": end.n_accepted,
+        "rejected_draft_tokens_count": end.n_drafted - end.n_accepted,
+        "ignored_draft_tokens_count": 0,
+    }
+
+
 class V0CompletionReply(CompletionReply):
     """The reply to POST /api/v0/completions."""
 
@@ -50,12 +62,14 @@ class V0CompletionReply(CompletionReply):
         pace, end, ready, file = self._pace, self._end, self.model.ready, self.model.file
         assert end is not None
         called = end.reason == "tool_calls"
+        draft = self.model.draft
         return {
             "stats": {
                 "tokens_per_second": pace.tokens_per_s(self.n_completion),
                 "time_to_first_token": pace.first_token_s,
                 "generation_time": pace.generation_s,
                 "stop_reason": "toolCalls" if called else _STOP_REASONS[end.cause],
+                **(_draft_stats(Path(draft.path).stem, end) if draft else {}),
             },
             "model_info": {
                 "arch": file.architecture,

@@ -31,7 +31,7 @@ _EVERYWHERE = {"model", "user"}
 _INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
           "service_tier", "store"}  # fmt: skip
 _GENERATING = {*_EVERYWHERE, *SAMPLING_FIELDS, "stream", "stream_options", "n", "stop", "logprobs",
-               "max_tokens", "grammar", *FIELDS}  # fmt: skip
+               "max_tokens", "grammar", "draft_model", *FIELDS}  # fmt: skip
 CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
                "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
                "chat_template_kwargs", "stop_in_reasoning", "functions", "audio",

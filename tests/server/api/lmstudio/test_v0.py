@@ -13,6 +13,7 @@ from lmlite.server.api.openai.replies import ChatReply, CompletionReply
 from lmlite.server.api.openai.requests import parse_chat, parse_completion
 from lmlite.server.api.reply import Incoming
 from lmlite.server.models import life
+from tests.support.house import model_file
 from tests.support.listed_models import listed_model
 
 MESSAGES = [{"role": "user", "content": "Hi"}]
@@ -95,6 +96,21 @@ def test_the_cause_of_an_end_has_lm_studios_name(cause: Cause, shown: str) -> No
 def test_an_end_with_calls_is_one_of_its_own() -> None:
     events = [*EVENTS[:-1], Finished(0, 0, "tool_calls", 3)]
     assert whole(V0ChatReply, events)["stats"]["stop_reason"] == "toolCalls"
+
+
+def test_the_tokens_of_a_draft_model_are_counted() -> None:
+    reply = reply_of(V0ChatReply)
+    reply.model.draft = model_file("/models/small.gguf")
+    for event in [*EVENTS[:-1], Finished(0, 0, "stop", 3, n_drafted=5, n_accepted=2)]:
+        reply.add(event)
+    stats = reply.whole()["stats"]
+    assert {key: value for key, value in stats.items() if "draft" in key} == {
+        "draft_model": "small",
+        "total_draft_tokens_count": 5,
+        "accepted_draft_tokens_count": 2,
+        "rejected_draft_tokens_count": 3,
+        "ignored_draft_tokens_count": 0,
+    }
 
 
 def test_times_are_counted_from_the_end_of_the_load() -> None:
