@@ -6,6 +6,7 @@ for the client. Pure: does no input or output.
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 from lmlite.errors import ApiError
@@ -22,7 +23,7 @@ from lmlite.messages import (
     Started,
 )
 from lmlite.server.api.call import Call
-from lmlite.server.api.turn import Turn, Writer
+from lmlite.server.api.turn import Kind, Turn, Writer
 from lmlite.server.front import wire
 from lmlite.server.models.life import State
 from lmlite.server.models.served_model import ServedModel
@@ -122,6 +123,31 @@ class GeneratedReply(Reply, Writer):
     @abstractmethod
     def failure(self, error: ApiError) -> bytes:
         """The end of a stream that fails after its beginning."""
+
+
+class ContinuedReply(GeneratedReply):
+    """A reply that leaves out the beginning of the answer, if the client has sent that."""
+
+    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
+        super().__init__(call, reply_id, model, created)
+        self._begun: dict[Kind, str] = {}  # the worker's text repeats it
+        last = call.request.messages[-1] if isinstance(call.request, Chat) else None
+        if last and last.role == "assistant":
+            self._begun = {"reasoning": last.reasoning or "", "text": last.content}
+
+    def add(self, event: Incoming) -> bytes:
+        """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
+        if self._begun and isinstance(event, Delta):
+            # If the client began the text, the thoughts before that text were the client's, too.
+            thoughts = "" if self._begun.get("text") else event.reasoning
+            reasoning = self._without_begun("reasoning", thoughts)
+            event = replace(
+                event, reasoning=reasoning, text=self._without_begun("text", event.text)
+            )
+        return super().add(event)
+
+    def _without_begun(self, kind: Kind, text: str) -> str:
+        return text.removeprefix(self._begun.pop(kind, "")) if text else ""
 
 
 class BackgroundReply(GeneratedReply):

@@ -4,15 +4,14 @@ The formats follow the types in Anthropic's Python package. Pure: does no input 
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from lmlite.errors import ApiError
-from lmlite.messages import Chat, Delta, Finished, Json, Started
+from lmlite.messages import Chat, Finished, Json, Started
 from lmlite.server.api.anthropic.errors import message_error
 from lmlite.server.api.call import Call
-from lmlite.server.api.reply import ComputedReply, GeneratedReply, Incoming, typed_event
-from lmlite.server.api.turn import Kind, Part
+from lmlite.server.api.reply import ComputedReply, ContinuedReply, typed_event
+from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
 from lmlite.server.models.served_model import ServedModel
 
@@ -24,7 +23,7 @@ _STOP_REASONS = {"end_token": "end_turn", "stop_string": "end_turn", "max_tokens
                  "context_full": "model_context_window_exceeded"}  # fmt: skip
 
 
-class MessageReply(GeneratedReply):
+class MessageReply(ContinuedReply):
     """The reply to POST /v1/messages."""
 
     is_sequential = True  # a content block must end before the next one starts
@@ -33,11 +32,6 @@ class MessageReply(GeneratedReply):
         super().__init__(call, reply_id, model, created)
         assert isinstance(call.request, Chat)
         self._stops = call.request.params.stop
-        last = call.request.messages[-1]
-        # When the client sent the beginning of the answer, the worker's text repeats it.
-        self._begun: dict[Kind, str] = {}
-        if last.role == "assistant":
-            self._begun = {"reasoning": last.reasoning or "", "text": last.content}
         self._frames: dict[int, tuple[bytes, bytes]] = {}  # by block: bytes around a delta's text
 
     def whole(self) -> Json:
@@ -46,20 +40,6 @@ class MessageReply(GeneratedReply):
         assert end is not None
         content = [_block(part) for part in self.turns[0].parts]
         return self._message(content, self._stop(end), end.n_completion)
-
-    def add(self, event: Incoming) -> bytes:
-        """Takes the next event. Returns the bytes to stream for it, b"" if there are none."""
-        if self._begun and isinstance(event, Delta):
-            # If the client began the text, the thoughts before that text were the client's, too.
-            thoughts = "" if self._begun.get("text") else event.reasoning
-            reasoning = self._without_begun("reasoning", thoughts)
-            event = replace(
-                event, reasoning=reasoning, text=self._without_begun("text", event.text)
-            )
-        return super().add(event)
-
-    def _without_begun(self, kind: Kind, text: str) -> str:
-        return text.removeprefix(self._begun.pop(kind, "")) if text else ""
 
     # ---- streamed --------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from lmlite.server.api.call import Call
 from lmlite.server.api.lmstudio.pace import Pace
 from lmlite.server.api.ollama.errors import ollama_error
 from lmlite.server.api.openai.replies import EmbeddingReply, logprob_object
-from lmlite.server.api.reply import ComputedReply, GeneratedReply, Incoming, Reply
+from lmlite.server.api.reply import ComputedReply, ContinuedReply, Incoming, Reply
 from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
 from lmlite.server.models.served_model import ServedModel
@@ -36,7 +36,7 @@ def chat_text(text: str, **more: Any) -> Json:
     return {"message": {"role": "assistant", "content": text, **more}}
 
 
-class GenerateReply(GeneratedReply):
+class GenerateReply(ContinuedReply):
     """The reply to POST /api/generate. The subclass ChatReply says the same in a message."""
 
     is_sequential = True  # a call comes whole, between texts

@@ -5,7 +5,7 @@ Errors are BadRequest.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from lmlite.errors import FieldNames
@@ -59,7 +59,7 @@ def parse_chat(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
     messages: tuple[ChatMessage, ...] = ()
     if not says_nothing(body):
         read = [_message(each.entry("a message"), contents) for each in asked["messages"].items()]
-        messages = conversation(read, asked["messages"])
+        messages = _with_ids(conversation(read, asked["messages"]))
     form, unheld = _form(asked["format"])
     chat = _chat(asked, defaults, messages, tools, form)
     return _call(
@@ -194,6 +194,25 @@ def _message(body: Field, contents: ContentReader) -> ChatMessage:
         tool_calls=tuple(calls),
         tool_call_id=body["tool_call_id"].string() if is_result else None,
     )
+
+
+def _with_ids(messages: Sequence[ChatMessage]) -> tuple[ChatMessage, ...]:
+    """The same messages with ids of calls, by which templates know what a result belongs to.
+
+    Clients of Ollama have only the names of tools, and send results in the order of the calls.
+    """
+    found, n_calls, waiting = [], 0, list[ToolCall]()
+    for turn in messages:
+        numbered = enumerate(turn.tool_calls, n_calls)
+        calls = tuple(replace(call, id=call.id or f"call_{number}") for number, call in numbered)
+        n_calls, call_id = n_calls + len(calls), turn.tool_call_id
+        waiting += calls
+        if turn.role == "tool" and waiting:
+            fits = [call for call in waiting if call_id == call.id or turn.name == call.name]
+            waiting.remove(call := (fits or waiting)[0])
+            call_id = call_id or call.id
+        found.append(replace(turn, tool_calls=calls, tool_call_id=call_id))
+    return tuple(found)
 
 
 def _images(body: Field, contents: ContentReader, *, is_result: bool = False) -> list[Piece]:

@@ -103,6 +103,15 @@ def test_an_image_is_seen_and_a_form_kept(server: RunningServer) -> None:
     assert json.loads(formed["message"]["content"]).keys() == {"name"}
 
 
+def test_an_answer_that_the_client_began_is_only_continued(server: RunningServer) -> None:
+    begun = [*user("Count from 1 to 5."), {"role": "assistant", "content": "1, 2,"}]
+    whole = ask(server, "/api/chat", messages=begun)["message"]["content"]
+    openai = server.post("/v1/chat/completions", messages=begun, temperature=0).json
+    assert openai["choices"][0]["message"]["content"] == f"1, 2,{whole}"
+    parts = lines(server, "/api/chat", messages=begun)
+    assert "".join(part["message"]["content"] for part in parts) == whole
+
+
 def test_thinking_can_be_turned_off(server: RunningServer) -> None:
     assert "thinking" in ask(server, "/api/generate", prompt=THINK)
     assert "thinking" not in ask(server, "/api/generate", prompt=THINK, think=False)

@@ -143,9 +143,30 @@ def test_a_conversation_has_thoughts_calls_results_and_images() -> None:
         ChatMessage("user", "Look", images=tuple(
             Image(PICTURE, 0, f"messages.[1].images.[{i}]") for i in range(2))),
         ChatMessage("assistant", "", reasoning="Hm",
-                    tool_calls=(ToolCall("", "f", '{"city": "Oslo"}'),)),
-        ChatMessage("tool", "rain", name="f"),
+                    tool_calls=(ToolCall("call_0", "f", '{"city": "Oslo"}'),)),
+        ChatMessage("tool", "rain", name="f", tool_call_id="call_0"),
     )  # fmt: skip
+
+
+def test_a_result_without_an_id_belongs_to_the_first_call_of_its_tool_that_has_none() -> None:
+    def calls(*names: str, **more: Any) -> Any:
+        asked = [{"function": {"name": name, "arguments": {}}, **more} for name in names]
+        return {"role": "assistant", "tool_calls": asked}
+
+    def results(*names: str | None, **more: Any) -> Any:
+        return [{"role": "tool", "content": "x", "tool_name": name, **more} for name in names]
+
+    found = chat(messages=[
+        calls("f", "g", "g"), *results("g", "f", None),
+        calls("f", id="mine"), *results("f", tool_call_id="mine"), *results("f"),
+        calls("f"), *results("h"),
+    ]).messages  # fmt: skip
+    assert [call.id for turn in found for call in turn.tool_calls] == [
+        "call_0", "call_1", "call_2", "mine", "call_4",
+    ]  # fmt: skip
+    assert [turn.tool_call_id for turn in found if turn.role == "tool"] == [
+        "call_1", "call_0", "call_2", "mine", None, "call_4",
+    ]  # fmt: skip
 
 
 def test_an_image_is_refused_by_a_model_that_sees_none() -> None:
