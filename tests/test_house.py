@@ -191,6 +191,15 @@ def test_the_manual_shows_the_help_text(command: str, monkeypatch: pytest.Monkey
     assert block[1] == parser.format_help()
 
 
+def test_the_manual_names_the_versions_of_the_programs_that_are_run() -> None:
+    pins = (REPOSITORY / "Makefile").read_text()
+    pins += (REPOSITORY / "tests" / "clients" / "javascript.py").read_text()
+    page = (REPOSITORY / "lmlite" / "manual" / "programs.md").read_text()
+    versions = re.findall(r"^\| [^|]+ \| ([\d.]+) \|", page, re.MULTILINE)
+    assert len(versions) > 10
+    assert [v for v in versions if not re.search(rf"[=@]{re.escape(v)}[\s\"]", pins)] == []
+
+
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
     assert len(README.splitlines()) <= 250
     assert set(re.findall(r"\(lmlite/manual/([a-z-]+)\.md\)", README)) == PAGES.keys()

@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from functools import partial
 
 from tests import REPOSITORY
 from tests.clients import (
@@ -20,8 +21,6 @@ from tests.clients import (
 )
 from tests.served.agents.recorded import AGENTS, asked, post
 from tests.support.server_process import RunningServer
-
-INSTRUCTOR = REPOSITORY / ".venv" / "instructor" / "bin" / "python"
 
 
 def curl(server: RunningServer) -> str:
@@ -41,10 +40,10 @@ def curl(server: RunningServer) -> str:
     return str(json.loads(done.stdout)["choices"][0]["message"]["content"])
 
 
-def instructor(server: RunningServer) -> str:
-    """In an environment of its own."""
-    module = "tests.clients.instructor_client"
-    command = [str(INSTRUCTOR), "-m", module, server.url, server.model]
+def apart(environment: str, module: str, server: RunningServer) -> str:
+    """What a client prints that is run in another environment of `.venv`."""
+    python = REPOSITORY / ".venv" / environment / "bin" / "python"
+    command = [str(python), "-m", f"tests.clients.{module}", server.url, server.model]
     done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True, text=True)
     return done.stdout.strip()
 
@@ -70,7 +69,9 @@ CLIENTS: dict[str, tuple[Examples, bool]] = {  # and whether this machine has wh
     "Ollama's Python": (ollama_client.examples, True),
     "Ollama's JavaScript": (javascript.ollama, javascript.is_there()),
     "Vercel's AI SDK": (javascript.vercel, javascript.is_there()),
-    "instructor": (instructor, True),
+    "instructor": (partial(apart, "instructor", "instructor_client"), True),
+    "llm": (partial(apart, "programs", "llm_program"), True),
+    "Prometheus's Python": (partial(apart, "programs", "metrics_parser"), True),
     "Codex and Claude Code, as recorded": (recorded_agents, True),
     "README and manual": (documents.examples, True),
     "curl": (curl, shutil.which("curl") is not None),
