@@ -1,15 +1,19 @@
 """Drafts: a small model proposes the next tokens, and the large one checks them in one step.
 
-A step with a few tokens takes hardly longer than a step with one. The large model still samples
+A step with a few tokens may take hardly longer than a step with one. The large model still samples
 each token from its own logits; a draft only lets it have the logits of several tokens at once. So a
-draft changes when a text comes, and not the text.
+draft changes when a text comes, and not the text. Whether it pays depends on both models and on the
+machine, so that is measured.
 
 Belongs to the engine thread.
 """
 
+import time
 import traceback
+from collections import defaultdict, deque
+from collections.abc import Callable
 from collections.abc import Sequence as Items
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lmlite.messages import SamplingParams
 from lmlite.worker.llama.capi import LlamaError
@@ -25,6 +29,41 @@ MOST_TOGETHER = 16  # tokens in a step that checks drafts; with more, each costs
 MAX_PAUSE = 32  # steps without a draft, after several drafts that were wrong from the first token
 SHARED_READ = 64  # prompt tokens that the draft model reads at once while others generate
 MAX_EXTRA = 128  # tokens that only one of two vocabularies has, unused ones at the end
+TRIAL, PERIOD = 8, 256  # steps with drafts, then as many without, of each so many
+N_COSTS = 32  # last steps of a kind that count
+
+
+@dataclass(slots=True)
+class Pay:
+    """Whether tokens come sooner with drafts than without, for one number of sequences."""
+
+    n_steps: int = 0
+    # (seconds, tokens) of the last steps, without drafts and with them
+    costs: dict[bool, deque[tuple[float, int]]] = field(
+        default_factory=lambda: {kind: deque(maxlen=N_COSTS) for kind in (False, True)}
+    )
+
+    def wants(self) -> bool:
+        """Whether the next step is one with drafts: on trial, or because they pay."""
+        if (place := self.n_steps % PERIOD) < 2 * TRIAL:
+            return place < TRIAL
+        return self._cost(True) < self._cost(False)
+
+    def _cost(self, kind: bool) -> float:
+        """Seconds per token."""
+        costs = self.costs[kind]
+        return sum(elapsed_s for elapsed_s, _ in costs) / max(1, sum(n for _, n in costs))
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step that has begun."""
+
+    running: Items[Sequence]
+    n_tokens: int  # of all that run
+    began_s: float
+    drafts: bool
+    switched: bool  # the step before was of the other kind; then the draft model has to catch up
 
 
 @dataclass(slots=True)
@@ -39,8 +78,17 @@ class _Track:
 class Drafter:
     """Proposes the next tokens of sequences, with a model and a context of its own."""
 
-    def __init__(self, model: Model, context: Context, target: Context, n_draft: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        context: Context,
+        target: Context,
+        n_draft: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Proposes up to n_draft tokens per sequence, which `target` will check."""
+        self._clock, self._step = clock, _Step((), 0, 0.0, drafts=False, switched=True)
+        self._pay: defaultdict[int, Pay] = defaultdict(Pay)  # by the number of sequences
         self._model, self._context, self._n_draft = model, context, n_draft
         self._n_together = min(MOST_TOGETHER, target.n_batch)
         self._n_ctx = min(context.n_ctx_seq, target.n_ctx_seq)
@@ -66,6 +114,9 @@ class Drafter:
         for sequence in self._tracks.keys() - set(running):
             self._memory.leave(self._tracks.pop(sequence).lane)
         if self.has_failed or any(sequence.n_pending != 1 for sequence in running):
+            self._step.running = ()
+            return
+        if not self._begins_with_drafts(running):
             return
         try:
             lengths = {sequence: self._length(sequence, len(running)) for sequence in running}
@@ -75,6 +126,19 @@ class Drafter:
             self.has_failed = True
             for sequence in running:
                 sequence.draft = []
+
+    def _begins_with_drafts(self, running: Items[Sequence]) -> bool:
+        """Measures the step before, and decides about this one."""
+        before, pay, now_s = self._step, self._pay[len(running)], self._clock()
+        n_tokens = sum(len(sequence.tokens) for sequence in running)
+        if before.running == running:
+            pay.n_steps += 1
+            if not before.switched:
+                cost = now_s - before.began_s, n_tokens - before.n_tokens
+                pay.costs[before.drafts].append(cost)
+        drafts = pay.wants()
+        self._step = _Step(running, n_tokens, now_s, drafts, switched=drafts != before.drafts)
+        return drafts
 
     def note(self, sequence: Sequence, n_drafted: int, n_accepted: int) -> None:
         """Counts a checked draft. Wrong ones make the next ones rarer."""

@@ -26,7 +26,7 @@ def test_a_model_that_drafts_for_itself_answers_the_same_in_fewer_steps() -> Non
         assert stats["accepted_draft_tokens_count"] + stats["rejected_draft_tokens_count"] == (
             n_drafted
         )
-        assert n_drafted >= stats["accepted_draft_tokens_count"] > 30
+        assert n_drafted >= stats["accepted_draft_tokens_count"] > 10
         shown = dict(DRAFTED.findall(server.get("/metrics").body.decode()))
         assert shown.keys() == {"drafted", "accepted"}
         memory = server.get("/health").json["memory"]

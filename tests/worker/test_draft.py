@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from lmlite.messages import Delta, Failed, Finished, ReplyEvent, SamplingParams
-from lmlite.worker.draft import MAX_PAUSE, Drafter, check_vocabulary
+from lmlite.worker.draft import MAX_PAUSE, PERIOD, TRIAL, Drafter, Pay, check_vocabulary
 from lmlite.worker.generator import Generator
 from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.context import Batch, Context
@@ -110,6 +110,13 @@ def large(load: Callable[..., Model]) -> Model:
 @pytest.fixture(scope="module", params=["one layer", "the model itself"])
 def draft(request: pytest.FixtureRequest, load: Callable[..., Model], large: Model) -> Model:
     return load(one_layer) if request.param == "one layer" else large
+
+
+@pytest.fixture(autouse=True)
+def always(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts are made whether they pay or not, except in tests of just that."""
+    if "pays" not in request.node.name:
+        monkeypatch.setattr(Pay, "wants", lambda _pay: True)
 
 
 @pytest.fixture
@@ -317,6 +324,30 @@ def test_a_draft_model_that_fails_fails_no_answer(
     assert each.answers(sequence) == expected
     assert each.drafter.has_failed
     assert sequence.n_drafted == N_DRAFT  # of the first, whose decodes were in order
+
+
+# ---- where it pays ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("price_s", "pays"), [(0.3, True), (5.0, False)])
+def test_drafts_go_on_only_where_it_pays(
+    bench: Callable[..., Bench], large: Model, endless: list[int], price_s: float, pays: bool
+) -> None:
+    """A step takes a second, and one with a draft `price_s` more, for four tokens."""
+    each, now_s = bench(large, large), 0.0
+    assert each.drafter is not None
+    each.drafter._clock = lambda: now_s
+    pay, kinds = each.drafter._pay[1], dict[int, bool]()
+    while pay.n_steps < PERIOD + TRIAL:
+        sequence = each.sequence(1, endless, SamplingParams(temperature=0, max_tokens=41))
+        n_drafted = 0
+        for _ in each.steps(sequence):
+            now_s += 1 + price_s * (sequence.n_drafted > n_drafted)
+            n_drafted = sequence.n_drafted
+            kinds[pay.n_steps] = each.drafter._step.drafts
+    assert [kinds[n] for n in range(2 * TRIAL)] == [True] * TRIAL + [False] * TRIAL
+    assert {kinds[n] for n in range(2 * TRIAL, PERIOD)} == {pays}
+    assert kinds[PERIOD] is True
 
 
 # ---- the vocabulary --------------------------------------------------------------------------
