@@ -192,13 +192,12 @@ def _serve_until(
 
 
 def _shelf(given: argparse.Namespace, limits: Limits, log: Log) -> Shelf:
-    """The models that may be served, and a worker for the first named one. Raises CommandError."""
+    """The models that may be served, and a worker for the first of them. Raises CommandError."""
     catalog = catalog_of(given)
     worker = None
-    if any(entry.is_named for entry in catalog.entries()):
-        # The worker imports its code while this process checks the model's file.
-        with contextlib.suppress(*SPAWN_FAULTS):  # a supervisor will retry and report the cause
-            worker = WorkerProcess(WORKER_COMMAND, log, given.worker)
+    # The worker imports its code while this process checks the model's file.
+    with contextlib.suppress(*SPAWN_FAULTS):  # a supervisor will retry and report the cause
+        worker = WorkerProcess(WORKER_COMMAND, log, given.worker)
     return Shelf(catalog, model_options(given, limits, log), log, worker)
 
 

@@ -102,6 +102,13 @@ def test_a_model_that_comes_into_the_folder_is_served_without_a_restart(
     assert server.chat("Hello!", model="new", max_tokens=1)["model"] == "new"
 
 
+def test_while_no_model_is_asked_for_there_is_no_worker(folder: Path) -> None:
+    with RunningServer("--models", str(folder)) as server:
+        until(lambda: not server.worker_pids())
+        server.chat("Hello!", model="small", max_tokens=1)
+        assert len(server.worker_pids()) == 1
+
+
 def test_a_server_of_the_embedded_model_serves_what_comes_into_the_folder(tmp_path: Path) -> None:
     with RunningServer(LMLITE_MODELS=str(tmp_path / "models")) as server:
         assert server.model == "tiny"
