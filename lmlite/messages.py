@@ -12,6 +12,9 @@ Prompt = str | tuple[int, ...]  # text, or token ids that the client chose
 Json = dict[str, Any]  # a JSON object as the client sent it
 # Data types of cached keys and values, as llama.cpp names them.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+# Samplers in llama.cpp's order, by the names that requests have for them.
+SAMPLERS = ("penalties", "dry", "top_n_sigma", "top_k", "typ_p", "top_p", "min_p", "xtc",
+            "temperature")  # fmt: skip
 # A reranking model reads each input whole, with attention in both directions; or in pieces.
 Ranker = Literal["encoder", "causal"]
 # Why a completion ended; the first two are OpenAI's "stop", the others its "length".
@@ -26,7 +29,7 @@ class SamplingParams:
     top_k: int = 40  # 0: all tokens
     top_p: float = 0.95
     min_p: float = 0.05
-    repeat_penalty: float = 1.0  # 1: off; counts the last 64 tokens, prompt included
+    repeat_penalty: float = 1.0  # 1: off
     presence_penalty: float = 0.0  # counts completion tokens only, as OpenAI defines it
     frequency_penalty: float = 0.0
     logit_bias: tuple[tuple[int, float], ...] = ()
@@ -37,6 +40,22 @@ class SamplingParams:
     min_tokens: int = 0  # no end token or stop string ends a completion earlier
     ignore_eos: bool = False  # the model never ends a completion
     reasoning_budget_tokens: int = -1  # of thoughts, before they are ended; -1: no limit
+    repeat_last_n: int = 64  # tokens that repeat_penalty counts, prompt included; -1: all that fit
+    typical_p: float = 1.0  # 1: off
+    top_n_sigma: float = -1.0  # 0 or less: off
+    xtc_probability: float = 0.0  # 0: off
+    xtc_threshold: float = 0.1
+    dynatemp_range: float = 0.0  # 0: off
+    dynatemp_exponent: float = 1.0
+    dry_multiplier: float = 0.0  # 0: off
+    dry_base: float = 1.75
+    dry_allowed_length: int = 2
+    dry_penalty_last_n: int = 64  # as repeat_last_n
+    dry_sequence_breakers: tuple[str, ...] = ("\n", ":", '"', "*")
+    mirostat: int = 0  # 2: choose by it, in place of samplers that leave out tokens
+    mirostat_tau: float = 5.0
+    mirostat_eta: float = 0.1
+    samplers: tuple[str, ...] = SAMPLERS  # in the order in which they are applied
 
 
 # ---- requests: server to worker -----------------------------------------------------------

@@ -195,7 +195,7 @@ llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_s
         return !std::isinf(one.logit);
     };
     try {
-        llama_token token = choose(false);
+        llama_token token = choose(grammar != nullptr && n_best < 0);
         if (grammar != nullptr && token != LLAMA_TOKEN_NULL && !allowed(token)) {
             token = choose(true);
         }

@@ -94,7 +94,7 @@ LML_API char * lml_answer_finish(struct lml_answer * answer, bool is_whole);
 // As llama_sampler_sample, but faster. n_best: if the chain starts with a cut to the n likeliest tokens,
 // this n (1: greedy), so that the chain gets only these; else 0. The chain chooses a token first. If the
 // grammar, which may be NULL, refuses it, the chain chooses again among all tokens that the grammar
-// allows. Returns LLAMA_TOKEN_NULL if there are none, or if the logits are not numbers. One thread at a
+// allows. With n_best -1, for a chain that learns from its choices, it chooses only among those. Returns LLAMA_TOKEN_NULL if there are none, or if the logits are not numbers. One thread at a
 // time.
 LML_API llama_token lml_sample(struct llama_context * ctx, int32_t index, struct llama_sampler * chain,
                                struct llama_sampler * grammar, int32_t n_best);

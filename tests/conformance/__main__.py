@@ -329,6 +329,8 @@ RIGHT: dict[str, Json] = {
 SAMPLING: dict[str, Any] = {
     "temperature": 1.5, "top_p": 0.5, "top_k": 3, "min_p": 0.1, "repeat_penalty": 1.3, "seed": 7,
     "presence_penalty": 1, "frequency_penalty": -0.5, "logit_bias": {"10": 5, "11": -100},
+    "repeat_last_n": 9, "typical_p": 0.9, "xtc_probability": 0.1, "dry_multiplier": 0.8,
+    "top_n_sigma": 2, "dynatemp_range": 0.1, "samplers": ["dry", "top_k", "temperature"],
 }  # fmt: skip
 SHARED_CASES: dict[str, Json] = {
     "plain": {},
@@ -528,6 +530,7 @@ INPUTS = {
 WRONG_VALUES: Json = {
     "temperature": "hot", "top_p": "1", "top_k": 1.5, "min_p": [], "repeat_penalty": 0, "seed": "x",
     "presence_penalty": {}, "frequency_penalty": True, "logit_bias": [], "max_tokens": -2, "n": 0,
+    "typical_p": "1", "mirostat": 1, "samplers": ["top_z"], "dry_sequence_breakers": 5,
     "stop": 5, "stream": "true", "stream_options": 1, "logprobs": "yes",
 }  # fmt: skip
 

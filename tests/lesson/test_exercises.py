@@ -52,13 +52,13 @@ def test_a_sampler_that_never_writes_a_digit(workshop: Workshop) -> None:
     samplers = "lmlite/worker/llama/samplers.py"
     workshop.change(
         samplers,
-        "        self._lib = model.lib\n        self._n_best",
+        "        self._lib = model.lib\n        steps",
         "        vocab = model.vocab\n"
         "        tokens = range(vocab.n_tokens)\n"
         "        digits = [t for t in tokens if set(vocab.piece(t)) & set(b'0123456789')]\n"
         "        bias = tuple((token, -100.0) for token in digits)\n"
         "        params = dataclasses.replace(params, logit_bias=params.logit_bias + bias)\n"
-        "        self._lib = model.lib\n        self._n_best",
+        "        self._lib = model.lib\n        steps",
     )
     workshop.change(samplers, "import ctypes\n", "import ctypes\nimport dataclasses\n")
     with workshop.serve() as server:

@@ -12,14 +12,16 @@ from dataclasses import replace
 from typing import Any
 
 from lmlite.errors import BadRequest
-from lmlite.messages import SamplingParams
+from lmlite.messages import SAMPLERS, SamplingParams
 from lmlite.server.api.fields import Field
 from lmlite.server.models.defaults import COMMAND_LINE, COUNTS, RANGES, Defaults
 from lmlite.server.models.defaults import MAX_INT as MAX_INT
 
+MAX_BREAKERS = 8  # each takes 16 ms in a vocabulary of 152,000 tokens
 NAMES = (*COUNTS, *RANGES)
 # Fields that mean the same in each API that generates.
-SAMPLING_FIELDS = {*NAMES, "seed", "logit_bias", "min_tokens", "ignore_eos"}
+SAMPLING_FIELDS = {*NAMES, "seed", "logit_bias", "min_tokens", "ignore_eos", "samplers",
+                   "dry_sequence_breakers"}  # fmt: skip
 
 
 def sampling_params(
@@ -36,6 +38,9 @@ def sampling_params(
     `budget`: the API's own field for the tokens of thoughts. Raises BadRequest.
     """
     values = sampling_values(body, defaults.params, is_strict=False)
+    breakers = body["dry_sequence_breakers"]
+    if type(breakers.value) is list and len(breakers.value) > MAX_BREAKERS:
+        breakers.refuse(f"dry_sequence_breakers has more than {MAX_BREAKERS} strings")
     if budget is not None and (n_thoughts := budget.integer(0, MAX_INT)) is not None:
         values["reasoning_budget_tokens"] = n_thoughts
     n = max_tokens.integer(-1, MAX_INT)
@@ -50,7 +55,11 @@ def sampling_params(
         max_tokens=most,
         min_tokens=least,
         ignore_eos=body["ignore_eos"].boolean(),
-        stop=_stop_strings(stop, defaults),
+        stop=_stop_strings(stop, defaults, defaults.params.stop),
+        dry_sequence_breakers=_stop_strings(
+            breakers, defaults, defaults.params.dry_sequence_breakers
+        ),
+        samplers=_samplers(body["samplers"], defaults.params.samplers),
         n_logprobs=n_logprobs,
     )
 
@@ -74,6 +83,8 @@ def sampling_values(
         n = body[name].integer(*((least, most) if is_strict else (-math.inf, math.inf)))
         values[name] = getattr(params, name) if n is None else min(max(least, n), most)
     values["top_k"] = max(0, values["top_k"])  # -1 means all tokens, as 0 does
+    if values["mirostat"] == 1:
+        body["mirostat"].refuse("mirostat is 0 or 2: its first version is not supported")
     return values
 
 
@@ -83,11 +94,23 @@ def _seed(field: Field) -> int | None:
     return None if seed is None or seed == -1 else seed % 2**32
 
 
-def _stop_strings(field: Field, defaults: Defaults) -> tuple[str, ...]:
+def _samplers(field: Field, default: tuple[str, ...]) -> tuple[str, ...]:
+    if field.typed(list, "a list") is None:
+        return default
+    names = tuple("typ_p" if name == "typical_p" else name for name in field.value)
+    # A list of all may have other values, which cannot be in a set.
+    if len(names) > len(SAMPLERS) or any(name not in SAMPLERS for name in names):
+        field.refuse(f"{field.path} is a list of {', '.join(SAMPLERS)}")
+    if len(set(names)) < len(names):
+        field.refuse(f"{field.path} names one twice")
+    return names
+
+
+def _stop_strings(field: Field, defaults: Defaults, default: tuple[str, ...]) -> tuple[str, ...]:
     limits = defaults.limits
     stops = [field.value] if type(field.value) is str else field.value
     if stops is None:
-        return defaults.params.stop
+        return default
     if type(stops) is not list or not all(type(stop) is str for stop in stops):
         field.refuse(f"{field.path} is a string or a list of strings")
     if len(stops) > limits.max_stops:

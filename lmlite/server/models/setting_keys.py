@@ -69,6 +69,12 @@ def _repeat_penalty(value: Any) -> float:
     return penalty
 
 
+def _mirostat(value: Any) -> int:
+    if type(value) is not int or value not in (0, 2):
+        raise ValueError("must be 0 or 2")
+    return value
+
+
 # Keys of how the model is loaded: the field of `messages.Load`, and the check.
 LOAD_KEYS: dict[str, tuple[str, Check]] = {
     "ctx": ("n_ctx", _whole(1)),
@@ -87,6 +93,7 @@ SAMPLING_KEYS: dict[str, Check] = {
     **{name: _number(low, high) for name, (low, high) in RANGES.items()},
     "repeat_penalty": _repeat_penalty,
     **{name: _whole(low, high) for name, (low, high) in COUNTS.items()},
+    "mirostat": _mirostat,
     "top_k": lambda value: max(0, _whole(-1)(value)),  # -1 means all tokens, as 0 does
 }
 CHECKS: dict[str, Check] = {
@@ -116,6 +123,9 @@ LM_STUDIO_KEYS = {
     "prediction.repeatPenalty": "repeat_penalty",
     "prediction.llama.presencePenalty": "presence_penalty",
     "prediction.llama.frequencyPenalty": "frequency_penalty",
+    "prediction.llama.xtcProbability": "xtc_probability",
+    "prediction.llama.xtcThreshold": "xtc_threshold",
+    "prediction.llama.locallyTypicalSampling": "typical_p",
     "prediction.maxPredictedTokens": "max_tokens",
     "prediction.stopStrings": "stop",
     "prediction.systemPrompt": "system_prompt",
@@ -126,7 +136,7 @@ LM_STUDIO_KEYS = {
 }
 # Values of those that LM Studio writes with "checked": false. Others are as if they were absent.
 UNCHECKED = {"top_p": 1.0, "min_p": 0.0, "repeat_penalty": 1.0, "presence_penalty": 0.0,
-             "frequency_penalty": 0.0}  # fmt: skip
+             "frequency_penalty": 0.0, "xtc_probability": 0.0, "typical_p": 1.0}  # fmt: skip
 # Variables of templates that custom fields of a model.yaml set, and the ends of the fields' keys.
 REASONING_VARIABLES = ("enable_thinking", "reasoning_effort")
 REASONING_FIELDS = ("enableThinking", "reasoningEffort")

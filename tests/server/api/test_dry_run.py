@@ -16,7 +16,12 @@ from tests.support.server_process import RunningServer
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "Hi"}]
 LLAMA_CPP = {"temperature": 0.8, "top_k": 40, "top_p": 0.95, "min_p": 0.05, "repeat_penalty": 1.0,
-             "presence_penalty": 0.0, "frequency_penalty": 0.0}  # fmt: skip
+             "presence_penalty": 0.0, "frequency_penalty": 0.0, "typical_p": 1.0,
+             "top_n_sigma": -1.0, "xtc_probability": 0.0, "xtc_threshold": 0.1,
+             "dynatemp_range": 0.0, "dynatemp_exponent": 1.0, "dry_multiplier": 0.0,
+             "dry_base": 1.75, "mirostat_tau": 5.0, "mirostat_eta": 0.1, "mirostat": 0,
+             "repeat_last_n": 64, "dry_allowed_length": 2, "dry_penalty_last_n": 64,
+             "reasoning_budget_tokens": -1}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +153,9 @@ def test_the_model_files_sampling_values_hold_where_the_request_is_silent(tmp_pa
     with RunningServer(path, "--sampling", "top_k=9,min_p=0.5") as server:
         found = plan(server, repeat_penalty=1.25)["sampling"]
         # Files hold 32 bits: 0.25 is exact. top_p is out of range and as if it were not there.
+        others = {name: (value, "default") for name, value in LLAMA_CPP.items()}
         assert {name: (found[name]["value"], found[name]["origin"]) for name in LLAMA_CPP} == {
+            **others,
             "temperature": (0.25, "model file"),
             "top_k": (9, "command line"),
             "top_p": (0.95, "default"),

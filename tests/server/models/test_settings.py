@@ -12,7 +12,7 @@ from lmlite.cli.flags import SERVE_FLAGS
 from lmlite.errors import BadRequest, SettingsError
 from lmlite.messages import CACHE_TYPES, Load
 from lmlite.server.api.sampling import NAMES
-from lmlite.server.models.defaults import EFFORTS
+from lmlite.server.models.defaults import COUNTS, EFFORTS, RANGES
 from lmlite.server.models.setting_keys import CHECKS, LM_STUDIO_KEYS, LOAD_KEYS, SAMPLING_KEYS
 from lmlite.server.models.settings import Settings, load_with, read_preset, read_settings
 from tests import REPOSITORY
@@ -181,14 +181,20 @@ def test_a_field_of_lm_studio_sets_the_same(
     assert lm_studio(folder, key, value) == settings
 
 
+# Keys that LM Studio has no names for.
+LLAMA_CPP_KEYS = {*COUNTS, *RANGES, "reasoning_budget_message"} - {
+    "temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty",
+    "frequency_penalty", "xtc_probability", "xtc_threshold", "typical_p",
+}  # fmt: skip
+
+
 def test_the_keys_are_those_of_the_load_the_flags_and_the_requests() -> None:
     assert {name for name, _ in LOAD_KEYS.values()} <= {field.name for field in fields(Load)}
     assert {f"--{key.replace('_', '-')}" for key in (*LOAD_KEYS, "chat_template")} <= {
         flag.name for flag in SERVE_FLAGS
     }
     assert set(SAMPLING_KEYS) == set(NAMES)
-    own = {"reasoning_budget_tokens", "reasoning_budget_message"}
-    assert set(LM_STUDIO_KEYS.values()) >= {*LOAD_KEYS, *SAMPLING_KEYS} - own
+    assert set(LM_STUDIO_KEYS.values()) >= {*LOAD_KEYS, *SAMPLING_KEYS} - LLAMA_CPP_KEYS
 
 
 def test_a_model_yaml_is_read(folder: Path) -> None:

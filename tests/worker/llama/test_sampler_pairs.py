@@ -25,6 +25,17 @@ FIELDS: dict[str, tuple[float, float, set[float]]] = {
     "repeat_penalty": (1e-9, 10, {2**31}),
     "presence_penalty": (-2, 2, ANY),
     "frequency_penalty": (-2, 2, ANY),
+    "typical_p": (0, 1, ANY),
+    "top_n_sigma": (-1, 100, ANY),
+    "xtc_probability": (0, 1, ANY),
+    "dynatemp_range": (0, 2, ANY),
+    "dynatemp_exponent": (0, 10, ANY),
+    "dry_multiplier": (0, 100, ANY),
+    "dry_allowed_length": (0, 2**31 - 1, ANY),
+    "dry_penalty_last_n": (-1, 2**31 - 1, ANY),
+    "repeat_last_n": (-1, 2**31 - 1, ANY),
+    "mirostat": (0, 2, ANY),
+    "mirostat_tau": (0, 100, ANY),
     "seed": (-(2**63), 2**64 - 1, {0, -1, 2**31}),
     "max_tokens": (-1, 2**31 - 1, {0, -1}),
     "n": (1, 8, set()),
@@ -58,7 +69,7 @@ PAIRS = [
 
 
 def test_each_pair_is_accepted_or_its_wrong_parameter_is_named() -> None:
-    assert len(PAIRS) == 66 * 49
+    assert len(PAIRS) == 253 * 49
     for pair in PAIRS:
         wrong = [field for field, _, is_taken in pair if not is_taken]
         data = json.dumps(body_of(*pair)).encode()

@@ -1,5 +1,6 @@
 """SamplerChain: each sampler's effect on logits, and that a start with the best changes nothing."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -113,6 +114,95 @@ def test_repeat_penalty_counts_the_last_64_tokens_of_the_prompt(chain: Any) -> N
     assert forgotten.apply(LOGITS)[0] == 2.0
 
 
+def test_repeat_last_n_is_how_many_tokens_the_penalty_counts(chain: Any) -> None:
+    for n, logit in ((0, 2.0), (2, 2.0), (3, 1.0), (-1, 1.0), (2**31 - 1, 1.0)):
+        made = chain(prompt=[0, 1, 1], temperature=1.0, repeat_penalty=2.0, repeat_last_n=n)
+        assert made.apply(LOGITS)[0] == logit
+
+
+def test_dry_subtracts_more_the_longer_a_repetition_has_been(chain: Any) -> None:
+    # After 0 1 2, the text had 3: another 0 1 2 3 would be a repetition of three and one.
+    prompt = [0, 1, 2, 3, 0, 1, 2]
+    dry = {"dry_multiplier": 1.0, "dry_base": 2.0, "dry_sequence_breakers": (), "temperature": 1.0}
+    assert chain(prompt=prompt, **dry).apply(LOGITS) == {0: 2, 1: 1, 2: 0.5, 3: -3, 4: -2}
+    longer = chain(prompt=prompt, **dry, dry_allowed_length=1).apply(LOGITS)
+    assert longer == {0: 2, 1: 1, 2: 0.5, 3: -5, 4: -2}
+    for off in ({"dry_allowed_length": 4}, {"dry_penalty_last_n": 3}, {"dry_penalty_last_n": 0}):
+        assert chain(prompt=prompt, **dry, **off).apply(LOGITS) == dict(enumerate(LOGITS))
+
+
+def test_dry_does_not_look_past_a_breaker(default_model: Model, chain: Any) -> None:
+    (comma,) = default_model.vocab.tokenize(",", add_special=False, parse_special=False)[-1:]
+    assert comma > 4
+    prompt = [0, 1, comma, 3, 0, 1, comma]
+    dry = {"dry_multiplier": 1.0, "dry_base": 2.0, "temperature": 1.0, "prompt": prompt}
+    assert chain(**dry).apply(LOGITS)[3] == -3
+    assert chain(**dry, dry_sequence_breakers=(",",)).apply(LOGITS)[3] == -1
+
+
+def test_typical_p_prefers_tokens_of_the_expected_surprise(chain: Any) -> None:
+    # Surprises: 0.52, 1.52, 2.02, 3.52, 4.52; expected: 1.07. The second is the nearest but one.
+    assert set(chain(temperature=1.0, typical_p=0.2).apply(LOGITS)) == {1}
+    assert set(chain(temperature=1.0, typical_p=0.7).apply(LOGITS)) == {0, 1}
+
+
+def test_top_n_sigma_keeps_logits_near_the_greatest(chain: Any) -> None:
+    # The standard deviation of LOGITS is 1.43.
+    kept = chain(temperature=1.0, top_n_sigma=1.0).apply(LOGITS)
+    assert {token for token, logit in kept.items() if logit > -1e9} == {0, 1}
+
+
+def test_xtc_leaves_out_all_likely_tokens_but_the_last(chain: Any) -> None:
+    xtc = {"temperature": 1.0, "xtc_probability": 1.0}
+    assert set(chain(**xtc, xtc_threshold=0.1).apply(LOGITS)) == {2, 3, 4}
+    assert set(chain(**xtc, xtc_threshold=0.2).apply(LOGITS)) == {1, 2, 3, 4}
+
+
+def test_dynamic_temperature_is_between_its_ends(chain: Any) -> None:
+    made = chain(temperature=1.0, dynatemp_range=0.5).apply(LOGITS)
+    factors = {round(made[token] / logit, 4) for token, logit in enumerate(LOGITS)}
+    assert len(factors) == 1
+    assert 1 / 1.5 < factors.pop() < 1 / 0.5
+
+
+def test_samplers_are_applied_in_the_order_of_the_request(chain: Any) -> None:
+    # At temperature 2, min_p 0.3 keeps a third token; before it, only two.
+    hot = {"temperature": 2.0, "min_p": 0.3}
+    assert set(chain(**hot, samplers=("min_p", "temperature")).apply(LOGITS)) == {0, 1}
+    assert set(chain(**hot, samplers=("temperature", "min_p")).apply(LOGITS)) == {0, 1, 2}
+    assert chain(**hot, samplers=()).apply(LOGITS) == dict(enumerate(LOGITS))
+
+
+def test_mirostat_keeps_tokens_up_to_its_limit_which_moves_with_each_choice(chain: Any) -> None:
+    # Its limit begins at 2 * tau bits. One choice of a certain token raises it by eta * tau.
+    made = chain(temperature=1.0, mirostat=2, mirostat_tau=1.0, mirostat_eta=0.5)
+    halves = [-i * math.log(2) for i in range(8)]  # surprises of 1, 2, 3, ... bits
+    made.apply([0.0])
+    made.apply([0.0])
+    assert set(made.apply(halves)) == {0, 1, 2}
+
+
+def test_mirostat_counts_no_token_that_the_grammar_refused(
+    default_model: Model, chain: Any
+) -> None:
+    context = Context(default_model, n_ctx=256, n_batch=64, n_seq_max=1, n_threads=1)
+    grammar = Grammar(default_model, 'root ::= "z"{40}')
+    tokens = default_model.vocab.tokenize("Tell me", add_special=True, parse_special=True)
+    batch = Batch(64)
+    index = batch.extend(tokens, 0, 0, True)
+    assert context.decode(batch)
+    params = {"temperature": 1.0, "mirostat": 2, "mirostat_tau": 3.0, "mirostat_eta": 0.3}
+    held, alone = chain(**params), chain(**params)
+    for _ in range(5):
+        token = held.sample(context, index, grammar)
+        assert set(default_model.vocab.piece(token)) == {ord("z")}
+        alone.apply([0.0])  # the only token that the grammar allows is as certain as this one
+    fine = [-i * math.log(2) / 16 for i in range(200)]
+    assert set(held.apply(fine)) == set(alone.apply(fine))
+    context.close()
+    grammar.close()
+
+
 # ---- chains that start with the likeliest tokens -----------------------------------------------
 
 
@@ -129,12 +219,24 @@ def test_repeat_penalty_counts_the_last_64_tokens_of_the_prompt(chain: Any) -> N
         ({"temperature": 0, "presence_penalty": -0.5}, 0),
         ({"temperature": 0, "frequency_penalty": 0.5}, 0),
         ({"temperature": 0, "logit_bias": ((3, 1.0),)}, 0),
+        ({"temperature": 0, "dry_multiplier": 0.8}, 0),
+        ({"temperature": 0, "top_k": 3, "typical_p": 0.5}, 3),
+        ({"temperature": 0, "top_k": 0, "xtc_probability": 0.5}, 0),
+        ({"temperature": 0, "dynatemp_range": 0.5, "top_k": 0}, 0),
+        ({"temperature": 1, "top_n_sigma": 1.0}, 0),
+        ({"temperature": 1, "samplers": ("min_p", "top_k")}, 0),
+        ({"temperature": 1, "top_k": 7, "samplers": ("top_k", "penalties"),
+          "repeat_penalty": 1.1}, 7),
+        ({"temperature": 0, "samplers": ("top_p",)}, 0),
+        ({"temperature": 1, "mirostat": 2, "top_k": 40}, -1),
+        ({"temperature": 0, "mirostat": 2}, 1),
     ],
-)
+)  # fmt: skip
 def test_a_chain_that_cuts_first_starts_with_the_likeliest_tokens(
-    params: dict[str, Any], n_best: int
+    default_model: Model, params: dict[str, Any], n_best: int
 ) -> None:
-    assert samplers.n_best(SamplingParams(**params)) == n_best
+    steps = list(samplers.chain_steps(default_model.vocab, SamplingParams(**params), 1, 64))
+    assert samplers.n_best(steps) == n_best
 
 
 WRITTEN = f"root ::= {' '.join(['letter'] * 24)}\nletter ::= [a-z ]\n"
@@ -149,6 +251,7 @@ WRITTEN = f"root ::= {' '.join(['letter'] * 24)}\nletter ::= [a-z ]\n"
         {"temperature": 1.5, "top_k": 3, "top_p": 0.9},
         {"temperature": 1.5, "top_k": 40, "min_p": 0.01},
         {"temperature": 1.5, "top_k": 128},
+        {"temperature": 1.5, "top_k": 40, "typical_p": 0.8, "xtc_probability": 0.5},
     ],
 )
 def test_starting_with_the_likeliest_tokens_changes_no_choice(
@@ -179,6 +282,7 @@ def test_starting_with_the_likeliest_tokens_changes_no_choice(
                 owned.close()
         return tokens[n_prompt:]
 
-    n_best = samplers.n_best(SamplingParams(**params))
+    steps = list(samplers.chain_steps(default_model.vocab, SamplingParams(**params), 1, 64))
+    n_best = samplers.n_best(steps)
     assert n_best > 0
     assert completion(n_best) == completion(0)

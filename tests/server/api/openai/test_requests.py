@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.errors import ApiError
+from lmlite.errors import ApiError, BadRequest
 from lmlite.messages import (
     Chat,
     ChatMessage,
@@ -148,6 +148,15 @@ def test_no_more_than_twenty_ignored_fields_are_reported() -> None:
         ("stop", ["", "a"], ("a",)),
         ("stop", "END", ("END",)),
         ("stop", ["a", "b"], ("a", "b")),
+        ("typical_p", 0.5, 0.5),
+        ("repeat_last_n", -5, -1),
+        ("dry_penalty_last_n", 2**40, 2**31 - 1),
+        ("dry_sequence_breakers", [], ()),
+        ("dry_sequence_breakers", ["a", ""], ("a",)),
+        ("mirostat", 2, 2),
+        ("samplers", [], ()),
+        ("samplers", ["typical_p", "top_k"], ("typ_p", "top_k")),
+        ("reasoning_budget_tokens", -9, -1),
         ("stop", ["x" * 256] * 16, ("x" * 256,) * 16),
         ("logit_bias", {}, ()),
         ("logit_bias", {"5": 100, "7": -0.5}, ((5, 100.0), (7, -0.5))),
@@ -158,6 +167,30 @@ def test_a_sampling_parameter_is_read_as(field: str, value: Any, expected: Any) 
         found = getattr(request.params, field)
         assert found == expected
         assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("samplers", ["top_z"]),
+        ("samplers", "edkypmxt"),
+        ("samplers", [["top_k"]]),
+        ("samplers", ["top_k", "top_k"]),
+        ("samplers", ["typ_p", "typical_p"]),
+        ("samplers", ["top_k"] * 1000),
+        ("dry_sequence_breakers", ["a"] * 9),
+        ("dry_sequence_breakers", ["a" * 257]),
+        ("dry_sequence_breakers", [5]),
+        ("mirostat", 1),
+        ("mirostat", 2.0),
+        ("dry_base", "2"),
+    ],
+)
+def test_a_wrong_sampler_is_named(field: str, value: Any) -> None:
+    for ask in (chat, complete):
+        with pytest.raises(BadRequest) as refused:
+            ask(**{field: value})
+        assert refused.value.param == field
 
 
 def test_max_completion_tokens_wins_in_a_chat_also_when_it_means_no_limit() -> None:
