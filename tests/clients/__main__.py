@@ -1,6 +1,7 @@
 """Runs every client against a server of its own, and checks its answers. `make clients`"""
 
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -44,7 +45,9 @@ def apart(environment: str, module: str, server: RunningServer) -> str:
     """What a client prints that is run in another environment of `.venv`."""
     python = REPOSITORY / ".venv" / environment / "bin" / "python"
     command = [str(python), "-m", f"tests.clients.{module}", server.url, server.model]
-    done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, check=True, text=True)
+    local = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}  # else LiteLLM asks the network for prices
+    done = subprocess.run(command, cwd=REPOSITORY, env={**os.environ, **local},
+                          stdout=subprocess.PIPE, check=True, text=True)  # fmt: skip
     return done.stdout.strip()
 
 
