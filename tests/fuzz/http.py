@@ -140,6 +140,7 @@ TOOL = {"type": "function", "function": {"name": "f", "description": "d", "param
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"city": "x"}'}}
 SAMPLING = {
     "temperature": 0.5, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1,
+    "timings_per_token": True, "return_progress": True,
     "repeat_last_n": 9, "typical_p": 0.9, "top_n_sigma": 2.0, "xtc_probability": 0.1,
     "xtc_threshold": 0.2, "dynatemp_range": 0.1, "dynatemp_exponent": 1.1, "dry_multiplier": 0.8,
     "dry_base": 1.5, "dry_allowed_length": 3, "dry_penalty_last_n": 9, "mirostat": 2,

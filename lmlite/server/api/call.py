@@ -26,6 +26,8 @@ class Call:
     stream: bool = False
     is_background: bool = False  # the client asks for the reply later
     include_usage: bool = False
+    include_timings: bool = False
+    return_progress: bool = False  # a stream tells how much of its prompt is read
     encoding_format: str = "float"  # format of embeddings: float or base64
     ignored: tuple[str, ...] = ()  # names of unknown fields and parts
     custom_tools: frozenset[str] = frozenset()  # names of tools that take free text

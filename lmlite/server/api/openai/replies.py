@@ -19,10 +19,12 @@ from lmlite.messages import (
     Embedded,
     Finished,
     Json,
+    Reading,
     Started,
     TokenLogprob,
 )
 from lmlite.server.api.call import Call
+from lmlite.server.api.openai.timings import Timings
 from lmlite.server.api.reply import ComputedReply, GeneratedReply, Incoming
 from lmlite.server.api.turn import Part, Turn
 from lmlite.server.front import wire
@@ -44,6 +46,7 @@ class CompletionReply(GeneratedReply):
                                 "system_fingerprint": "lmlite"}  # fmt: skip
         self._frames: dict[int, tuple[bytes, bytes]] = {}  # by choice: bytes around a chunk's text
         self._offsets: dict[int, _Offset] = {}  # by choice
+        self._timings: dict[int, Timings] = {}  # by choice, if the client asks for times
         self._calls: list[Json] = []  # pieces of tool calls for the next chunks
 
     def whole(self) -> Json:
@@ -53,11 +56,15 @@ class CompletionReply(GeneratedReply):
             for index, turn in sorted(self.turns.items())
         ]
         more = {"object": self.object_whole, "choices": choices, "usage": _usage(self)}
-        return self._envelope | more | self.more()
+        return self._envelope | more | self.more() | self._times_of(0)
 
     def more(self) -> Json:
         """Fields of APIs that extend OpenAI's: of the whole reply, and of a choice's last chunk."""
         return {}
+
+    def _times_of(self, index: int) -> Json:
+        timings = self._timings.get(index)
+        return {"timings": timings.whole()} if timings and self.call.include_timings else {}
 
     def _whole_text(self, turn: Turn) -> tuple[str, Any]:
         return "text", turn.said("text")
@@ -98,12 +105,24 @@ class CompletionReply(GeneratedReply):
 
     def add(self, event: Incoming) -> bytes:
         """Takes the next event. Plain text goes to the stream at once, past the Turn."""
+        if self.call.include_timings or self.call.return_progress:
+            self._note(event)
         if not isinstance(event, Delta):
             return super().add(event)
         if self.is_streamed and not (self.has_logprobs or event.reasoning or event.calls):
             return self._text_chunk(event)
         self.turns[event.index].add(event)
         return self._chunks(event) if self.is_streamed else b""
+
+    def _note(self, event: Incoming) -> None:
+        """Takes an event's time, and tells how much of the prompt is read."""
+        if isinstance(event, Started):
+            self._timings[event.index] = Timings(event)
+        if isinstance(event, Started | Reading | Delta | Finished):
+            self._timings[event.index].note(event)
+        if isinstance(event, Started | Reading) and self.call.return_progress and self.is_streamed:
+            progress = self._timings[event.index].progress(event)
+            self.written.append(self._chunk(event.index, self.nothing, prompt_progress=progress))
 
     def begun(self, part: Part) -> None:
         """Keeps the start of a call, without arguments, for the next chunk."""
@@ -119,7 +138,8 @@ class CompletionReply(GeneratedReply):
     def finished(self, event: Finished) -> None:
         """Adds the last chunk of a choice."""
         self.written.append(self._chunks(Delta(event.id, event.index, "")))
-        self.written.append(self._chunk(event.index, self.nothing, None, event, **self.more()))
+        more = self.more() | self._times_of(event.index)
+        self.written.append(self._chunk(event.index, self.nothing, None, event, **more))
 
     def tail(self) -> bytes:
         """The usage, if the client asked for it, and the end of the stream."""

@@ -28,6 +28,7 @@ from lmlite.server.models.defaults import NO_DEFAULTS, Defaults
 MAX_GRAMMARS = 64  # of one request: each choice builds its own, in up to 20 ms
 
 _EVERYWHERE = {"model", "user"}
+_EXTRAS = {"timings_per_token", "return_progress"}
 _INERT = {"metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier",
           "service_tier", "store"}  # fmt: skip
 _GENERATING = {*_EVERYWHERE, *SAMPLING_FIELDS, "stream", "stream_options", "n", "stop", "logprobs",
@@ -35,8 +36,8 @@ _GENERATING = {*_EVERYWHERE, *SAMPLING_FIELDS, "stream", "stream_options", "n", 
 CHAT_FIELDS = {*_GENERATING, *_INERT, "messages", "top_logprobs", "max_completion_tokens", "tools",
                "tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort",
                "chat_template_kwargs", "stop_in_reasoning", "functions", "audio",
-               "modalities", "reasoning"}  # fmt: skip
-COMPLETION_FIELDS = {*_GENERATING, "prompt", "best_of", "suffix", "echo"}
+               "modalities", "reasoning", *_EXTRAS}  # fmt: skip
+COMPLETION_FIELDS = {*_GENERATING, *_EXTRAS, "prompt", "best_of", "suffix", "echo"}
 EMBEDDING_FIELDS = {*_EVERYWHERE, "input", "encoding_format", "dimensions"}
 
 
@@ -59,11 +60,8 @@ def parse_chat(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
         n_logprobs=_n_logprobs(chat),
         n=_n_choices(chat, defaults),
     )
-    return replace(
-        call,
-        include_usage=_includes_usage(chat),
-        ignored=ignored_fields(body, CHAT_FIELDS, reader.ignored | tools.ignored),
-    )
+    ignored = ignored_fields(body, CHAT_FIELDS, reader.ignored | tools.ignored)
+    return _with_extras(call, chat, ignored)
 
 
 def chat_call(
@@ -133,11 +131,7 @@ def parse_completion(body: Json, defaults: Defaults = NO_DEFAULTS) -> Call:
         n=n,
         suffix=text["suffix"].string() or None,
     )
-    return replace(
-        call,
-        include_usage=_includes_usage(text),
-        ignored=ignored_fields(body, COMPLETION_FIELDS),
-    )
+    return _with_extras(call, text, ignored_fields(body, COMPLETION_FIELDS))
 
 
 def completion_call(
@@ -206,8 +200,16 @@ def _n_choices(body: Field, defaults: Defaults) -> int:
     return body["n"].integer(1, defaults.limits.max_n) or 1
 
 
-def _includes_usage(body: Field) -> bool:
-    return body["stream_options"].object()["include_usage"].boolean()
+def _with_extras(call: Call, body: Field, ignored: tuple[str, ...]) -> Call:
+    """The call with what its reply tells besides the text."""
+    stream = body["stream_options"].object()
+    return replace(
+        call,
+        include_usage=stream["include_usage"].boolean(),
+        include_timings=body["timings_per_token"].boolean() or stream["include_timings"].boolean(),
+        return_progress=body["return_progress"].boolean(),
+        ignored=ignored,
+    )
 
 
 def _n_logprobs(chat: Field) -> int | None:

@@ -22,7 +22,8 @@ LOGPROBS = "message.output_text.logprobs"  # the value of `include` that asks fo
 
 # Fields of chat completions that this API names differently or does not have.
 _OF_CHATS = {"messages", "n", "max_tokens", "max_completion_tokens", "response_format",
-             "reasoning_effort", "functions", "audio", "modalities", "logprobs"}  # fmt: skip
+             "reasoning_effort", "functions", "audio", "modalities", "logprobs",
+             "timings_per_token", "return_progress"}  # fmt: skip
 _OWN = {"input", "instructions", "previous_response_id", "max_output_tokens", "text", "reasoning",
         "include", "truncation", "background", "conversation", "prompt",
         "max_tool_calls", "client_metadata"}  # fmt: skip
