@@ -6,14 +6,22 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from lmlite.errors import BadRequest
+from lmlite.server.api.ollama.bodies import shared_form
+from lmlite.server.api.ollama.requests import parse_chat
+from lmlite.server.front.gate import Gate
 from lmlite.server.front.limits import Limits
+from lmlite.server.models.defaults import NO_DEFAULTS
 from tests.downloads.conftest import model as small_model
+from tests.server.front.test_gate import BEARER, KEY
+from tests.server.front.test_gate import ask as ask_house
 from tests.support.fake_hub import opened_hub
 from tests.support.house import until
 from tests.support.image_files import RED, png
@@ -225,6 +233,20 @@ def test_a_pull_is_a_download(tmp_path: Path) -> None:
         assert server.post("/api/pull", model=row["name"]).json == {"status": "success"}
         missing = server.post("/api/pull", model="hf.co/acme/none")
         assert (missing.status, missing.json.keys()) == (400, {"error"})
+
+
+def test_the_checks_of_other_apis_hold_here_too(open_house: Any) -> None:
+    house = open_house(gate=Gate(keys=(KEY,)), limits=Limits(max_images=1))
+    paths = ("/", "/api/version", "/api/tags", "/api/ps", "/api/chat", "/api/show", "/api/delete")
+    for path in paths:
+        assert ask_house(house, "GET", path).status == 401, path
+    wrong = ask_house(house, "POST", "/api/chat", {}, **BEARER, Origin="https://evil.example")
+    assert (wrong.status, json.loads(wrong.body).keys()) == (403, {"error"})
+    dot = base64.b64encode(png(1, 1, RED)).decode()
+    many = {"messages": user("Hi", images=[dot, dot])}
+    seeing = replace(NO_DEFAULTS, takes_images=True, limits=Limits(max_images=1))
+    with pytest.raises(BadRequest, match="more than 1 images"):
+        parse_chat(shared_form(many), seeing)
 
 
 def test_a_waiting_stream_gets_spaces(open_house: Any, tmp_path: Path) -> None:
