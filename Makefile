@@ -73,7 +73,7 @@ coverage: native .venv/coverage/.complete ## measure test coverage of the code t
 conformance: native .venv/conformance/.complete ## validate every reply against OpenAI's schemas
 	@.venv/conformance/bin/python -m tests.conformance $(ARGS)
 
-clients: native .venv/clients/.complete .venv/instructor/.complete .venv/programs/.complete .venv/frameworks/.complete ## run the real clients: OpenAI, Anthropic, agents
+clients: native .venv/clients/.complete .venv/instructor/.complete .venv/programs/.complete .venv/frameworks/.complete .venv/harness/.complete ## run the real clients: OpenAI, Anthropic, agents
 	@.venv/clients/bin/python -m tests.clients
 
 prometheus: native .venv/test/.complete $(if $(shell command -v promtool),,.venv/prometheus/.complete) ## check /metrics, alerts and dashboard with Debian's Prometheus
@@ -287,6 +287,7 @@ PACKAGES_clients     := openai==3.54.0 anthropic==2.12.0 pydantic-ai-slim[openai
                         langchain==1.5.2 langchain-openai==1.7.4 ollama==0.6.3
 PACKAGES_programs    := llm==0.36 openai==3.57.0 prometheus-client==0.26.0 pydantic==2.14.4
 PACKAGES_frameworks  := litellm==1.110.2 openai==2.54.0 llama-index-llms-openai-like==0.8.1 smolagents[openai]==1.26.0
+PACKAGES_harness     := lm-eval[api]==0.4.13
 PACKAGES_instructor  := instructor==1.17.0 openai==3.3.0
 PACKAGES_tiny        := torch==2.13.0 numpy==2.4.6 jinja2==3.1.6 pillow==13.0.0
 PACKAGES_check       := pillow==13.0.0

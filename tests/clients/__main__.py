@@ -73,6 +73,7 @@ CLIENTS: dict[str, tuple[Examples, bool]] = {  # and whether this machine has wh
     "Ollama's JavaScript": (javascript.ollama, javascript.is_there()),
     "Vercel's AI SDK": (javascript.vercel, javascript.is_there()),
     "instructor": (partial(apart, "instructor", "instructor_client"), True),
+    "lm-eval": (partial(apart, "harness", "lm_eval_client"), True),
     "LiteLLM": (partial(apart, "frameworks", "litellm_client"), True),
     "LlamaIndex": (partial(apart, "frameworks", "llama_index_client"), True),
     "smolagents": (partial(apart, "frameworks", "smolagents_client"), True),
