@@ -47,13 +47,13 @@ def prompts(server: RunningServer, path: str, **body: Any) -> list[str]:
 
 def test_the_fields_are_those_of_llama_cpps_server() -> None:
     extra = [{"filename": "a.py", "text": "x"}, {"text": ""}]
-    body = {**CODE, "prompt": "self", "input_extra": extra, "n_predict": 9, "samplers": ["top_k"]}
+    body = {**CODE, "prompt": "self", "input_extra": extra, "n_predict": 9, "id_slot": 1}
     call = parse_infill(body)
     assert call.request == Complete(
         0, ("def f(self",), SamplingParams(max_tokens=9),
         suffix="):\n", files=(("a.py", "x"), ("tmp", "")), truncates=True,
     )  # fmt: skip
-    assert call.ignored == ("samplers",)
+    assert call.ignored == ("id_slot",)
     request = parse_infill({**CODE, "max_tokens": 3}).request
     assert isinstance(request, Complete) and request.params.max_tokens == 3
 
