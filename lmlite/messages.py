@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Prompt = str | tuple[int, ...]  # text, or token ids that the client chose
+Scales = tuple[float, ...]  # of each LoRA adapter of the model; (): all are off
 Json = dict[str, Any]  # a JSON object as the client sent it
 # Data types of cached keys and values, as llama.cpp names them.
 CACHE_TYPES = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
@@ -120,6 +121,7 @@ class Load:
     draft_path: str | None = None  # a small model that proposes tokens to this one
     draft_parts: tuple[ModelPart, ...] = ()  # all files of that model
     n_draft: int = 3  # most tokens that it proposes at once
+    adapters: tuple[ModelPart, ...] = ()  # the files of LoRA adapters
     sandbox: bool = False  # after loading: no network, no programs, no writes
     embeds: bool = True  # False: a generating model keeps no memory for embeddings
     log_level: Literal["debug", "info", "warning", "error"] = "error"  # of llama.cpp
@@ -185,6 +187,7 @@ class Chat:
     dry_run: bool = False  # generate nothing: send a `Planned` for each prompt
     grammar: str | None = None  # GBNF of the whole completion, reasoning included
     truncates: bool = False  # leave out the oldest messages if they do not fit the context
+    scales: Scales = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +206,7 @@ class Complete:
     suffix: str | None = None  # fill the gap between each prompt and this text
     files: tuple[tuple[str, str], ...] = ()  # names and texts, to read before a prompt with a gap
     truncates: bool = False  # leave out what is far from the gap if it does not fit the context
+    scales: Scales = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +218,7 @@ class Embed:
     dimensions: int | None = None  # how many numbers of the vector to keep; None: all
     query: str | None = None  # score each input by how well it fits this text
     dry_run: bool = False
+    scales: Scales = ()
 
 
 @dataclass(frozen=True, slots=True)

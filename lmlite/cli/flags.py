@@ -17,6 +17,7 @@ from lmlite.server.front.gate import is_host, is_origin
 from lmlite.server.front.keys import read_keys
 from lmlite.server.front.limits import Limits, parse_size
 from lmlite.server.logs import LEVELS
+from lmlite.server.models.defaults import MAX_SCALE
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -137,6 +138,18 @@ _repository = _value(
 _kinds = _value(lambda text: tuple(text.split(",")), {"input", "output"}.issuperset,
                 "must be input, output or input,output")  # fmt: skip
 
+
+def _adapter(text: str) -> tuple[str, float]:
+    path, _, scale = text.rpartition(":")
+    try:
+        value = float(scale)
+    except ValueError:
+        path, value = text, 1.0
+    if not (path and abs(value) <= MAX_SCALE):
+        raise ValueError(f"must be a file, or FILE:SCALE with a scale of at most {MAX_SCALE:.0f}")
+    return path, value
+
+
 MODEL_FLAG = Flag("-m/--model", "FILE", "the same", dest="more_files", repeats=True)
 MAX_HOSTS = 16  # GGML_RPC_MAX_SERVERS
 
@@ -180,6 +193,8 @@ SERVE_FLAGS = (
          "folder of models, which is served also if files are named"),
     Flag("--mmproj", "FILE", "the model's image projector (default: the only mmproj*.gguf beside "
          "the model)", dest="mmproj_path"),
+    Flag("--lora", "FILE[:SCALE]", "a LoRA adapter for the model, and its scale for requests that "
+         "give none (1); may be repeated", _value(_adapter), dest="loras", repeats=True),
     Flag("--draft", "FILE", "a small model of the same family that proposes tokens, several of "
          "which the model checks at once: the same text, sooner", dest="draft_path"),
     Flag("--draft-tokens", "N", "most tokens to propose at once", _count, default=3,

@@ -218,10 +218,11 @@ def catalog_of(given: argparse.Namespace) -> Catalog:
     if len(files) == 1 and not given.folders:
         aliases = {name: path or files[0] for name, path in aliases.items()}
     elif "" in aliases.values() or any(
-        (given.mmproj_path, given.draft_path, given.chat_template_path, given.hosts)
+        (given.mmproj_path, given.loras, given.draft_path, given.chat_template_path, given.hosts)
     ):
-        raise CommandError("--mmproj, --draft, --chat-template, --rpc and --alias NAME are for a "
-                           "single model; with several, write --alias NAME=FILE", 2)  # fmt: skip
+        raise CommandError("--mmproj, --lora, --draft, --chat-template, --rpc and --alias NAME "
+                           "are for a single model; with several, write --alias NAME=FILE",
+                           2)  # fmt: skip
     return Catalog(files, folders, aliases)
 
 

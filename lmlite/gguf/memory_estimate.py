@@ -52,6 +52,7 @@ class Estimate:
     checkpoints: int  # the limit --checkpoint-memory
     projector: int = 0  # the projector's weights, and buffers for the largest picture
     images: int = 0  # the limit --image-memory
+    adapters: int = 0  # their weights
     draft: int = 0  # all that the draft model takes
     process: int = PROCESS_BYTES
 
@@ -112,6 +113,7 @@ def estimate(
         checkpoints=load.checkpoint_memory if load.generates else 0,
         projector=_projector(projector, n_ctx) if projector else 0,
         images=load.image_memory if projector else 0,
+        adapters=sum(part.n_bytes for part in load.adapters),
         draft=_draft(draft, load, n_ctx) if draft else 0,
     )
 
@@ -253,7 +255,7 @@ def _projector(projector: Projector, n_ctx: int) -> int:
 
 def _draft(draft: ModelFile, load: Load, n_ctx: int) -> int:
     """A draft model's weights, vocabulary, and context, which is as large as the model's own."""
-    found = estimate(draft, replace(load, n_ctx=n_ctx, checkpoint_memory=0))
+    found = estimate(draft, replace(load, n_ctx=n_ctx, checkpoint_memory=0, adapters=()))
     return found.total - found.process
 
 

@@ -12,6 +12,7 @@ import secrets
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from lmlite.server.api.call import (
 from lmlite.server.api.dry_run import DryRun, planned
 from lmlite.server.api.fields import Field
 from lmlite.server.api.llamacpp import routes as llamacpp
+from lmlite.server.api.llamacpp.adapters import requested_scales
 from lmlite.server.api.lmstudio import routes as lmstudio
 from lmlite.server.api.ollama import routes as ollama
 from lmlite.server.api.openai import routes as openai
@@ -208,7 +210,8 @@ class Handler(StrictRequestHandler):
         if isinstance(route, ItemRoute):
             self.do_DELETE()
             return
-        body = wire.parse_json(self.rfile.read(), self.server.limits.max_values)
+        list_field = route.list_field if isinstance(route, ManageRoute) else None
+        body = wire.parse_json(self.rfile.read(), self.server.limits.max_values, list_field)
         if isinstance(route, ManageRoute):
             self._name_ignored(ignored_fields(body, route.fields))
             self._send_whole(partial(route.manage, registry, body, self._keep_waiting))
@@ -228,7 +231,8 @@ class Handler(StrictRequestHandler):
     def _settings(self, body: Field, model: ServedModel) -> tuple[float | None, Defaults]:
         """How long the model stays after the reply if this loads it, and the request's defaults.
 
-        They come from `ttl` and `preset`, which mean the same in each API; so they are taken out.
+        They come from `ttl`, `preset` and `lora`, which mean the same in each API; so these are
+        taken out.
         """
         registry, defaults = self.server.registry, model.defaults
         ttl_s = body["ttl"].integer(1, MAX_INT) or model.idle_s or registry.ttl_s
@@ -238,7 +242,9 @@ class Handler(StrictRequestHandler):
                 raise BadRequest("this server has no presets: --presets names their folder",
                                  param="preset")  # fmt: skip
             defaults = with_settings(defaults, read_preset(registry.presets, preset), "preset")
-        for name in ("ttl", "preset"):
+        scales = requested_scales(body["lora"], defaults.scales)
+        defaults = replace(defaults, scales=scales)
+        for name in ("ttl", "preset", "lora"):
             body.value.pop(name, None)
         return ttl_s, defaults
 

@@ -29,10 +29,13 @@ class Piece:
     n_draft: int = 0  # its last tokens are a draft
 
 
-def compose(sequences: Iterable[Sequence], n_max: int, n_in_time: float) -> list[Piece]:
+def compose(
+    sequences: Iterable[Sequence], n_max: int, n_in_time: float, *, others_wait: bool = False
+) -> list[Piece]:
     """The next batch, of at most n_max tokens. Changes nothing.
 
     `n_in_time` is how many tokens fit the time budget of a step, as measured on this machine.
+    `others_wait`: sequences with other adapters generate, too, in a later step.
     """
     pieces: list[Piece] = []
     reading = []
@@ -46,7 +49,7 @@ def compose(sequences: Iterable[Sequence], n_max: int, n_in_time: float) -> list
             pieces.append(piece)
             n_left -= len(piece.tokens)
     n_used = n_max - n_left
-    if pieces:
+    if pieces or others_wait:
         n_left = min(n_left, _prompt_budget(n_in_time, n_used))
     for sequence in reading:
         n = min(sequence.n_next, n_left)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from lmlite.contexts import EMBEDDING_LANES
-from lmlite.messages import Embedded, ReplyEvent, Scored
+from lmlite.messages import Embedded, ReplyEvent, Scales, Scored
 from lmlite.worker.failures import failed
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.capi import LlamaError
@@ -40,6 +40,7 @@ class Input:
     index: int  # -1: the query's own text
     tokens: list[int]
     query: Query | None = None  # the event has a score instead of the vector
+    scales: Scales = ()  # of the adapters that it is read with
 
 
 class Embedder:
@@ -86,6 +87,7 @@ class Embedder:
         items = self._next_inputs(context.n_batch)
         self._n_suspects = max(0, self._n_suspects - 1)
         try:
+            context.set_adapters(items[0].scales)
             vectors = self._vectors(context, [item.tokens for item in items])
             events = [
                 event
@@ -131,14 +133,14 @@ class Embedder:
         return [failed(request_id, error) for request_id in request_ids]
 
     def _next_inputs(self, n_batch: int) -> list[Input]:
-        """The first inputs that fit together; a longer input is taken alone."""
+        """The first inputs of the same adapters that fit together; a longer one is taken alone."""
         n_most = min(n_batch, self._n_together or n_batch)
         items: list[Input] = []
         n_tokens = 0
         for item in self._waiting:
             n_tokens += len(item.tokens)
             is_full = n_tokens > n_most or len(items) == EMBEDDING_LANES
-            if items and (is_full or self._n_suspects):
+            if items and (is_full or self._n_suspects or item.scales != items[0].scales):
                 break
             items.append(item)
         return items

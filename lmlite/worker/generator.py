@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from lmlite.messages import Cause, EngineState, ReplyEvent
+from lmlite.messages import Cause, EngineState, ReplyEvent, Scales
 from lmlite.worker.batch import Piece, compose
 from lmlite.worker.decoder import Decoder
 from lmlite.worker.draft import Drafter
@@ -61,6 +61,7 @@ class Generator:
         self.waiting: deque[Sequence] = deque()  # in order of arrival
         self.running: list[Sequence] = []  # in order of admission
         self._on_trial: Sequence | None = None
+        self._scales: Scales = ()  # of the adapters in the last step
         self._events: list[ReplyEvent] = []  # since the last step
 
     # ---- called by the loop ----------------------------------------------------------------
@@ -74,7 +75,7 @@ class Generator:
         """Queues a sequence. A dry run is answered at once."""
         if sequence.dry_run:
             with self._blame(sequence):
-                n_cached = self.memory.n_held(sequence.reusable)
+                n_cached = self.memory.n_held(sequence.reusable, sequence.scales)
                 self._events.append(sequence.planned(n_cached, self._vocab))
             self._release(sequence)
         else:
@@ -134,11 +135,15 @@ class Generator:
             if sequence not in self.waiting:  # another choice of its request has failed
                 continue
             with self._blame(sequence):
-                place = self.memory.place(sequence.reusable)
+                place = self.memory.place(sequence.reusable, sequence.scales)
                 n_pending = sum(running.n_pending for running in self.running)
                 if not (place and self.memory.has_room(place, sequence.tokens, n_pending)):
                     return
-                reading = [(s.tokens, s.checkpoints_at) for s in self.running if s.n_pending > 1]
+                reading = [
+                    (s.tokens, s.checkpoints_at)
+                    for s in self.running
+                    if s.n_pending > 1 and s.scales == sequence.scales
+                ]
                 if not self.memory.is_coming(sequence.reusable, place.n_tokens, reading):
                     self.waiting.remove(sequence)
                     self._start(sequence, place)
@@ -146,9 +151,9 @@ class Generator:
     def _start(self, sequence: Sequence, place: Place) -> None:
         sequence.lane = place.lane
         self.running.append(sequence)
-        closest = self.memory.closest(sequence.reusable)
+        closest = self.memory.closest(sequence.reusable, sequence.scales)
         sequence.lose_memory()
-        n_cached = sequence.n_cached = self.memory.assign(place, sequence.reusable)
+        n_cached = sequence.n_cached = self.memory.assign(place, sequence.reusable, sequence.scales)
         sequence.checkpoints_at = self.memory.checkpoints_at(sequence.prompt, n_cached, closest)
         if sequence.chain is not None:  # it ran before, and continues
             return
@@ -168,6 +173,7 @@ class Generator:
 
     def _advance(self, sequences: list[Sequence]) -> None:
         """Reads a picture and one batch of pending tokens; samples for sequences without more."""
+        self._context.set_adapters(sequences[0].scales)
         self._read_picture(sequences)
         try:
             pieces = self._decode(sequences)
@@ -191,10 +197,11 @@ class Generator:
         """Decodes one batch of pending tokens and drafts, and makes room if memory is full."""
         if self._drafter is not None:
             self._drafter.draft([sequence for sequence in sequences if sequence.lane is not None])
+        others_wait = any(s.n_pending <= 1 for s in self.running if s not in sequences)
         while True:
             remaining = [sequence for sequence in sequences if sequence.lane is not None]
             n_in_time = self._decoder.prompt_rate * self._budget_s
-            pieces = compose(remaining, self._context.n_batch, n_in_time)
+            pieces = compose(remaining, self._context.n_batch, n_in_time, others_wait=others_wait)
             if not pieces or self._decoder.decode(pieces):
                 break
             if any(piece.n_draft for piece in pieces):  # no sequence must leave for a draft
@@ -340,15 +347,22 @@ class Generator:
         self._clear_memory()
 
     def _participants(self) -> list[Sequence]:
-        """The sequences of this step: all running ones, or one on trial in new memory."""
+        """The sequences of this step: those of one group, or one on trial in new memory."""
         suspects = self._suspects
         if not suspects:
             self._on_trial = None
-            return list(self.running)
+            return self._next_group()
         if self._on_trial is not suspects[0]:
             self._on_trial = suspects[0]
             self._clear_memory()
         return suspects[:1]
+
+    def _next_group(self) -> list[Sequence]:
+        """The running sequences with the same adapters. Such groups take turns, a step each."""
+        groups = list(dict.fromkeys(sequence.scales for sequence in self.running))
+        last = groups.index(self._scales) if self._scales in groups else -1
+        self._scales = groups[(last + 1) % len(groups)]
+        return [sequence for sequence in self.running if sequence.scales == self._scales]
 
     @property
     def _suspects(self) -> list[Sequence]:

@@ -53,10 +53,12 @@ class LoadedModel:
         lib.llama_backend_init()
         with ExitStack() as self._stack:  # closes in reverse order, also if a later step fails
             own = self._stack.enter_context
-            self.files = own(closing(ModelFiles((*load.parts, *load.draft_parts))))
+            self.files = own(closing(ModelFiles((*load.parts, *load.draft_parts, *load.adapters))))
             if load.hosts:
                 self._reach_hosts(lib)
             self._model = model = own(closing(self._load_model(lib, load.model_path, load.parts)))
+            for part in load.adapters:
+                model.add_adapter(part.path)
             self.files.check_names()
             if model.has_encoder:
                 raise LlamaError("models with an encoder are not served, except BERT and its kind")
@@ -255,11 +257,14 @@ class LoadedModel:
         if load.cache_dir is not None:
             library = str(library_folder(load.lib_path) / capi.LIBRARY_NAME)
             paths = [*filter(None, (load.model_path, load.mmproj_path)), library]
+            paths += [part.path for part in load.adapters]
             types = load.cache_type_k, load.cache_type_v
             warn = functools.partial(self._note, "warning")
             try:
                 identity = identity_of(paths, self._n_ctx, *types, load.flash_attn, load.rope)
-                files = CheckpointFiles(Path(load.cache_dir), load.cache_size, identity, warn)
+                files = CheckpointFiles(
+                    Path(load.cache_dir), load.cache_size, identity, warn, len(load.adapters)
+                )
             except OSError as err:
                 raise LlamaError(f"{load.cache_dir} cannot keep checkpoints: {err}") from None
             yield self._stack.enter_context(closing(files))

@@ -193,7 +193,8 @@ class Preparer:
         inputs = []
         for index, prompt in enumerate(request.inputs):
             remark = f"Input {index} is too long."
-            inputs.append(Input(request.id, index, self._whole(prompt, "input", remark)))
+            tokens = self._whole(prompt, "input", remark)
+            inputs.append(Input(request.id, index, tokens, scales=request.scales))
         return inputs
 
     def _whole(self, text: Prompt, param: str, remark: str = "") -> list[int]:
@@ -206,7 +207,8 @@ class Preparer:
         """An input for each document, with the query in it; or else behind one for the query."""
         if self._pairs is None:
             query = Query()
-            inputs = [Input(request.id, -1, self._whole(query_text, "query"), query)]
+            tokens = self._whole(query_text, "query")
+            inputs = [Input(request.id, -1, tokens, query, request.scales)]
         else:
             query, inputs = None, []
         for index, text in enumerate(request.inputs):
@@ -219,7 +221,7 @@ class Preparer:
                 tokens = self._pairs.tokens(query_text, text)
                 self._check_not_empty(tokens, "documents")
                 self._check_length(len(tokens), "documents", remark)
-            inputs.append(Input(request.id, index, tokens, query))
+            inputs.append(Input(request.id, index, tokens, query, request.scales))
         return inputs
 
     def planned(self, request: Embed) -> list[Planned]:
@@ -290,7 +292,7 @@ class Preparer:
                 request.id, first_index + i, prompt.ids, request.params,
                 seed=(seed + i) % DEFAULT_SEED,  # the first choice has the seed of the request
                 ends=ends, echo=echo, trace=request.trace, dry_run=request.dry_run,
-                chunks=prompt.chunks,
+                chunks=prompt.chunks, scales=request.scales,
             )
             for i in range(request.n)
         ]  # fmt: skip

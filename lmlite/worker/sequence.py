@@ -21,6 +21,7 @@ from lmlite.messages import (
     ReplyEvent,
     Returned,
     SamplingParams,
+    Scales,
     Started,
     TokenLogprob,
 )
@@ -48,6 +49,7 @@ class Sequence:
     trace: bool = False  # a client is reading the log stream
     dry_run: bool = False  # nothing is generated: a `Planned` event is the answer
     chunks: dict[int, InputChunk] = field(default_factory=dict)  # of pictures, by first token index
+    scales: Scales = ()  # of the adapters that it runs with
     answer: Answer | None = None  # parser of a chat's message; None: text is sent unparsed
     preserved: frozenset[int] = frozenset()  # control tokens that are part of the answer's text
     grammar: Grammar | None = None

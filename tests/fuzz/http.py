@@ -170,7 +170,7 @@ BASES: dict[str, dict[str, Any]] = {
         "reasoning_effort": "low", "reasoning": {"max_tokens": 3},
     },
     "completion": {**SAMPLING, "prompt": ["a", "b"], "echo": True, "logprobs": 2,
-                   "grammar": 'root ::= "a"'},
+                   "grammar": 'root ::= "a"', "lora": []},
     "embeddings": {"input": [[1, 2], [3]], "encoding_format": "base64", "dimensions": 8},
     "response": {
         "input": [

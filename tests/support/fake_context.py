@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from lmlite.messages import SamplingParams, TokenLogprob
+from lmlite.messages import SamplingParams, Scales, TokenLogprob
 from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.context import Batch
 
@@ -121,6 +121,9 @@ class FakeContext:
     def monotonic(self) -> float:
         """Replaces the function of the module `time`."""
         return self.now_s
+
+    def set_adapters(self, scales: Scales) -> None:
+        require(not scales, "no test with this context has adapters")
 
     def decode(self, batch: Batch) -> bool:
         if self.breaks:

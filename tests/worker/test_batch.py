@@ -55,6 +55,11 @@ def test_a_prompt_alone_may_take_a_whole_batch_however_slow_the_machine_is() -> 
     assert sizes([sequence(600)], n_in_time=0) == [512]
 
 
+def test_a_prompt_is_cut_too_while_a_stream_with_other_adapters_waits() -> None:
+    (piece,) = compose([sequence(600)], 512, 100, others_wait=True)
+    assert len(piece.tokens) == 96
+
+
 def test_a_prompt_goes_no_further_than_its_next_checkpoint() -> None:
     reading = sequence(100, 20)
     reading.checkpoints_at = [50, 99]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lmlite.messages import Scored
+from lmlite.messages import Scales, Scored
 from lmlite.worker.embedder import Embedder, Input, Query
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.context import Batch, Context
@@ -166,6 +166,8 @@ class CountingContext:
 
     def __init__(self) -> None:
         self.steps: list[int] = []
+
+    def set_adapters(self, _scales: Scales) -> None: ...
 
     def decode(self, batch: Batch) -> bool:
         self.steps.append(len(batch))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from lmlite.errors import CHAT_NAMES, FieldNames
-from lmlite.messages import Chat, ChatMessage, Complete, Json, Work
+from lmlite.messages import Chat, ChatMessage, Complete, Json, Tokenize, Work
 from lmlite.server.forms.schemas import UnheldPart
 from lmlite.server.models.defaults import Defaults
 
@@ -39,7 +39,9 @@ AnyCall = TypeVar("AnyCall", bound=Call)
 
 
 def with_defaults(call: AnyCall, defaults: Defaults) -> AnyCall:
-    """The same call; a chat without a system message gets the default one."""
+    """The same call with the scales of adapters; a chat without a system message gets one."""
+    if any(defaults.scales) and not isinstance(call.request, Tokenize):
+        call = replace(call, request=replace(call.request, scales=defaults.scales))
     chat, prompt = call.request, defaults.system_prompt
     if not (prompt and isinstance(chat, Chat)):
         return call
@@ -67,7 +69,7 @@ def prefix_key(work: Work, model: str, offered: str | None) -> str | None:
         return None
     if offered is not None and re.fullmatch(r"[!-~]{1,64}", offered):
         return offered
-    parts: list[object] = [model]
+    parts: list[object] = [model, *work.scales]
     if isinstance(work, Complete):
         parts += [prompt[:N_BLOCK] for prompt in work.prompts[:1]]
     else:

@@ -57,6 +57,7 @@ class ManageRoute:
     manage: Manage
     fields: frozenset[str]  # that a body may have; others are ignored, and named in the reply
     error_body: ErrorBody = openai_error
+    list_field: str | None = None  # a body that is a list stands for this field
     method = "POST"
 
 
@@ -65,7 +66,7 @@ class PageRoute:
     """A GET endpoint that returns JSON without a worker."""
 
     path: str  # if it ends with "/", clients append a name
-    show: Callable[[Registry, str], Json]  # arguments: the registry and that name
+    show: Callable[[Registry, str], Any]  # arguments: the registry and that name
     error_body: ErrorBody = openai_error
     method = "GET"
 

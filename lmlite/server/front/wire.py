@@ -185,9 +185,14 @@ def _check_transfer_encoding(head: Head) -> None:
 # ---- JSON ----------------------------------------------------------------------------------
 
 
-def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict[str, Any]:
+def parse_json(
+    body: bytes,
+    max_values: int = DEFAULT_LIMITS.max_values,
+    list_field: str | None = None,
+) -> dict[str, Any]:
     """The JSON object in a request's body, with finite numbers and whole characters.
 
+    A list is refused, unless it stands for the field `list_field`.
     Raises BadRequest. The number of values is limited: a megabyte of brackets would take twenty
     megabytes, and block every other thread.
     """
@@ -211,6 +216,8 @@ def parse_json(body: bytes, max_values: int = DEFAULT_LIMITS.max_values) -> dict
         raise BadRequest(f"the body is not valid JSON, at {where}") from None
     except ValueError:  # Python limits the digits of an integer
         raise BadRequest("the body has a number of too many digits") from None
+    if type(value) is list and list_field is not None:
+        value = {list_field: value}
     if type(value) is not dict:
         raise BadRequest("the body is not a JSON object")
     return _in_whole_characters(value) if "\\ud" in text or "\\uD" in text else value

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from lmlite.messages import SamplingParams
+from lmlite.messages import SamplingParams, Scales
 from lmlite.server.front.limits import DEFAULT_LIMITS, Limits
 
 # Sampling values by their names in requests, with the least and the greatest.
@@ -16,6 +16,7 @@ MAX_INT = 2**31 - 1
 COUNTS = {"top_k": (-1, MAX_INT), "reasoning_budget_tokens": (-1, MAX_INT),
           "repeat_last_n": (-1, MAX_INT), "dry_allowed_length": (0, MAX_INT),
           "dry_penalty_last_n": (-1, MAX_INT), "mirostat": (0, 2)}  # fmt: skip
+MAX_SCALE = 1000.0  # of a LoRA adapter, with either sign
 EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")  # of reasoning
 COMMAND_LINE = "command line"  # the origin of a value
 
@@ -32,6 +33,7 @@ class Defaults:
     limits: Limits = DEFAULT_LIMITS
     system_prompt: str | None = None  # for chats without a system message
     thinks: bool | None = None  # whether to reason; None: as the model does
+    scales: Scales = ()  # of all LoRA adapters of the model
     effort: str | None = None  # one of EFFORTS; None: the model's own
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import lmlite
 from lmlite.errors import ModelFileError, ModelNotFound
 from lmlite.gguf import memory_estimate
+from lmlite.gguf.adapter import read_adapter_file
 from lmlite.gguf.file import ModelFile, read_model_file
 from lmlite.gguf.memory_estimate import Plan
 from lmlite.gguf.projector import read_projector_file
@@ -40,6 +41,7 @@ class ModelOptions:
     load: Load  # `Shelf` adds the values that come from a model's files
     defaults: Callable[[ModelFile, bool], Defaults]  # arguments: the file, whether it takes images
     chat_template_path: str | None = None
+    loras: Sequence[tuple[str, float]] = ()  # files of adapters, and their scales
     memory: int | None = None  # bytes that the workers may take; None: all that the machine has
     watchdog_s: float = WATCHDOG_S
     idle_unload: float | None = None  # seconds after which a named model leaves; None: never
@@ -119,7 +121,11 @@ class Shelf:
                 known is None
                 or known.file is not file
                 or known_settings != settings
-                or any(has_changed(file) for file in (known.projector, known.draft) if file)
+                or any(
+                    has_changed(file)
+                    for file in (known.projector, known.draft, *known.adapters)
+                    if file is not None
+                )
             ):
                 known = self._made(entry, file)
                 self._models[entry] = known, settings
@@ -134,6 +140,9 @@ class Shelf:
             self._log.line_once("warning", line)
         load = load_with(options.load, settings)
         draft = None if file.embeds_only else self._draft(entry, load.draft_path)
+        adapters = tuple(
+            read_adapter_file(os.path.realpath(path), file) for path, _ in options.loras
+        )
         load = replace(
             load,
             model_path=file.path,
@@ -145,9 +154,13 @@ class Shelf:
             mmproj_path=projector.path if projector else None,
             draft_path=draft.path if draft else None,
             draft_parts=draft.parts if draft else (),
+            adapters=tuple(adapter.parts[0] for adapter in adapters),
             cache_dir=self._cache_dir(entry),
         )
-        defaults = options.defaults(file, projector is not None)
+        defaults = replace(
+            options.defaults(file, projector is not None),
+            scales=tuple(scale for _, scale in options.loras),
+        )
         name, *aliases = entry.aliases or (entry.name,)
         return ServedModel(
             name,
@@ -158,6 +171,7 @@ class Shelf:
             entry=entry,
             projector=projector,
             draft=draft,
+            adapters=adapters,
             wanted=load,
         )
 
@@ -222,6 +236,7 @@ class Shelf:
             file=model.file,
             projector=model.projector,
             draft=model.draft,
+            adapters=model.adapters,
             prestarted=self._take_prestarted(),
             hosts=Hosts(plan.load, plan.estimate) if plan.load.hosts else None,
         )

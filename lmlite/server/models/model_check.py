@@ -5,15 +5,17 @@ file may be replaced. Copying may take minutes, and only a complete file can be 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 from lmlite.errors import ModelFileError, ModelFileMissing
+from lmlite.gguf.adapter import AdapterFile, read_adapter_file
 from lmlite.gguf.file import ModelFile, read_model_file
 from lmlite.gguf.header import identity
 from lmlite.gguf.projector import Projector, read_projector_file
 
-File = TypeVar("File", ModelFile, Projector)
+File = TypeVar("File", ModelFile, Projector, AdapterFile)
 Identity = tuple[int, int, int, int]
 Wait = Callable[[float], object]  # takes seconds
 
@@ -29,13 +31,16 @@ class CheckedFiles:
         model: ModelFile | None,
         projector: Projector | None,
         draft: ModelFile | None = None,
+        adapters: Sequence[AdapterFile] = (),
     ) -> None:
         """An argument is None if there is no such file."""
+        self.adapters = list(adapters)
         self.model, self.projector, self.draft = model, projector, draft
 
     @property
-    def _all(self) -> list[ModelFile | Projector]:
-        return [file for file in (self.model, self.projector, self.draft) if file is not None]
+    def _all(self) -> list[ModelFile | Projector | AdapterFile]:
+        files = self.model, self.projector, self.draft, *self.adapters
+        return [file for file in files if file is not None]
 
     def check(self, wait: Wait) -> None:
         """Checks changed files again. Raises ModelFileError."""
@@ -49,6 +54,10 @@ class CheckedFiles:
             if kinds[0] != kinds[1]:
                 raise ModelFileError(f"{model.path} has become a model of another kind")
             self.model = model
+        for i, adapter in enumerate(self.adapters):
+            if self.model is not None and has_changed(adapter):
+                read = partial(read_adapter_file, model=self.model)
+                self.adapters[i] = checked_again(adapter, read, wait)
 
     def are_replaced(self) -> bool:
         """Whether a file has changed and exists. A worker can keep using a deleted file."""
@@ -59,7 +68,7 @@ class CheckedFiles:
         return [found for file in self._all for found in identities(file)]
 
 
-def has_changed(file: ModelFile | Projector) -> bool:
+def has_changed(file: ModelFile | Projector | AdapterFile) -> bool:
     """Whether a part was replaced, rewritten or deleted since the file was checked."""
     known = [(part.dev, part.ino, part.n_bytes, part.mtime_ns) for part in file.parts]
     return identities(file) != known
@@ -87,7 +96,7 @@ def checked_again(file: File, read: Callable[[str], File], wait: Wait) -> File:
                 raise
 
 
-def identities(file: ModelFile | Projector) -> list[Identity | None]:
+def identities(file: ModelFile | Projector | AdapterFile) -> list[Identity | None]:
     """The identity of each part, which changes when the part does; None for a missing part."""
     return [path_identity(part.path) for part in file.parts]
 

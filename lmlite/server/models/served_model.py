@@ -1,15 +1,16 @@
 """A model that this server can serve: its names, its files, its defaults, and its supervisor."""
 
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from lmlite import messages
 from lmlite.errors import Unavailable
+from lmlite.gguf.adapter import AdapterFile
 from lmlite.gguf.file import ModelFile
 from lmlite.gguf.memory_estimate import Plan
 from lmlite.gguf.projector import Projector
-from lmlite.messages import Load
+from lmlite.messages import Load, Scales
 from lmlite.server.logs import printable
 from lmlite.server.models import life
 from lmlite.server.models.catalog import CatalogEntry
@@ -36,6 +37,7 @@ class ServedModel:
     entry: CatalogEntry | None = None
     projector: Projector | None = None
     draft: ModelFile | None = None  # a small model that proposes tokens to this one
+    adapters: tuple[AdapterFile, ...] = ()
     wanted: Load | None = None  # how to load it, before it is fitted to the memory
     # Further names while it is loaded; clients give them, so only the last ones count.
     identifiers: deque[str] = field(default_factory=lambda: deque(maxlen=16))
@@ -55,6 +57,10 @@ class ServedModel:
     def is_named(self, name: str) -> bool:
         """Whether the name, or the name of the file, is one of this model's."""
         return name in (*self.names, printable(Path(self.file.path).name))
+
+    def set_scales(self, scales: Scales) -> None:
+        """Sets the scales of its adapters for requests that give none."""
+        self.defaults = replace(self.defaults, scales=scales)
 
     @property
     def sees(self) -> bool:

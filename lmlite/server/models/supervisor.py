@@ -23,6 +23,7 @@ from lmlite.errors import (
     ModelFileMissing,
     Unavailable,
 )
+from lmlite.gguf.adapter import AdapterFile
 from lmlite.gguf.file import ModelFile
 from lmlite.gguf.projector import Projector
 from lmlite.messages import EngineState, Event, Load, LoadFailed, Note, Outdated, Work
@@ -54,8 +55,9 @@ class Supervisor:
         prestarted: WorkerProcess | None = None,
         hosts: Hosts | None = None,
         draft: ModelFile | None = None,
+        adapters: Sequence[AdapterFile] = (),
     ) -> None:
-        """`file`, `projector` and `draft` have passed their checks.
+        """`file`, `projector`, `draft` and `adapters` have passed their checks.
 
         None if `command` loads no such file.
 
@@ -69,7 +71,7 @@ class Supervisor:
         self._log = log
         self._command, self._prestarted = command, prestarted
         self._watchdog_s = watchdog_s
-        self._files = CheckedFiles(file, projector, draft)
+        self._files = CheckedFiles(file, projector, draft, adapters)
         self._given_up: list[Identity | None] = []  # identities of the files when loading failed
         self._ids = itertools.count(1)
         self._open = OpenRequests(load.n_parallel + load.n_queue)
@@ -260,6 +262,8 @@ class Supervisor:
             self.load = replace(self.load, parts=self._files.model.parts)
         if self._files.draft is not None:
             self.load = replace(self.load, draft_parts=self._files.draft.parts)
+        adapters = tuple(adapter.parts[0] for adapter in self._files.adapters)
+        self.load = replace(self.load, adapters=adapters)
         process = self._prestarted or WorkerProcess(self._command, self._log)
         self._prestarted = None
         with self._changed:

@@ -54,6 +54,8 @@ const char * llama_model_chat_template(const struct llama_model * model, const c
 int32_t llama_model_n_swa(const struct llama_model * model);
 
 struct llama_context * llama_init_from_model(struct llama_model * model, struct llama_context_params params);
+struct llama_adapter_lora * llama_adapter_lora_init(struct llama_model * model, const char * path_lora);
+int32_t llama_set_adapters_lora(struct llama_context * ctx, struct llama_adapter_lora ** adapters, size_t n_adapters, float * scales);
 void llama_free(struct llama_context * ctx);
 uint32_t llama_n_ctx(const struct llama_context * ctx);
 uint32_t llama_n_ctx_seq(const struct llama_context * ctx);

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
-from lmlite.messages import RopeScaling
+from lmlite.messages import RopeScaling, Scales
 from lmlite.worker.llama import capi
 from lmlite.worker.llama.capi import LlamaError
 from lmlite.worker.llama.model import Model
@@ -137,6 +137,8 @@ class Context:
         self._n_pooled = model.n_scores if ranks else self.n_embd
         self._memory = lib.llama_get_memory(self.pointer)  # NULL for an encoder
         self._n_threads_max = n_threads
+        self._adapters = model.adapters
+        self._scales: Scales = ()
         self._threads: Any = None  # started by the first decode
 
     def close(self) -> None:
@@ -148,6 +150,21 @@ class Context:
     def set_n_threads(self, n_threads: int) -> None:
         """Sets the number of threads from the next decode on, at most as many as at the start."""
         self._lib.llama_set_n_threads(self.pointer, n_threads, n_threads)
+
+    def set_adapters(self, scales: Scales) -> None:
+        """Sets the scales of the model's LoRA adapters from the next decode on; (): all are off.
+
+        Raises LlamaError.
+        """
+        if scales == self._scales:
+            return
+        pairs = zip(self._adapters, scales, strict=True) if scales else ()
+        used = [(adapter, scale) for adapter, scale in pairs if scale]
+        adapters = (ctypes.c_void_p * len(used))(*(adapter for adapter, _ in used))
+        values = (ctypes.c_float * len(used))(*(scale for _, scale in used))
+        if self._lib.llama_set_adapters_lora(self.pointer, adapters, len(used), values):
+            raise LlamaError("llama.cpp cannot use these adapters")
+        self._scales = scales
 
     def decode(self, batch: Batch) -> bool:
         """Runs the batch. False: no room in memory, which is unchanged. Raises LlamaError.

@@ -44,6 +44,7 @@ class Model:
         self.pointer = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self.pointer:
             raise LlamaError(f"llama.cpp cannot load {path}")
+        self.adapters: list[Any] = []  # freed with the model
         self.vocab = Vocab(lib, lib.llama_model_get_vocab(self.pointer))
         self.n_ctx_train: int = lib.llama_model_n_ctx_train(self.pointer)
         self.n_embd: int = lib.llama_model_n_embd_out(self.pointer)
@@ -58,6 +59,13 @@ class Model:
         self.can_cut_memory: bool = not (is_recurrent or lib.llama_model_is_hybrid(self.pointer))
         self.takes_cells: bool = not is_recurrent  # each token takes a cell of memory
         self.n_swa: int = lib.llama_model_n_swa(self.pointer)  # tokens of a sliding window, or 0
+
+    def add_adapter(self, path: str) -> None:
+        """Loads a LoRA adapter, before the first context is made. Raises LlamaError."""
+        adapter = self.lib.llama_adapter_lora_init(self.pointer, os.fsencode(path))
+        if not adapter:
+            raise LlamaError(f"llama.cpp cannot load the adapter {path}")
+        self.adapters.append(adapter)
 
     def template(self, name: str) -> str | None:
         """The source of the file's template with this name; None: it has none."""

@@ -1,9 +1,9 @@
 """Checkpoints in files, which survive a restart.
 
-A file has a header, the tokens, then the state. It is written under a temporary name and renamed,
-so that it is complete or absent. An unusable file is ignored, with a line in the log. Modification
-times record when files were last used. Methods belong to the engine thread; a writer thread writes
-the files.
+A file has a header, the scales of the adapters, the tokens, then the state. It is written under a
+temporary name and renamed, so that it is complete or absent. An unusable file is ignored, with a
+line in the log. Modification times record when files were last used. Methods belong to the engine
+thread; a writer thread writes the files.
 """
 
 import hashlib
@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lmlite.messages import Scales
 from lmlite.worker.memory.checkpoints import Checkpoint, Checkpoints
 
 MAGIC = b"lmlite checkpoint 2\n"
 SUFFIX = ".checkpoint"
-TOKEN_BYTES = 8  # ids of pictures need more than four
+TOKEN_BYTES = 8  # ids of pictures need more than four; a scale takes as many
 SAMPLE = 1 << 20  # bytes of a file that are hashed at each of three places
 _DIGEST = hashlib.blake2b(b"").digest_size
 _HEAD = struct.Struct(f"<{len(MAGIC)}s{_DIGEST}s{_DIGEST}sIQ")
@@ -32,7 +33,7 @@ class _Head(NamedTuple):
     magic: bytes
     identity: bytes  # of model, library and context, see `identity_of`
     digest: bytes  # of the tokens and the state
-    n_tokens: int
+    n_tokens: int  # and scales
     n_state: int  # bytes
 
     @property
@@ -47,11 +48,17 @@ class CheckpointFiles(Checkpoints):
     min_tokens = 256  # fewer tokens are computed as fast as a file is read
 
     def __init__(
-        self, folder: Path, max_bytes: int, identity: bytes, warn: Callable[[str], None]
+        self,
+        folder: Path,
+        max_bytes: int,
+        identity: bytes,
+        warn: Callable[[str], None],
+        n_adapters: int = 0,
     ) -> None:
         """Finds existing files of this identity. `warn` logs a line. Raises OSError."""
         super().__init__(max_bytes)
         self._folder, self._identity, self._warn = folder, identity, warn
+        self._n_adapters = n_adapters
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._remove_leftovers()
         found = [(path.stat().st_mtime_ns, path) for path in folder.glob(f"*{SUFFIX}")]
@@ -78,14 +85,14 @@ class CheckpointFiles(Checkpoints):
             self.kept.remove(checkpoint)
             return None
         super().load(checkpoint)
-        return bytes(body[TOKEN_BYTES * len(checkpoint.tokens) :])
+        return bytes(body[len(self._packed(checkpoint.tokens, checkpoint.scales)) :])
 
-    def add(self, tokens: list[int], state: bytes) -> None:
+    def add(self, tokens: list[int], state: bytes, scales: Scales = ()) -> None:
         """Queues the file for writing, unless a file is being written."""
-        packed = array("q", tokens).tobytes()
+        packed = self._packed(tokens, scales)
         n_bytes = _HEAD.size + len(packed) + len(state)
         name = hashlib.blake2b(self._identity + packed, digest_size=16).hexdigest()
-        checkpoint = Checkpoint(tokens, n_bytes, state, self._folder / f"{name}{SUFFIX}")
+        checkpoint = Checkpoint(tokens, n_bytes, state, scales, self._folder / f"{name}{SUFFIX}")
         if n_bytes <= self.max_bytes and not self._writing.full():
             self._writing.put(checkpoint)
             self._keep(checkpoint)
@@ -126,8 +133,16 @@ class CheckpointFiles(Checkpoints):
         if not is_complete:
             self._warn(f"{path.name} is ignored: it has {n_bytes:,} of {head.n_bytes:,} bytes")
         is_ours = is_complete and head.identity == self._identity
-        tokens = array("q", packed).tolist() if is_ours else []
-        self.kept.append(Checkpoint(tokens, n_bytes, None, path))
+        n = TOKEN_BYTES * self._n_adapters
+        tokens = array("q", packed[n:]).tolist() if is_ours else []
+        scales = tuple(array("d", packed[:n])) if is_ours else ()
+        scales = scales if any(scales) else ()
+        self.kept.append(Checkpoint(tokens, n_bytes, None, scales, path))
+
+    def _packed(self, tokens: list[int], scales: Scales) -> bytes:
+        """The scales of all adapters, and the tokens."""
+        numbers = array("d", scales or [0.0] * self._n_adapters)
+        return numbers.tobytes() + array("q", tokens).tobytes()
 
     # ---- the writer's thread ---------------------------------------------------------------
 
@@ -141,9 +156,9 @@ class CheckpointFiles(Checkpoints):
             checkpoint.state = None
 
     def _write(self, checkpoint: Checkpoint) -> None:
-        packed, state = array("q", checkpoint.tokens).tobytes(), checkpoint.state or b""
+        packed, state = self._packed(checkpoint.tokens, checkpoint.scales), checkpoint.state or b""
         digest = _digest_of(packed, state)
-        head = _Head(MAGIC, self._identity, digest, len(checkpoint.tokens), len(state))
+        head = _Head(MAGIC, self._identity, digest, len(packed) // TOKEN_BYTES, len(state))
         unfinished = checkpoint.path.with_name(f"{checkpoint.path.name}.{os.getpid()}.tmp")
         try:
             with open(unfinished, "wb", opener=_private) as file:

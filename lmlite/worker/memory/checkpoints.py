@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmlite.messages import Scales
 from lmlite.worker.memory.lanes import cut_before_picture, n_common
 
 MIN_PARKED = 16  # tokens; a shorter lane is not worth parking
@@ -21,6 +22,7 @@ class Checkpoint:
     tokens: list[int]
     n_bytes: int  # that it takes in the store
     state: bytes | None  # None: read it from the file
+    scales: Scales = ()  # of the adapters that the tokens were read with
     path: Path = Path()  # of its file, if it has one
     is_gone: bool = False  # its file does not exist, or must be removed
 
@@ -34,7 +36,9 @@ class Checkpoints:
         self.max_bytes = max_bytes
         self.kept: list[Checkpoint] = []
 
-    def best(self, prompt: Sequence[int], can_cut: bool) -> tuple[int, Checkpoint | None]:
+    def best(
+        self, prompt: Sequence[int], can_cut: bool, scales: Scales = ()
+    ) -> tuple[int, Checkpoint | None]:
         """(n_tokens, checkpoint) with most tokens of a prompt; at most all tokens but one.
 
         If memory cannot be cut, all tokens of the checkpoint must be a prefix of the prompt.
@@ -43,13 +47,14 @@ class Checkpoints:
         for checkpoint in self.kept:
             n = min(n_common(checkpoint.tokens, prompt), len(prompt) - 1)
             n = cut_before_picture(prompt, n)
-            if n > best[0] and (can_cut or n == len(checkpoint.tokens)):
+            is_usable = checkpoint.scales == scales and (can_cut or n == len(checkpoint.tokens))
+            if n > best[0] and is_usable:
                 best = n, checkpoint
         return best
 
-    def holds(self, tokens: Sequence[int]) -> bool:
+    def holds(self, tokens: Sequence[int], scales: Scales = ()) -> bool:
         """Whether there is a checkpoint of exactly these tokens."""
-        return any(checkpoint.tokens == tokens for checkpoint in self.kept)
+        return any((kept.tokens, kept.scales) == (tokens, scales) for kept in self.kept)
 
     def load(self, checkpoint: Checkpoint) -> bytes | None:
         """The checkpoint's state, or None if unreadable. Marks it as the most recently used."""
@@ -57,9 +62,9 @@ class Checkpoints:
         self.kept.append(checkpoint)
         return checkpoint.state
 
-    def add(self, tokens: list[int], state: bytes) -> None:
+    def add(self, tokens: list[int], state: bytes, scales: Scales = ()) -> None:
         """Keeps a state. Drops the least recently used ones to make room."""
-        self._keep(Checkpoint(tokens, len(state), state))
+        self._keep(Checkpoint(tokens, len(state), state, scales))
 
     @property
     def n_bytes(self) -> int:
@@ -87,14 +92,15 @@ class ParkedLanes(Checkpoints):
         """Whether a state fits without dropping others."""
         return self.n_bytes + n_bytes <= self.max_bytes
 
-    def closest(self, prompt: Sequence[int]) -> list[int]:
+    def closest(self, prompt: Sequence[int], scales: Scales = ()) -> list[int]:
         """The tokens of the parked lane with the longest beginning in common with a prompt."""
-        kept = (checkpoint.tokens for checkpoint in self.kept)
+        kept = (each.tokens for each in self.kept if each.scales == scales)
         return max(kept, key=lambda tokens: n_common(tokens, prompt), default=[])
 
-    def add(self, tokens: list[int], state: bytes) -> None:
+    def add(self, tokens: list[int], state: bytes, scales: Scales = ()) -> None:
         """Keeps a state. It replaces states that are a prefix of it."""
         for checkpoint in list(self.kept):
-            if n_common(checkpoint.tokens, tokens) == len(checkpoint.tokens):
+            n = n_common(checkpoint.tokens, tokens)
+            if checkpoint.scales == scales and n == len(checkpoint.tokens):
                 self.drop(checkpoint)
-        super().add(tokens, state)
+        super().add(tokens, state, scales)

@@ -8,6 +8,8 @@ In unified memory a cell may belong to several lanes: lanes share the cells of a
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 
+from lmlite.messages import Scales
+
 # Tokens compared at once. Comparing slices is fast, but most prompts differ in the first tokens.
 FIRST_BLOCK, BLOCK = 4, 256
 MIN_SHARED = 16  # tokens; fewer are not worth waiting while another lane reads them
@@ -21,7 +23,12 @@ class Lane:
     tokens: list[int] = field(default_factory=list)  # held in memory, oldest first
     busy: bool = False
     last_used: int = 0  # the idle lane with the smallest number is evicted first
+    scales: Scales = ()  # of the adapters that its tokens were read with
     shared: "dict[Lane, int]" = field(default_factory=dict)  # lane -> n first cells in common
+
+    def held(self, scales: Scales) -> list[int]:
+        """The tokens that a prompt with these adapters may reuse."""
+        return self.tokens if self.scales == scales else []
 
     def cut(self, n_tokens: int) -> None:
         """Records that memory now holds only its first n_tokens."""
@@ -95,7 +102,9 @@ def n_reusable(held: Sequence[int], prompt: Sequence[int], can_cut: bool = True)
 # ---- lanes for prompts ---------------------------------------------------------------------
 
 
-def place(lanes: Sequence[Lane], prompt: Sequence[int], can_cut: bool) -> Place | None:
+def place(
+    lanes: Sequence[Lane], prompt: Sequence[int], can_cut: bool, scales: Scales = ()
+) -> Place | None:
     """The lane with the longest common prefix, and an idle lane to run in. None: all are busy.
 
     `can_cut`: whether memory can drop the end of a lane, or share its beginning.
@@ -106,10 +115,10 @@ def place(lanes: Sequence[Lane], prompt: Sequence[int], can_cut: bool) -> Place 
 
     def rank(lane: Lane) -> tuple[int, bool, int]:
         # Prefers a long prefix, then an idle lane, then the least recently used.
-        return n_reusable(lane.tokens, prompt, can_cut), not lane.busy, -lane.last_used
+        return n_reusable(lane.held(scales), prompt, can_cut), not lane.busy, -lane.last_used
 
     source = max(lanes if can_cut else idle, key=rank)
-    n_tokens = n_reusable(source.tokens, prompt, can_cut)
+    n_tokens = n_reusable(source.held(scales), prompt, can_cut)
     # The prompt runs in the source if little is lost, else in the least recently used idle lane.
     if n_tokens and not source.busy and 2 * n_tokens >= len(source.tokens):
         return Place(source, source, n_tokens)

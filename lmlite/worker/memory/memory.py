@@ -7,6 +7,7 @@ requests: a prompt is a list of token ids, and runs in a lane.
 
 from collections.abc import Collection, Iterable, Sequence
 
+from lmlite.messages import Scales
 from lmlite.worker.llama.context import Context
 from lmlite.worker.llama.model import Model
 from lmlite.worker.memory import lanes as policy
@@ -40,9 +41,9 @@ class Memory:
 
     # ---- where a prompt starts -------------------------------------------------------------
 
-    def place(self, tokens: Sequence[int]) -> Place | None:
+    def place(self, tokens: Sequence[int], scales: Scales = ()) -> Place | None:
         """Where a prompt would run, and what it would reuse. None: every lane is busy."""
-        return policy.place(self.lanes, tokens, self._can_cut)
+        return policy.place(self.lanes, tokens, self._can_cut, scales)
 
     def has_room(self, place: Place, tokens: list[int], n_pending: int) -> bool:
         """Whether a prompt fits there, in addition to the n_pending tokens of busy lanes."""
@@ -67,14 +68,14 @@ class Memory:
             for n in checkpoints_at
         )
 
-    def assign(self, place: Place, tokens: list[int]) -> int:
+    def assign(self, place: Place, tokens: list[int], scales: Scales = ()) -> int:
         """Gives the lane to a prompt, with as many cached tokens as possible. Returns how many."""
         lane = place.lane
         self._park_idle(place)
-        n_tokens = self._restored(place, tokens) or self._taken(place)
+        n_tokens = self._restored(place, tokens, scales) or self._taken(place)
         if n_tokens == 0:
             self.empty(lane)
-        lane.busy = True
+        lane.busy, lane.scales = True, scales
         return n_tokens
 
     def _taken(self, place: Place) -> int:
@@ -94,11 +95,11 @@ class Memory:
             lane.begin_with(source, n_tokens)
         return n_tokens
 
-    def _restored(self, place: Place, tokens: list[int]) -> int:
+    def _restored(self, place: Place, tokens: list[int], scales: Scales) -> int:
         """Restores a checkpoint, if one has clearly more of the prompt than any lane."""
         lane, n_free = place.lane, self.n_max - self.n_cells()[0]
         for store in self._stores:
-            n_tokens, checkpoint = store.best(tokens, self._can_cut)
+            n_tokens, checkpoint = store.best(tokens, self._can_cut, scales)
             if checkpoint is None or n_tokens < place.n_tokens + store.min_tokens:
                 continue
             # A restored state shares no cells. If it cannot fit, evicting would be for nothing.
@@ -144,12 +145,12 @@ class Memory:
         stores = [
             store
             for store in self._checkpoints
-            if n_new >= store.min_tokens and not store.holds(lane.tokens)
+            if n_new >= store.min_tokens and not store.holds(lane.tokens, lane.scales)
         ]
         if stores:
             state = self._context.state(lane.seq_id)
             for store in stores:
-                store.add(list(lane.tokens), state)
+                store.add(list(lane.tokens), state, lane.scales)
 
     def _park_idle(self, place: Place) -> None:
         """Moves idle lanes out of the cells, because each used cell costs time in every step.
@@ -169,11 +170,11 @@ class Memory:
 
     def _park(self, lane: Lane, parked: ParkedLanes) -> None:
         """Parks a lane if there is room: free cells are not worth dropping a parked lane."""
-        n_known, _ = parked.best(lane.tokens, self._can_cut)
+        n_known, _ = parked.best(lane.tokens, self._can_cut, lane.scales)
         if len(lane.tokens) - n_known > MIN_PARKED:
             if not parked.has_room(self._context.n_state_bytes(lane.seq_id)):
                 return
-            parked.add(lane.tokens, self._context.state(lane.seq_id))
+            parked.add(lane.tokens, self._context.state(lane.seq_id), lane.scales)
         self.empty(lane)
 
     def leave(self, lane: Lane) -> None:
@@ -187,7 +188,8 @@ class Memory:
         if victim is None:
             return False
         if self._parked is not None and len(victim.tokens) >= MIN_PARKED:
-            self._parked.add(victim.tokens, self._context.state(victim.seq_id))
+            state = self._context.state(victim.seq_id)
+            self._parked.add(victim.tokens, state, victim.scales)
         self.empty(victim)
         return True
 
@@ -215,21 +217,21 @@ class Memory:
 
     # ---- queries ---------------------------------------------------------------------------
 
-    def closest(self, tokens: list[int]) -> list[int]:
+    def closest(self, tokens: list[int], scales: Scales = ()) -> list[int]:
         """The tokens of the lane, busy, idle or parked, with the longest prefix in common."""
-        held = [lane.tokens for lane in self.lanes]
+        held = [lane.held(scales) for lane in self.lanes]
         if self._parked is not None:
-            held.append(self._parked.closest(tokens))
+            held.append(self._parked.closest(tokens, scales))
         return max(held, key=lambda tokens_held: policy.n_common(tokens_held, tokens))
 
-    def n_held(self, tokens: list[int]) -> int:
+    def n_held(self, tokens: list[int], scales: Scales = ()) -> int:
         """How many of a prompt's tokens could be reused if it started now."""
         of_lanes = [
-            policy.n_reusable(lane.tokens, tokens, self._can_cut)
+            policy.n_reusable(lane.held(scales), tokens, self._can_cut)
             for lane in self.lanes
             if self._can_cut or not lane.busy
         ]
-        of_stores = [store.best(tokens, self._can_cut)[0] for store in self._stores]
+        of_stores = [store.best(tokens, self._can_cut, scales)[0] for store in self._stores]
         return max(0, *of_lanes, *of_stores)
 
     def n_cells(self) -> tuple[int, int]:
