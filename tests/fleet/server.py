@@ -47,6 +47,7 @@ class Request:
     lane: Lane | None = None
     tokens: list[int] = field(default_factory=list)  # the prompt, and the answer so far
     wants_prompt_logprobs = False
+    draft = ()  # a simulated model has none
 
     @property
     def n_held(self) -> int:
