@@ -55,7 +55,7 @@ def test_any_of_the_patches_in_any_order_fit_and_can_be_reverted(tree: Path) -> 
     for n in range(1, len(PATCHES) + 1):
         for chosen in itertools.combinations(PATCHES, n):
             results = []
-            for order in itertools.permutations(chosen):
+            for order in (chosen, chosen[::-1]):  # each two of them come in either order
                 assert apply(tree, *order) == ""
                 results.append(contents(tree))
                 assert apply("--revert", tree, *order) == ""
