@@ -185,15 +185,18 @@ class Handler(StrictRequestHandler):
                 self.send_json(200, route.show(self.server.registry, self._name))
             case OwnRoute() as route:
                 route.answer(self)
-            case ItemRoute():
-                self.do_DELETE()
+            case ItemRoute() as route:
+                self._answer_item(route)
 
     do_HEAD = do_GET  # `send_head` omits the body
 
     def do_DELETE(self) -> None:
-        """Shows or changes a thing that the server keeps."""
-        route = self._routes[self.command if self.command != "HEAD" else "GET"]
+        """Removes a thing that the server keeps."""
+        route = self._routes["DELETE"]
         assert isinstance(route, ItemRoute)
+        self._answer_item(route)
+
+    def _answer_item(self, route: ItemRoute) -> None:
         query = urllib.parse.parse_qs(self.path.partition("?")[2])
         last = {name: values[-1] for name, values in query.items()}
         self.send_json(200, route.answer(self._name, last))
@@ -208,7 +211,7 @@ class Handler(StrictRequestHandler):
         """Passes the request to a worker, or to the registry, which may take its time."""
         route, registry = self._routes["POST"], self.server.registry
         if isinstance(route, ItemRoute):
-            self.do_DELETE()
+            self._answer_item(route)
             return
         list_field = route.list_field if isinstance(route, ManageRoute) else None
         body = wire.parse_json(self.rfile.read(), self.server.limits.max_values, list_field)

@@ -1,9 +1,8 @@
 """Composes a step's batch: which sequences take part, with how many tokens. Pure policy.
 
 A sequence that generates has one pending token, and a draft may follow it. It always takes part.
-Prompts have more, and
-share the rest of the batch. While any sequence generates, prompts are cut so that the step stays
-within a time budget: another client's long prompt never stalls a stream.
+Prompts have more, and share the rest of the batch. While any sequence generates, prompts are cut so
+that the step stays within a time budget: another client's long prompt never stalls a stream.
 """
 
 import math

@@ -258,7 +258,9 @@ def kept(client: OpenAI, response_id: str, text: str, ask: dict[str, Any]) -> No
     except NotFoundError:
         pass
     made = client.responses.create(input="My name is Alice.", background=True, **ask)
+    deadline_s = time.monotonic() + 60
     while made.status in ("queued", "in_progress"):
+        assert time.monotonic() < deadline_s, made
         time.sleep(0.05)
         made = client.responses.retrieve(made.id)
     assert (made.status, made.output_text) == ("completed", text)

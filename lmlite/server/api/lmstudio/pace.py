@@ -4,7 +4,8 @@ import time
 from collections.abc import Callable
 
 from lmlite.messages import Delta, Finished
-from lmlite.server.api.reply import Incoming
+from lmlite.server.api.call import Call
+from lmlite.server.api.reply import Incoming, Reply
 from lmlite.server.models import life
 from lmlite.server.models.served_model import ServedModel
 
@@ -55,3 +56,23 @@ class Pace:
     def tokens_per_s(self, n_tokens: int) -> float:
         """The speed after the first of n_tokens; 0 if that took no time."""
         return max(0, n_tokens - 1) / self.generation_s if self.generation_s else 0.0
+
+
+class PacedReply(Reply):
+    """A reply that is measured. In a list of bases it stands before the reply's own class."""
+
+    def __init__(
+        self,
+        call: Call,
+        reply_id: str,
+        model: ServedModel,
+        created: int,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(call, reply_id, model, created)
+        self._pace = Pace(model, clock)
+
+    def add(self, event: Incoming) -> bytes:
+        """Takes the next event, and measures when it came."""
+        self._pace.note(event)
+        return super().add(event)  # type: ignore[safe-super]  # of the next base

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import lmlite
 from lmlite.messages import Finished, Json
-from lmlite.server.api.call import Call
-from lmlite.server.api.lmstudio.pace import Pace
+from lmlite.server.api.lmstudio.pace import PacedReply
 from lmlite.server.api.openai.models import model_facts
 from lmlite.server.api.openai.replies import ChatReply, CompletionReply
 from lmlite.server.api.reply import Incoming
@@ -42,17 +41,13 @@ def _draft_stats(name: str, end: Finished) -> Json:
     }
 
 
-class V0CompletionReply(CompletionReply):
+class V0CompletionReply(PacedReply, CompletionReply):
     """The reply to POST /api/v0/completions."""
 
-    def __init__(self, call: Call, reply_id: str, model: ServedModel, created: int) -> None:
-        super().__init__(call, reply_id, model, created)
-        self._pace = Pace(model)
-        self._end: Finished | None = None
+    _end: Finished | None = None
 
     def add(self, event: Incoming) -> bytes:
-        """Takes the next event, and measures when it came."""
-        self._pace.note(event)
+        """Takes the next event; the last one has the cause of the end."""
         if isinstance(event, Finished):
             self._end = event
         return super().add(event)

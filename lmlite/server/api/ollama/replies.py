@@ -4,21 +4,18 @@ The formats follow docs/openapi.yaml of Ollama. Times are in nanoseconds. Does n
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lmlite.errors import ApiError
 from lmlite.messages import Chat, Complete, Delta, Embedded, Json
 from lmlite.server.api.call import Call
-from lmlite.server.api.lmstudio.pace import Pace
+from lmlite.server.api.lmstudio.pace import Pace, PacedReply
 from lmlite.server.api.ollama.errors import ollama_error
 from lmlite.server.api.openai.replies import EmbeddingReply, logprob_object
-from lmlite.server.api.reply import ComputedReply, ContinuedReply, Incoming, Reply
+from lmlite.server.api.reply import ComputedReply, ContinuedReply, Reply
 from lmlite.server.api.turn import Part
 from lmlite.server.front import wire
-from lmlite.server.models.served_model import ServedModel
-
-Clock = Callable[[], float]
 
 
 def envelope(model: str, created: int) -> Json:
@@ -36,29 +33,12 @@ def chat_text(text: str, **more: Any) -> Json:
     return {"message": {"role": "assistant", "content": text, **more}}
 
 
-class GenerateReply(ContinuedReply):
+class GenerateReply(PacedReply, ContinuedReply):
     """The reply to POST /api/generate. The subclass ChatReply says the same in a message."""
 
     is_sequential = True  # a call comes whole, between texts
     content_type = "application/x-ndjson"
     said = staticmethod(completion_text)
-
-    def __init__(
-        self,
-        call: Call,
-        reply_id: str,
-        model: ServedModel,
-        created: int,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        super().__init__(call, reply_id, model, created)
-        self._pace = Pace(model, clock)
-        self._envelope = envelope(model.name, created)
-
-    def add(self, event: Incoming) -> bytes:
-        """Takes the next event, and measures when it came."""
-        self._pace.note(event)
-        return super().add(event)
 
     def whole(self) -> Json:
         """The JSON object, after the last event."""
@@ -71,7 +51,10 @@ class GenerateReply(ContinuedReply):
         }
         said = self.said(text, **{name: value for name, value in more.items() if value})
         logprobs = {"logprobs": [*map(logprob_object, turn.logprobs)]} if self.has_logprobs else {}
-        return self._envelope | said | self._end() | logprobs
+        return self._envelope() | said | self._end() | logprobs
+
+    def _envelope(self) -> Json:
+        return envelope(self.model.name, self.created)
 
     def _end(self) -> Json:
         (turn,) = self.turns.values()
@@ -107,7 +90,7 @@ class GenerateReply(ContinuedReply):
             self._write(self.said("", tool_calls=[call]) if call else self.said(part.text))
 
     def _write(self, said: Json) -> None:
-        self.written.append(_line(self._envelope | said | {"done": False}))
+        self.written.append(_line(self._envelope() | said | {"done": False}))
 
     def ping(self, _progress: str) -> bytes:
         """A space before the next line, because lines have no comments."""
@@ -115,7 +98,7 @@ class GenerateReply(ContinuedReply):
 
     def tail(self) -> bytes:
         """The last line, with the numbers."""
-        return _line(self._envelope | self.said("") | self._end())
+        return _line(self._envelope() | self.said("") | self._end())
 
     def failure(self, error: ApiError) -> bytes:
         """The error as the last line."""
@@ -155,24 +138,8 @@ def chat_reply(call: Call, *about: Any) -> Reply:
     return (ChatReply if _generates(call) else ChatLoadReply)(call, *about)
 
 
-class EmbedReply(EmbeddingReply):
+class EmbedReply(PacedReply, EmbeddingReply):
     """The reply to POST /api/embed."""
-
-    def __init__(
-        self,
-        call: Call,
-        reply_id: str,
-        model: ServedModel,
-        created: int,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        super().__init__(call, reply_id, model, created)
-        self._pace = Pace(model, clock)
-
-    def add(self, event: Incoming) -> bytes:
-        """Takes the next event, and measures when it came."""
-        self._pace.note(event)
-        return super().add(event)
 
     def whole(self) -> Json:
         """The JSON object; without embeddings if the request only loads the model."""
