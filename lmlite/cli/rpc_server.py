@@ -31,7 +31,7 @@ def add_to(commands: Commands) -> None:
 def run(given: argparse.Namespace) -> int:
     """Becomes the process that serves. Raises CommandError."""
     if not reaches_hosts(given.lib):
-        raise CommandError(f"this build has no {RPC_NAME}: build it with -DGGML_RPC=ON", 1)
+        raise CommandError(f"this build has no {RPC_NAME}: run `make native` again", 1)
     try:
         address = ipaddress.IPv4Address(given.host)
     except ValueError:

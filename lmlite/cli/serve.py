@@ -247,7 +247,7 @@ def limits_of(given: argparse.Namespace) -> Limits:
 def load_of(given: argparse.Namespace, limits: Limits) -> Load:
     """The settings of all workers from the command line. Raises CommandError."""
     if given.hosts and not reaches_hosts(given.lib):
-        raise CommandError(f"--rpc needs {RPC_NAME}: build it with -DGGML_RPC=ON", 2)
+        raise CommandError(f"--rpc needs {RPC_NAME}: run `make native` again", 2)
     drives_gpu = drives_a_gpu(given.lib)
     return _taken(
         Load,

@@ -41,7 +41,7 @@ def test_without_the_library_both_sides_say_so(
 ) -> None:
     assert command.main(["rpc-server", "--lib", str(tmp_path)]) == 1
     assert command.main(["serve", "--lib", str(tmp_path), "--rpc", "a:1"]) == 2
-    assert capsys.readouterr().err.count("libggml-rpc.so: build it with -DGGML_RPC=ON") == 2
+    assert capsys.readouterr().err.count("libggml-rpc.so: run `make native` again") == 2
 
 
 def test_hosts_are_for_a_single_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from lmlite.library import RPC_NAME, reaches_hosts
 from tests import REPOSITORY
 
-NEEDS_RPC = f"needs {RPC_NAME}: make native CMAKE_ARGS=-DGGML_RPC=ON"
+NEEDS_RPC = f"needs {RPC_NAME}: run `make native` again"
 HAS_RPC = reaches_hosts(None)
 HELLO, DEVICE_COUNT, DEVICE_MEMORY = 14, 15, 11
 
